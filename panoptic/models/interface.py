@@ -1,0 +1,106 @@
+"""The one interface of every architecture.
+
+`network` is the tensor part: it is exported and compiled. `loss` and `segment` stand outside of it
+and run in float32 whatever the autocast. `network | segment` is also the oracle hook: `truth` gives
+the outputs that the ground truth can stand for, and `segment` accepts them in place of the model's.
+
+Shapes: B images, H x W the canvas of the batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
+
+Outputs = dict[str, Tensor]
+"""Named tensors that `network` returns."""
+
+
+class PanopticModel(nn.Module, ABC):
+    """A network, its losses and its merge rule.
+
+    Subclasses set `categories` and `divisor` (collate pads the canvas to it) and implement the
+    abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
+    wanted in evaluation mode too. Losses draw only by `torch.rand` and `torch.randperm`.
+    """
+
+    categories: Categories
+    divisor: int
+
+    @abstractmethod
+    def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
+        """uint8 images [B, 3, H, W] (RGB) to named outputs. No frame means no padding."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Named, weighted scalar terms; their sum is what training minimises.
+
+        Every term keeps its graph when there is nothing to learn from, so that each parameter gets a
+        gradient whatever the batch holds.
+        """
+
+    @abstractmethod
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        """Merged panoptic maps, one an image, at `frame.output_sizes`."""
+
+    @abstractmethod
+    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+        """Scored instances before merging, one an image, at `frame.output_sizes`; for AP."""
+
+    @abstractmethod
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """The outputs that the ground truth can stand for, at canvas resolution. `outputs` is never changed."""
+
+    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+        """int32 [H, W] class maps at `frame.output_sizes`, for mIoU; here read off the merged map."""
+        return [segmentation.semantic() for segmentation in self.segment(outputs, frame)]
+
+    def forward(
+        self,
+        images: Tensor,
+        targets: Targets | None = None,
+        frame: Frame | None = None,
+        segment: bool = False,
+    ) -> tuple[dict[str, Tensor] | None, list[Segmentation] | None]:
+        """Everything with parameters runs in here, so that DDP, EMA and compilation wrap one object.
+
+        Args:
+            images: uint8 [B, 3, H, W], RGB.
+            targets: losses are computed when given.
+            frame: of the batch; that of `targets` by default, else no padding.
+            segment: also merge (evaluation); training leaves it off.
+
+        Returns:
+            the losses or None, and the maps or None.
+        """
+        if frame is None and targets is not None:
+            frame = targets.frame
+        outputs = self.network(images, frame)
+        with torch.autocast(images.device.type, enabled=False):
+            outputs = full_precision(outputs)
+            losses = None if targets is None else self.loss(outputs, targets)
+            maps = self.segment(outputs, frame or Frame.full(images)) if segment else None
+        return losses, maps
+
+
+def full_precision(outputs: Outputs) -> Outputs:
+    """bfloat16 and float16 outputs as float32; others untouched."""
+    half = (torch.bfloat16, torch.float16)
+    return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
+
+
+def world_mean(count: Tensor) -> Tensor:
+    """The mean of a normaliser over all workers, as the references that all-reduce their counts do.
+
+    A scalar tensor; without a process group it comes back as it is. Carries no gradient.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count
+    total = count.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()

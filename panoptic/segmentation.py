@@ -1,0 +1,290 @@
+"""The data structures that every other module speaks.
+
+One type, `Segmentation`, is ground truth, model output, metric input, drawing input and export input
+alike. There is one class index, contiguous over things and stuff (`Categories`), and one segment
+index, 1..N within an image with 0 for void. No label divisor, no second id space.
+
+Shapes: B images of a batch, H x W pixels, N segments of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VOID = 0
+"""The segment index of pixels that belong to no segment."""
+
+IGNORE = -1
+"""The class of a pixel or of a padded segment entry that no loss counts."""
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a dataset, contiguous over things and stuff.
+
+    Read from the dataset's own JSON and carried in every shard set and checkpoint; a model takes the
+    sizes of its heads from it, so nobody types a class count.
+    """
+
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+    ids: tuple[int, ...]
+    """The dataset's category ids (sparse, any order), for reading and for export only."""
+    colours: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.names), len(self.is_thing), len(self.ids), len(self.colours)}
+        if len(sizes) != 1:
+            raise ValueError(f"Categories: fields differ in length: {sorted(sizes)}")
+        if len(set(self.ids)) != len(self.ids):
+            twice = sorted({i for i in self.ids if self.ids.count(i) > 1})
+            raise ValueError(f"categories: the ids {twice} appear more than once; ids must be unique")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def things(self) -> tuple[int, ...]:
+        """Contiguous indices of the thing classes, in order (RoI class k is `things[k]`)."""
+        return tuple(i for i, thing in enumerate(self.is_thing) if thing)
+
+    @property
+    def stuff(self) -> tuple[int, ...]:
+        """Contiguous indices of the stuff classes, in order."""
+        return tuple(i for i, thing in enumerate(self.is_thing) if not thing)
+
+    @classmethod
+    def from_coco(cls, entries: Sequence[Mapping], source: str = "categories") -> Categories:
+        """From the `categories` list of a COCO-panoptic JSON, in the file's order.
+
+        Raises:
+            ValueError: an entry lacks `id`, `name` or `isthing`, or an id appears twice; the message
+                names `source` and the entry.
+        """
+        for position, entry in enumerate(entries):
+            missing = [key for key in ("id", "name", "isthing") if key not in entry]
+            if missing:
+                raise ValueError(
+                    f"{source}: categories[{position}] ({entry.get('name', '?')}) has no {', '.join(missing)}; "
+                    "each category needs id, name and isthing (1 for countable things, 0 for stuff)"
+                )
+        if not entries:
+            raise ValueError(f"{source}: the list of categories is empty")
+        return cls(
+            names=tuple(str(e["name"]) for e in entries),
+            is_thing=tuple(bool(e["isthing"]) for e in entries),
+            ids=tuple(int(e["id"]) for e in entries),
+            colours=tuple(tuple(e.get("color") or default_colour(i)) for i, e in enumerate(entries)),  # type: ignore[misc]
+        )
+
+    def to_coco(self) -> list[dict]:
+        """The `categories` list of a COCO-panoptic JSON; `from_coco` of it gives an equal object."""
+        rows = zip(self.ids, self.names, self.is_thing, self.colours, strict=True)
+        return [{"id": i, "name": n, "isthing": int(t), "color": list(c)} for i, n, t, c in rows]
+
+
+def default_colour(index: int) -> tuple[int, int, int]:
+    """A colour for class `index` where the dataset names none: golden-ratio hues, so neighbours differ."""
+    hue = (index * 0.618033988749895) % 1.0
+    r, g, b = (0.5 + 0.5 * np.cos(2 * np.pi * (hue + k / 3)) for k in range(3))
+    return int(55 + 200 * r), int(55 + 200 * g), int(55 + 200 * b)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A panoptic map: a partition of the image into segments and void.
+
+    Segment k (1..N) is entry k - 1 of `labels`, `crowd` and `scores`.
+    """
+
+    segments: np.ndarray
+    """int32 [H, W], 0 = void, 1..N."""
+    labels: np.ndarray
+    """int64 [N], the contiguous class of each segment."""
+    crowd: np.ndarray | None = None
+    """bool [N]; None means that no segment is a crowd."""
+    scores: np.ndarray | None = None
+    """float32 [N]; None for ground truth."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.segments.shape[0], self.segments.shape[1]
+
+    def is_crowd(self) -> np.ndarray:
+        """bool [N], with None read as no crowd."""
+        return np.zeros(len(self.labels), bool) if self.crowd is None else self.crowd
+
+    def areas(self) -> np.ndarray:
+        """int64 [N], the pixels of each segment (counted, never read from a file)."""
+        return np.bincount(self.segments.ravel(), minlength=len(self.labels) + 1)[1:].astype(np.int64)
+
+    def semantic(self) -> np.ndarray:
+        """int32 [H, W], the class of each pixel; `IGNORE` where void."""
+        table = np.concatenate([[IGNORE], self.labels]).astype(np.int32)
+        return table[self.segments]
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Segmentation:
+        """A window of the map. Segments that vanish keep their entry (see `compact`)."""
+        return replace(self, segments=self.segments[top : top + height, left : left + width])
+
+    def compact(self) -> Segmentation:
+        """Without the segments that have no pixel, renumbered in order."""
+        alive = self.areas() > 0
+        if alive.all():
+            return self
+        table = np.concatenate([[0], np.where(alive, np.cumsum(alive), 0)]).astype(np.int32)
+        return Segmentation(
+            segments=table[self.segments],
+            labels=self.labels[alive],
+            crowd=None if self.crowd is None else self.crowd[alive],
+            scores=None if self.scores is None else self.scores[alive],
+        )
+
+
+def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Map arbitrary non-negative segment ids to 1..N in the order of `ids`.
+
+    Args:
+        id_map: int [H, W] of the source's ids (up to 2^24 - 1), 0 = void.
+        ids: the N ids that the source's record lists.
+
+    Returns:
+        segments int32 [H, W] with pixels of unlisted ids at 0, and the sorted unlisted non-zero ids.
+    """
+    present, inverse = _unique_runs(id_map)
+    order = {int(i): k + 1 for k, i in enumerate(ids)}
+    table = np.array([order.get(int(i), 0) for i in present], np.int32)
+    unlisted = np.array([i for i in present.tolist() if i != 0 and i not in order], np.int64)
+    return table[inverse].reshape(id_map.shape), unlisted
+
+
+def _unique_runs(id_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique(..., return_inverse=True)`, sorting run values instead of pixels (25 times fewer on photographs)."""
+    flat = np.ascontiguousarray(id_map).ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    present, inverse = np.unique(flat[starts], return_inverse=True)
+    return present, np.repeat(inverse, np.diff(np.append(starts, flat.size)))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the images lie within a batch, and at which size their maps are wanted.
+
+    Padding that an augmentation drew is part of the image and lies inside `sizes`; only batch padding
+    (bottom and right) lies outside.
+    """
+
+    canvas: tuple[int, int]
+    """(H, W) of the batch tensor."""
+    sizes: Tensor
+    """int64 [B, 2] on the CPU: valid height and width of each image."""
+    output_sizes: Tensor
+    """int64 [B, 2] on the CPU: height and width at which each merged map is wanted."""
+
+    @classmethod
+    def full(cls, images: Tensor) -> Frame:
+        """No padding, maps at the size of the input. `images` is [B, C, H, W]."""
+        height, width = images.shape[-2:]
+        sizes = torch.tensor([[height, width]] * images.shape[0], dtype=torch.int64).reshape(-1, 2)
+        return cls((height, width), sizes, sizes)
+
+    def valid(self, device: torch.device | str = "cpu") -> Tensor:
+        """bool [B, H, W], True inside each image and False in batch padding."""
+        rows = torch.arange(self.canvas[0], device=device)[None, :, None]
+        columns = torch.arange(self.canvas[1], device=device)[None, None, :]
+        sizes = self.sizes.to(device)
+        return (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, on the training device. Dense targets are computed from it by `targets.py`."""
+
+    segments: Tensor
+    """int32 [B, H, W], 0 = void and batch padding, k = entry k - 1 of `labels`."""
+    labels: Tensor
+    """int64 [B, N], `IGNORE` where an image has fewer than N segments; N is at least 1."""
+    crowd: Tensor
+    """bool [B, N]."""
+    frame: Frame
+    names: tuple[str, ...]
+    """Of each image, for error messages."""
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on `device` (`frame` stays on the CPU)."""
+        return replace(
+            self,
+            segments=self.segments.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            crowd=self.crowd.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Scored instances of one image before merging; masks may overlap. What AP counts."""
+
+    masks: list[dict]
+    """COCO RLE of each instance: {"size": [H, W], "counts": bytes}, as pycocotools encodes it."""
+    labels: np.ndarray
+    """int64 [N], contiguous classes."""
+    scores: np.ndarray
+    """float32 [N]."""
+    boxes: np.ndarray
+    """float32 [N, 4], x0 y0 x1 y1 in pixels, x1 and y1 exclusive."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image with its truth, before batching."""
+
+    image: np.ndarray
+    """uint8 [H, W, 3], RGB."""
+    truth: Segmentation
+    """At the size of `image`."""
+    name: str
+    original: Segmentation | None = None
+    """The truth at the size of the source image, for PQ; None while training."""
+    position: int = 0
+    """Of the sample in the training stream, or the row number in an evaluation."""
+    drawn: Mapping[str, float] = field(default_factory=dict)
+    """What the augmentation drew (scale, top, left, flip, ...), for replay."""
+
+
+def collate(samples: Sequence[Sample], divisor: int = 1) -> tuple[Tensor, Targets]:
+    """Stack samples of any sizes, padded bottom and right with zeros to a common multiple of `divisor`.
+
+    Args:
+        samples: B decoded samples.
+        divisor: the model's; the canvas height and width are rounded up to it.
+
+    Returns:
+        images uint8 [B, 3, H, W] and the targets on the CPU. `frame.output_sizes` is the size of
+        `original` where a sample has one, else the size of its image.
+    """
+    sizes = [s.image.shape[:2] for s in samples]
+    height, width = (-(-max(size[axis] for size in sizes) // divisor) * divisor for axis in (0, 1))
+    count = max(1, *(len(s.truth.labels) for s in samples))
+    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    segments = torch.zeros(len(samples), height, width, dtype=torch.int32)
+    labels = torch.full((len(samples), count), IGNORE, dtype=torch.int64)
+    crowd = torch.zeros(len(samples), count, dtype=torch.bool)
+    for b, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
+        n = len(sample.truth.labels)
+        images[b, :, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
+        segments[b, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.truth.segments))
+        labels[b, :n] = torch.from_numpy(np.asarray(sample.truth.labels, np.int64))
+        crowd[b, :n] = torch.from_numpy(np.asarray(sample.truth.is_crowd(), bool))
+    outputs = [s.original.size if s.original is not None else size for s, size in zip(samples, sizes, strict=True)]
+    frame = Frame(
+        (height, width),
+        torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+        torch.tensor(outputs, dtype=torch.int64).reshape(-1, 2),
+    )
+    return images, Targets(segments, labels, crowd, frame, tuple(s.name for s in samples))
