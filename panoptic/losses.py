@@ -1,0 +1,119 @@
+"""Loss terms of dense prediction.
+
+Every term keeps its graph when there is nothing to learn from: the value is 0 and every prediction
+gets a gradient (of zeros), so that distributed training never waits for a missing one.
+
+Shapes: B images, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from panoptic.segmentation import IGNORE
+
+
+def pixel_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None) -> Tensor:
+    """float [B, H, W], the cross-entropy of each pixel times its weight, 0 where `IGNORE`.
+
+    Args:
+        logits: [B, C, H, W].
+        semantic: int64 [B, H, W], `IGNORE` where void or padding.
+        weights: float [B, H, W]; None means 1.
+    """
+    losses = functional.cross_entropy(logits, semantic, ignore_index=IGNORE, reduction="none")
+    return losses if weights is None else losses * weights
+
+
+def top_k_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None, fraction: float = 0.2) -> Tensor:
+    """Bootstrapped ("hard pixel mining") cross-entropy: the mean of the hardest share of all pixels.
+
+    Ignored pixels stay in the vector as zeros and count in the number of pixels, over the whole batch:
+    k = int(fraction * B * H * W). A fraction of 1 is the plain mean over all pixels, ignored ones
+    included.
+    """
+    losses = pixel_cross_entropy(logits, semantic, weights).flatten()
+    if fraction >= 1.0:
+        return losses.mean()
+    return losses.topk(max(1, int(fraction * losses.numel())), sorted=False).values.mean()
+
+
+def cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Weighted cross-entropy averaged over the number of pixels that are not ignored."""
+    losses = pixel_cross_entropy(logits, semantic, weights)
+    return losses.sum() / (semantic != IGNORE).sum().clamp(min=1)
+
+
+def ohem_cross_entropy(
+    logits: Tensor,
+    semantic: Tensor,
+    weights: Tensor | None = None,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+) -> Tensor:
+    """Online hard example mining: the mean over pixels whose true class has a probability below a bound.
+
+    The bound is `threshold`, or the probability of the pixel that stands `min_kept` places above the
+    least probable one where that is larger, so that about `min_kept` pixels are kept at least.
+    """
+    losses = pixel_cross_entropy(logits, semantic, weights)
+    counted = semantic != IGNORE
+    with torch.no_grad():
+        truth = semantic.clamp(min=0)[:, None]
+        probability = logits.softmax(1).gather(1, truth)[:, 0][counted]
+        if probability.numel() == 0:
+            kept = counted
+        else:
+            place = min(max(1, min_kept), probability.numel() - 1)
+            bound = probability.kthvalue(place + 1).values.clamp(min=threshold)
+            kept = counted.clone()
+            kept[counted] = probability < bound
+    return (losses * kept).sum() / kept.sum().clamp(min=1)
+
+
+def masked_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weighted squared errors over the sum of weights; 0, with its graph, where all weights are 0.
+
+    Args:
+        prediction: [B, 1, H, W].
+        target: float [B, 1, H, W].
+        weights: float [B, 1, H, W].
+    """
+    return _weighted_mean((prediction - target) ** 2 * weights, weights.sum())
+
+
+def masked_absolute_error(prediction: Tensor, target: Tensor, weights: Tensor, per_channel: bool) -> Tensor:
+    """Sum of weighted absolute errors over the sum of weights; 0, with its graph, where all weights are 0.
+
+    Args:
+        prediction: [B, 2, H, W].
+        target: float [B, 2, H, W].
+        weights: float [B, 1, H, W].
+        per_channel: divide by the weights of every channel, so a pixel counts twice (bowenc0221);
+            otherwise by those of one (detectron2), which is exactly twice as much.
+    """
+    total = weights.sum() * prediction.shape[1] if per_channel else weights.sum()
+    return _weighted_mean((prediction - target).abs() * weights, total)
+
+
+def foreground_cross_entropy(logits: Tensor, foreground: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of the foreground branch, averaged over the valid pixels.
+
+    Void counts as background: that is what the branch is for (Panoptic-DeepLab in PyTorch, section 4).
+
+    Args:
+        logits: [B, 1, H, W].
+        foreground: bool [B, H, W].
+        valid: bool [B, H, W], False in batch padding; None means that there is none.
+    """
+    losses = functional.binary_cross_entropy_with_logits(logits[:, 0], foreground.to(logits.dtype), reduction="none")
+    if valid is None:
+        return losses.mean()
+    return _weighted_mean(losses * valid, valid.sum())
+
+
+def _weighted_mean(values: Tensor, total: Tensor) -> Tensor:
+    """Sum of `values` over `total`, or over 1 where that is 0 (the values are then 0 as well)."""
+    return values.sum() / torch.where(total > 0, total, torch.ones_like(total))
