@@ -1,0 +1,244 @@
+"""Panoptic quality: PQ = SQ x RQ (Kirillov et al., Panoptic Segmentation, CVPR 2019, equation 1).
+
+The rules are those of the official panopticapi, number for number, except that areas are counted from
+pixels (panopticapi trusts the area in the JSON, so a wrong one there yields PQ above 100):
+
+- A predicted and a true segment match when they have one class, the true one is no crowd, and
+  IoU > 0.5, where pixels of the prediction on void truth are not part of the union.
+- A true segment without a match is a miss (FN) unless it is a crowd.
+- A predicted segment without a match is a false positive (FP) unless more than half of it lies on void
+  truth and on the crowd segment of its class. Of several crowd segments of a class the last one counts.
+- Void in a prediction is no segment: it matches nothing and costs only what it leaves unfound.
+- A class counts in the averages if it has a match, a false positive or a miss.
+
+A segment without a pixel does not exist here, on either side. (panopticapi refuses it in a prediction
+and calls it a miss in the truth; `from_coco` refuses such a file in both places.)
+
+IoUs are added in the order of the true segments. panopticapi adds in the order of the ids in the PNG,
+so sums agree to the last bit where a record lists ascending ids, and to rounding otherwise.
+
+Shapes: H x W pixels, C classes, T true and P predicted segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from panoptic.metrics.regions import runs, tabulate
+from panoptic.png import decode_ids
+from panoptic.segmentation import Categories, Segmentation
+
+
+@dataclass(frozen=True)
+class QualityCounts:
+    """What PQ is computed from; counts of images, ranks or shards are merged with `+`."""
+
+    iou: np.ndarray
+    """float64 [C], the summed IoU of matched pairs."""
+    tp: np.ndarray
+    """int64 [C], matched pairs."""
+    fp: np.ndarray
+    """int64 [C], predicted segments without a match."""
+    fn: np.ndarray
+    """int64 [C], true segments without a match."""
+
+    @classmethod
+    def zeros(cls, classes: int) -> QualityCounts:
+        """Of no image."""
+        return cls(np.zeros(classes), *(np.zeros(classes, np.int64) for _ in range(3)))
+
+    def __add__(self, other: QualityCounts) -> QualityCounts:
+        return QualityCounts(self.iou + other.iou, self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
+
+    def to_array(self) -> np.ndarray:
+        """float64 [C, 4] of (iou, tp, fp, fn), for an all-reduce; exact."""
+        return np.stack([self.iou, self.tp, self.fp, self.fn], 1).astype(np.float64)
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> QualityCounts:
+        """The inverse of `to_array`, also of a sum of such arrays."""
+        iou, *counts = np.asarray(array, np.float64).T
+        return cls(iou.copy(), *(np.rint(c).astype(np.int64) for c in counts))
+
+    def nonzero(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sparse form: the K classes that occur int64 [K] and their rows of `to_array` [K, 4]."""
+        classes = np.flatnonzero(self.tp + self.fp + self.fn)
+        return classes, self.to_array()[classes]
+
+    @classmethod
+    def from_nonzero(cls, classes: np.ndarray, rows: np.ndarray, size: int) -> QualityCounts:
+        """The inverse of `nonzero` for C = `size`; a class that appears several times is summed."""
+        array = np.zeros((size, 4))
+        np.add.at(array, np.asarray(classes, np.int64), np.asarray(rows, np.float64).reshape(-1, 4))
+        return cls.from_array(array)
+
+
+def count(truth: Segmentation, prediction: Segmentation, categories: Categories | int) -> QualityCounts:
+    """Match one image's prediction with its truth.
+
+    Args:
+        truth: at its original size.
+        prediction: at the same size.
+        categories: of the dataset, or just their number C.
+
+    Raises:
+        ValueError: the maps differ in size, or hold a segment or class that does not exist.
+    """
+    if truth.size != prediction.size:
+        raise ValueError(
+            f"the truth is {truth.size} but the prediction is {prediction.size} (height, width); "
+            "PQ is taken at the size of the truth: resize the prediction"
+        )
+    a, b, lengths = runs(truth.segments, prediction.segments)
+    for name, indices, labels in (("truth", a, truth.labels), ("prediction", b, prediction.labels)):
+        if indices.size and not 0 <= indices.min() <= indices.max() <= len(labels):
+            raise ValueError(
+                f"{name}: segments run from {indices.min()} to {indices.max()} but {len(labels)} are listed"
+            )
+    pixels = tabulate(a, b, lengths, len(truth.labels) + 1, len(prediction.labels) + 1)
+    return match(pixels, truth.labels, truth.is_crowd(), prediction.labels, categories)
+
+
+def count_coco(
+    truth: tuple[bytes, Mapping], prediction: tuple[bytes, Mapping], categories: Categories, name: str
+) -> QualityCounts:
+    """`count` straight from two COCO-panoptic PNGs and their records, without renumbered maps.
+
+    Raises:
+        ValueError: sizes differ, a PNG holds a segment that its record does not list, or a category is
+            unknown; the message starts with `name`. `png.from_coco` lists every problem of one file.
+    """
+    try:
+        maps = [decode_ids(png) for png, _ in (truth, prediction)]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if maps[0].shape != maps[1].shape:
+        raise ValueError(f"{name}: the truth is {maps[0].shape} but the prediction is {maps[1].shape} (height, width)")
+    *ids, lengths = runs(*maps)
+    infos = [record["segments_info"] for _, record in (truth, prediction)]
+    a, b = (_indices(found, [i["id"] for i in listed], name) for found, listed in zip(ids, infos, strict=True))
+    index = {category: k for k, category in enumerate(categories.ids)}
+    try:
+        labels = [np.array([index[i["category_id"]] for i in listed], np.int64) for listed in infos]
+    except KeyError as error:
+        raise ValueError(f"{name}: category {error} is not among the dataset's categories") from error
+    crowd = np.array([bool(i.get("iscrowd", 0)) for i in infos[0]], bool)
+    pixels = tabulate(a, b, lengths, len(labels[0]) + 1, len(labels[1]) + 1)
+    return match(pixels, labels[0], crowd, labels[1], categories)
+
+
+def _indices(found: np.ndarray, listed: list[int], name: str) -> np.ndarray:
+    """The position 1..N of each found id in `listed`, 0 for void; both are int [any]."""
+    ids = np.array([0, *listed], np.int64)
+    order = np.argsort(ids, kind="stable")
+    place = order[np.minimum(np.searchsorted(ids[order], found), len(ids) - 1)]
+    unlisted = np.unique(found[ids[place] != found])
+    if unlisted.size:
+        raise ValueError(f"{name}: the PNG holds segments that the record does not list: {unlisted[:8].tolist()}")
+    return place
+
+
+def match(
+    pixels: np.ndarray,
+    truth_labels: np.ndarray,
+    truth_crowd: np.ndarray,
+    prediction_labels: np.ndarray,
+    categories: Categories | int,
+) -> QualityCounts:
+    """The counts of one image from its table of overlaps.
+
+    Args:
+        pixels: int64 [T + 1, P + 1], the pixels that truth t and prediction p share; row and column 0 are void.
+        truth_labels: int [T]; truth_crowd: bool [T]; prediction_labels: int [P].
+        categories: of the dataset, or just their number C.
+
+    Raises:
+        ValueError: a label lies outside 0..C-1.
+    """
+    classes = categories if isinstance(categories, int) else len(categories)
+    for name, labels in (("truth", truth_labels), ("prediction", prediction_labels)):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"{name}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    truth_area, area = pixels.sum(1)[1:], pixels.sum(0)[1:]
+    on_void, shared = pixels[0, 1:], pixels[1:, 1:]
+    t, p = np.nonzero(shared)  # in order of t, then p
+    allowed = (truth_labels[t] == prediction_labels[p]) & ~truth_crowd[t]
+    t, p = t[allowed], p[allowed]
+    overlap = shared[t, p]
+    union = area[p] + truth_area[t] - overlap - on_void[p]
+    matched = 2 * overlap > union  # at most one per segment, as segments of one map do not overlap
+    t, p, iou = t[matched], p[matched], overlap[matched] / union[matched]
+
+    missed = (truth_area > 0) & ~truth_crowd
+    missed[t] = False
+    crowd_of = np.zeros(classes, np.int64)  # the row of each class's crowd segment, 0 (void) for none
+    crowds = np.flatnonzero(truth_crowd & (truth_area > 0))
+    crowd_of[truth_labels[crowds]] = crowds + 1  # the last one listed wins, as assignment goes in order
+    row = crowd_of[prediction_labels]
+    forgiven = on_void + np.where(row > 0, pixels[row, np.arange(1, len(area) + 1)], 0)
+    false = (area > 0) & (2 * forgiven <= area)
+    false[p] = False
+    labels = truth_labels[t]
+    return QualityCounts(
+        np.bincount(labels, weights=iou, minlength=classes),
+        np.bincount(labels, minlength=classes),
+        np.bincount(prediction_labels[false], minlength=classes),
+        np.bincount(truth_labels[missed], minlength=classes),
+    )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The averages over a group of classes, in percent; NaN where no class of the group occurs."""
+
+    pq: float
+    sq: float
+    rq: float
+    classes: int
+    """How many classes of the group occur, and so are averaged."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """PQ, SQ and RQ in percent, of groups and of each class."""
+
+    all: Group
+    things: Group
+    stuff: Group
+    pq: np.ndarray
+    """float64 [C], NaN for a class without a match, a false positive or a miss."""
+    sq: np.ndarray
+    """float64 [C], 0 for a class that occurs but was never matched."""
+    rq: np.ndarray
+    """float64 [C]."""
+    counts: QualityCounts
+    categories: Categories
+
+
+def quality(counts: QualityCounts, categories: Categories) -> Quality:
+    """PQ = sum of IoU / (TP + FP/2 + FN/2) of each class, and its average over the classes that occur.
+
+    Raises:
+        ValueError: the counts are of another number of classes.
+    """
+    if len(counts.iou) != len(categories):
+        raise ValueError(f"counts of {len(counts.iou)} classes do not fit a dataset of {len(categories)}")
+    weight = counts.tp + 0.5 * counts.fp + 0.5 * counts.fn
+    occurs = weight > 0
+    absent = np.where(occurs, 0.0, np.nan)
+    pq = 100 * np.divide(counts.iou, weight, out=absent.copy(), where=occurs)
+    sq = 100 * np.divide(counts.iou, counts.tp, out=absent.copy(), where=counts.tp > 0)
+    rq = 100 * np.divide(counts.tp, weight, out=absent.copy(), where=occurs)
+
+    def average(classes: tuple[int, ...]) -> Group:
+        members = [c for c in classes if occurs[c]]
+        if not members:
+            return Group(float("nan"), float("nan"), float("nan"), 0)
+        means = [float(values[members].mean()) for values in (pq, sq, rq)]
+        return Group(means[0], means[1], means[2], len(members))
+
+    every = average(tuple(range(len(categories))))
+    return Quality(every, average(categories.things), average(categories.stuff), pq, sq, rq, counts, categories)
