@@ -1,0 +1,9 @@
+"""Every architecture, one file each.
+
+`Architecture` is the union of their configs and the only list of models: presets, checkpoints, the
+command line and the contract tests read it. A new architecture adds its config here.
+"""
+
+from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+
+Architecture = PanopticDeepLabConfig

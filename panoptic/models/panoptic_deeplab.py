@@ -1,0 +1,433 @@
+"""Panoptic-DeepLab (Cheng et al., "Panoptic-DeepLab", arXiv 1911.10194).
+
+A pixel votes: one branch says its class, another points from each pixel to the centre of its instance
+and marks the centres, and grouping pixels by the nearest centre gives the instances.
+
+Two implementations were published and are not interchangeable. `flavour` names the one that is
+followed: "standalone" (bowenc0221/panoptic-deeplab; "Panoptic-DeepLab in PyTorch") or "detectron2"
+(its project). It settles what nobody would tune by itself:
+
+| | standalone | detectron2 |
+|---|---|---|
+| bilinear resizing | corners aligned | corners not aligned |
+| concatenation in the decoder | coarse features first | low-level features first |
+| image pooling branch | without bias | with bias |
+| factor of offsets | (H - 1) // (h - 1), from heights | the stride, 4 |
+| centre of the heatmap's peak | truncated | rounded half to even |
+| offset loss divided by | both channels' weights | one channel's (twice the loss) |
+| merged | at image size, then resized by nearest | at output size |
+| initial decoder weights | N(0, 0.001) | Kaiming |
+
+Deviations: batch padding is cut off before merging in both flavours (the standalone code merges its
+padded image first); coarse maps of a canvas that is no multiple of 4 are cut to it (detectron2 cannot
+train on such a canvas). `foreground` is the branch that the technical report proposes in section 4 and
+nobody published: trained on all pixels, with void as background, it keeps instances off ignored regions.
+
+Where two things share a rounded centre, one of them is lost, whatever the outputs.
+
+Shapes: B images, C classes, H x W canvas, h x w stride-4 maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panoptic.backbones import Backbone
+from panoptic.layers import ASPP, Decoder, Head, ImagePool, Norm, Pixels, kaiming_blocks, resize, set_norm_momentum
+from panoptic.losses import (
+    cross_entropy,
+    foreground_cross_entropy,
+    masked_absolute_error,
+    masked_squared_error,
+    ohem_cross_entropy,
+    top_k_cross_entropy,
+)
+from panoptic.merging import Score, merge_centres, scored_instances
+from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
+from panoptic.targets import Rounding, centre_heatmap, centre_offsets, centre_targets, centroids, semantic_map, thing_mask
+
+CHUNK = 16
+"""Classes upsampled at once when a class map is made: bounds the memory of 133 classes at 2 megapixels."""
+
+CERTAIN = 30.0
+"""The logit of a true class in `truth`: its softmax is 1 in float32."""
+
+
+@dataclass(frozen=True)
+class PanopticDeepLabConfig:
+    """Panoptic-DeepLab: both published flavours and everything between."""
+
+    flavour: Literal["standalone", "detectron2"] = "standalone"
+    """Which published implementation is followed in what is not an option of its own."""
+    backbone: Backbone = Backbone()
+    """Where the features come from."""
+    divisor: int = 1
+    """Batches are padded to a multiple of this (detectron2's COCO configuration: 640)."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from the pixels, scale 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Divides the pixels, scale 0..255."""
+    bgr: bool = False
+    """Channels enter as blue, green, red; mean and std are then in that order."""
+    norm: Norm = "batch"
+    """Normalisation in decoders and heads (the backbone has its own)."""
+    norm_momentum: float = 0.1
+    """Weight of the newest batch in running statistics, everywhere (standalone: 0.01)."""
+    low_level: tuple[str, ...] = ("res4", "res3", "res2")
+    """Features that the decoders add, coarse to fine; the last one's stride is the output's."""
+    semantic_projections: tuple[int, ...] = (128, 64, 32)
+    """Channels to which the semantic decoder projects each low-level feature."""
+    instance_projections: tuple[int, ...] = (64, 32, 16)
+    """Channels to which the instance decoder projects each low-level feature."""
+    rates: tuple[int, ...] = (3, 6, 9)
+    """Dilations of the pyramid pooling (published: 3 6 9 at output stride 32, 6 12 18 at 16)."""
+    aspp_channels: int = 256
+    """Channels of each branch of the pyramid pooling and of its output."""
+    shared_aspp: bool = False
+    """One pyramid pooling for both decoders instead of one each."""
+    image_pool: tuple[int, int] | None = None
+    """Training crop (height, width) whose extent the image pooling keeps on larger images; None pools globally."""
+    dropout: float = 0.1
+    """After the pyramid pooling (standalone: 0.5)."""
+    separable: bool = True
+    """Depthwise-separable 5x5 in decoders and heads, else two plain 3x3."""
+    aspp_separable: bool = False
+    """Depthwise-separable dilated convolutions in the pyramid pooling."""
+    centre_separable: bool = True
+    """The same as `separable`, for the centre head (detectron2: always plain)."""
+    semantic_channels: int = 256
+    """Width of the semantic decoder."""
+    instance_channels: int = 128
+    """Width of the instance decoder."""
+    semantic_head_channels: int = 256
+    """Width of the semantic head."""
+    instance_head_channels: int = 32
+    """Width of the centre, offset and foreground heads."""
+    foreground: bool = False
+    """Add the branch that keeps instances off ignored regions; void is trained as background."""
+
+    semantic_loss: Literal["top_k", "cross_entropy", "ohem"] = "top_k"
+    """top_k: mean of the hardest pixels; cross_entropy: over labelled pixels; ohem: pixels below a probability."""
+    top_k_fraction: float = 0.2
+    """Share of all pixels that top_k keeps; 1 is the mean over all of them, void included."""
+    ohem_threshold: float = 0.7
+    """ohem keeps pixels whose class is less probable than this."""
+    ohem_min_kept: int = 100_000
+    """ohem keeps about this many pixels at least."""
+    semantic_weight: float = 1.0
+    """Factor of the semantic loss."""
+    centre_weight: float = 200.0
+    """Factor of the heatmap loss."""
+    offset_weight: float = 0.01
+    """Factor of the offset loss."""
+    foreground_weight: float = 1.0
+    """Factor of the foreground loss."""
+    sigma: int = 8
+    """Of the heatmap's Gaussians, pixels (detectron2 on Cityscapes: 10)."""
+    small_area: int = 4096
+    """Things of fewer pixels weigh more in the semantic loss."""
+    small_weight: float = 3.0
+    """What they weigh."""
+    ignore_crowd: bool = False
+    """Crowds are void in the semantic loss."""
+    stuff_offsets: bool = False
+    """Stuff counts in the offset loss, with target 0."""
+
+    threshold: float = 0.1
+    """Centres score strictly more."""
+    nms_kernel: int = 7
+    """Side of the window in which a centre is the maximum, pixels (COCO: 41)."""
+    top_k: int | None = 200
+    """With so many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
+    stuff_area: int = 2048
+    """Stuff of fewer pixels becomes void (COCO: 4096)."""
+    rescale_offset: bool = True
+    """detectron2 flavour: offsets grow with the resize to output size; False repeats its published behaviour."""
+    instance_score: Score = "both"
+    """For AP: mean class probability (semantic), heatmap at the centroid (instance), or their product."""
+
+    def build(self, categories: Categories) -> PanopticDeepLab:
+        """The model, initialised from scratch but for what `backbone.weights` says of timm.
+
+        Raises:
+            ValueError: options contradict each other; the message names them.
+        """
+        if self.foreground and not categories.things:
+            raise ValueError("foreground: there is no thing class among the categories; leave the branch off")
+        for name, widths in (("semantic", self.semantic_projections), ("instance", self.instance_projections)):
+            if len(widths) != len(self.low_level):
+                raise ValueError(
+                    f"{name}_projections: {len(widths)} widths for the {len(self.low_level)} features of low_level "
+                    f"{self.low_level}; give one for each"
+                )
+        return PanopticDeepLab(self, categories)
+
+    @property
+    def align_corners(self) -> bool:
+        """Of every bilinear resize inside the network."""
+        return self.flavour == "standalone"
+
+    @property
+    def rounding(self) -> Rounding:
+        """How a centroid becomes a pixel."""
+        return "truncate" if self.flavour == "standalone" else "half_even"
+
+
+class PanopticDeepLab(PanopticModel):
+    """Backbone, two decoders, three or four heads.
+
+    Outputs, all stride-4 maps: "semantic" logits [B, C, h, w], "centre" [B, 1, h, w] without activation,
+    "offset" [B, 2, h, w] (dy, dx) in pixels of the canvas, and "foreground" logits [B, 1, h, w] where the
+    config asks for them. `segment` also takes maps of canvas size, and a "foreground" in any case.
+    """
+
+    def __init__(self, config: PanopticDeepLabConfig, categories: Categories) -> None:
+        super().__init__()
+        self.config, self.categories, self.divisor = config, categories, config.divisor
+        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.backbone = config.backbone.build()
+        channels, strides = self.backbone.channels, self.backbone.strides
+        unknown = [name for name in config.low_level if name not in channels or name == "res5"]
+        if unknown:
+            raise ValueError(f"low_level: {unknown} are no features of {config.backbone.name}; it has {list(channels)}")
+        self.stride = strides[config.low_level[-1]]
+        self.semantic_aspp = _aspp(config, channels["res5"], strides["res5"])
+        self.instance_aspp = None if config.shared_aspp else _aspp(config, channels["res5"], strides["res5"])
+        low = [channels[name] for name in config.low_level]
+        self.semantic_decoder = _decoder(config, low, config.semantic_projections, config.semantic_channels)
+        self.instance_decoder = _decoder(config, low, config.instance_projections, config.instance_channels)
+        self.semantic_head = Head(
+            config.semantic_channels, config.semantic_head_channels, len(categories), config.separable, config.norm
+        )
+        instance = (config.instance_channels, config.instance_head_channels)
+        self.centre_head = Head(*instance, 1, config.centre_separable, config.norm)
+        self.offset_head = Head(*instance, 2, config.separable, config.norm)
+        self.foreground_head = Head(*instance, 1, config.separable, config.norm) if config.foreground else None
+        set_norm_momentum(self, config.norm_momentum)
+        for name, part in self.named_children():
+            if name != "backbone":
+                _initialise(part, config.flavour)
+
+    def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
+        """uint8 [B, 3, H, W] to the stride-4 outputs that the class describes."""
+        features = self.backbone(self.pixels(images, frame))
+        low = [features[name] for name in self.config.low_level]
+        semantic = self.semantic_aspp(features["res5"])
+        instance = semantic if self.instance_aspp is None else self.instance_aspp(features["res5"])
+        semantic = self.semantic_decoder(semantic, low)
+        instance = self.instance_decoder(instance, low)
+        outputs = {"semantic": self.semantic_head(semantic), "centre": self.centre_head(instance)}
+        outputs["offset"] = self.offset_head(instance) * self._offset_scale(images.shape[-2], instance.shape[-2])
+        if self.foreground_head is not None:
+            outputs["foreground"] = self.foreground_head(instance)
+        return outputs
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Terms "semantic", "centre", "offset" (and "foreground"), on the maps upsampled to the canvas."""
+        config, canvas = self.config, targets.frame.canvas
+        truth = centre_targets(
+            targets,
+            self.categories,
+            sigma=config.sigma,
+            rounding=config.rounding,
+            small_area=config.small_area,
+            small_weight=config.small_weight,
+            ignore_crowd=config.ignore_crowd,
+            stuff_offsets=config.stuff_offsets,
+        )
+        maps = {name: self._on_canvas(value, canvas) for name, value in outputs.items()}
+        offset = masked_absolute_error(
+            maps["offset"], truth.offset, truth.offset_weights, per_channel=config.flavour == "standalone"
+        )
+        losses = {
+            "semantic": self._semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights),
+            "centre": config.centre_weight * masked_squared_error(maps["centre"], truth.centre, truth.centre_weights),
+            "offset": config.offset_weight * offset,
+        }
+        if "foreground" in maps:
+            valid = targets.frame.valid(targets.segments.device)
+            losses["foreground"] = config.foreground_weight * foreground_cross_entropy(
+                maps["foreground"], truth.foreground, valid
+            )
+        return losses
+
+    def _semantic_loss(self, logits: Tensor, semantic: Tensor, weights: Tensor) -> Tensor:
+        config = self.config
+        if config.semantic_loss == "top_k":
+            loss = top_k_cross_entropy(logits, semantic, weights, config.top_k_fraction)
+        elif config.semantic_loss == "ohem":
+            loss = ohem_cross_entropy(logits, semantic, weights, config.ohem_threshold, config.ohem_min_kept)
+        else:
+            loss = cross_entropy(logits, semantic, weights)
+        return config.semantic_weight * loss
+
+    @torch.no_grad()
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        """Merged maps at `frame.output_sizes`; `scores` is None (see `instances`)."""
+        return [self._finish(self._merge(outputs, frame, b), frame, b) for b in range(len(frame.sizes))]
+
+    @torch.no_grad()
+    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+        """The things of the merged maps, scored as `instance_score` says."""
+        scored = []
+        for b, segmentation in enumerate(self.segment(outputs, frame)):
+            size = segmentation.size
+            logits, heatmap = (
+                resize(self._cropped(outputs[name], frame, b), size, False)[0] for name in ("semantic", "centre")
+            )
+            scored.append(
+                scored_instances(segmentation, logits, heatmap[0], self.categories, self.config.instance_score)
+            )
+        return scored
+
+    @torch.no_grad()
+    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+        """int32 [H, W] class maps by the semantic branch alone, as both references compute mIoU."""
+        maps = [self._classes(outputs["semantic"], frame, b).int().cpu().numpy() for b in range(len(frame.sizes))]
+        return [_nearest(classes, _pair(size)) for classes, size in zip(maps, frame.output_sizes, strict=True)]
+
+    @torch.no_grad()
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """"semantic", "centre", "offset" and "foreground" of the truth at canvas resolution.
+
+        Offsets point to the rounded centres, not to the centroids, because another thing's rounded centre
+        may lie nearer to a centroid. Void pixels get the first stuff class (and no foreground).
+        """
+        moments = centroids(targets)
+        snap = torch.round if self.config.rounding == "half_even" else torch.trunc
+        snapped = replace(moments, rows=snap(moments.rows), columns=snap(moments.columns))
+        semantic = semantic_map(targets)
+        void = (self.categories.stuff or self.categories.things)[0]
+        classes = torch.where(semantic == IGNORE, void, semantic)
+        logits = nn.functional.one_hot(classes, len(self.categories)).permute(0, 3, 1, 2) * CERTAIN
+        foreground = thing_mask(targets, self.categories)[:, None]
+        return {
+            "semantic": logits,
+            "centre": centre_heatmap(targets, self.categories, moments, self.config.sigma, self.config.rounding),
+            "offset": centre_offsets(targets, self.categories, snapped),
+            "foreground": torch.where(foreground, CERTAIN, -CERTAIN),
+        }
+
+    def _offset_scale(self, canvas_height: int, height: int) -> int:
+        """The factor from offsets in units of the map to pixels of the canvas."""
+        if self.config.flavour == "detectron2":
+            return self.stride
+        return max(1, canvas_height - 1) // max(1, height - 1)
+
+    def _on_canvas(self, x: Tensor, canvas: tuple[int, int]) -> Tensor:
+        """[B, C, h, w] to [B, C, H, W]; what has that size already stays as it is."""
+        if tuple(x.shape[-2:]) == tuple(canvas) or self.config.align_corners:
+            return resize(x, canvas, self.config.align_corners)
+        size = (x.shape[-2] * self.stride, x.shape[-1] * self.stride)
+        return resize(x, size, False)[..., : canvas[0], : canvas[1]]
+
+    def _cropped(self, x: Tensor, frame: Frame, b: int) -> Tensor:
+        """Image b of [B, C, ...] as [1, C, ...] at canvas resolution without its batch padding."""
+        height, width = _pair(frame.sizes[b])
+        return self._on_canvas(x[b : b + 1], frame.canvas)[..., :height, :width]
+
+    def _merge_size(self, x: Tensor, frame: Frame, b: int) -> Tensor:
+        """Image b of [B, C, ...] as [C, ...] at the size at which the flavour merges."""
+        x = self._cropped(x, frame, b)
+        return (x if self.config.flavour == "standalone" else resize(x, _pair(frame.output_sizes[b]), False))[0]
+
+    def _classes(self, logits: Tensor, frame: Frame, b: int) -> Tensor:
+        """int64 [H, W], the best class of each pixel of image b, the first of equally good ones.
+
+        Classes are upsampled a few at a time, so the memory does not grow with their number.
+        """
+        best = classes = None
+        for start in range(0, logits.shape[1], CHUNK):
+            value, index = self._merge_size(logits[:, start : start + CHUNK], frame, b).max(0)
+            if best is None or classes is None:
+                best, classes = value, index
+                continue
+            better = value > best
+            best, classes = torch.where(better, value, best), torch.where(better, index + start, classes)
+        assert classes is not None
+        return classes
+
+    def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
+        config = self.config
+        offset = self._merge_size(outputs["offset"], frame, b)
+        if config.flavour == "detectron2" and config.rescale_offset:
+            factor = frame.output_sizes[b].double() / frame.sizes[b]
+            offset = offset * factor.to(offset)[:, None, None]
+        foreground = outputs.get("foreground")
+        return merge_centres(
+            self._classes(outputs["semantic"], frame, b),
+            self._merge_size(outputs["centre"], frame, b)[0],
+            offset,
+            self.categories,
+            threshold=config.threshold,
+            kernel=config.nms_kernel,
+            top_k=config.top_k,
+            stuff_area=config.stuff_area,
+            foreground=None if foreground is None else self._merge_size(foreground, frame, b)[0] > 0,
+        )
+
+    def _finish(self, segmentation: Segmentation, frame: Frame, b: int) -> Segmentation:
+        """The merged map at output size; segments that vanish when it shrinks are dropped."""
+        size = _pair(frame.output_sizes[b])
+        return replace(segmentation, segments=_nearest(segmentation.segments, size)).compact()
+
+
+def _decoder(config: PanopticDeepLabConfig, low: list[int], projections: Sequence[int], channels: int) -> Decoder:
+    return Decoder(
+        config.aspp_channels,
+        low,
+        projections,
+        channels,
+        config.norm,
+        separable=config.separable,
+        low_first=config.flavour == "detectron2",
+        align_corners=config.align_corners,
+    )
+
+
+def _aspp(config: PanopticDeepLabConfig, channels: int, stride: int) -> ASPP:
+    window = None
+    if config.image_pool is not None:
+        if config.image_pool[0] % stride or config.image_pool[1] % stride:
+            raise ValueError(f"image_pool: {config.image_pool} is no multiple of the backbone's output stride {stride}")
+        window = (config.image_pool[0] // stride, config.image_pool[1] // stride)
+    bias = config.flavour == "detectron2"
+    pool = ImagePool(channels, config.aspp_channels, bias, window, config.align_corners)
+    return ASPP(
+        channels,
+        config.aspp_channels,
+        config.rates,
+        config.norm,
+        separable=config.aspp_separable,
+        pool=pool,
+        dropout=config.dropout,
+    )
+
+
+def _initialise(part: nn.Module, flavour: str) -> None:
+    """Decoders and heads as the flavour initialises them; predictors are N(0, 0.001) in both."""
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0, 0.001)
+    if flavour == "detectron2":
+        kaiming_blocks(part)
+
+
+def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """int32 [H, W] at another size, by OpenCV's nearest neighbour as in the standalone code."""
+    if values.shape == size:
+        return values
+    return cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+
+
+def _pair(size: Tensor) -> tuple[int, int]:
+    height, width = size.tolist()
+    return height, width
