@@ -12,7 +12,7 @@ Shapes: B images of a micro-batch, H x W the canvas.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -71,6 +71,17 @@ def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) ->
     """The model on its device and in its memory format, before optimiser and DDP take hold of it."""
     memory = torch.channels_last if engine.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every worker the first one's buffers, which are those that a checkpoint holds.
+
+    Call it before a validation that the workers share, or each judges a model with running statistics
+    of its own. Does nothing without a process group.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def unwrap(model: nn.Module) -> PanopticModel:
@@ -234,7 +245,7 @@ def _all_finite(loss: Tensor, norm: Tensor) -> bool:
     return bool(finite.item())
 
 
-def _running_statistics(model: nn.Module):
+def _running_statistics(model: nn.Module) -> Callable[[], None]:
     """A function that puts the statistics of batch norms back as they are now.
 
     A forward pass that is not finite poisons them for ever: training would go on with the statistics of

@@ -1,0 +1,257 @@
+"""Steps: accumulation, several workers, what is not finite, continuing exactly."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from panoptic import checkpoint
+from panoptic.engine import (
+    Engine,
+    Health,
+    Meter,
+    StepResult,
+    clip_gradients,
+    evaluation_step,
+    prepare,
+    train_step,
+)
+from panoptic.optim import Optim, build_ema, build_optimiser
+from tests.panoptic.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
+
+OPTIM = Optim(lr=0.05, warmup_steps=3, weight_decay=1e-4, clip_norm=1.0, ema=0.9)
+ENGINE = Engine(max_skipped=3)
+
+
+class Run:
+    """The plain loop that the engine is made for."""
+
+    def __init__(self, optim: Optim = OPTIM, engine: Engine = ENGINE, config: TinyConfig | None = None) -> None:
+        torch.manual_seed(0)
+        self.config = config or TinyConfig()
+        self.optim, self.engine, self.health = optim, engine, Health()
+        self.model = prepare(self.config.build(tiny_categories()), "cpu", engine)
+        self.optimiser = build_optimiser(self.model, optim)
+        self.ema = build_ema(self.model, optim.ema)
+
+    def step(self, step: int, batches, accumulation: int = 1) -> StepResult:
+        return train_step(
+            self.model,
+            self.optimiser,
+            batches,
+            step=step,
+            total=20,
+            optim=self.optim,
+            engine=self.engine,
+            health=self.health,
+            accumulation=accumulation,
+            ema=self.ema,
+            seed=5,
+        )
+
+    def steps(self, start: int, stop: int) -> list[float]:
+        return [
+            float(self.step(s, (tiny_batch(2 * s + k) for k in (0, 1)), 2).losses["total"]) for s in range(start, stop)
+        ]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, b.state_dict()[key]) for key, x in a.state_dict().items())
+
+
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_ten_steps_continued_by_ten_equal_twenty(rule):
+    optim = replace(OPTIM, optimiser=rule)
+    whole = Run(optim)
+    losses = whole.steps(0, 20)
+    first = Run(optim)
+    first.steps(0, 10)
+    file = io.BytesIO()
+    checkpoint.save(file, config=first.config, model=first.model, ema=first.ema, optimiser=first.optimiser, step=10)
+    file.seek(0)
+    record = checkpoint.load(file)
+    second = Run(optim)
+    torch.manual_seed(99)  # whatever the generators hold, the steps seed them
+    checkpoint.restore(record, second.model, second.optimiser, second.ema)
+    assert second.steps(record["step"], 20) == losses[10:]
+    assert same(whole.model, second.model)
+    assert same(whole.ema.module, second.ema.module)
+    assert losses[-1] < 0.8 * losses[0]
+    assert not same(whole.model, whole.ema.module)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    """With group norm and no draws that differ, 2 micro-batches of 2 are one batch of 4."""
+    config = TinyConfig(TinyBackbone(norm="group"))
+    gradients = []
+    for count in (1, 2):
+        run = Run(Optim(lr=0.0, optimiser="sgd"), config=config)
+        images, targets = tiny_batch(0, batch=4)
+        if count == 1:
+            batches = [(images, targets)]
+        else:
+            batches = [(images[k : k + 2], _part(targets, k)) for k in (0, 2)]
+        run.model.loss = _without_draws.__get__(run.model)  # type: ignore[method-assign]
+        result = run.step(0, batches, count)
+        assert result.images == 4
+        gradients.append([p.grad.clone() for p in run.model.parameters()])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts)
+
+
+def _part(targets, k: int):
+    frame = replace(
+        targets.frame, sizes=targets.frame.sizes[k : k + 2], output_sizes=targets.frame.output_sizes[k : k + 2]
+    )
+    part = {name: getattr(targets, name)[k : k + 2] for name in ("segments", "labels", "crowd", "names")}
+    return replace(targets, frame=frame, **part)
+
+
+def _without_draws(self: Tiny, outputs, targets) -> dict[str, Tensor]:
+    return {"size": outputs["semantic"].square().mean()}
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    run = Run()
+    run.steps(0, 2)
+    weights = {k: v.clone() for k, v in run.model.state_dict().items()}
+    moments = {k: v["exp_avg"].clone() for k, v in run.optimiser.state_dict()["state"].items()}
+    average = {k: v.clone() for k, v in run.ema.state_dict().items()}
+    loss = run.model.loss
+    poisoned = _poison(run.model)
+    result = run.step(2, [tiny_batch(0)])
+    assert result.skipped and run.health == Health(skipped=1, in_a_row=1)
+    assert poisoned, "the forward pass was not reached"
+    assert all(torch.equal(v, weights[k]) for k, v in run.model.state_dict().items())
+    assert all(torch.equal(v["exp_avg"], moments[k]) for k, v in run.optimiser.state_dict()["state"].items())
+    assert all(torch.equal(v, average[k]) for k, v in run.ema.state_dict().items())
+    run.model.loss = loss  # type: ignore[method-assign]
+    run.model.network = type(run.model).network.__get__(run.model)  # type: ignore[method-assign]
+    assert not run.step(3, [tiny_batch(1)]).skipped
+    assert run.health == Health(skipped=1, in_a_row=0)
+
+
+def _poison(model: Tiny) -> list[int]:
+    calls: list[int] = []
+
+    def network(images: Tensor, frame=None) -> dict[str, Tensor]:
+        calls.append(1)
+        return {"semantic": model.head(model.backbone(images.float() * float("nan")).relu())}
+
+    model.network = network  # type: ignore[method-assign]
+    return calls
+
+
+def test_many_skipped_steps_stop_with_the_images_named():
+    run = Run()
+    _poison(run.model)
+    run.step(0, [tiny_batch(0)])
+    run.step(1, [tiny_batch(1)])
+    with pytest.raises(FloatingPointError, match=r"step 2: .* 3 steps in a row.*semantic nan.*image-2-0, image-2-1"):
+        run.step(2, [tiny_batch(2)])
+
+
+def test_a_loss_that_is_not_finite_without_a_gradient_is_seen():
+    run = Run()
+    run.model.loss = lambda outputs, targets: {  # type: ignore[method-assign]
+        "fine": outputs["semantic"].square().mean(),
+        "constant": 0 * outputs["semantic"].sum() + float("inf"),
+    }
+    assert run.step(0, [tiny_batch(0)]).skipped
+
+
+def test_data_that_end_early_are_an_error():
+    with pytest.raises(ValueError, match="step 4 after 1 of 2 micro-batches"):
+        Run().step(4, [tiny_batch(0)], 2)
+
+
+def test_clipping_bounds_the_norm_and_reports_the_one_before():
+    run = Run()
+    for parameter in run.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = clip_gradients(run.optimiser, 0.5)
+    assert float(before) == pytest.approx(sum(p.numel() for p in run.model.parameters()) ** 0.5)
+    assert float(clip_gradients(run.optimiser, 0.0)) == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", [Engine(precision="bfloat16"), Engine(channels_last=True)])
+def test_precision_and_memory_format(engine):
+    run, plain = Run(engine=engine), Run()
+    loss, expected = (r.step(0, [tiny_batch(0)]).losses["total"] for r in (run, plain))
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(expected), rel=2e-2)
+    weight = run.model.backbone[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == engine.channels_last
+
+
+def test_evaluation_gives_losses_and_maps_and_touches_nothing():
+    run = Run()
+    images, targets = tiny_batch(0)
+    with pytest.raises(ValueError, match="training mode"):
+        evaluation_step(run.model, images, targets, ENGINE)
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    losses, maps = evaluation_step(run.model.eval(), images, targets, ENGINE)
+    assert set(losses) == {"semantic", "size", "total"}
+    assert float(losses["total"]) == pytest.approx(float(losses["semantic"] + losses["size"]))
+    assert [m.size for m in maps] == [(8, 8), (8, 8)]
+    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
+
+
+def test_meter_means_and_starts_again():
+    meter = Meter()
+    for loss, skipped in ((1.0, False), (3.0, False), (float("nan"), True)):
+        losses = {"total": torch.tensor(loss)}
+        meter.add(StepResult(losses, torch.tensor(2.0), 0.1, skipped, images=4, wait=0.5, seconds=2.0))
+    assert meter.read() == {
+        "loss/total": 2.0,
+        "grad_norm": 2.0,
+        "lr": 0.1,
+        "images_per_second": pytest.approx(2.0),
+        "step_seconds": pytest.approx(2.0),
+        "data_wait": pytest.approx(0.25),
+    }
+    assert meter.read() == {"lr": 0.0}
+
+
+def _worker(rank: int, folder: str) -> None:
+    """One of two workers: an ordinary step with accumulation, then one that is not finite on the second only."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(os.path.join(folder, "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    run = Run(Optim(lr=0.1, optimiser="sgd"), config=TinyConfig(TinyBackbone(norm="group")))
+    inner = run.model
+    inner.loss = _without_draws.__get__(inner)
+    run.model = nn.parallel.DistributedDataParallel(inner)
+    images, targets = tiny_batch(0, batch=8)
+    mine = [(images[k : k + 2], _part(targets, k)) for k in (4 * rank, 4 * rank + 2)]
+    meter = Meter()
+    meter.add(run.step(0, mine, 2))
+    loss = meter.read()["loss/total"]
+    weights = [p.detach().clone() for p in inner.parameters()]
+    if rank == 1:
+        inner.loss = lambda outputs, targets: {"bad": 0 * outputs["semantic"].sum() + float("nan")}
+    result = run.step(1, [mine[0]])
+    kept = all(torch.equal(a, b) for a, b in zip(weights, inner.parameters(), strict=True))
+    torch.save({"loss": loss, "weights": weights, "skipped": result.skipped, "kept": kept}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_workers_equal_one_and_skip_together(tmp_path: Path):
+    context = torch.multiprocessing.start_processes(_worker, (str(tmp_path),), 2, start_method="spawn")
+    assert context is None
+    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert a["skipped"] and b["skipped"] and a["kept"] and b["kept"]
+    run = Run(Optim(lr=0.1, optimiser="sgd"), config=TinyConfig(TinyBackbone(norm="group")))
+    run.model.loss = _without_draws.__get__(run.model)  # type: ignore[method-assign]
+    alone = float(run.step(0, [tiny_batch(0, batch=8)]).losses["total"])
+    assert a["loss"] == pytest.approx(alone) and b["loss"] == pytest.approx(alone)
+    for one, two, single in zip(a["weights"], b["weights"], run.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+        torch.testing.assert_close(one, single.detach())
