@@ -1,0 +1,83 @@
+"""The one place that starts or joins Ray.
+
+The same call serves a script on a laptop (a private local session), `ray job submit` and any existing
+cluster (`RAY_ADDRESS` is set), and code that runs inside a session (tests, Tune trials, workers).
+Ray is imported inside the functions: its environment defaults must be set first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+ENVIRONMENT = {
+    # Trials and workers keep the working directory of the driver, so that relative paths mean the same.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Without it every line printed in a training worker appears twice.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # `uv run` would otherwise rebuild the environment in every worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""Defaults set before Ray is imported; what the user exported wins."""
+
+OBJECT_STORE = 1 << 30
+"""Bytes of a local session's object store: only encoded images and compact maps cross it. Pages are taken as used."""
+
+
+def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
+    """Join the Ray session that is there, or start a local one.
+
+    An initialised session is reused. With `RAY_ADDRESS` set (as `ray job submit` does) the cluster is
+    joined as it is: Ray refuses sizes for a cluster that already runs. Otherwise a local session starts.
+
+    Args:
+        cpus: logical CPUs of a local session, which may exceed the cores; None = as many as Ray counts.
+        object_store: bytes of a local session's object store.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level=logging.WARNING)
+        else:
+            _start(cpus, object_store)
+    data_context()
+
+
+def _start(cpus: int | None, object_store: int) -> None:
+    """A local session whose processes find our packages, installed or not."""
+    import ray
+
+    # A private session on the loopback address. Left unset, Ray would write a token into the home folder
+    # that switches authentication on for clusters started later, whose clients do not pick it up.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(REPOSITORY) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, paths)])
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=object_store,
+        include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
+        logging_level=logging.WARNING,
+    )
+
+
+def data_context() -> None:
+    """Ray Data defaults for datasets built from now on in this process."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    # The second Parquet reader loses rows when a path is listed twice, and takes seconds to its first batch.
+    context.use_datasource_v2 = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no bars

@@ -1,0 +1,224 @@
+"""Shards: a dataset checked once and written as Parquet, with a manifest that says what is in it.
+
+A shard row is one image: its bytes as they came, and its id map renumbered 1..N as a single-channel PNG
+(segment k is entry k of `labels` and `crowd`). `manifest.json` is written last, so a folder without one is
+an unfinished preparation. Ray Data reads, checks and writes; the content does not depend on its workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from panoptic.png import decode_image, decode_segments
+from panoptic.segmentation import Categories, Sample, Segmentation
+from pipelines import runtime, storage
+from pipelines.ingest import ROW_GROUP, Report, write_shard
+from pipelines.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
+from pipelines.sources import READERS, Problem, Source
+
+__all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row", "verify"]
+
+logger = logging.getLogger(__name__)
+
+
+def read_row(row: Mapping[str, Any]) -> Sample:
+    """Decode one shard row: the image and its truth at the size of the image."""
+    segments = decode_segments(row["segments"])
+    truth = Segmentation(segments, np.array(row["labels"], np.int64), np.array(row["crowd"], bool))
+    return Sample(decode_image(row["image"], row["name"]), truth, row["name"])
+
+
+def prepare(
+    source: Source,
+    out: storage.Uri,
+    *,
+    rows_per_shard: int | None = None,
+    shuffle: bool | None = None,
+    seed: int = 0,
+    on_invalid: Literal["stop", "skip"] = "stop",
+) -> Manifest:
+    """Check every image of a source and write its shards and manifest to the folder `out`.
+
+    Shards of the same source and options that lie there already are returned as they are. What an
+    interrupted preparation left is overwritten.
+
+    Args:
+        source: what a reader of `READERS` found.
+        out: a folder of its own for this split, local or on S3, that every worker can write to.
+        rows_per_shard: None = about 64 MiB, 16 to 256 rows, and eight shards where the rows suffice.
+        shuffle: whether to shuffle the rows once; None = for splits whose name starts with "train".
+        seed: of the shuffle.
+        on_invalid: whether an image that fails validation stops the preparation or is left out.
+
+    Raises:
+        ValueError: images failed validation (a table of file names and reasons), nothing valid is left, or
+            `out` holds something else.
+    """
+    out = storage.absolute(out)
+    shuffle = source.split.startswith("train") if shuffle is None else shuffle
+    rows_per_shard = rows_per_shard or _rows_per_shard(source)
+    options = [SCHEMA_VERSION, source.fingerprint, rows_per_shard, seed if shuffle else None, on_invalid]
+    origin = {"reader": source.reader, "root": source.root, "split": source.split}
+    origin["fingerprint"] = hashlib.sha256(json.dumps(options).encode()).hexdigest()
+    finished = _finished(out, origin)
+    if finished:
+        return finished
+    if source.problems:
+        logger.warning("%d images cannot be used; reading the others before listing all", len(source.problems))
+    rows = source.rows
+    if shuffle:
+        rows = rows.take(np.random.default_rng(seed).permutation(rows.num_rows))
+    reports = _write_all(rows, out, rows_per_shard, source.categories)
+    manifest = _manifest(source, origin, reports)
+    if (manifest.skipped and on_invalid == "stop") or not manifest.rows:
+        for shard in manifest.shards:
+            storage.delete(storage.join(out, shard.path))
+        raise ValueError(_refusal(source, manifest.skipped))
+    _drop_leftovers(out, manifest)
+    storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json())
+    return replace(manifest, uri=out)
+
+
+def ensure_shards(root: storage.Uri, split: str, cache: storage.Uri, reader: str = "coco", seed: int = 0) -> Manifest:
+    """The shards of a split, prepared on the fly where `root` is a dataset that is not shards yet.
+
+    Args:
+        root: a folder of shards of this split, a folder with one such folder per split, or a dataset.
+        split: which split.
+        cache: where shards prepared on the fly go; the same dataset finds them again.
+        reader: the format of a dataset.
+        seed: of the shuffle.
+
+    Raises:
+        ValueError: `root` holds neither, or shards of another split, or an image fails validation.
+    """
+    if is_shards(storage.join(root, split)):
+        return Manifest.load(storage.join(root, split))
+    if is_shards(root):
+        manifest = Manifest.load(root)
+        if manifest.split != split:
+            raise ValueError(f"{root}: these are shards of split {manifest.split!r}, not of {split!r}")
+        return manifest
+    if storage.exists(storage.join(root, "shard-00000.parquet")):
+        raise ValueError(f"{root}: shards without a {MANIFEST}; their preparation did not finish, run it again")
+    if reader not in READERS:
+        raise ValueError(f"reader {reader!r} is unknown; there are {', '.join(READERS)}")
+    root = storage.absolute(root)
+    folder = f"{PurePosixPath(root).name}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
+    manifest = prepare(READERS[reader](root, split), storage.join(cache, folder, split), seed=seed)
+    for note in manifest.notes:
+        logger.warning("%s of %s: %s", split, root, note)
+    return manifest
+
+
+def _rows_per_shard(source: Source) -> int:
+    """Shards of about 64 MiB, but enough of them to keep a few workers busy."""
+    count = max(1, source.rows.num_rows)
+    by_size = (64 << 20) * count // max(1, source.bytes)
+    return min(max(by_size, ROW_GROUP), max(-(-count // 8), ROW_GROUP), 256)
+
+
+def _finished(out: str, origin: dict) -> Manifest | None:
+    """The manifest at `out` if it is of this source and complete. Otherwise makes way for a new preparation."""
+    names = set(storage.list_files(out)) if storage.exists(out) else set()
+    foreign = sorted(name for name in names if not name.lstrip(".").startswith((MANIFEST, "shard-")))
+    if foreign:
+        raise ValueError(f"{out}: holds other files ({', '.join(foreign[:3])}); give the shards a folder of their own")
+    if MANIFEST not in names:
+        return None
+    try:
+        manifest = Manifest.load(out)
+    except ValueError as error:
+        logger.warning("%s", error)
+    else:
+        whole = names.issuperset(shard.path for shard in manifest.shards)
+        if whole and manifest.source["fingerprint"] == origin["fingerprint"]:
+            return manifest
+        if any(manifest.source[key] != origin[key] for key in ("reader", "root", "split")):
+            there = f"split {manifest.source['split']} of {manifest.source['root']}"
+            raise ValueError(f"{out}: holds the shards of {there}; give another folder, or delete this one first")
+        logger.warning("%s: files or options changed since these shards were written; writing them again", out)
+    storage.delete(storage.join(out, MANIFEST))
+    return None
+
+
+def _drop_leftovers(out: str, manifest: Manifest) -> None:
+    """Remove what an earlier preparation with more shards, or an interrupted one, left behind."""
+    for name in set(storage.list_files(out)) - {shard.path for shard in manifest.shards}:
+        storage.delete(storage.join(out, name))
+
+
+def _refusal(source: Source, problems: Sequence[Problem]) -> str:
+    total = source.rows.num_rows + len(source.problems)
+    if not total:
+        return f"split {source.split} of {source.root}: the annotations hold no annotated image; check the split"
+    return (
+        f"{len(problems)} of {total} images failed validation (split {source.split} of {source.root}):\n"
+        f"{problem_table(problems)}\n"
+        "Correct these files, or leave the images out with --on-invalid skip (the manifest then lists them)."
+    )
+
+
+def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manifest:
+    """The reports of all shards, in order, added up."""
+    content = hashlib.sha256(json.dumps(source.categories.to_coco()).encode())
+    for report in reports:
+        content.update("".join(report.digests).encode())
+    sizes = [size for report in reports for size in report.sizes]
+    found = [Problem(*problem) for report in reports for problem in report.problems]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        split=source.split,
+        rows=sum(report.rows for report in reports),
+        hash=content.hexdigest(),
+        categories=source.categories,
+        shards=tuple(Shard(report.path, report.rows, report.sha256) for report in reports if report.rows),
+        maximum_height=max((height for height, _ in sizes), default=0),
+        maximum_width=max((width for _, width in sizes), default=0),
+        segments=tuple(int(count) for count in np.sum([report.segments for report in reports], axis=0, dtype=int)),
+        crowds=sum(report.crowds for report in reports),
+        empty=sum(report.empty for report in reports),
+        unannotated=len(source.unannotated),
+        skipped=(*source.problems, *sorted(found, key=lambda problem: problem.name)),
+        area_mismatches=sum(report.area_mismatches for report in reports),
+        source=origin,
+    )
+
+
+def _write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: Categories) -> list[Report]:
+    """Ray Data over the light rows, one block a shard; the reports in the order of the shards."""
+    if not rows.num_rows:
+        return []
+    runtime.connect()
+    import ray.data
+
+    rows = rows.append_column("shard", pa.array(np.arange(rows.num_rows) // rows_per_shard))
+    blocks = [rows.slice(start, rows_per_shard) for start in range(0, rows.num_rows, rows_per_shard)]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        write_shard,  # pyright: ignore[reportArgumentType]  # Ray's type leaves out functions with fn_kwargs
+        batch_size=None,  # a whole block
+        batch_format="pyarrow",
+        fn_kwargs={"out": out, "categories": categories},
+    )
+    reports = [Report(**json.loads(row["report"])) for row in _narrated(dataset.iter_rows(), len(blocks))]
+    return sorted(reports, key=lambda report: report.path)
+
+
+def _narrated(rows: Iterable[dict], total: int) -> Iterator[dict]:
+    """Say every ten seconds how far a long preparation has come."""
+    last = time.monotonic()
+    for count, row in enumerate(rows, 1):
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            logger.info("prepared %d of %d shards", count, total)
+        yield row

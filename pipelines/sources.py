@@ -1,0 +1,233 @@
+"""Readers of annotated datasets: a folder in, a light table of rows out; no image is opened here.
+
+A reader is a function `(root, split, ...) -> Source` in `READERS`. It checks everything that can be
+checked without pixels and gives what it finds wrong as `problems`; `shards.prepare` opens the images,
+checks the rest and reports both together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from panoptic.segmentation import Categories
+from pipelines import storage
+
+Stamps = dict[str, tuple[int, int]]
+"""Of each file of a folder: bytes, time of change."""
+
+COLUMNS = ("name", "image", "png", "record", "height", "width", "image_id")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one image."""
+
+    name: str
+    """File name of the image, or of what stands for it in the annotations."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found: one light row per image that passed the checks, in the order of the annotations."""
+
+    reader: str
+    root: str
+    split: str
+    categories: Categories
+    rows: pa.Table
+    """Columns: name (file name, unique), image and png (URIs), record (JSON text of the annotation), height,
+    width (as the annotations state them), image_id (int64, or string where the dataset's ids are text)."""
+    problems: tuple[Problem, ...]
+    unannotated: tuple[str, ...]
+    """Images that the annotations list without annotating them; they are left out."""
+    bytes: int
+    """Of all images and maps."""
+    fingerprint: str
+    """Changes whenever the annotations, or the size or time of a file, change."""
+
+
+def coco_panoptic(
+    root: storage.Uri,
+    split: str,
+    *,
+    json_file: storage.Uri | None = None,
+    pngs: storage.Uri | None = None,
+    images: storage.Uri | None = None,
+) -> Source:
+    """A COCO-panoptic dataset: one JSON, a folder of PNG id maps, a folder of images; local or on S3.
+
+    Looked for below `root`, where `val` also serves a split called `val_novel`:
+        annotations/panoptic_{split}.json, or panoptic_{split}.json;
+        the folder beside it called panoptic_{split};
+        images/{split}, {split} (as COCO ships it: train2017/ beside annotations/), or images.
+
+    Args:
+        root: the dataset's folder.
+        split: e.g. "train", "train2017".
+        json_file, pngs, images: where the dataset keeps them elsewhere.
+
+    Raises:
+        ValueError: a file or folder is missing (naming every place looked at), or the JSON cannot be read as
+            COCO-panoptic. What is wrong with single images is in `Source.problems` instead.
+    """
+    root = storage.absolute(root)
+    file = _first([json_file] if json_file else _json_places(root, split), "annotation file", "--json")
+    text = storage.read_bytes(file)
+    content = _parse(text, file)
+    categories = Categories.from_coco(content["categories"], file)
+    png_folder = _first([pngs] if pngs else _png_places(file), "folder of PNG id maps", "--pngs")
+    names = [image["file_name"] for image in content["images"][:20]]
+    image_folder = _images_folder([images] if images else _image_places(root, split), names)
+    image_stamps, png_stamps = storage.list_stamps(image_folder), storage.list_stamps(png_folder)
+    rows, problems = _check(content, set(categories.ids), image_stamps, png_stamps)
+    annotated = {annotation["image_id"] for annotation in content["annotations"]}
+    stamps = [(entry["file_name"], image_stamps[entry["file_name"]], png_stamps[png]) for entry, png, _ in rows]
+    return Source(
+        reader="coco",
+        root=root,
+        split=split,
+        categories=categories,
+        rows=_table(rows, image_folder, png_folder, file),
+        problems=tuple(problems),
+        unannotated=tuple(entry["file_name"] for entry in content["images"] if entry["id"] not in annotated),
+        bytes=sum(image[0] + png[0] for _, image, png in stamps),
+        fingerprint=hashlib.sha256(text + json.dumps(stamps).encode()).hexdigest(),
+    )
+
+
+READERS = {"coco": coco_panoptic}
+"""The formats that `jobs/prepare.py` reads, by name."""
+
+
+def _prefixes(name: str) -> list[str]:
+    """`val_novel` -> [`val_novel`, `val`]: a subset of a split keeps its files with the split's."""
+    parts = name.split("_")
+    return ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _json_places(root: str, split: str) -> list[str]:
+    return [storage.join(root, "annotations", f"panoptic_{split}.json"), storage.join(root, f"panoptic_{split}.json")]
+
+
+def _png_places(file: str) -> list[str]:
+    folder, name = file.rsplit("/", 1)
+    return [storage.join(folder, prefix) for prefix in _prefixes(name.removesuffix(".json")) if prefix != "panoptic"]
+
+
+def _image_places(root: str, split: str) -> list[str]:
+    prefixes = _prefixes(split)
+    below = [storage.join(root, "images", prefix) for prefix in prefixes]
+    return [*below, *(storage.join(root, prefix) for prefix in prefixes), storage.join(root, "images")]
+
+
+def _first(places: Sequence[storage.Uri], what: str, option: str) -> str:
+    """The first place that exists."""
+    for place in places:
+        if storage.exists(place):
+            return storage.absolute(place)
+    listed = "".join(f"\n  {place}" for place in places)
+    raise ValueError(f"no {what}; looked for{listed}\nCheck the folder and the split, or name it with {option}.")
+
+
+def _images_folder(places: Sequence[storage.Uri], names: Sequence[str]) -> str:
+    """The first folder that holds one of the first images; failing that, the first that exists."""
+    for place in places:
+        if storage.exists(place) and any(storage.exists(storage.join(place, name)) for name in names):
+            return storage.absolute(place)
+    return _first(places, "folder of images", "--images")
+
+
+def _parse(text: bytes, file: str) -> dict:
+    """The JSON with its three lists present and every image entry complete."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); is the download complete?") from error
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    if missing:
+        raise ValueError(f"{file}: has no {', '.join(missing)}; COCO-panoptic needs images, annotations and categories")
+    for position, entry in enumerate(content["images"]):
+        lacking = [key for key in ("id", "file_name", "height", "width") if key not in entry]
+        if lacking:
+            raise ValueError(f"{file}: images[{position}] has no {', '.join(lacking)}; every image needs them")
+    for position, annotation in enumerate(content["annotations"]):
+        if "image_id" not in annotation:
+            raise ValueError(f"{file}: annotations[{position}] has no image_id, so its image is unknown")
+    return content
+
+
+Row = tuple[dict, str, dict]
+"""Image entry, name of the PNG, annotation."""
+
+
+def _check(content: dict, known: set[int], images: Stamps, pngs: Stamps) -> tuple[list[Row], list[Problem]]:
+    """The annotations sorted into good rows and problems, from the JSON and the lists of files alone."""
+    entries = {entry["id"]: entry for entry in content["images"]}
+    repeated_ids = _repeated(entry["id"] for entry in content["images"])
+    repeated_names = _repeated(entry["file_name"] for entry in content["images"])
+    annotated, maps = set(), set()
+    rows, problems = [], []
+    for annotation in content["annotations"]:
+        key = annotation["image_id"]
+        entry = entries.get(key, {})
+        name = str(entry.get("file_name") or annotation.get("file_name", "?"))
+        png = annotation.get("file_name") or f"{name.rsplit('.', 1)[0]}.png"
+        if not entry:
+            reason = f"annotation of image id {key}, which images does not list"
+        elif key in repeated_ids:
+            reason = f"image id {key} belongs to {repeated_ids[key]} images; ids must be unique"
+        elif name in repeated_names:
+            reason = f"file name appears {repeated_names[name]} times in images; names must be unique"
+        elif key in annotated:
+            reason = "image has a second annotation; keep one per image"
+        elif png in maps:
+            reason = f"PNG {png} already belongs to another image"
+        elif name not in images:
+            reason = "image is missing from the folder of images (partial download?)"
+        elif png not in pngs:
+            reason = f"id map {png} is missing from the folder of PNGs (partial download?)"
+        else:
+            reason = _unknown_categories(annotation, known)
+        annotated.add(key)
+        maps.add(png)
+        if reason:
+            problems.append(Problem(name, reason))
+        else:
+            rows.append((entry, png, annotation))
+    return rows, problems
+
+
+def _repeated(names: Iterable[str]) -> dict[str, int]:
+    return {name: count for name, count in Counter(names).items() if count > 1}
+
+
+def _unknown_categories(annotation: dict, known: set[int]) -> str:
+    """A reason if a segment's category is not the dataset's (other faults of segments are found with the pixels)."""
+    unknown = {
+        str(s["category_id"]) for s in annotation.get("segments_info") or [] if s.get("category_id", -1) not in known
+    }
+    return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there" if unknown else ""
+
+
+def _table(rows: Sequence[tuple[dict, str, dict]], images: str, pngs: str, file: str) -> pa.Table:
+    """The light rows, column by column."""
+    ids = [entry["id"] for entry, _, _ in rows]
+    if len({type(i) for i in ids}) > 1:
+        raise ValueError(f"{file}: images[].id mixes numbers and text; use one of them throughout")
+    columns = (
+        pa.array([entry["file_name"] for entry, _, _ in rows], pa.string()),
+        pa.array([storage.join(images, entry["file_name"]) for entry, _, _ in rows], pa.string()),
+        pa.array([storage.join(pngs, png) for _, png, _ in rows], pa.string()),
+        pa.array([json.dumps(annotation) for _, _, annotation in rows], pa.string()),
+        pa.array([int(entry["height"]) for entry, _, _ in rows], pa.int32()),
+        pa.array([int(entry["width"]) for entry, _, _ in rows], pa.int32()),
+        pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()),
+    )
+    return pa.table(list(columns), names=list(COLUMNS))

@@ -1,0 +1,175 @@
+"""The one way to open local and S3 paths.
+
+A URI is a local path (absolute, relative to the working directory, `~` or `file://`) or `s3://bucket/key`.
+S3 follows the usual variables: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` for a store of one's own,
+`AWS_REGION` or `AWS_DEFAULT_REGION`, and the standard chain of credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from pyarrow import fs
+
+Uri = str | os.PathLike[str]
+
+
+def resolve(uri: Uri) -> tuple[fs.FileSystem, str]:
+    """The filesystem of `uri` and the path within it, as pyarrow, Ray Data and Ray Train take them.
+
+    Raises:
+        ValueError: the scheme is neither local nor s3, or the bucket is missing.
+    """
+    text = absolute(uri)
+    if not text.startswith("s3://"):
+        return fs.LocalFileSystem(), text
+    path = text.removeprefix("s3://")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    with _naming(uri, "reached"):
+        return _s3(path.split("/", 1)[0], endpoint, region, os.environ.get("AWS_ACCESS_KEY_ID", "")), path
+
+
+@lru_cache(maxsize=32)
+def _s3(bucket: str, endpoint: str, region: str, key: str) -> fs.FileSystem:
+    """One client per store; `key` is only there so that changed credentials make a new one."""
+    if endpoint:
+        return fs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
+    if region:
+        return fs.S3FileSystem(region=region)
+    return fs.FileSystem.from_uri(f"s3://{bucket}")[0]  # asks S3 for the bucket's region
+
+
+def absolute(uri: Uri) -> str:
+    """`uri` in the form that means the same in every process: an absolute path, or `s3://bucket/key`."""
+    text = os.fspath(uri)
+    if text.startswith("s3://"):
+        path = text.removeprefix("s3://").strip("/")
+        if not path:
+            raise ValueError(f"{text}: no bucket; write s3://bucket/key")
+        return f"s3://{path}"
+    text = text.removeprefix("file://")
+    if "://" in text:
+        raise ValueError(f"{text}: unknown kind of storage; give a local path or s3://bucket/key")
+    if not text:
+        raise ValueError("an empty path was given where a folder or file is needed")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def join(uri: Uri, *parts: str) -> str:
+    """`uri` with `parts` below it."""
+    return "/".join([os.fspath(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+@contextmanager
+def _naming(uri: Uri, done: str) -> Iterator[None]:
+    """Errors of the filesystem, with the URI that the caller used in the message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{os.fspath(uri)}: no such file or folder") from error
+    except OSError as error:
+        raise OSError(f"{os.fspath(uri)}: could not be {done}: {error}") from error
+
+
+def read_bytes(uri: Uri) -> bytes:
+    """The whole file."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: Uri, data: bytes | memoryview) -> None:
+    """The whole file at once: readers see the old content or the new, never a part. Makes the folders above it."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "written"):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _write_local(path, data)
+        else:  # an S3 object appears when its upload is complete
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(data)
+
+
+def _write_local(path: str, data: bytes | memoryview) -> None:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def exists(uri: Uri) -> bool:
+    """Whether there is a file or a folder."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "looked up"):
+        return filesystem.get_file_info(path).type != fs.FileType.NotFound
+
+
+def list_stamps(uri: Uri) -> dict[str, tuple[int, int]]:
+    """Every file below a folder: its path relative to `uri` -> (bytes, time of change in whole seconds)."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "listed"):
+        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    files = (info for info in found if info.type == fs.FileType.File)
+    return {info.path[len(path) :].lstrip("/"): (info.size, (info.mtime_ns or 0) // 10**9) for info in files}
+
+
+def list_files(uri: Uri) -> list[str]:
+    """Every file below a folder, as sorted paths relative to `uri`."""
+    return sorted(list_stamps(uri))
+
+
+def makedirs(uri: Uri) -> None:
+    """A folder and those above it; S3 needs none."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        with _naming(uri, "created"):
+            filesystem.create_dir(path, recursive=True)
+
+
+def delete(uri: Uri) -> None:
+    """Remove a file, or a folder with all that is in it. What is absent already is no error.
+
+    Raises:
+        ValueError: `uri` is a whole bucket or the root of the filesystem.
+    """
+    filesystem, path = resolve(uri)
+    bucket = not isinstance(filesystem, fs.LocalFileSystem) and "/" not in path
+    if bucket or path == os.sep:
+        raise ValueError(f"{os.fspath(uri)}: refuses to delete a whole bucket or filesystem")
+    with _naming(uri, "deleted"):
+        kind = filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif kind != fs.FileType.NotFound:
+            filesystem.delete_file(path)
+
+
+def upload_directory(local: Uri, uri: Uri) -> None:
+    """Copy the files below a local folder to a folder of any kind; files there of the same name are replaced."""
+    _copy(local, uri)
+
+
+def download_directory(uri: Uri, local: Uri) -> None:
+    """Copy the files below a folder of any kind to a local folder."""
+    _copy(uri, local)
+
+
+def _copy(source: Uri, target: Uri) -> None:
+    source_system, source_path = resolve(source)
+    target_system, target_path = resolve(target)
+    with _naming(source, "read"):
+        if source_system.get_file_info(source_path).type != fs.FileType.Directory:
+            raise FileNotFoundError(os.fspath(source))
+    makedirs(target)
+    with _naming(target, f"copied to from {os.fspath(source)}"):
+        fs.copy_files(source_path, target_path, source_filesystem=source_system, destination_filesystem=target_system)

@@ -1,0 +1,231 @@
+"""Preparing shards: what they hold, that they do not depend on chance, and what stops them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.prepare import main
+from panoptic.png import encode_ids, from_coco
+from panoptic.segmentation import Categories
+from pipelines.ingest import _is_cut
+from pipelines.shards import Manifest, ensure_shards, is_shards, prepare, read_row, verify
+from pipelines.sources import coco_panoptic
+from tests.pipelines.coco_folder import CATEGORIES, write_folder, write_json
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+
+
+def rows_of(manifest: Manifest) -> list[dict]:
+    return [row for file in manifest.files for row in pq.read_table(file).to_pylist()]
+
+
+def test_content(tmp_path: Path) -> None:
+    content = write_folder(tmp_path / "data", "val", count=40)
+    content["annotations"][5]["segments_info"][0]["area"] = 1
+    content["images"].append({"id": 7, "file_name": "x.jpg", "height": 20, "width": 30})
+    write_json(tmp_path / "data", "val", content)
+    manifest = prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")
+
+    assert [shard.rows for shard in manifest.shards] == [16, 16, 8]
+    assert (manifest.rows, manifest.maximum_height, manifest.maximum_width) == (40, 20, 30)
+    assert manifest.segments == (78, 39, 0) and manifest.crowds == 39
+    assert (manifest.empty, manifest.unannotated, manifest.area_mismatches) == (1, 1, 1)
+    assert manifest.categories == CATEGORIES
+    assert Manifest.load(tmp_path / "out") == verify(tmp_path / "out") == manifest
+
+    rows = rows_of(manifest)
+    assert [row["name"] for row in rows] == [f"{k:03d}.jpg" for k in range(40)]  # evaluation keeps the JSON's order
+    for row, annotation in zip(rows, content["annotations"], strict=True):
+        assert row["image"] == (tmp_path / "data/images/val" / row["name"]).read_bytes()
+        png = (tmp_path / "data/annotations/panoptic_val" / annotation["file_name"]).read_bytes()
+        truth, sample = from_coco(png, annotation, CATEGORIES, row["name"]), read_row(row)
+        np.testing.assert_array_equal(sample.truth.segments, truth.segments)
+        np.testing.assert_array_equal(sample.truth.labels, truth.labels)
+        np.testing.assert_array_equal(sample.truth.is_crowd(), truth.is_crowd())
+        assert sample.image.shape == (row["height"], row["width"], 3) and sample.name == row["name"]
+        assert row["image_id"] == annotation["image_id"]
+
+    file = pq.ParquetFile(manifest.files[0])
+    metadata = file.schema_arrow.metadata
+    assert Categories.from_coco(json.loads(metadata[b"panoptic.categories"])) == CATEGORIES
+    assert metadata[b"panoptic.schema_version"] == b"1"
+
+
+def test_content_depends_on_nothing_but_source_and_seed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=40)
+    source = coco_panoptic(tmp_path / "data", "train")
+    first = prepare(source, tmp_path / "a")
+    again = prepare(source, tmp_path / "b")
+    assert first.shards == again.shards and first.hash == again.hash
+    assert prepare(source, tmp_path / "c", rows_per_shard=7).hash == first.hash
+    assert prepare(source, tmp_path / "d", seed=1).hash != first.hash
+    names = [row["name"] for row in rows_of(first)]
+    assert names != sorted(names) and sorted(names) == [f"{k:03d}.jpg" for k in range(40)]
+    kept = prepare(source, tmp_path / "e", shuffle=False)
+    assert [row["name"] for row in rows_of(kept)] == sorted(names)
+
+
+def test_many_segments_take_16_bits(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=1)
+    ids = (np.arange(600, dtype=np.int32) + 70000).reshape(20, 30)
+    (tmp_path / "annotations/panoptic_val/000.png").write_bytes(encode_ids(ids))
+    content["annotations"][0]["segments_info"] = [{"id": int(i), "category_id": 24} for i in ids.ravel()[::-1]]
+    write_json(tmp_path, "val", content)
+    sample = read_row(rows_of(prepare(coco_panoptic(tmp_path, "val"), tmp_path / "out"))[0])
+    np.testing.assert_array_equal(sample.truth.segments.ravel(), np.arange(600, 0, -1))  # in the record's order
+
+
+def broken_folder(root: Path) -> None:
+    """Six good images and one of each fault that needs the pixels, and one that does not."""
+    content = write_folder(root, "val", count=12)
+    images, pngs, records = root / "images/val", root / "annotations/panoptic_val", content["annotations"]
+    (images / "000.jpg").write_bytes(b"\xff\xd8 no JPEG")
+    content["images"][1]["height"] = 21
+    records[2]["segments_info"].append({"id": 9, "category_id": 24})
+    records[3]["segments_info"].pop()
+    (pngs / "004.png").unlink()
+    small = cv2.imencode(".jpg", np.zeros((8, 9, 3), np.uint8))[1].tobytes()
+    (images / "005.jpg").write_bytes(small)
+    write_json(root, "val", content)
+
+
+def test_problems_stop_the_job_with_a_table(tmp_path: Path) -> None:
+    broken_folder(tmp_path / "data")
+    source = coco_panoptic(tmp_path / "data", "val")
+    with pytest.raises(ValueError, match="6 of 12 images failed validation") as error:
+        prepare(source, tmp_path / "out")
+    lines = {line.split()[0]: line for line in str(error.value).splitlines()}
+    assert "JPEG ends before" in lines["000.jpg"] or "cannot be decoded" in lines["000.jpg"]
+    assert "20x30 but the JSON says 21x30" in lines["001.jpg"]
+    assert "9" in lines["002.jpg"] and "3" in lines["003.jpg"]
+    assert "004.png is missing" in lines["004.jpg"]
+    assert "8x9 but the JSON says 20x30" in lines["005.jpg"]
+    assert "--on-invalid skip" in str(error.value)
+    assert not is_shards(tmp_path / "out") and not list((tmp_path / "out").iterdir())
+
+
+def test_problems_can_be_skipped(tmp_path: Path) -> None:
+    broken_folder(tmp_path / "data")
+    manifest = prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out", on_invalid="skip")
+    assert manifest.rows == 6 and len(rows_of(manifest)) == 6
+    assert sorted(problem.name for problem in manifest.skipped) == [f"{k:03d}.jpg" for k in range(6)]
+    assert "6 images failed validation and were skipped" in manifest.summary()
+    assert Manifest.load(tmp_path / "out") == manifest
+
+
+def test_long_tables_are_cut(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=30)
+    for image in content["images"]:
+        image["width"] = 31
+    write_json(tmp_path, "val", content)
+    with pytest.raises(ValueError, match=r"30 of 30 images(.|\n)*and 10 more"):
+        prepare(coco_panoptic(tmp_path, "val"), tmp_path / "out", on_invalid="skip")
+
+
+def test_finished_shards_are_reused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=3)
+    manifest = prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out")
+    before = (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns
+    assert prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out") == manifest
+    assert (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns == before
+    (tmp_path / "out/shard-00000.parquet").unlink()
+    assert prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out") == manifest
+    assert verify(tmp_path / "out") == manifest
+
+
+def test_unfinished_shards_are_written_afresh(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=3)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("shard-00000.parquet", "shard-00009.parquet", ".shard-00001.parquet.1234.tmp"):
+        (out / name).write_bytes(b"left by an interrupted job")
+    assert not is_shards(out)
+    with pytest.raises(ValueError, match="did not finish"):
+        ensure_shards(out, "train", tmp_path / "cache")
+    prepare(coco_panoptic(tmp_path / "data", "train"), out)
+    verify(out)
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "shard-00000.parquet"]
+
+
+def test_other_content_is_never_overwritten(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=2)
+    write_folder(tmp_path / "data", "val", count=2)
+    prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out")
+    with pytest.raises(ValueError, match="holds the shards of split train"):
+        prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match=r"holds other files \(letter\.txt\)"):
+        prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "home")
+
+
+def test_verify_finds_what_changed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=40)
+    manifest = prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out")
+    (tmp_path / "out/shard-00000.parquet").unlink()
+    changed = bytearray((tmp_path / "out/shard-00001.parquet").read_bytes())
+    changed[1000] ^= 1
+    (tmp_path / "out/shard-00001.parquet").write_bytes(changed)
+    pq.write_table(pq.read_table(manifest.files[2]).slice(1), manifest.files[2])
+    content = json.loads((tmp_path / "out/manifest.json").read_bytes())
+    content["shards"][2]["sha256"] = hashlib.sha256(Path(manifest.files[2]).read_bytes()).hexdigest()
+    (tmp_path / "out/manifest.json").write_text(json.dumps(content))
+    message = (
+        r"3 of 3 shards(.|\n)*00000.parquet  is missing(.|\n)*00001.parquet  has another sha256(.|\n)*7 rows, not 8"
+    )
+    with pytest.raises(ValueError, match=message):
+        verify(tmp_path / "out")
+
+
+def test_manifests_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no finished shards; run jobs/prepare\.py"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"schema_version": 99}')
+    with pytest.raises(ValueError, match="schema_version is 99"):
+        Manifest.load(tmp_path)
+
+
+def test_ensure_shards(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "train", count=2)
+    made = ensure_shards(tmp_path / "data", "train", tmp_path / "cache")
+    assert made.uri.startswith(str(tmp_path / "cache"))
+    assert ensure_shards(tmp_path / "data", "train", tmp_path / "cache") == made
+    assert ensure_shards(made.uri, "train", tmp_path / "cache").files == made.files
+    assert ensure_shards(Path(made.uri).parent, "train", tmp_path / "cache").files == made.files
+    with pytest.raises(ValueError, match="shards of split 'train', not of 'val'"):
+        ensure_shards(made.uri, "val", tmp_path / "cache")
+    with pytest.raises(ValueError, match="reader 'x' is unknown; there are coco"):
+        ensure_shards(tmp_path / "data", "train", tmp_path / "cache", reader="x")
+
+
+def test_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "data", "train", count=2)
+    manifest = main(["coco", str(tmp_path / "data"), "--split", "train", "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "2 images of split train in 1 shards" in printed and manifest.hash[:16] in printed
+    assert "person  thing        2" in printed
+
+
+def test_real_photographs(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    """A crowd, void, 133 classes, a PNG among the photographs; and a subset of a split."""
+    manifest = prepare(coco_panoptic(shared("data/coco_sample"), "sample"), tmp_path / "coco")
+    assert manifest.rows == 4 and manifest.crowds >= 1 and manifest.area_mismatches == 0
+    novel = prepare(coco_panoptic(shared("data/pedestrians"), "val_novel"), tmp_path / "novel")
+    assert novel.rows == 58 and (novel.maximum_height, novel.maximum_width) == (376, 672)
+
+
+def test_cut_jpegs_are_found() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    whole = cv2.imencode(".jpg", pixels)[1].tobytes()
+    thumbnail = whole[:2] + b"\xff\xe1" + whole + whole[2:]  # a whole JPEG inside a segment of another
+    assert not _is_cut(whole) and not _is_cut(whole + b"trailing") and not _is_cut(thumbnail)
+    assert _is_cut(whole[:-2]) and _is_cut(whole[: len(whole) // 2]) and _is_cut(thumbnail[:-30])
+    assert not _is_cut(b"\x89PNG")

@@ -1,0 +1,165 @@
+"""Reading COCO-panoptic folders: where files are looked for, and what is wrong before a pixel is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.sources import READERS, Source, coco_panoptic
+from tests.pipelines.coco_folder import CATEGORIES, write_folder, write_json
+
+
+def reasons(source: Source) -> dict[str, str]:
+    return {problem.name: problem.reason for problem in source.problems}
+
+
+def test_rows(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val", count=3)
+    source = READERS["coco"](tmp_path, "val")
+    assert source.categories == CATEGORIES
+    row = source.rows.to_pylist()[1]
+    assert Path(row.pop("image")) == tmp_path / "images/val/001.jpg"
+    assert Path(row.pop("png")) == tmp_path / "annotations/panoptic_val/001.png"
+    assert len(json.loads(row.pop("record"))["segments_info"]) == 3
+    assert row == {"name": "001.jpg", "height": 20, "width": 30, "image_id": 101}
+    assert not source.problems and not source.unannotated
+    files = [*(tmp_path / "images/val").iterdir(), *(tmp_path / "annotations/panoptic_val").iterdir()]
+    assert source.bytes == sum(file.stat().st_size for file in files)
+
+
+def test_fingerprint_follows_the_files(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val", count=2)
+    before = coco_panoptic(tmp_path, "val").fingerprint
+    assert coco_panoptic(tmp_path, "val").fingerprint == before
+    (tmp_path / "images/val/000.jpg").write_bytes(b"other")
+    assert coco_panoptic(tmp_path, "val").fingerprint != before
+
+
+def test_a_subset_shares_the_files_of_its_split(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=3)
+    write_json(tmp_path, "val_novel", {**content, "annotations": content["annotations"][1:2]})
+    source = coco_panoptic(tmp_path, "val_novel")
+    assert source.rows["name"].to_pylist() == ["001.jpg"]
+    assert source.unannotated == ("000.jpg", "002.jpg")
+
+
+def test_layout_of_coco_itself(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val2017", count=2)
+    shutil.move(tmp_path / "images" / "val2017", tmp_path / "val2017")
+    assert Path(coco_panoptic(tmp_path, "val2017").rows["image"][0].as_py()).parent == tmp_path / "val2017"
+
+
+def test_places_given(tmp_path: Path) -> None:
+    write_folder(tmp_path / "a", "val", count=2)
+    shutil.move(tmp_path / "a/images/val", tmp_path / "photographs")
+    shutil.move(tmp_path / "a/annotations/panoptic_val", tmp_path / "maps")
+    shutil.move(tmp_path / "a/annotations/panoptic_val.json", tmp_path / "all.json")
+    source = coco_panoptic(
+        tmp_path, "x", json_file=tmp_path / "all.json", pngs=tmp_path / "maps", images=tmp_path / "photographs"
+    )
+    assert source.rows.num_rows == 2 and not source.problems
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("annotations/panoptic_val.json", r"no annotation file; looked for(.|\n)*panoptic_val\.json(.|\n)*--json"),
+        ("annotations/panoptic_val", r"no folder of PNG id maps(.|\n)*annotations/panoptic_val\n(.|\n)*--pngs"),
+        ("images", r"no folder of images(.|\n)*images/val\n(.|\n)*--images"),
+    ],
+)
+def test_missing_places_name_what_was_looked_for(tmp_path: Path, gone: str, message: str) -> None:
+    write_folder(tmp_path, "val", count=1)
+    shutil.move(tmp_path / gone, tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=message):
+        coco_panoptic(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("categories"), "has no categories"),
+        (lambda content: content["images"][1].pop("height"), r"images\[1\] has no height"),
+        (lambda content: content["annotations"][0].pop("image_id"), r"annotations\[0\] has no image_id"),
+        (lambda content: content["categories"][0].pop("isthing"), "has no isthing"),
+        (lambda content: content["images"][0].update(id="one"), "mixes numbers and text"),
+    ],
+)
+def test_broken_json(tmp_path: Path, change: Callable[[dict], object], message: str) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    change(content)
+    if "mixes" in message:
+        content["annotations"][0]["image_id"] = "one"
+    write_json(tmp_path, "val", content)
+    with pytest.raises(ValueError, match=rf"panoptic_val\.json: .*{message}"):
+        coco_panoptic(tmp_path, "val")
+
+
+def test_cut_json(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val", count=1)
+    file = tmp_path / "annotations/panoptic_val.json"
+    file.write_text(file.read_text()[:-10])
+    with pytest.raises(ValueError, match="not valid JSON"):
+        coco_panoptic(tmp_path, "val")
+
+
+def test_partial_download(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val", count=4)
+    (tmp_path / "images/val/001.jpg").unlink()
+    (tmp_path / "annotations/panoptic_val/002.png").unlink()
+    source = coco_panoptic(tmp_path, "val")
+    assert source.rows["name"].to_pylist() == ["000.jpg", "003.jpg"]
+    found = reasons(source)
+    assert set(found) == {"001.jpg", "002.jpg"}
+    assert "image is missing" in found["001.jpg"] and "002.png is missing" in found["002.jpg"]
+
+
+def test_problems_in_the_json(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=8)
+    content["annotations"][0]["image_id"] = 999
+    content["annotations"][1]["segments_info"][0]["category_id"] = 77
+    content["images"][3]["file_name"] = "002.jpg"
+    content["annotations"].append({**content["annotations"][4], "file_name": "again.png"})
+    content["annotations"][6]["file_name"] = "005.png"
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert source.rows["name"].to_pylist() == ["004.jpg", "005.jpg", "007.jpg"]
+    assert source.unannotated == ("000.jpg",)
+    found = reasons(source)
+    assert "image id 999, which images does not list" in found["000.png"]
+    assert "category_id 77" in found["001.jpg"]
+    assert "appears 2 times" in found["002.jpg"]
+    assert "second annotation" in found["004.jpg"]
+    assert "005.png already belongs" in found["006.jpg"]
+    assert len(source.problems) == 6
+
+
+def test_image_ids_that_appear_twice(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    content["images"][1]["id"] = 100
+    content["annotations"][1]["image_id"] = 100
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert not source.rows.num_rows
+    assert "belongs to 2 images" in source.problems[0].reason
+
+
+def test_ids_of_text(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    for image, annotation in zip(content["images"], content["annotations"], strict=True):
+        image["id"] = annotation["image_id"] = f"aachen_{image['id']}"
+    write_json(tmp_path, "val", content)
+    assert coco_panoptic(tmp_path, "val").rows["image_id"].to_pylist() == ["aachen_100", "aachen_101"]
+
+
+def test_real_folders(shared: Callable[[str], Path]) -> None:
+    root = shared("data/pedestrians")
+    counts = {split: coco_panoptic(root, split) for split in ("train", "val", "val_novel")}
+    assert [source.rows.num_rows for source in counts.values()] == [485, 127, 58]
+    assert not any(source.problems for source in counts.values())
+    sample = coco_panoptic(shared("data/coco_sample"), "sample")
+    assert len(sample.categories) == 133 and sample.rows.num_rows == 4 and not sample.problems

@@ -1,0 +1,145 @@
+"""Local and S3 paths through one set of functions."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 of our own."""
+    pytest.importorskip("moto", reason="moto[server] is in the extra `dev`")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """`s3://…`, a bucket of the test's own."""
+    import boto3
+
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": s3_server}.items():
+        monkeypatch.setenv(name, value)
+    name = "b" + request.node.name.lower().replace("_", "-")[:40].replace("[", "-").strip("]-")
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+def round_trip(root: str, tmp_path: Path) -> None:
+    """Everything that a store must do."""
+    file = storage.join(root, "a", "b.bin")
+    assert not storage.exists(file)
+    storage.write_bytes(file, b"one")
+    storage.write_bytes(file, b"two")
+    assert storage.read_bytes(file) == b"two"
+    assert storage.exists(file) and storage.exists(storage.join(root, "a"))
+    storage.write_bytes(storage.join(root, "a", "deep", "c"), b"")
+    assert storage.list_files(storage.join(root, "a")) == ["b.bin", "deep/c"]
+    assert storage.list_stamps(storage.join(root, "a"))["b.bin"][0] == 3
+
+    storage.download_directory(storage.join(root, "a"), tmp_path / "down")
+    assert (tmp_path / "down" / "b.bin").read_bytes() == b"two"
+    storage.upload_directory(tmp_path / "down", storage.join(root, "up"))
+    assert storage.list_files(storage.join(root, "up")) == ["b.bin", "deep/c"]
+
+    storage.delete(file)
+    assert not storage.exists(file)
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "deep", "c"))
+
+
+def test_local(tmp_path: Path) -> None:
+    round_trip(str(tmp_path / "root"), tmp_path)
+
+
+def test_s3(bucket: str, tmp_path: Path) -> None:
+    round_trip(storage.join(bucket, "prefix"), tmp_path)
+    with pytest.raises(ValueError, match="whole bucket"):
+        storage.delete(bucket)
+    with pytest.raises(FileNotFoundError, match=r"s3://.*/nothing"):
+        storage.read_bytes(storage.join(bucket, "nothing"))
+
+
+def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
+    from pipelines.ingest import write_shard
+    from pipelines.sources import coco_panoptic
+    from tests.pipelines.coco_folder import write_folder
+
+    write_folder(tmp_path / "data", "val", count=2)
+    storage.upload_directory(tmp_path / "data", storage.join(bucket, "data"))
+    source = coco_panoptic(storage.join(bucket, "data"), "val")
+    assert source.rows.num_rows == 2 and not source.problems
+    import pyarrow as pa
+
+    rows = source.rows.append_column("shard", pa.array([0, 0]))
+    write_shard(rows, storage.join(bucket, "shards"), source.categories)
+    assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.parquet"]
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/../b") == str(tmp_path / "b")
+    assert storage.resolve("b")[1] == str(tmp_path / "b")
+    assert storage.absolute(f"file://{tmp_path}/b") == str(tmp_path / "b")
+    assert storage.absolute("~/x") == os.path.join(os.path.expanduser("~"), "x")
+    assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
+
+
+def test_writing_leaves_no_part(tmp_path: Path) -> None:
+    storage.write_bytes(tmp_path / "file", b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(tmp_path / "file", "text")  # type: ignore[arg-type]
+    assert storage.list_files(tmp_path) == ["file"]
+    assert storage.read_bytes(tmp_path / "file") == b"old"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/key", "s3://", ""])
+def test_bad_uris(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"local path or s3|no bucket|empty path"):
+        storage.resolve(uri)
+
+
+def test_errors_name_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for call in (storage.read_bytes, storage.list_files):
+        with pytest.raises(FileNotFoundError, match="missing: no such file"):
+            call(tmp_path / "missing")
+    with pytest.raises(OSError, match="file/below: could not be written"):
+        storage.write_bytes(tmp_path / "file" / "below", b"")
+    with pytest.raises(ValueError, match="refuses to delete"):
+        storage.delete("/")
