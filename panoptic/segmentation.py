@@ -257,19 +257,22 @@ class Sample:
     """What the augmentation drew (scale, top, left, flip, ...), for replay."""
 
 
-def collate(samples: Sequence[Sample], divisor: int = 1) -> tuple[Tensor, Targets]:
+def collate(
+    samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int] = (0, 0)
+) -> tuple[Tensor, Targets]:
     """Stack samples of any sizes, padded bottom and right with zeros to a common multiple of `divisor`.
 
     Args:
         samples: B decoded samples.
         divisor: the model's; the canvas height and width are rounded up to it.
+        canvas: the least height and width of the canvas.
 
     Returns:
         images uint8 [B, 3, H, W] and the targets on the CPU. `frame.output_sizes` is the size of
         `original` where a sample has one, else the size of its image.
     """
     sizes = [s.image.shape[:2] for s in samples]
-    height, width = (-(-max(size[axis] for size in sizes) // divisor) * divisor for axis in (0, 1))
+    height, width = (-(-max(canvas[axis], *(size[axis] for size in sizes)) // divisor) * divisor for axis in (0, 1))
     count = max(1, *(len(s.truth.labels) for s in samples))
     images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
     segments = torch.zeros(len(samples), height, width, dtype=torch.int32)

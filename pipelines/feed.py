@@ -1,0 +1,249 @@
+"""From shards to micro-batches: the order is ours (`order.py`), Ray Data executes it (`reading.py`).
+
+Decoding and augmenting run in Ray Data's tasks ("map") or in threads of the training process ("collate"),
+where only encoded bytes cross the object store. Every row carries its position; an unexpected one stops the
+run. Nothing but (seed, position) decides what comes out.
+
+Shapes: B images of a micro-batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+from torch import Tensor
+
+from panoptic.segmentation import Sample, Targets, collate
+from panoptic.transforms import Augment, Resize, evaluation_view
+from pipelines.order import Stream, evaluation_rows
+from pipelines.reading import Reading, Rows, dataset, single_threaded, unpack, view
+from pipelines.shards import Manifest, read_row
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+PATIENCE = 60.0
+"""Seconds of waiting after which the log says so."""
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """How data reaches the workers."""
+
+    decode: Literal["collate", "map"] = "collate"
+    """Decode and augment in threads of the training process, or in Ray Data's tasks (spare CPUs, other machines)."""
+    threads: int = 2
+    """Decoding threads of each worker (collate, evaluation)."""
+    prefetch: int = 4
+    """Micro-batches that wait ready for training."""
+    tasks: int = 1
+    """Ray Data tasks of each worker at a time."""
+    cpus: float = 0.2
+    """CPUs that each of these tasks reserves; a cluster needs workers x (their CPUs + tasks x this)."""
+    ahead: int = 128
+    """MiB of rows of each worker that may wait in the object store."""
+    cache: int = 256
+    """MiB of shards that each task process keeps in memory."""
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.prefetch, self.tasks, self.ahead) < 1 or self.cache < 0:
+            raise ValueError(f"feed: threads, prefetch, tasks and ahead are 1 or more, cache is 0 or more: {self}")
+        if self.cpus <= 0:
+            raise ValueError(f"feed.cpus {self.cpus}: a task reserves some CPU, however little")
+
+
+def ray_tables(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    """The rows of each micro-batch, through Ray Data."""
+    lazy = dataset(reading, config.tasks, config.cpus, config.ahead)
+    yield from lazy.iter_batches(batch_size=reading.stream.size, batch_format="pyarrow", prefetch_batches=1)
+
+
+class Feed:
+    """Micro-batches of one rank, prepared in the background.
+
+    Iterate it once; leaving the `with` block ends the thread and the Ray Data execution.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        stream: Stream,
+        augment: Augment,
+        config: FeedConfig = FeedConfig(),
+        divisor: int = 1,
+        source: Callable[[Reading, FeedConfig], Iterable[pa.Table]] = ray_tables,
+    ) -> None:
+        """Start reading.
+
+        Args:
+            manifest: of the training shards.
+            stream: this rank's part.
+            augment: the training view.
+            config: machinery; no choice of it changes what comes out.
+            divisor: the model's; canvases are padded to it.
+            source: who executes the reading; another one than Ray Data is for tests and measurements.
+
+        Raises:
+            ValueError: there are no rows, the stream was made for another number of rows, or the global batch
+                cannot be cut into equal micro-batches.
+        """
+        if manifest.rows == 0 or stream.rows != manifest.rows:
+            raise ValueError(f"{manifest.uri}: {manifest.rows} rows, but the feed was asked to read {stream.rows}")
+        if stream.size < 1:  # also refuses here, not in the thread, what cannot be cut
+            raise ValueError(f"a global batch of {stream.batch} images: it needs at least one")
+        self.waited = 0.0
+        """Seconds that the consumer waited since the first micro-batch."""
+        self.startup = 0.0
+        """Seconds that it waited for the first one."""
+        self.position = stream.start
+        """Where the stream continues once the micro-batches taken so far are done (whole steps only)."""
+        self._stream, self._augment, self._config, self._divisor = stream, augment, config, divisor
+        in_map = augment if config.decode == "map" else None
+        counts = tuple(shard.rows for shard in manifest.shards)
+        self._reading = Reading(stream, tuple(manifest.files), counts, config.cache, in_map)
+        self._source = source
+        self._ready: queue.Queue[Any] = queue.Queue(config.prefetch)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._taken = 0
+        self._thread.start()
+
+    def __enter__(self) -> Feed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the background work; micro-batches not taken are dropped."""
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+    def __len__(self) -> int:
+        """Micro-batches of the stream."""
+        return len(self._stream)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Targets]]:
+        """Images uint8 [B, 3, H, W] and targets on the CPU, `accumulation` times a step.
+
+        Raises:
+            RuntimeError: a row came that the order does not expect, or Ray Data ended early.
+        """
+        while self._taken < len(self._stream):
+            begin = time.perf_counter()
+            item = self._next()
+            seconds = time.perf_counter() - begin
+            if self._taken:
+                self.waited += seconds
+            else:
+                self.startup = seconds
+            if isinstance(item, BaseException):
+                raise item
+            self._taken += 1
+            self.position = self._stream.start + self._taken // self._stream.accumulation * self._stream.batch
+            yield item
+
+    def _next(self) -> Any:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=PATIENCE)
+            logger.warning(
+                "no data for %.0f s; Ray Data needs %g CPUs for each worker (feed.tasks x feed.cpus) beside its own",
+                PATIENCE,
+                self._config.tasks * self._config.cpus,
+            )
+
+    def _run(self) -> None:
+        """The thread: rows in, collated micro-batches out, errors handed on."""
+        try:
+            single_threaded()
+            with ThreadPoolExecutor(self._config.threads, "decode") as pool:
+                for decoding in _one_ahead(self._decoding(pool)):
+                    if not self._put(collate([sample.result() for sample in decoding], self._divisor)):
+                        return
+        except BaseException as error:
+            self._put(error)
+
+    def _decoding(self, pool: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
+        """Micro-batches whose decoding has begun, each checked against the order."""
+        tables = iter(self._source(self._reading, self._config))
+        for index in range(len(self._stream)):
+            table = next(tables, None)
+            expected = self._stream[index]
+            if table is None:
+                raise RuntimeError(f"the data ended before position {expected.start}, the next one in order")
+            found = table["position"].to_pylist()
+            if found != list(expected):
+                raise RuntimeError(
+                    f"positions {list(expected)} were due and {found} came: rows were lost or reordered between the "
+                    "shards and this worker"
+                )
+            yield [pool.submit(self._decode, row) for row in table.to_pylist()]
+
+    def _decode(self, row: dict[str, Any]) -> Sample:
+        return unpack(row) if self._config.decode == "map" else view(row, self._stream, self._augment)
+
+    def _put(self, item: Any) -> bool:
+        """Whether the consumer still wanted it."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(item, timeout=0.1)
+                return True
+        return False
+
+
+def evaluation_batches(
+    manifest: Manifest,
+    resize: Resize,
+    batch: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    divisor: int = 1,
+    threads: int = 2,
+) -> Iterator[tuple[Tensor, Targets, list[Sample]]]:
+    """Every row of this rank once, in order; the next batch is decoded while the last one is judged.
+
+    Yields:
+        images uint8 [B, 3, H, W], targets on the CPU, and the samples: `original` is the truth at the size of
+        the source, `position` the row. The last batch may be smaller; a rank may have none.
+    """
+    single_threaded()
+    reader = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=32 << 20)
+
+    def decode(row: dict[str, Any]) -> Sample:
+        return evaluation_view(replace(read_row(row), position=row["position"]), resize)
+
+    def decoding(pool: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
+        mine = evaluation_rows(manifest.rows, rank, world)
+        for first in range(0, len(mine), batch):
+            numbers = mine[first : first + batch]
+            table = reader.table(numbers).append_column("position", pa.array(numbers, pa.int64()))
+            yield [pool.submit(decode, row) for row in table.to_pylist()]
+
+    with ThreadPoolExecutor(threads, "decode") as pool:
+        for batch_of_futures in _one_ahead(decoding(pool)):
+            samples = [sample.result() for sample in batch_of_futures]
+            images, targets = collate(samples, divisor, resize.canvas)
+            yield images, targets, samples
+
+
+def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each handed on when the next one has begun."""
+    waiting: Item | None = None
+    for item in items:
+        if waiting is not None:
+            yield waiting
+        waiting = item
+    if waiting is not None:
+        yield waiting

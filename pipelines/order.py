@@ -1,0 +1,86 @@
+"""The order of training data: pure functions, without Ray, torch or files.
+
+Training reads one endless stream that crosses epochs. `order` maps a position of the stream to (epoch, row),
+and global batch s is positions [sB, (s + 1)B) whatever the number of workers: rank r of W takes the r-th
+contiguous part of it, in equal micro-batches. So a step's samples and their augmentation depend on nothing
+but (seed, position), and the position is all that a checkpoint keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+
+def order(seed: int, position: int, rows: int) -> tuple[int, int]:
+    """(epoch, row) at a position of the stream; every epoch is a permutation of its own of all rows."""
+    epoch, place = divmod(position, rows)
+    return epoch, int(_permutation(seed, epoch, rows)[place])
+
+
+@lru_cache(maxsize=3)
+def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(rows)
+
+
+def micro_batches(
+    step: int, batch: int, world: int = 1, rank: int = 0, accumulation: int = 1, start: int = 0
+) -> list[range]:
+    """The positions of one rank's micro-batches of a step.
+
+    Step s covers positions start + [sB, (s + 1)B) for a global batch of B, cut into world x accumulation equal
+    micro-batches; a rank has `accumulation` neighbouring ones.
+
+    Raises:
+        ValueError: the global batch cannot be cut into equal micro-batches.
+    """
+    if batch % (world * accumulation):
+        raise ValueError(
+            f"a global batch of {batch} cannot be cut into {world} workers x {accumulation} accumulation steps of "
+            f"equal size; choose a multiple of {world * accumulation}"
+        )
+    size = batch // (world * accumulation)
+    first = start + step * batch + rank * accumulation * size
+    return [range(first + k * size, first + (k + 1) * size) for k in range(accumulation)]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One rank's part of the training stream."""
+
+    seed: int
+    rows: int
+    """Of the dataset."""
+    batch: int
+    """Global."""
+    steps: int
+    """Steps of the optimiser until the stream ends."""
+    start: int = 0
+    """Position at which step 0 begins: 0, or the one that a checkpoint kept."""
+    world: int = 1
+    rank: int = 0
+    accumulation: int = 1
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation
+
+    def __getitem__(self, index: int) -> range:
+        """The positions of this rank's micro-batch `index`."""
+        step, part = divmod(index, self.accumulation)
+        return micro_batches(step, self.batch, self.world, self.rank, self.accumulation, self.start)[part]
+
+    @property
+    def size(self) -> int:
+        """Of a micro-batch."""
+        return len(self[0])
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(epoch, row) of a position."""
+        return order(self.seed, position, self.rows)
+
+
+def evaluation_rows(rows: int, rank: int = 0, world: int = 1) -> range:
+    """This rank's rows: contiguous parts, so that each row group is read by one rank, equal to within one row."""
+    return range(rank * rows // world, (rank + 1) * rows // world)

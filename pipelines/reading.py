@@ -1,0 +1,214 @@
+"""Reads the rows of a training stream at random from the shards, through Ray Data.
+
+A Ray Data source whose tasks read row by row in stream order. Every worker executes its own: Ray's split of
+one dataset over the workers gives no say in who gets which row, drops the tail and starts 8 s later.
+
+Torch is imported inside the functions that need it: Ray's tasks that only move bytes start without it.
+
+Shapes: H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.order import Stream
+
+if TYPE_CHECKING:
+    from panoptic.segmentation import Sample
+    from panoptic.transforms import Augment
+
+ROWS_PER_TASK = 64
+"""Rows that one Ray task reads, so that it works for some 50 ms; more where a run would need too many tasks."""
+MOST_TASKS = 2000
+"""Of one execution: Ray Data takes about 1 ms each before the first row."""
+BLOCK_BYTES = 4 << 20
+"""Size at which a task hands on what it has read."""
+
+
+# Rows at random from shards
+
+
+class Rows:
+    """Reads rows of a set of shards in any order; keeps the row groups read last."""
+
+    def __init__(self, files: Sequence[str], counts: Sequence[int], cache: int) -> None:
+        """Args: URIs of the shards, rows in each, and bytes to keep."""
+        self._files = files
+        self._ends = np.cumsum(counts)
+        self._room = cache
+        self._open = lru_cache(maxsize=64)(self._open_shard)
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        """These rows, in this order."""
+        return pa.concat_tables([self._row(row) for row in rows]).combine_chunks()
+
+    def _row(self, row: int) -> pa.Table:
+        shard = int(np.searchsorted(self._ends, row, side="right"))
+        offset = row - (int(self._ends[shard - 1]) if shard else 0)
+        _, ends = self._open(shard)
+        group = int(np.searchsorted(ends, offset, side="right"))
+        return self._group(shard, group).slice(offset - (int(ends[group - 1]) if group else 0), 1)
+
+    def _group(self, shard: int, group: int) -> pa.Table:
+        table = self._groups.get((shard, group))
+        if table is None:
+            table = self._open(shard)[0].read_row_group(group, use_threads=False)
+            self._groups[shard, group] = table
+            self._room -= table.nbytes
+            while self._room < 0 and len(self._groups) > 1:
+                self._room += self._groups.popitem(last=False)[1].nbytes
+        self._groups.move_to_end((shard, group))
+        return table
+
+    def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
+        """The open file and the end of each of its row groups."""
+        filesystem, path = storage.resolve(self._files[shard])
+        file = pq.ParquetFile(filesystem.open_input_file(path))
+        counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
+        expected = int(self._ends[shard] - (self._ends[shard - 1] if shard else 0))
+        if sum(counts) != expected:
+            raise ValueError(
+                f"{self._files[shard]}: has {sum(counts)} rows where the manifest says {expected}; prepare it again"
+            )
+        return file, np.cumsum(counts)
+
+
+@lru_cache(maxsize=2)
+def _shared_rows(files: tuple[str, ...], counts: tuple[int, ...], cache: int) -> Rows:
+    """One reader a task process: its cache outlives the task."""
+    return Rows(files, counts, cache << 20)
+
+
+# One sample
+
+
+def view(row: dict[str, Any], stream: Stream, augment: Augment) -> Sample:
+    """Decode and augment a shard row that carries its position."""
+    from panoptic.transforms import generator, training_view
+    from pipelines.shards import read_row
+
+    epoch, number = stream.locate(row["position"])
+    sample = replace(read_row(row), position=row["position"])
+    return training_view(sample, augment, generator(stream.seed, epoch, number))
+
+
+def pack(samples: Sequence[Sample]) -> pa.Table:
+    """Decoded samples as a table: pixels as bytes, the map in as few bytes as its segments need."""
+    from panoptic.transforms import narrow
+
+    maps = [narrow(s.truth) for s in samples]
+    return pa.table(
+        {
+            "position": [s.position for s in samples],
+            "name": [s.name for s in samples],
+            "size": [list(s.truth.size) for s in samples],
+            "image": pa.array([np.ascontiguousarray(s.image).tobytes() for s in samples], pa.large_binary()),
+            "segments": pa.array([np.ascontiguousarray(m).tobytes() for m in maps], pa.large_binary()),
+            "kind": [m.dtype.str for m in maps],
+            "labels": pa.array([s.truth.labels.tolist() for s in samples], pa.list_(pa.int64())),
+            "crowd": pa.array([s.truth.is_crowd().tolist() for s in samples], pa.list_(pa.bool_())),
+            "drawn": [json.dumps(dict(s.drawn)) for s in samples],
+        }
+    )
+
+
+def unpack(row: dict[str, Any]) -> Sample:
+    """The sample that `pack` made a row of."""
+    from panoptic.segmentation import Sample, Segmentation
+
+    image = np.frombuffer(row["image"], np.uint8).reshape(*row["size"], 3)
+    segments = np.frombuffer(row["segments"], row["kind"]).reshape(row["size"]).astype(np.int32)
+    truth = Segmentation(segments, np.array(row["labels"], np.int64), np.array(row["crowd"], bool))
+    return Sample(image, truth, row["name"], position=row["position"], drawn=json.loads(row["drawn"]))
+
+
+def single_threaded() -> None:
+    """One image, one thread: parallelism comes from the images."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+# The execution
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What Ray's tasks are told."""
+
+    stream: Stream
+    files: tuple[str, ...]
+    counts: tuple[int, ...]
+    cache: int
+    augment: Augment | None
+    """None = hand on the rows as they are."""
+
+    def tables(self, indices: range) -> Iterator[pa.Table]:
+        """One table for each of these micro-batches."""
+        rows = _shared_rows(self.files, self.counts, self.cache)
+        if self.augment is not None:
+            single_threaded()
+        for index in indices:
+            positions = self.stream[index]
+            table = rows.table([self.stream.locate(position)[1] for position in positions])
+            table = table.append_column("position", pa.array(positions, pa.int64()))
+            if self.augment is not None:
+                table = pack([view(row, self.stream, self.augment) for row in table.to_pylist()])
+            yield table
+
+
+def dataset(reading: Reading, tasks: int, cpus: float, ahead: int) -> Any:
+    """The lazy Ray Data dataset of a rank's stream, in order.
+
+    Args:
+        reading: what to read.
+        tasks: how many run at a time.
+        cpus: that each of them reserves.
+        ahead: MiB that may wait in the object store.
+    """
+    import ray
+    from ray.data import DataContext, Datasource, ExecutionResources
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import ReadTask
+
+    stream = reading.stream
+    per_task = max(1, ROWS_PER_TASK // stream.size, -(-len(stream) // MOST_TASKS))
+    chunks = [range(first, min(first + per_task, len(stream))) for first in range(0, len(stream), per_task)]
+    shared = ray.put(reading)
+
+    def task(indices: range) -> ReadTask:
+        rows = len(indices) * stream.size
+        metadata = BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=None)
+        return ReadTask(lambda: ray.get(shared).tables(indices), metadata)
+
+    class StreamSource(Datasource):
+        """Ray Data's view of the stream: one read task for each chunk of micro-batches."""
+
+        def get_read_tasks(
+            self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+        ) -> list[ReadTask]:
+            return [task(indices) for indices in chunks]
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+    context = DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus, object_store_memory=ahead << 20)
+    context.target_max_block_size = BLOCK_BYTES
+    with DataContext.current(context):
+        return ray.data.read_datasource(
+            StreamSource(), num_cpus=cpus, concurrency=tasks, override_num_blocks=len(chunks)
+        )
