@@ -14,6 +14,7 @@ Shapes: B images, H x W pixels of the canvas, N segments (padded), C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,9 @@ from panoptic.segmentation import IGNORE, Categories, Targets
 
 Rounding = Literal["truncate", "half_even"]
 """How a float centroid becomes the pixel of its heatmap peak."""
+
+CACHED = 1 << 16
+"""Pixels handled at once on the CPU, so that what is between input and output stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,33 @@ def centre_targets(
         stuff_offsets: stuff pixels count in the offset loss too, with target 0.
     """
     moments = segment_moments(targets)
+    semantic, weights, foreground, centre_weights, offset_weights = _look_up(
+        targets,
+        _classes(targets, ignore_crowd),
+        _small_thing_weights(targets, categories, moments.areas, small_area, small_weight),
+        _with_void(is_thing(targets, categories), False),
+        _counted(targets),
+        _counted(targets) if stuff_offsets else _counted(targets) * _with_void(is_thing(targets, categories), 0),
+    )
     return CentreTargets(
-        semantic=semantic_map(targets, ignore_crowd=ignore_crowd),
-        semantic_weights=semantic_weights(targets, categories, moments.areas, small_area, small_weight),
-        foreground=thing_mask(targets, categories),
+        semantic=semantic,
+        semantic_weights=weights,
+        foreground=foreground,
         centre=centre_heatmap(targets, categories, moments, sigma, rounding),
-        centre_weights=centre_weights(targets),
+        centre_weights=centre_weights[:, None],
         offset=centre_offsets(targets, categories, moments),
-        offset_weights=offset_weights(targets, categories, stuff_offsets),
+        offset_weights=offset_weights[:, None],
     )
 
 
 def semantic_map(targets: Targets, ignore_crowd: bool = False) -> Tensor:
     """int64 [B, H, W], the class of each pixel; `IGNORE` where void or padding (and on crowds if asked)."""
-    labels = targets.labels.masked_fill(targets.crowd, IGNORE) if ignore_crowd else targets.labels
-    return _look_up(targets, labels, IGNORE)
+    return _look_up(targets, _classes(targets, ignore_crowd))[0]
+
+
+def thing_mask(targets: Targets, categories: Categories) -> Tensor:
+    """bool [B, H, W], pixels of things, crowds included."""
+    return _look_up(targets, _with_void(is_thing(targets, categories), False))[0]
 
 
 def is_thing(targets: Targets, categories: Categories) -> Tensor:
@@ -107,29 +123,23 @@ def is_thing(targets: Targets, categories: Categories) -> Tensor:
     return table[targets.labels]  # IGNORE, -1, reads the last entry
 
 
-def thing_mask(targets: Targets, categories: Categories) -> Tensor:
-    """bool [B, H, W], pixels of things, crowds included."""
-    return _look_up(targets, is_thing(targets, categories), False)
+def _classes(targets: Targets, ignore_crowd: bool) -> Tensor:
+    """int64 [B, N + 1], the class that each segment has in the semantic map."""
+    labels = targets.labels.masked_fill(targets.crowd, IGNORE) if ignore_crowd else targets.labels
+    return _with_void(labels, IGNORE)
 
 
-def semantic_weights(
-    targets: Targets, categories: Categories, areas: Tensor, small_area: int = 4096, small_weight: float = 3.0
+def _small_thing_weights(
+    targets: Targets, categories: Categories, areas: Tensor, small_area: int, small_weight: float
 ) -> Tensor:
-    """float32 [B, H, W]: `small_weight` on things (crowds too) of fewer than `small_area` pixels, else 1."""
+    """float32 [B, N + 1], the semantic weight of each segment; crowds can be small things too."""
     small = is_thing(targets, categories) & (areas < small_area)
-    return _look_up(targets, torch.where(small, small_weight, 1.0), 1.0)
+    return _with_void(torch.where(small, small_weight, 1.0), 1.0)
 
 
-def centre_weights(targets: Targets) -> Tensor:
-    """float32 [B, 1, H, W]: 1 on things and stuff that are no crowd, 0 on crowd, void and padding."""
-    counted = (targets.labels != IGNORE) & ~targets.crowd
-    return _look_up(targets, counted.float(), 0.0)[:, None]
-
-
-def offset_weights(targets: Targets, categories: Categories, stuff_offsets: bool = False) -> Tensor:
-    """float32 [B, 1, H, W]: 1 on things that are no crowd (and on stuff if asked), 0 elsewhere."""
-    counted = (targets.labels != IGNORE) if stuff_offsets else is_thing(targets, categories)
-    return _look_up(targets, (counted & ~targets.crowd).float(), 0.0)[:, None]
+def _counted(targets: Targets) -> Tensor:
+    """float32 [B, N + 1], 1 for segments that are no crowd, 0 for crowds and void."""
+    return _with_void(((targets.labels != IGNORE) & ~targets.crowd).float(), 0.0)
 
 
 def centres(targets: Targets, categories: Categories) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,9 +168,8 @@ def _sums_by_histogram(targets: Targets) -> Tensor:
     count = targets.labels.shape[1] + 1
     positions = [torch.arange(size, device=segments.device) for size in segments.shape[1:]]
     # spread over rows and columns, so that threads rarely add to one counter
-    index = torch.empty_like(segments)
-    by_row = _histogram(_row_index(segments, count, index), (*segments.shape[:2], count))
-    by_column = _histogram(_column_index(segments, count, index), (segments.shape[0], count, segments.shape[2]))
+    by_row = _histogram(_row_index(segments, count), (*segments.shape[:2], count))
+    by_column = _histogram(_column_index(segments, count), (segments.shape[0], count, segments.shape[2]))
     return torch.stack(
         [by_row.sum(1), (by_row * positions[0][:, None]).sum(1), (by_column * positions[1]).sum(2)]
     )
@@ -208,7 +217,8 @@ def centre_heatmap(
 
     squared = (window[:, None] ** 2 + window**2).double()
     gaussian = torch.exp(squared / (-2 * sigma**2)).float().expand(index.shape)
-    heatmap = _empty((outside + 1,), torch.float32, device).zero_()
+    (heatmap,) = _uninitialised(device, ((outside + 1,), torch.float32))
+    heatmap.zero_()
     heatmap.scatter_reduce_(0, index.view(-1), gaussian.reshape(-1), "amax")
     return heatmap[:outside].view(images, 1, height, width)
 
@@ -226,10 +236,15 @@ def centre_offsets(targets: Targets, categories: Categories, moments: SegmentMom
     present = is_thing(targets, categories) & (moments.areas > 0)
     by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).reshape(-1)
     by_column = _distances(moments.columns, present, segments.shape[2]).view(-1)
-    offset = _empty((2, *segments.shape), torch.float32, segments.device)
-    index = _empty(segments.shape, torch.int32, segments.device)
-    torch.index_select(by_row, 0, _row_index(segments, count, index), out=offset[0].view(-1))
-    torch.index_select(by_column, 0, _column_index(segments, count, index), out=offset[1].view(-1))
+    (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
+    lines = segments.view(-1, segments.shape[2])
+    dy, dx = offset.view(2, *lines.shape)
+    on_cpu = segments.device.type == "cpu"
+    step = max(1, CACHED // lines.shape[1]) if on_cpu else len(lines)  # the indices need not leave the cache
+    for start in range(0, len(lines), step):
+        part = slice(start, start + step)
+        torch.index_select(by_row, 0, _row_index(segments, count, part), out=dy[part].view(-1))
+        torch.index_select(by_column, 0, _column_index(segments, count, part), out=dx[part].view(-1))
     return offset.transpose(0, 1)
 
 
@@ -244,14 +259,14 @@ def _with_void(table: Tensor, value: float) -> Tensor:
     return torch.cat([torch.full_like(table[:, :1], value), table], 1)
 
 
-def _look_up(targets: Targets, table: Tensor, void: float) -> Tensor:
-    """[B, H, W]: the entry of `table` [B, N] of each pixel's segment, `void` for segment 0."""
+def _look_up(targets: Targets, *tables: Tensor) -> list[Tensor]:
+    """[B, H, W] for each table [B, N + 1]: its entry for the segment of each pixel (entry 0 for void)."""
     segments = targets.segments
-    table = _with_void(table, void)
-    index = segments if len(segments) == 1 else segments + _steps(segments, table.shape[1])
-    values = _empty(segments.shape, table.dtype, segments.device)
-    torch.index_select(table.view(-1), 0, index.view(-1), out=values.view(-1))
-    return values
+    index = segments if len(segments) == 1 else segments + _steps(segments, tables[0].shape[1])
+    planes = _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
+    for table, plane in zip(tables, planes, strict=True):
+        torch.index_select(table.view(-1), 0, index.view(-1), out=plane.view(-1))
+    return planes
 
 
 def _steps(segments: Tensor, step: int) -> Tensor:
@@ -259,18 +274,20 @@ def _steps(segments: Tensor, step: int) -> Tensor:
     return (torch.arange(len(segments), dtype=torch.int32, device=segments.device) * step)[:, None, None]
 
 
-def _row_index(segments: Tensor, count: int, out: Tensor) -> Tensor:
-    """int32 [B * H * W] in `out`: where (image, row, segment) stands in a [B, H, count] table."""
-    images, height, _ = segments.shape
-    rows = torch.arange(images * height, dtype=torch.int32, device=segments.device).view(images, height, 1)
-    return torch.add(segments, rows * count, out=out).view(-1)
+def _row_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tensor:
+    """int32 [lines * W]: where (image, row, segment) stands in a [B, H, count] table, for some of the B * H lines."""
+    images, height, width = segments.shape
+    line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
+    return (segments.view(-1, width)[lines] + line * count).view(-1)
 
 
-def _column_index(segments: Tensor, count: int, out: Tensor) -> Tensor:
-    """int32 [B * H * W] in `out`: where (image, segment, column) stands in a [B, count, W] table."""
-    width = segments.shape[2]
-    columns = torch.arange(width, dtype=torch.int32, device=segments.device) + _steps(segments, count * width)
-    return torch.add(columns, segments, alpha=width, out=out).view(-1)
+def _column_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tensor:
+    """int32 [lines * W]: where (image, segment, column) stands in a [B, count, W] table."""
+    images, height, width = segments.shape
+    line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
+    columns = torch.arange(width, dtype=torch.int32, device=segments.device)
+    first = line.div(height, rounding_mode="floor") * (count * width)
+    return torch.add(first + columns, segments.view(-1, width)[lines], alpha=width).view(-1)
 
 
 def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -280,12 +297,17 @@ def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:
     return zeros.scatter_add_(0, index.long(), ones).view(shape)
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor, on the CPU in NumPy's memory.
+def _uninitialised(device: torch.device, *kinds: tuple[Sequence[int], torch.dtype]) -> list[Tensor]:
+    """Tensors of these shapes and types, on the CPU all in one block of NumPy's memory.
 
-    NumPy asks the kernel for huge pages; torch's planes come in small ones, and touching 60 MB of them
-    for the first time took longer than all the arithmetic here.
+    NumPy asks the kernel for huge pages from 4 MB on; torch's planes come in small ones, and touching
+    60 MB of those for the first time took longer than all the arithmetic here.
     """
     if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+        return [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds]
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+    spans = [-(-size // 64) * 64 for size in sizes]  # every tensor begins at a cache line
+    pieces = torch.from_numpy(np.empty(sum(spans), np.uint8)).split(spans)
+    return [
+        piece[:size].view(dtype).view(shape) for piece, size, (shape, dtype) in zip(pieces, sizes, kinds, strict=True)
+    ]
