@@ -1,0 +1,354 @@
+"""Runs in MLflow: opened by the driver, written by one worker, by explicit run id.
+
+The driver creates database, experiment and run (several processes that open a fresh SQLite store at
+once crash) and hands `Run`, three strings, to the workers; rank 0 makes a `Tracker` of it. Nothing
+uses MLflow's global "active run", so a sweep's trials and a test's runs never meet.
+
+A tracking server that is away must not stop a training: every write of a `Tracker` catches its
+failure, metrics go to a spool file beside the checkpoints and are replayed later, and after a failure
+the server is left in peace for a minute. Metrics at a step that the run already holds are not
+written again, so a continued run may repeat steps.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1000
+"""Metrics in one request: MLflow's limit."""
+
+PARAMS_CHUNK = 100
+PARAM_LENGTH = 6000
+TAG_LENGTH = 8000
+
+PAUSE = 60.0
+"""Seconds without an attempt after a failed one."""
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where and under which names a run is recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite file under the run's folder."""
+    experiment: str = "panoptic"
+    """MLflow experiment."""
+    name: str = ""
+    """Of the run; MLflow invents one by default."""
+    register: str = ""
+    """Register the final model under this name; empty = log it without registering."""
+    alias: str = ""
+    """Alias that the registered version gets, such as champion."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the tracking server, as the workers receive it."""
+
+    tracking_uri: str
+    run_id: str
+    experiment_id: str
+
+
+def resolve_uri(tracking: Tracking, root: str | Path) -> str:
+    """The tracking URI: the configured one, MLFLOW_TRACKING_URI, or the SQLite store in `root` (a local folder)."""
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri:
+        return uri
+    return f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
+
+
+def start(
+    tracking: Tracking,
+    root: str | Path,
+    *,
+    params: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    parent: str = "",
+    run_id: str = "",
+) -> Run:
+    """Open a run, or `run_id` again. Called once, in the driver.
+
+    Args:
+        root: local folder of the default store; artifacts go to `mlruns` in it.
+        params: flat; immutable, so a run that is opened again keeps the ones it has.
+        config: the whole configuration, kept as the artifact `config.json`.
+        tags: dataset hash, seed and the like; code version and commit are added.
+        parent: run id of the sweep that this run belongs to.
+
+    Raises:
+        ConnectionError: the store cannot be reached or lacks `run_id`. This is the one moment at which
+            an unreachable server stops a run, before any time is spent.
+    """
+    uri = resolve_uri(tracking, root)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    labels = {**code_version(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+    try:
+        with patience(2, 30):
+            client = connect(uri)
+            if run_id:
+                client.update_run(run_id, status="RUNNING")
+                return Run(uri, run_id, client.get_run(run_id).info.experiment_id)
+            experiment = _experiment(client, tracking.experiment, uri, root)
+            labels = {key: str(value)[:TAG_LENGTH] for key, value in labels.items()}
+            run = client.create_run(experiment, run_name=tracking.name or None, tags=labels)
+            _log_params(client, run.info.run_id, params or {})
+            if config is not None:
+                client.log_text(run.info.run_id, json.dumps(config, indent=2), "config.json")
+    except Exception as error:
+        raise ConnectionError(
+            f"tracking: {uri} does not take the run{f' {run_id}' if run_id else ''} ({_first_line(error)}). "
+            "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
+        ) from error
+    return Run(uri, run.info.run_id, experiment)
+
+
+@contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """Give the run its final status: FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM."""
+    with _sigterm_raises():
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            asked = isinstance(stop, SystemExit) and stop.code in (0, None)
+            finish(run, "FINISHED" if asked else "KILLED")
+            raise
+        except BaseException:
+            finish(run, "FAILED")
+            raise
+        finish(run, "FINISHED")
+
+
+def finish(run: Run, status: str) -> None:
+    """Set the final status (FINISHED, FAILED, KILLED); a store that is away is a warning."""
+    try:
+        connect(run.tracking_uri).set_terminated(run.run_id, status)
+    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
+        log.warning("tracking: the run %s could not be set to %s (%s)", run.run_id, status, _first_line(error))
+
+
+class Tracker:
+    """Writes to one run from one process. No method raises because of the store."""
+
+    def __init__(self, run: Run, spool: str | Path | None = None) -> None:
+        """Args:
+        run: opened by the driver.
+        spool: local folder for metrics that could not be written; without one they are only kept in memory.
+        """
+        self.run = run
+        self._client = connect(run.tracking_uri)
+        self._pending: list[dict[str, Any]] = []
+        self._spool = None if spool is None else Path(spool) / f"mlflow-{run.run_id}.jsonl"
+        self._quiet_until = 0.0
+        self._written: dict[str, int] | None = None
+        """Last step of each metric in the run; None until the store has told."""
+        if self._spool is not None and self._spool.exists():
+            self._pending = [json.loads(line) for line in self._spool.read_text().splitlines()]
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Buffer metrics of a step; `flush` writes them."""
+        now = int(1000 * time.time())
+        for key, value in values.items():
+            name = metric_name(key)
+            self._pending.append({"key": name, "value": float(value), "step": int(step), "timestamp": now})
+
+    def flush(self) -> bool:
+        """Write what is buffered in as few requests as possible; True when nothing is left over."""
+        if not self._pending:
+            return True
+        if self._try("metrics", self._write):
+            return True
+        if self._spool is not None:
+            self._spool.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._spool.with_suffix(".part")
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in self._pending))
+            partial.replace(self._spool)
+        return False
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags; an existing one is overwritten."""
+        for key, value in values.items():
+            text = str(value)[:TAG_LENGTH]
+            self._try(f"tag {key}", lambda key=key, text=text: self._client.set_tag(self.run.run_id, key, text))
+
+    def text(self, name: str, text: str) -> None:
+        """Keep a text as the artifact `name`."""
+        self._try(name, lambda: self._client.log_text(self.run.run_id, text, name))
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], text: str = "") -> None:
+        """Keep rows as `name`.csv and, when given, their printed form as `name`.txt."""
+        if rows:
+            buffer = io.StringIO()
+            writer = csv.DictWriter(buffer, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+            self.text(f"{name}.csv", buffer.getvalue())
+        if text:
+            self.text(f"{name}.txt", text)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Keep a picture, uint8 [H, W, 3] RGB, as overlays/step_000123/`name`.png."""
+        path = f"overlays/step_{step:06d}/{Path(name).stem}.png"
+        self._try(path, lambda: self._client.log_image(self.run.run_id, picture, path))
+
+    def artifact(self, path: str | Path, folder: str = "") -> None:
+        """Keep a local file under `folder`."""
+        self._try(str(path), lambda: self._client.log_artifact(self.run.run_id, str(path), folder or None))
+
+    def close(self) -> None:
+        """Write what is buffered, once more even if the store was away a moment ago."""
+        self._quiet_until = 0.0
+        if not self.flush():
+            kept = f"kept in {self._spool}" if self._spool is not None else "lost"
+            log.warning("tracking: %d metrics could not be written and are %s", len(self._pending), kept)
+
+    def _write(self) -> None:
+        from mlflow.entities import Metric
+
+        if self._written is None:
+            self._written = last_steps(self._client, self.run.run_id)
+        fresh = [entry for entry in self._pending if entry["step"] > self._written.get(entry["key"], -1)]
+        for start in range(0, len(fresh), CHUNK):
+            chunk = fresh[start : start + CHUNK]
+            self._client.log_batch(self.run.run_id, metrics=[Metric(**entry) for entry in chunk])
+        for entry in fresh:
+            self._written[entry["key"]] = max(entry["step"], self._written.get(entry["key"], -1))
+        self._pending.clear()
+        if self._spool is not None:
+            self._spool.unlink(missing_ok=True)
+
+    def _try(self, what: str, write: Any) -> bool:
+        """Do it unless the store failed a moment ago; True on success."""
+        if time.monotonic() < self._quiet_until:
+            return False
+        try:
+            with patience(1, 5):
+                write()
+        except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise: training goes on
+            self._quiet_until = time.monotonic() + PAUSE
+            log.warning("tracking: %s not written (%s); next attempt in %.0f s", what, _first_line(error), PAUSE)
+            return False
+        return True
+
+
+def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
+    """The largest step of each metric that a run holds."""
+    keys = client.get_run(run_id).data.metrics
+    return {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in keys}
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of one store, whatever store the process uses otherwise."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def patience(retries: int, timeout: int) -> Iterator[None]:
+    """MLflow's retries and seconds per request. Its defaults block four minutes, in which other workers time out."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow accepts: letters, digits, `_ - . space : /`; anything else becomes `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+
+
+def code_version() -> dict[str, str]:
+    """Version of the package and, in a git checkout, the commit and whether files differ from it."""
+    try:
+        tags = {"version": version("panoptic-ray")}
+    except PackageNotFoundError:
+        tags = {}
+    folder = Path(__file__).resolve().parents[1]
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit and (folder / ".git").exists():
+        tags["mlflow.source.git.commit"] = commit
+        tags["commit_dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _experiment(client: MlflowClient, name: str, uri: str, root: str | Path) -> str:
+    """The id of the experiment, created on first use; a local store keeps its artifacts beside itself."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        if found.lifecycle_stage == "deleted":
+            raise ValueError(f"the experiment {name!r} was deleted; restore it or set another --tracking.experiment")
+        return found.experiment_id
+    where = (Path(root).resolve() / "mlruns").as_uri() + f"/{name}" if uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=where)
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(metric_name(key), str(value)[:PARAM_LENGTH]) for key, value in params.items()]
+    for start in range(0, len(entries), PARAMS_CHUNK):
+        client.log_batch(run_id, params=entries[start : start + PARAMS_CHUNK])
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which would end the process on the spot, as SystemExit; handlers of others (Ray's) are kept."""
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,162 @@
+"""Runs on a local store: what is written, what is written once, and what an outage does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import tracking
+from pipelines.tracking import Run, Tracker, Tracking, ending, start
+
+
+@pytest.fixture
+def run(mlflow_store: str, tmp_path: Path) -> Run:
+    return start(Tracking(name="one"), tmp_path, params={"optim.lr": 0.1, "long": "x" * 9000})
+
+
+def history(run: Run, key: str) -> list[tuple[int, float]]:
+    found = tracking.connect(run.tracking_uri).get_metric_history(run.run_id, key)
+    return [(metric.step, metric.value) for metric in found]
+
+
+def artifacts(run: Run, folder: str = "") -> list[str]:
+    return [f.path for f in tracking.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
+
+
+def test_default_store_lies_in_the_run_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.resolve_uri(Tracking(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking.resolve_uri(Tracking(), tmp_path) == "http://server:5000"
+    assert tracking.resolve_uri(Tracking(uri="sqlite:////x.db"), tmp_path) == "sqlite:////x.db"
+
+
+def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
+    run = start(
+        Tracking(experiment="e"),
+        tmp_path,
+        params={"optim.lr": 0.1, "long": "x" * 9000},
+        config={"optim": {"lr": 0.1}},
+        tags={"dataset": "abc", "seed": "3"},
+        parent="parent-id",
+    )
+    client = tracking.connect(mlflow_store)
+    data = client.get_run(run.run_id).data
+    assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
+    assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
+    assert artifacts(run) == ["config.json"]
+    assert client.get_experiment(run.experiment_id).artifact_location == f"file://{tmp_path}/mlruns/e"
+    assert (tmp_path / "mlruns" / "e" / run.run_id / "artifacts" / "config.json").exists()
+
+
+def test_a_run_is_opened_again_with_its_params(run, tmp_path):
+    tracking.finish(run, "FAILED")
+    again = start(Tracking(), tmp_path, params={"optim.lr": 99}, run_id=run.run_id)
+    assert again == run
+    found = tracking.connect(run.tracking_uri).get_run(run.run_id)
+    assert found.info.status == "RUNNING" and found.data.params["optim.lr"] == "0.1"
+    with pytest.raises(ConnectionError, match="does not take the run nowhere"):
+        start(Tracking(), tmp_path, run_id="nowhere")
+
+
+def test_metrics_are_written_in_one_request_and_steps_only_once(run, monkeypatch):
+    tracker = Tracker(run)
+    calls = []
+    log_batch = tracker._client.log_batch
+    monkeypatch.setattr(tracker._client, "log_batch", lambda *a, **k: (calls.append(1), log_batch(*a, **k)))
+    for step in range(5):
+        tracker.metrics(step, {"train/loss": step / 2, "val/pq@0.5": float("nan")})
+    assert history(run, "train/loss") == []
+    assert tracker.flush() and calls == [1]
+    assert history(run, "train/loss") == [(s, s / 2) for s in range(5)]
+    assert "val/pq_0.5" in tracking.connect(run.tracking_uri).get_run(run.run_id).data.metrics
+    continued = Tracker(run)
+    for step in (3, 4, 5):
+        continued.metrics(step, {"train/loss": -1.0, "new": 1.0})
+    continued.close()
+    assert history(run, "train/loss") == [*((s, s / 2) for s in range(5)), (5, -1.0)]
+    assert [step for step, _ in history(run, "new")] == [3, 4, 5]
+
+
+def test_tables_texts_and_overlays(run, tmp_path):
+    tracker = Tracker(run)
+    tracker.table("classes", [{"name": "person", "pq": 1.5}, {"name": "sky", "pq": 2.0}], "person 1.5")
+    tracker.image(123, "000.jpg", np.zeros((4, 5, 3), np.uint8))
+    tracker.tags({"state": "good"})
+    (tmp_path / "file.bin").write_bytes(b"x")
+    tracker.artifact(tmp_path / "file.bin", "files")
+    assert sorted(artifacts(run)) == ["classes.csv", "classes.txt", "files", "overlays"]
+    assert artifacts(run, "overlays/step_000123") == ["overlays/step_000123/000.png"]
+    root = tmp_path / "mlruns" / "panoptic" / run.run_id / "artifacts"
+    assert (root / "classes.csv").read_text().splitlines() == ["name,pq", "person,1.5", "sky,2.0"]
+    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
+
+
+def test_an_outage_costs_no_time_and_no_metric(run, tmp_path, monkeypatch, caplog):
+    away = Run("http://127.0.0.1:9", run.run_id, run.experiment_id)
+    spool = tmp_path / "checkpoints"
+    tracker = Tracker(away, spool)
+    began = time.monotonic()
+    for step in range(3):
+        tracker.metrics(step, {"loss": step})
+        assert not tracker.flush()
+        tracker.text("a.txt", "lost")
+        tracker.image(step, "a", np.zeros((2, 2, 3), np.uint8))
+    assert time.monotonic() - began < 15
+    assert len([r for r in caplog.records if "next attempt" in r.message]) == 1, "one attempt, then a pause"
+    tracker.close()
+    lines = [json.loads(line) for line in (spool / f"mlflow-{run.run_id}.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["value"]) for line in lines] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+    back = Tracker(run, spool)
+    back.metrics(3, {"loss": 3})
+    assert back.flush()
+    assert history(run, "loss") == [(s, float(s)) for s in range(4)]
+    assert not list(spool.iterdir())
+
+
+def test_an_unreachable_server_stops_the_driver_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9 does not take the run.*--tracking\.uri"):
+        start(Tracking(uri="http://127.0.0.1:9"), tmp_path)
+
+
+def status(run: Run) -> str:
+    return tracking.connect(run.tracking_uri).get_run(run.run_id).info.status
+
+
+def test_the_final_status_tells_how_the_run_ended(run):
+    with ending(run):
+        assert status(run) == "RUNNING"
+    assert status(run) == "FINISHED"
+    with pytest.raises(ValueError, match="bad"), ending(run):
+        raise ValueError("bad")
+    assert status(run) == "FAILED"
+    with pytest.raises(KeyboardInterrupt), ending(run):
+        raise KeyboardInterrupt
+    assert status(run) == "KILLED"
+
+
+def test_sigterm_is_a_killed_run(run, monkeypatch):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit), ending(run):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status(run) == "KILLED"
+
+
+def test_environment_is_left_as_it_was(run):
+    before = dict(os.environ)
+    tracker = Tracker(run)
+    tracker.metrics(0, {"a": 1.0})
+    tracker.close()
+    assert dict(os.environ) == before
