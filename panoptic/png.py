@@ -43,8 +43,9 @@ def decode_ids(png: bytes) -> np.ndarray:
         )
     pixels = _decode(png, cv2.IMREAD_UNCHANGED)
     swap = cv2.COLOR_BGR2RGBA if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-    # four bytes R G B A are one little-endian integer, so one mask replaces three multiply-adds
-    return (cv2.cvtColor(pixels, swap).view("<i4")[..., 0] & MAX_ID).astype(np.int32, copy=False)
+    # four bytes R G B A are one little-endian integer, so one mask (in place) replaces three multiply-adds
+    ids = cv2.cvtColor(pixels, swap).view("<i4")[..., 0]
+    return np.bitwise_and(ids, MAX_ID, out=ids).astype(np.int32, copy=False)
 
 
 def encode_ids(ids: np.ndarray) -> bytes:

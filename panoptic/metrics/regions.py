@@ -11,6 +11,9 @@ import numpy as np
 
 from panoptic.segmentation import IGNORE, Categories
 
+_BLOCK = 1 << 17
+"""Pixels that are compared at once: what is written then still lies in the cache when it is read."""
+
 
 def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The runs over which a pair of maps is constant, in raster order.
@@ -25,14 +28,14 @@ def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         the value of `first` and of `second` in each run, and its length int64, all [R].
     """
     a, b = np.ascontiguousarray(first).ravel(), np.ascontiguousarray(second).ravel()
-    changes = np.ones(a.size, bool)
-    np.not_equal(a[1:], a[:-1], out=changes[1:])
-    changes[1:] |= b[1:] != b[:-1]
-    starts = np.flatnonzero(changes)
-    lengths = np.empty_like(starts)
-    np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
-    lengths[-1:] = a.size - starts[-1:]
-    return a[starts], b[starts], lengths
+    found = [np.zeros(min(a.size, 1), np.intp)]
+    for start in range(1, a.size, _BLOCK):
+        stop = min(start + _BLOCK, a.size)
+        changes = a[start:stop] != a[start - 1 : stop - 1]
+        changes |= b[start:stop] != b[start - 1 : stop - 1]
+        found.append(np.flatnonzero(changes) + start)
+    starts = np.concatenate(found)
+    return a[starts], b[starts], np.diff(starts, append=a.size)
 
 
 def tabulate(first: np.ndarray, second: np.ndarray, lengths: np.ndarray, rows: int, columns: int) -> np.ndarray:
