@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic.models.interface import PanopticModel
+from panoptic.models.interface import PanopticModel, full_precision
 from panoptic.optim import Optim, learning_rate_factor, set_learning_rate
 from panoptic.segmentation import Segmentation, Targets
 
@@ -157,15 +157,16 @@ def train_step(
 
 def evaluation_step(
     model: PanopticModel, images: Tensor, targets: Targets, engine: Engine
-) -> tuple[dict[str, Tensor], list[Segmentation]]:
-    """Losses and merged maps of one batch in one pass.
+) -> tuple[dict[str, Tensor], list[Segmentation], list[np.ndarray]]:
+    """Losses, merged maps and class maps of one batch, from one pass of the network.
 
     Args:
         model: unwrapped and in evaluation mode.
         images: uint8 [B, 3, H, W].
 
     Returns:
-        scalar losses on the device, their sum as `total`, and B maps at `targets.frame.output_sizes`.
+        scalar losses on the device with their sum as `total`, B panoptic maps for PQ, and B int32 class
+        maps for mIoU, both at `targets.frame.output_sizes`.
 
     Raises:
         ValueError: the model is in training mode; its running statistics would learn from the validation.
@@ -173,9 +174,17 @@ def evaluation_step(
     if model.training:
         raise ValueError("evaluation_step: the model is in training mode; call model.eval() first")
     images, targets = _place(model, images, targets, engine)
-    with torch.inference_mode(), _autocast(images, engine):
-        losses, maps = model(images, targets, segment=True)
-        return {**losses, "total": _sum(losses)}, maps
+    with torch.inference_mode():
+        with _autocast(images, engine):
+            outputs = model.network(images, targets.frame)
+        outputs = full_precision(outputs)
+        losses = model.loss(outputs, targets)
+        maps = model.segment(outputs, targets.frame)
+        if type(model).semantics is PanopticModel.semantics:  # which would merge once more
+            semantics = [segmentation.semantic() for segmentation in maps]
+        else:
+            semantics = model.semantics(outputs, targets.frame)
+    return {**losses, "total": _sum(losses)}, maps, semantics
 
 
 def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
