@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import timm
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from panoptic.layers import Norm, freeze
@@ -99,14 +100,15 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, pretrained: bool = False, output_stride: int = 32) -> None:
         super().__init__()
         self.name = name
-        options = {} if output_stride == 32 else {"output_stride": output_stride}
+        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         try:
             self.body = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride}: {error}"
+                f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride} "
+                f"({error})"
             ) from error
-        info = self.body.feature_info
+        info = cast(FeatureInfo, self.body.feature_info)
         wanted = [min(4 * 2**k, output_stride) for k in range(4)]
         if list(info.reduction())[-4:] != wanted:
             raise ValueError(

@@ -30,6 +30,11 @@ class FrozenBatchNorm(nn.Module):
     the running variance starts at 1 - eps, as in detectron2.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.ones(channels))
@@ -86,6 +91,9 @@ class Pixels(nn.Module):
 
     Mean and deviation are on the 0..255 scale and in the order of the output channels.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> None:
         super().__init__()
@@ -170,6 +178,19 @@ class ImagePool(nn.Module):
         return resize(F.relu(self.conv(pooled)), (height, width), self.align)
 
 
+def pool_window(crop: tuple[int, int] | None, stride: int) -> tuple[int, int] | None:
+    """The extent of a training crop (height, width) on a feature map of that stride; None stays None.
+
+    Raises:
+        ValueError: the crop is no multiple of the stride.
+    """
+    if crop is None:
+        return None
+    if crop[0] % stride or crop[1] % stride:
+        raise ValueError(f"image_pool: {crop[0]}x{crop[1]} is no multiple of the backbone's output stride {stride}")
+    return crop[0] // stride, crop[1] // stride
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017): a 1x1, dilated 3x3 of each rate, image pooling.
 
@@ -184,14 +205,16 @@ class ASPP(nn.Module):
         norm: Norm,
         *,
         separable: bool,
-        pool: ImagePool,
+        pool_bias: bool,
+        pool_window: tuple[int, int] | None,
+        align_corners: bool,
         dropout: float,
     ) -> None:
         super().__init__()
         dilated: Callable[..., nn.Module] = SeparableConv if separable else ConvNormAct
         self.branches = nn.ModuleList([ConvNormAct(inputs, outputs, 1, norm)])
         self.branches.extend(dilated(inputs, outputs, 3, norm, dilation=rate) for rate in rates)
-        self.pool = pool
+        self.pool = ImagePool(inputs, outputs, pool_bias, pool_window, align_corners)
         self.project = ConvNormAct((len(rates) + 2) * outputs, outputs, 1, norm)
         self.dropout = nn.Dropout(dropout)
 
@@ -220,8 +243,8 @@ class Decoder(nn.Module):
         low: Sequence[int],
         projections: Sequence[int],
         channels: int,
-        norm: Norm,
         *,
+        norm: Norm,
         separable: bool,
         low_first: bool,
         align_corners: bool,
@@ -263,9 +286,17 @@ def conv_block(inputs: int, middle: int, outputs: int, separable: bool, norm: No
     return nn.Sequential(ConvNormAct(inputs, middle, 3, norm), ConvNormAct(middle, outputs, 3, norm))
 
 
-def kaiming_blocks(part: nn.Module) -> None:
-    """detectron2's initialisation of DeepLab's decoders: plain convolutions uniform by fan-in, depthwise-separable
-    ones normal by fan-out, biases (predictors' too) zero. Predictors keep their weights."""
+def initialise_decoder(part: nn.Module, kaiming: bool) -> None:
+    """DeepLab's decoders and heads: every convolution from N(0, 0.001).
+
+    With `kaiming`, as detectron2 has it, only predictors keep that; plain convolutions are uniform by
+    fan-in, depthwise-separable ones normal by fan-out, and all biases zero.
+    """
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, 0, 0.001)
+    if not kaiming:
+        return
     for module in part.modules():
         if isinstance(module, (ConvNormAct, ImagePool)):
             nn.init.kaiming_uniform_(module.conv.weight, a=1)

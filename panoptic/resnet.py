@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from panoptic.layers import Norm, norm_layer
 
-STAGES = ("res2", "res3", "res4", "res5")
+STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
             self.bn1 = norm_layer(norm, 64)
         channels = 128 if deeplab_stem else 64
-        self.channels = {"stem": channels}
-        self.strides = {"stem": 4}
+        self.channels: dict[str, int] = {"stem": channels}
+        self.strides: dict[str, int] = {"stem": 4}
         reached, dilation = 4, 1
         for index, (stage, blocks) in enumerate(zip(STAGES, depth.blocks, strict=True)):
             stride, previous = (1 if index == 0 else 2), dilation

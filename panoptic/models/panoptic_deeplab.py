@@ -18,41 +18,52 @@ followed: "standalone" (bowenc0221/panoptic-deeplab; "Panoptic-DeepLab in PyTorc
 | merged | at image size, then resized by nearest | at output size |
 | initial decoder weights | N(0, 0.001) | Kaiming |
 
-Deviations: batch padding is cut off before merging in both flavours (the standalone code merges its
-padded image first); coarse maps of a canvas that is no multiple of 4 are cut to it (detectron2 cannot
-train on such a canvas). `foreground` is the branch that the technical report proposes in section 4 and
-nobody published: trained on all pixels, with void as background, it keeps instances off ignored regions.
+Deviations: batch padding is cut off before merging in both flavours (the standalone code merges its padded image);
+coarse maps of a canvas that is no multiple of 4 are cut to it (detectron2 cannot train on one). `foreground` is the
+branch that the technical report proposes in section 4 and nobody published: trained on all pixels, with void as
+background, it keeps instances off ignored regions.
 
-Where two things share a rounded centre, one of them is lost, whatever the outputs.
+Two things with one rounded centre cannot be told apart, whatever the outputs.
 
 Shapes: B images, C classes, H x W canvas, h x w stride-4 maps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers import ASPP, Decoder, Head, ImagePool, Norm, Pixels, kaiming_blocks, resize, set_norm_momentum
-from panoptic.losses import (
-    cross_entropy,
-    foreground_cross_entropy,
-    masked_absolute_error,
-    masked_squared_error,
-    ohem_cross_entropy,
-    top_k_cross_entropy,
+from panoptic.layers import (
+    ASPP,
+    Decoder,
+    Head,
+    Norm,
+    Pixels,
+    initialise_decoder,
+    pool_window,
+    resize,
+    set_norm_momentum,
 )
 from panoptic.merging import Score, merge_centres, scored_instances
 from panoptic.models.interface import Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets import Rounding, centre_heatmap, centre_offsets, centre_targets, centroids, semantic_map, thing_mask
+from panoptic.targets import (
+    Rounding,
+    centre_heatmap,
+    centre_offsets,
+    centre_targets,
+    segment_moments,
+    semantic_map,
+    thing_mask,
+)
 
 CHUNK = 16
 """Classes upsampled at once when a class map is made: bounds the memory of 133 classes at 2 megapixels."""
@@ -67,7 +78,7 @@ class PanopticDeepLabConfig:
 
     flavour: Literal["standalone", "detectron2"] = "standalone"
     """Which published implementation is followed in what is not an option of its own."""
-    backbone: Backbone = Backbone()
+    backbone: Backbone = field(default_factory=Backbone)
     """Where the features come from."""
     divisor: int = 1
     """Batches are padded to a multiple of this (detectron2's COCO configuration: 640)."""
@@ -113,7 +124,6 @@ class PanopticDeepLabConfig:
     """Width of the centre, offset and foreground heads."""
     foreground: bool = False
     """Add the branch that keeps instances off ignored regions; void is trained as background."""
-
     semantic_loss: Literal["top_k", "cross_entropy", "ohem"] = "top_k"
     """top_k: mean of the hardest pixels; cross_entropy: over labelled pixels; ohem: pixels below a probability."""
     top_k_fraction: float = 0.2
@@ -140,7 +150,6 @@ class PanopticDeepLabConfig:
     """Crowds are void in the semantic loss."""
     stuff_offsets: bool = False
     """Stuff counts in the offset loss, with target 0."""
-
     threshold: float = 0.1
     """Centres score strictly more."""
     nms_kernel: int = 7
@@ -162,23 +171,13 @@ class PanopticDeepLabConfig:
         """
         if self.foreground and not categories.things:
             raise ValueError("foreground: there is no thing class among the categories; leave the branch off")
-        for name, widths in (("semantic", self.semantic_projections), ("instance", self.instance_projections)):
-            if len(widths) != len(self.low_level):
-                raise ValueError(
-                    f"{name}_projections: {len(widths)} widths for the {len(self.low_level)} features of low_level "
-                    f"{self.low_level}; give one for each"
-                )
+        counts = {len(self.low_level), len(self.semantic_projections), len(self.instance_projections)}
+        if len(counts) != 1 or 0 in counts:
+            raise ValueError(
+                f"low_level: {self.low_level}, semantic_projections {self.semantic_projections} and "
+                f"instance_projections {self.instance_projections} must name as many widths as features, at least one"
+            )
         return PanopticDeepLab(self, categories)
-
-    @property
-    def align_corners(self) -> bool:
-        """Of every bilinear resize inside the network."""
-        return self.flavour == "standalone"
-
-    @property
-    def rounding(self) -> Rounding:
-        """How a centroid becomes a pixel."""
-        return "truncate" if self.flavour == "standalone" else "half_even"
 
 
 class PanopticDeepLab(PanopticModel):
@@ -192,6 +191,13 @@ class PanopticDeepLab(PanopticModel):
     def __init__(self, config: PanopticDeepLabConfig, categories: Categories) -> None:
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
+        self.standalone = config.flavour == "standalone"
+        self.rounding: Rounding = "truncate" if self.standalone else "half_even"
+        self.semantic_loss = {
+            "top_k": partial(losses.top_k_cross_entropy, fraction=config.top_k_fraction),
+            "ohem": partial(losses.ohem_cross_entropy, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept),
+            "cross_entropy": losses.cross_entropy,
+        }[config.semantic_loss]
         self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
         self.backbone = config.backbone.build()
         channels, strides = self.backbone.channels, self.backbone.strides
@@ -199,11 +205,31 @@ class PanopticDeepLab(PanopticModel):
         if unknown:
             raise ValueError(f"low_level: {unknown} are no features of {config.backbone.name}; it has {list(channels)}")
         self.stride = strides[config.low_level[-1]]
-        self.semantic_aspp = _aspp(config, channels["res5"], strides["res5"])
-        self.instance_aspp = None if config.shared_aspp else _aspp(config, channels["res5"], strides["res5"])
-        low = [channels[name] for name in config.low_level]
-        self.semantic_decoder = _decoder(config, low, config.semantic_projections, config.semantic_channels)
-        self.instance_decoder = _decoder(config, low, config.instance_projections, config.instance_channels)
+        aspp = partial(
+            ASPP,
+            channels["res5"],
+            config.aspp_channels,
+            config.rates,
+            config.norm,
+            separable=config.aspp_separable,
+            pool_bias=not self.standalone,
+            pool_window=pool_window(config.image_pool, strides["res5"]),
+            align_corners=self.standalone,
+            dropout=config.dropout,
+        )
+        self.semantic_aspp = aspp()
+        self.instance_aspp = None if config.shared_aspp else aspp()
+        decoder = partial(
+            Decoder,
+            config.aspp_channels,
+            [channels[name] for name in config.low_level],
+            norm=config.norm,
+            separable=config.separable,
+            low_first=not self.standalone,
+            align_corners=self.standalone,
+        )
+        self.semantic_decoder = decoder(config.semantic_projections, config.semantic_channels)
+        self.instance_decoder = decoder(config.instance_projections, config.instance_channels)
         self.semantic_head = Head(
             config.semantic_channels, config.semantic_head_channels, len(categories), config.separable, config.norm
         )
@@ -214,7 +240,7 @@ class PanopticDeepLab(PanopticModel):
         set_norm_momentum(self, config.norm_momentum)
         for name, part in self.named_children():
             if name != "backbone":
-                _initialise(part, config.flavour)
+                initialise_decoder(part, kaiming=not self.standalone)
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the stride-4 outputs that the class describes."""
@@ -225,7 +251,9 @@ class PanopticDeepLab(PanopticModel):
         semantic = self.semantic_decoder(semantic, low)
         instance = self.instance_decoder(instance, low)
         outputs = {"semantic": self.semantic_head(semantic), "centre": self.centre_head(instance)}
-        outputs["offset"] = self.offset_head(instance) * self._offset_scale(images.shape[-2], instance.shape[-2])
+        # the standalone code takes the factor of both axes from heights; a map one pixel high would divide by 0
+        scale = max(1, images.shape[-2] - 1) // max(1, instance.shape[-2] - 1) if self.standalone else self.stride
+        outputs["offset"] = self.offset_head(instance) * scale
         if self.foreground_head is not None:
             outputs["foreground"] = self.foreground_head(instance)
         return outputs
@@ -237,37 +265,28 @@ class PanopticDeepLab(PanopticModel):
             targets,
             self.categories,
             sigma=config.sigma,
-            rounding=config.rounding,
+            rounding=self.rounding,
             small_area=config.small_area,
             small_weight=config.small_weight,
             ignore_crowd=config.ignore_crowd,
             stuff_offsets=config.stuff_offsets,
         )
         maps = {name: self._on_canvas(value, canvas) for name, value in outputs.items()}
-        offset = masked_absolute_error(
-            maps["offset"], truth.offset, truth.offset_weights, per_channel=config.flavour == "standalone"
+        semantic = self.semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights)
+        centre = losses.masked_squared_error(maps["centre"], truth.centre, truth.centre_weights)
+        offset = losses.masked_absolute_error(
+            maps["offset"], truth.offset, truth.offset_weights, per_channel=self.standalone
         )
-        losses = {
-            "semantic": self._semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights),
-            "centre": config.centre_weight * masked_squared_error(maps["centre"], truth.centre, truth.centre_weights),
+        terms = {
+            "semantic": config.semantic_weight * semantic,
+            "centre": config.centre_weight * centre,
             "offset": config.offset_weight * offset,
         }
         if "foreground" in maps:
             valid = targets.frame.valid(targets.segments.device)
-            losses["foreground"] = config.foreground_weight * foreground_cross_entropy(
-                maps["foreground"], truth.foreground, valid
-            )
-        return losses
-
-    def _semantic_loss(self, logits: Tensor, semantic: Tensor, weights: Tensor) -> Tensor:
-        config = self.config
-        if config.semantic_loss == "top_k":
-            loss = top_k_cross_entropy(logits, semantic, weights, config.top_k_fraction)
-        elif config.semantic_loss == "ohem":
-            loss = ohem_cross_entropy(logits, semantic, weights, config.ohem_threshold, config.ohem_min_kept)
-        else:
-            loss = cross_entropy(logits, semantic, weights)
-        return config.semantic_weight * loss
+            foreground = losses.foreground_cross_entropy(maps["foreground"], truth.foreground, valid)
+            terms["foreground"] = config.foreground_weight * foreground
+        return terms
 
     @torch.no_grad()
     def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
@@ -279,13 +298,12 @@ class PanopticDeepLab(PanopticModel):
         """The things of the merged maps, scored as `instance_score` says."""
         scored = []
         for b, segmentation in enumerate(self.segment(outputs, frame)):
-            size = segmentation.size
             logits, heatmap = (
-                resize(self._cropped(outputs[name], frame, b), size, False)[0] for name in ("semantic", "centre")
+                resize(self._cropped(outputs[name], frame, b), segmentation.size, False)[0]
+                for name in ("semantic", "centre")
             )
-            scored.append(
-                scored_instances(segmentation, logits, heatmap[0], self.categories, self.config.instance_score)
-            )
+            ranking = self.config.instance_score
+            scored.append(scored_instances(segmentation, logits, heatmap[0], self.categories, ranking))
         return scored
 
     @torch.no_grad()
@@ -296,36 +314,30 @@ class PanopticDeepLab(PanopticModel):
 
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
-        """"semantic", "centre", "offset" and "foreground" of the truth at canvas resolution.
+        """The "semantic", "centre", "offset" and "foreground" of the truth, at canvas resolution.
 
         Offsets point to the rounded centres, not to the centroids, because another thing's rounded centre
         may lie nearer to a centroid. Void pixels get the first stuff class (and no foreground).
         """
-        moments = centroids(targets)
-        snap = torch.round if self.config.rounding == "half_even" else torch.trunc
+        moments = segment_moments(targets)
+        snap = torch.round if self.rounding == "half_even" else torch.trunc
         snapped = replace(moments, rows=snap(moments.rows), columns=snap(moments.columns))
         semantic = semantic_map(targets)
         void = (self.categories.stuff or self.categories.things)[0]
-        classes = torch.where(semantic == IGNORE, void, semantic)
-        logits = nn.functional.one_hot(classes, len(self.categories)).permute(0, 3, 1, 2) * CERTAIN
+        classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
+        logits = torch.zeros(len(classes), len(self.categories), *targets.frame.canvas, device=classes.device)
         foreground = thing_mask(targets, self.categories)[:, None]
         return {
-            "semantic": logits,
-            "centre": centre_heatmap(targets, self.categories, moments, self.config.sigma, self.config.rounding),
+            "semantic": logits.scatter_(1, classes, CERTAIN),
+            "centre": centre_heatmap(targets, self.categories, moments, self.config.sigma, self.rounding),
             "offset": centre_offsets(targets, self.categories, snapped),
             "foreground": torch.where(foreground, CERTAIN, -CERTAIN),
         }
 
-    def _offset_scale(self, canvas_height: int, height: int) -> int:
-        """The factor from offsets in units of the map to pixels of the canvas."""
-        if self.config.flavour == "detectron2":
-            return self.stride
-        return max(1, canvas_height - 1) // max(1, height - 1)
-
     def _on_canvas(self, x: Tensor, canvas: tuple[int, int]) -> Tensor:
         """[B, C, h, w] to [B, C, H, W]; what has that size already stays as it is."""
-        if tuple(x.shape[-2:]) == tuple(canvas) or self.config.align_corners:
-            return resize(x, canvas, self.config.align_corners)
+        if tuple(x.shape[-2:]) == tuple(canvas) or self.standalone:
+            return resize(x, canvas, self.standalone)
         size = (x.shape[-2] * self.stride, x.shape[-1] * self.stride)
         return resize(x, size, False)[..., : canvas[0], : canvas[1]]
 
@@ -336,29 +348,25 @@ class PanopticDeepLab(PanopticModel):
 
     def _merge_size(self, x: Tensor, frame: Frame, b: int) -> Tensor:
         """Image b of [B, C, ...] as [C, ...] at the size at which the flavour merges."""
-        x = self._cropped(x, frame, b)
-        return (x if self.config.flavour == "standalone" else resize(x, _pair(frame.output_sizes[b]), False))[0]
+        size = frame.sizes[b] if self.standalone else frame.output_sizes[b]
+        return resize(self._cropped(x, frame, b), _pair(size), False)[0].contiguous()
 
     def _classes(self, logits: Tensor, frame: Frame, b: int) -> Tensor:
         """int64 [H, W], the best class of each pixel of image b, the first of equally good ones.
 
         Classes are upsampled a few at a time, so the memory does not grow with their number.
         """
-        best = classes = None
-        for start in range(0, logits.shape[1], CHUNK):
+        best, classes = self._merge_size(logits[:, :CHUNK], frame, b).max(0)
+        for start in range(CHUNK, logits.shape[1], CHUNK):
             value, index = self._merge_size(logits[:, start : start + CHUNK], frame, b).max(0)
-            if best is None or classes is None:
-                best, classes = value, index
-                continue
             better = value > best
             best, classes = torch.where(better, value, best), torch.where(better, index + start, classes)
-        assert classes is not None
         return classes
 
     def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
         config = self.config
         offset = self._merge_size(outputs["offset"], frame, b)
-        if config.flavour == "detectron2" and config.rescale_offset:
+        if not self.standalone and config.rescale_offset:
             factor = frame.output_sizes[b].double() / frame.sizes[b]
             offset = offset * factor.to(offset)[:, None, None]
         foreground = outputs.get("foreground")
@@ -380,52 +388,9 @@ class PanopticDeepLab(PanopticModel):
         return replace(segmentation, segments=_nearest(segmentation.segments, size)).compact()
 
 
-def _decoder(config: PanopticDeepLabConfig, low: list[int], projections: Sequence[int], channels: int) -> Decoder:
-    return Decoder(
-        config.aspp_channels,
-        low,
-        projections,
-        channels,
-        config.norm,
-        separable=config.separable,
-        low_first=config.flavour == "detectron2",
-        align_corners=config.align_corners,
-    )
-
-
-def _aspp(config: PanopticDeepLabConfig, channels: int, stride: int) -> ASPP:
-    window = None
-    if config.image_pool is not None:
-        if config.image_pool[0] % stride or config.image_pool[1] % stride:
-            raise ValueError(f"image_pool: {config.image_pool} is no multiple of the backbone's output stride {stride}")
-        window = (config.image_pool[0] // stride, config.image_pool[1] // stride)
-    bias = config.flavour == "detectron2"
-    pool = ImagePool(channels, config.aspp_channels, bias, window, config.align_corners)
-    return ASPP(
-        channels,
-        config.aspp_channels,
-        config.rates,
-        config.norm,
-        separable=config.aspp_separable,
-        pool=pool,
-        dropout=config.dropout,
-    )
-
-
-def _initialise(part: nn.Module, flavour: str) -> None:
-    """Decoders and heads as the flavour initialises them; predictors are N(0, 0.001) in both."""
-    for module in part.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, 0, 0.001)
-    if flavour == "detectron2":
-        kaiming_blocks(part)
-
-
 def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """int32 [H, W] at another size, by OpenCV's nearest neighbour as in the standalone code."""
-    if values.shape == size:
-        return values
-    return cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return values if values.shape == size else cv2.resize(values, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def _pair(size: Tensor) -> tuple[int, int]:
