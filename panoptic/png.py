@@ -98,6 +98,11 @@ def decode_image(data: bytes, name: str = "image") -> np.ndarray:
     return _decode(data, cv2.IMREAD_COLOR_RGB, name)
 
 
+def encode_image(image: np.ndarray) -> bytes:
+    """The PNG of a picture, uint8 [H, W, 3] RGB."""
+    return _encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
 def from_coco(
     png: bytes, record: Mapping, categories: Categories, name: str, size: tuple[int, int] | None = None
 ) -> Segmentation:

@@ -89,7 +89,14 @@ def prepare(
     return replace(manifest, uri=out)
 
 
-def ensure_shards(root: storage.Uri, split: str, cache: storage.Uri, reader: str = "coco", seed: int = 0) -> Manifest:
+def ensure_shards(
+    root: storage.Uri,
+    split: str,
+    cache: storage.Uri,
+    reader: str = "coco",
+    seed: int = 0,
+    on_invalid: Literal["stop", "skip"] = "stop",
+) -> Manifest:
     """The shards of a split, prepared on the fly where `root` is a dataset that is not shards yet.
 
     Args:
@@ -115,7 +122,9 @@ def ensure_shards(root: storage.Uri, split: str, cache: storage.Uri, reader: str
         raise ValueError(f"reader {reader!r} is unknown; there are {', '.join(READERS)}")
     root = storage.absolute(root)
     folder = f"{PurePosixPath(root).name}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
-    manifest = prepare(READERS[reader](root, split), storage.join(cache, folder, split), seed=seed)
+    manifest = prepare(
+        READERS[reader](root, split), storage.join(cache, folder, split), seed=seed, on_invalid=on_invalid
+    )
     for note in manifest.notes:
         logger.warning("%s of %s: %s", split, root, note)
     return manifest

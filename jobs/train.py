@@ -1,0 +1,29 @@
+"""Train a preset: `python jobs/train.py [PRESET] [--path value …]`; no preset is the demo. `PRESET --help` lists all options."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.config import parse
+from pipelines.presets import PRESETS
+from pipelines.train import Outcome, closing_words, train
+
+
+def main(arguments: list[str] | None = None) -> Outcome:
+    """Run it, print the best table and where everything lies."""
+    preset, experiment = parse(sys.argv[1:] if arguments is None else arguments, PRESETS)
+    outcome = train(experiment, preset)
+    print(closing_words(outcome), flush=True)
+    return outcome
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except (ValueError, ConnectionError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,206 @@
+"""The tree of options of one experiment, and the only place that parses a command line.
+
+Each option is a field of the dataclass of the module that uses it, and the line under the field is its
+documentation and its `--help`. A named experiment is a function in `presets.py`; the command line, a
+sweep and a stored run all change it through the same parser:
+
+    override(preset, {"optim.lr": 1e-4, "model.backbone.freeze": 2})
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+import tyro
+
+from panoptic.engine import Engine
+from panoptic.models import Architecture
+from panoptic.optim import Optim
+from panoptic.transforms import Augment, Resize
+from pipelines.feed import FeedConfig
+from pipelines.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The drawn data set that stands in where no data is given."""
+
+    train: int = 800
+    """Number of training scenes."""
+    val: int = 96
+    """Number of validation scenes (other seeds than any training scene)."""
+    seed: int = 0
+    """Of the drawing."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, and where their shards go."""
+
+    root: str = "scenes"
+    """A folder in COCO-panoptic form, a folder of prepared shards, or "scenes" for the drawn data set. Local or s3://."""
+    train: str = "train"
+    """Name of the training split."""
+    val: str = "val"
+    """Name of the validation split."""
+    reader: str = "coco"
+    """How `root` is read: a key of `pipelines.sources.READERS`."""
+    shards: str = ""
+    """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
+    on_invalid: Literal["stop", "skip"] = "stop"
+    """What an image that fails validation does to the preparation."""
+    scenes: Scenes = field(default_factory=Scenes)
+    """Of the drawn data set."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Length, size and machinery of a training run. The batch is global: workers only share it."""
+
+    steps: int = 1000
+    """Optimiser updates in all."""
+    batch: int = 8
+    """Images of one update over all workers; the learning rate belongs to it."""
+    micro_batch: int = 0
+    """Most images that a worker puts through the network at once; accumulation follows. 0 = no accumulation."""
+    workers: int = 2
+    """Data-parallel workers (one process each; one GPU each when `gpu`)."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Train on GPUs: `auto` when the cluster has at least one per worker."""
+    cpus_per_worker: float = 0.0
+    """CPUs that Ray reserves for a worker; 0 = half a core on a small machine, else one, so that Ray Data keeps room."""
+    threads: int = 0
+    """Torch threads of a worker; 0 = the machine's cores divided by the workers on it."""
+    sync_bn: bool = False
+    """Share batch-norm statistics over workers (GPU only; ignored with a warning on CPU)."""
+    compile: bool = False
+    """`torch.compile` the network (losses and merging stay eager)."""
+    seed: int = 0
+    """Of initialisation, order, augmentation and dropout."""
+    deterministic: bool = False
+    """Only deterministic kernels; slower on GPU."""
+    log_every: int = 20
+    """Steps between console lines and logged losses."""
+    validate_every: int = 250
+    """Steps between validations; the last step always validates. A checkpoint is written at each."""
+    validation_batch: int = 4
+    """Images that a worker validates at once."""
+    overlays: int = 4
+    """Validation images whose overlay is logged at every validation (always the same ones)."""
+    keep: int = 2
+    """Checkpoints kept: the best so many by PQ, and the last."""
+    max_failures: int = 2
+    """Worker failures after which the run gives up; each restarts from the last checkpoint."""
+    weights: str = ""
+    """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
+    stop_after: int = 0
+    """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run depends on."""
+
+    model: Architecture
+    """The architecture; another one is another preset."""
+    name: str = ""
+    """Of the run: the same name continues where it ended; empty = preset and time."""
+    storage: str = "runs"
+    """Folder or s3:// prefix of shards, checkpoints and the local MLflow store."""
+    data: Data = field(default_factory=Data)
+    """Which images."""
+    augment: Augment = field(default_factory=Augment)
+    """The training view."""
+    resize: Resize = field(default_factory=Resize)
+    """The evaluation view."""
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    """How data reaches the workers."""
+    optim: Optim = field(default_factory=Optim)
+    """Optimiser and schedule."""
+    engine: Engine = field(default_factory=Engine)
+    """Precision and memory format."""
+    train: Train = field(default_factory=Train)
+    """Length, size, machinery."""
+    tracking: Tracking = field(default_factory=Tracking)
+    """MLflow."""
+
+
+def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo") -> tuple[str, Experiment]:
+    """`[PRESET] --path value …` to the preset's name and its experiment.
+
+    Prints help and exits as command-line programs do.
+    """
+    arguments = list(argv)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
+    if name not in presets:
+        raise SystemExit(f"unknown preset {name!r}; there are: {', '.join(sorted(presets))}")
+    preset = presets[name]()
+    description = f"Preset {name}: {presets[name].__doc__}"
+    return name, _cli(preset, arguments, description)
+
+
+def override(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A config with some dotted paths changed, parsed as the command line would be.
+
+    Raises:
+        ValueError: a path that does not exist or a value of the wrong type; the message names it.
+    """
+    for path in changes:
+        _check_path(config, path)
+    arguments: list[str] = []
+    for path, value in changes.items():
+        arguments += [f"--{path.replace('_', '-')}", *_words(value)]
+    stderr, stdout = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
+            return _cli(config, arguments)
+    except SystemExit as error:
+        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", stderr.getvalue() + stdout.getvalue())
+        named = [path for path in changes if path.replace("_", "-") in text] or list(changes)
+        raise ValueError(f"{', '.join(named)}: {' '.join(text.split())}") from error
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted path to value of every option; `override(preset, flatten(c)) == c` for a preset of the same model type."""
+    flat: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        path = f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            flat |= flatten(value, path + ".")
+        else:
+            flat[path] = value
+    return flat
+
+
+def to_json(config: Any) -> str:
+    """The flat config, one option a line."""
+    return json.dumps(flatten(config), indent=2)
+
+
+def _cli(default: Any, arguments: Sequence[str], description: str | None = None) -> Any:
+    settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return tyro.cli(type(default), default=default, args=list(arguments), config=settings, description=description)
+
+
+def _check_path(config: Any, path: str) -> None:
+    node = config
+    for part in path.split("."):
+        known = [entry.name for entry in fields(node)] if is_dataclass(node) else []
+        if part not in known:
+            raise ValueError(f"no option {path!r}: {type(node).__name__} has {', '.join(known) or 'no fields'}")
+        node = getattr(node, part)
+    if is_dataclass(node):
+        raise ValueError(f"{path!r} is a group of options; name one of {', '.join(e.name for e in fields(node))}")
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, (list, tuple)):
+        return [word for item in value for word in _words(item)]
+    return [str(value)]

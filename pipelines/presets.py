@@ -1,0 +1,149 @@
+"""Named experiments, one function each; the command line only changes them.
+
+    jobs/train.py PRESET --optim.lr 1e-4 --model.backbone.freeze 2
+
+A docstring says what to expect, on which hardware, in what time, and where the figure comes from.
+Figures marked "from the paper" were not measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from panoptic.backbones import Backbone
+from panoptic.engine import Engine
+from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.optim import Optim
+from panoptic.transforms import Augment, Resize
+from pipelines.config import Data, Experiment, Scenes, Train
+
+CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
+"""Short sides of detectron2's recipe for Cityscapes."""
+
+
+def demo() -> Experiment:
+    """Drawn scenes, a small Panoptic-DeepLab, two CPU workers: a panoptic model that learns while you watch."""
+    return Experiment(
+        model=_small_deeplab(),
+        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
+        augment=Augment(scale="factor", factors=(0.75, 1.25, 0.125), crop=(129, 193), flip=0.5, colour="ssd"),
+        resize=Resize(),
+        optim=Optim(
+            optimiser="adamw", lr=2e-3, weight_decay=0.02, schedule="cosine", warmup_steps=50, clip_norm=5.0, ema=0.99
+        ),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=700, batch=16, workers=2, validate_every=350),
+    )
+
+
+def panoptic_deeplab_pedestrians() -> Experiment:
+    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores."""
+    return Experiment(
+        model=_small_deeplab(),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(193, 321), flip=0.5, colour="ssd"),
+        resize=Resize(short=256),
+        optim=Optim(
+            optimiser="adamw", lr=1e-3, weight_decay=0.02, schedule="poly", warmup_steps=100, clip_norm=5.0, ema=0.998
+        ),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=2000, batch=8, workers=2, validate_every=500),
+    )
+
+
+def panoptic_deeplab_r50_cityscapes() -> Experiment:
+    """Cityscapes, ResNet-50, output stride 32: PQ 59.8 from the paper's PyTorch code (8 images a step, 1025 x 2049).
+
+    Backbone weights of ImageNet are needed for that figure: --model.backbone.weights FILE.
+    """
+    return Experiment(
+        model=PanopticDeepLabConfig(norm_momentum=0.01, dropout=0.5),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="factor", crop=(1025, 2049)),
+        resize=Resize(canvas=(1025, 2049)),
+        optim=Optim(lr=5e-5, schedule="poly"),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=90_000, batch=8, workers=8, sync_bn=True, validate_every=5000, gpu="yes"),
+    )
+
+
+def panoptic_deeplab_r101_cityscapes() -> Experiment:
+    """As panoptic-deeplab-r50-cityscapes with ResNet-101: PQ 60.3 from the reference's model table."""
+    base = panoptic_deeplab_r50_cityscapes()
+    return replace(base, model=replace(base.model, backbone=Backbone(name="resnet101")))
+
+
+def panoptic_deeplab_r52_cityscapes() -> Experiment:
+    """detectron2's recipe for Cityscapes, ResNet-52, separable convolutions: PQ 60.3 from its model table."""
+    return Experiment(
+        model=_r52(crop=(512, 1024), sigma=10),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=CITYSCAPES_SIDES, crop=(512, 1024), pad="end"),
+        resize=Resize(),
+        optim=Optim(lr=1e-3, schedule="poly", warmup_steps=1000),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=90_000, batch=32, workers=8, sync_bn=True, validate_every=5000, gpu="yes"),
+    )
+
+
+def panoptic_deeplab_r52_coco() -> Experiment:
+    """detectron2's recipe for COCO, ResNet-52, separable convolutions: PQ 35.5 from its model table."""
+    return Experiment(
+        model=replace(_r52(crop=(640, 640), sigma=8), top_k_fraction=1.0, nms_kernel=41, stuff_area=4096, divisor=640),
+        data=Data(root="", train="train2017", val="val2017"),
+        augment=Augment(scale="short", sides=tuple(range(320, 961, 64)), longest=960, crop=(640, 640), pad="end"),
+        resize=Resize(short=640, longest=640),
+        optim=Optim(lr=5e-4, schedule="poly", warmup_steps=1000),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=200_000, batch=64, workers=8, sync_bn=True, validate_every=10_000, gpu="yes"),
+    )
+
+
+def _small_deeplab() -> PanopticDeepLabConfig:
+    """For two CPU cores and training from scratch: ResNet-18, narrow separable decoders, norms that learn."""
+    return PanopticDeepLabConfig(
+        backbone=Backbone(name="resnet18"),
+        rates=(2, 4, 6),
+        aspp_channels=128,
+        aspp_separable=True,
+        semantic_projections=(64, 48, 32),
+        instance_projections=(64, 48, 32),
+        semantic_channels=128,
+        instance_channels=128,
+        semantic_head_channels=128,
+        instance_head_channels=32,
+        sigma=6,
+        stuff_area=256,
+        small_area=1024,
+    )
+
+
+def _r52(crop: tuple[int, int], sigma: int) -> PanopticDeepLabConfig:
+    """detectron2's flavour: ResNet-50 with the DeepLab stem, output stride 16, multigrid, separable convolutions."""
+    return PanopticDeepLabConfig(
+        flavour="detectron2",
+        backbone=Backbone(stem="deeplab", output_stride=16, dilate_first=True, multigrid=(1, 2, 4)),
+        low_level=("res3", "res2"),
+        semantic_projections=(64, 32),
+        instance_projections=(64, 32),
+        rates=(6, 12, 18),
+        aspp_separable=True,
+        centre_separable=False,
+        image_pool=crop,
+        sigma=sigma,
+    )
+
+
+PRESETS: dict[str, Callable[[], Experiment]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        demo,
+        panoptic_deeplab_pedestrians,
+        panoptic_deeplab_r50_cityscapes,
+        panoptic_deeplab_r101_cityscapes,
+        panoptic_deeplab_r52_cityscapes,
+        panoptic_deeplab_r52_coco,
+    )
+}
+"""Command-line name to function."""

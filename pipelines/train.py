@@ -1,0 +1,274 @@
+"""The driver of a training run: shards, MLflow run, Ray Train, and what is left when it ends.
+
+A run has a name. Started again under that name it goes on from its last checkpoint, wherever it was
+stopped; `run.json` in its folder says which MLflow run it belongs to and with which options it began.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from panoptic import checkpoint as checkpoints
+from panoptic.png import encode_image
+from pipelines import runtime, storage, tracking
+from pipelines.config import Experiment, flatten
+from pipelines.manifest import Manifest
+from pipelines.shards import ensure_shards
+from pipelines.worker import CHECKPOINT, METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
+
+FREE = ("train.steps", "train.workers", "train.threads", "train.stop_after", "train.keep", "train.log_every")
+FREE_GROUPS = ("feed.", "tracking.", "data.")
+"""Options that a continued run may change; any other would make it another experiment."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run leaves."""
+
+    name: str
+    run: tracking.Run
+    folder: str
+    """Of the run."""
+    checkpoint: str
+    """URI of the best checkpoint's folder."""
+    metrics: dict[str, float]
+    """Of that checkpoint."""
+    report: str
+    """Its table."""
+    overlays: str
+    """Folder of pictures: image, truth and prediction of a few validation images."""
+    model: str
+    """MLflow URI of the logged model, "" if the run was only stopped."""
+    train: Manifest
+    val: Manifest
+
+
+def train(experiment: Experiment, preset: str, parent: str = "") -> Outcome:
+    """Prepare, train, judge and track one experiment.
+
+    Args:
+        experiment: parsed options.
+        preset: its name, for the run's.
+        parent: MLflow run id of the sweep that this run belongs to.
+
+    Raises:
+        ValueError: options, data or cluster cannot work; nothing has been started then.
+        ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times. The run is
+            marked FAILED and can be continued under its name.
+    """
+    experiment = _named(experiment, preset)
+    accumulation(experiment.train.batch, experiment.train.workers, experiment.train.micro_batch)
+    runtime.connect(_local_cpus(experiment))
+    gpu = preflight(experiment)
+    train_set, val_set = prepare_data(experiment)
+    folder = storage.join(storage.absolute(experiment.storage), experiment.name)
+    run = _open_run(experiment, preset, parent, folder, train_set, val_set)
+    with tracking.ending(run):
+        job = Job(experiment, train_set, val_set, run, folder, gpu)
+        result = _fit(job)
+        return _conclude(job, result)
+
+
+def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
+    """The shards of both splits, drawn and prepared where they are not there yet."""
+    data = experiment.data
+    if not data.root:
+        raise ValueError("data.root: this preset needs data; give a COCO-panoptic folder or shards: --data.root FOLDER")
+    base = storage.absolute(experiment.storage)
+    root = _draw_scenes(experiment, base) if data.root == "scenes" else data.root
+    cache = data.shards or storage.join(base, "shards")
+    train_set, val_set = (
+        ensure_shards(root, s, cache, data.reader, on_invalid=data.on_invalid) for s in (data.train, data.val)
+    )
+    if train_set.categories != val_set.categories:
+        raise ValueError(
+            f"{root}: the splits {data.train} and {data.val} have different categories; they must be equal"
+        )
+    return train_set, val_set
+
+
+def preflight(experiment: Experiment) -> bool:
+    """Refuse a cluster on which workers and data would starve each other; whether to train on GPUs.
+
+    Raises:
+        ValueError: names what is needed, what there is, and what to change.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    options, feed = experiment.train, experiment.feed
+    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
+    if options.gpu == "yes" and gpus < options.workers:
+        raise ValueError(
+            f"train.gpu yes: {options.workers} workers need {options.workers} GPUs, the cluster has {gpus:g}; lower "
+            "train.workers or train on CPU with --train.gpu no"
+        )
+    own, data = worker_cpus(experiment), feed.tasks * feed.cpus
+    needed = options.workers * (own + data)
+    if needed > cpus:
+        raise ValueError(
+            f"{options.workers} workers need {needed:g} CPUs (each {own:g} for itself and {data:g} for Ray Data), the "
+            f"cluster has {cpus:g}; they would wait for each other for ever. Lower train.workers, "
+            "train.cpus_per_worker or feed.cpus"
+        )
+    enough = gpus >= options.workers
+    return enough and options.gpu != "no"
+
+
+def worker_cpus(experiment: Experiment) -> float:
+    """CPUs that Ray reserves for a worker."""
+    import ray
+
+    if experiment.train.cpus_per_worker:
+        return experiment.train.cpus_per_worker
+    return 1.0 if ray.cluster_resources().get("CPU", 0) >= 2 * experiment.train.workers else 0.5
+
+
+def _local_cpus(experiment: Experiment) -> int:
+    """Logical CPUs of a local session: at least one a worker, as they only count reservations."""
+    return max(os.cpu_count() or 1, experiment.train.workers)
+
+
+def _named(experiment: Experiment, preset: str) -> Experiment:
+    return experiment if experiment.name else replace(experiment, name=f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def _draw_scenes(experiment: Experiment, base: str) -> str:
+    from pipelines.scenes import write_scenes
+
+    if "://" in base:
+        raise ValueError(
+            f"data.root scenes: the scenes are drawn into a local folder, but storage is {base}; set --storage to one"
+        )
+    scenes = experiment.data.scenes
+    root = Path(base) / f"scenes-{scenes.train}-{scenes.val}-{scenes.seed}"
+    return str(write_scenes(root, scenes.train, scenes.val, scenes.seed, workers=os.cpu_count() or 1))
+
+
+def _open_run(
+    experiment: Experiment, preset: str, parent: str, folder: str, train_set: Manifest, val_set: Manifest
+) -> tracking.Run:
+    """A new MLflow run, or the one that this name had."""
+    flat = json.loads(json.dumps(flatten(experiment)))
+    hashes = {"train_hash": train_set.hash, "val_hash": val_set.hash}
+    record = storage.join(folder, "run.json")
+    root = experiment.storage if "://" not in experiment.storage else "runs"
+    options = replace(experiment.tracking, name=experiment.name)
+    if storage.exists(record):
+        before = json.loads(storage.read_bytes(record))
+        check_continuation(before, flat, hashes, experiment.name)
+        return tracking.start(options, root, run_id=before["run_id"])
+    tags = {"preset": preset, "seed": str(experiment.train.seed), **hashes}
+    params = {**flat, **hashes}
+    run = tracking.start(options, root, params=params, config=flat, tags=tags, parent=parent)
+    content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
+    storage.write_bytes(record, json.dumps(content, indent=1).encode())
+    return run
+
+
+def check_continuation(
+    before: Mapping[str, Any], options: Mapping[str, Any], hashes: Mapping[str, str], name: str
+) -> None:
+    """A run may only go on as what it was.
+
+    Raises:
+        ValueError: names the options that differ.
+    """
+    old = before["options"]
+    fixed = [path for path in options if path not in FREE and not path.startswith(FREE_GROUPS)]
+    differing = [
+        f"{path} was {old.get(path)!r}, is {options[path]!r}" for path in fixed if old.get(path) != options[path]
+    ]
+    differing += [f"the data changed ({key})" for key in hashes if before.get(key) != hashes[key]]
+    if differing:
+        raise ValueError(
+            f"run {name!r} began with other options: {'; '.join(differing)}. Choose another --name for a new run"
+        )
+
+
+def _fit(job: Job) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    experiment = job.experiment
+    filesystem, path = storage.resolve(experiment.storage)
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=experiment.train.workers,
+            use_gpu=job.gpu,
+            resources_per_worker={"CPU": worker_cpus(experiment), **({"GPU": 1} if job.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=experiment.name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            logging_config=LoggingConfig(log_level="WARNING"),  # else every worker prints every report
+            failure_config=FailureConfig(max_failures=experiment.train.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=experiment.train.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
+            ),
+        ),
+    )
+    return trainer.fit()
+
+
+def _conclude(job: Job, result: Any) -> Outcome:
+    """Pick the best checkpoint, log its model."""
+    from pipelines.mlflow_model import log_model
+
+    experiment = job.experiment
+    ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
+    best = ranked[-1][0]
+    uri = best.path if "://" not in experiment.storage else f"s3://{best.path}"
+    metrics = json.loads(storage.read_bytes(storage.join(uri, METRICS)))
+    finished = ranked and max(entry[1]["step"] for entry in ranked) >= experiment.train.steps
+    overlays = storage.join(job.folder, "overlays")
+    record = load_checkpoint(uri)
+    judged = checkpoints.build_model(record)
+    for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays):
+        storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
+    model = ""
+    if finished:
+        names = experiment.tracking
+        model = log_model(job.run, record, experiment.resize, register=names.register, alias=names.alias)
+    return Outcome(
+        name=experiment.name,
+        run=job.run,
+        folder=job.folder,
+        checkpoint=uri,
+        metrics=metrics,
+        report=storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip(),
+        overlays=overlays,
+        model=model,
+        train=job.train,
+        val=job.val,
+    )
+
+
+def closing_words(outcome: Outcome) -> str:
+    """What a person wants to know when a run has ended."""
+    uri, val = outcome.run.tracking_uri, outcome.val
+    return "\n".join(
+        [
+            "",
+            f"{outcome.name}: best checkpoint, on {val.rows} images of {val.split}",
+            outcome.report,
+            "",
+            f"shards      {outcome.train.uri} and {val.uri}",
+            f"checkpoint  {outcome.checkpoint}",
+            f"overlays    {outcome.overlays}",
+            f"model       {outcome.model or 'not logged: the run was stopped before its last step'}",
+            f"evaluate    python jobs/evaluate.py {outcome.checkpoint} --data {val.uri} --split {val.split}",
+            f"MLflow      mlflow ui --backend-store-uri {uri}"
+            if "://" in uri and not uri.startswith("http")
+            else f"MLflow      {uri}",
+        ]
+    )

@@ -1,0 +1,347 @@
+"""What one training worker does, from the first step to the last checkpoint.
+
+Order of a validation, on every worker: rank 0's running statistics (or the averaged weights) -> each
+worker counts its share -> tallies are gathered -> rank 0 writes checkpoint, report, pictures and
+metrics -> Ray Train commits the checkpoint. Ray Train is told nothing in between: it throttles reports.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from panoptic import checkpoint as checkpoints
+from panoptic.backbones import load_weights
+from panoptic.convert import read_checkpoint
+from panoptic.draw import side_by_side
+from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch, share_buffers, train_step, world_size
+from panoptic.evaluation import Batch, Tally, judge, summarise
+from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
+from panoptic.models.interface import PanopticModel
+from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
+from pipelines import runtime, storage
+from pipelines.config import Experiment, flatten
+from pipelines.feed import Feed, evaluation_batches
+from pipelines.manifest import Manifest
+from pipelines.order import Stream
+from pipelines.tracking import Run, Tracker
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+REPORT = "report.txt"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to each worker."""
+
+    experiment: Experiment
+    train: Manifest
+    val: Manifest
+    run: Run
+    folder: str
+    """Of the run: spooled metrics go there when it is local."""
+    gpu: bool
+
+
+def loop(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on each worker; `config["job"]` is a `Job`."""
+    import ray.train
+
+    runtime.data_context()
+    context = ray.train.get_context()
+    worker = Worker(config["job"], context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
+    given = ray.train.get_checkpoint()
+    if given is not None:
+        with given.as_directory() as folder:
+            worker.restore(Path(folder) / CHECKPOINT)
+    worker.train()
+
+
+def accumulation(batch: int, workers: int, micro_batch: int) -> int:
+    """Micro-batches of a worker in one step: the fewest that are equal and hold at most `micro_batch` images.
+
+    Raises:
+        ValueError: the global batch cannot be shared out equally.
+    """
+    if batch % workers:
+        raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
+    share = batch // workers
+    return next(n for n in range(1, share + 1) if share % n == 0 and (not micro_batch or share // n <= micro_batch))
+
+
+def validation_batches(
+    manifest: Manifest, experiment: Experiment, divisor: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """This rank's share of a split, as `judge` takes it."""
+    size, threads = experiment.train.validation_batch, experiment.feed.threads
+    for images, targets, samples in evaluation_batches(
+        manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads
+    ):
+        truths = [s.original for s in samples if s.original is not None]
+        yield Batch(images, targets, truths, [s.position for s in samples])
+
+
+class Worker:
+    """The state of one rank."""
+
+    def __init__(self, job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) -> None:
+        """Build model, optimiser and average; start from weights where the experiment names some."""
+        self.job, self.rank, self.world = job, rank, world
+        self.experiment = experiment = job.experiment
+        options = experiment.train
+        self.device = _device(job.gpu)
+        torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // on_machine))
+        torch.use_deterministic_algorithms(options.deterministic)
+        seed_torch(options.seed, 0, 0, 0)
+        self.model = prepare(experiment.model.build(job.train.categories), self.device, experiment.engine)
+        self._initial_weights()
+        if options.sync_bn and job.gpu:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        elif options.sync_bn:
+            log.warning("train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images")
+        self.optimiser = build_optimiser(self.model, experiment.optim)
+        self.ema = build_ema(self.model, experiment.optim.ema)
+        self.step = 0
+        self.accumulation = accumulation(options.batch, world, options.micro_batch)
+        self.tracker = Tracker(job.run, _local(job.folder)) if rank == 0 else None
+
+    def _initial_weights(self) -> None:
+        experiment = self.experiment
+        backbone = experiment.model.backbone.weights
+        if backbone not in ("none", "timm"):
+            load_weights(self.model.backbone, read_checkpoint(io.BytesIO(storage.read_bytes(backbone))))
+        if experiment.train.weights:
+            record = load_checkpoint(experiment.train.weights)
+            fresh = checkpoints.load_for_finetune(self.model, record)
+            if fresh and self.rank == 0:
+                _say(f"starting from {experiment.train.weights}; of other classes, so fresh: {', '.join(fresh)}")
+
+    def restore(self, file: Path) -> None:
+        """Go on from a checkpoint of this run."""
+        record = checkpoints.load(str(file), str(file))
+        checkpoints.restore(record, self.model, self.optimiser, self.ema)
+        self.step = record["step"]
+        if self.rank == 0:
+            _say(f"continuing at step {self.step}, position {record['position']}")
+
+    def train(self) -> None:
+        """Every step that is left, with validations and checkpoints between them."""
+        experiment, options = self.experiment, self.experiment.train
+        last = min(options.steps, options.stop_after or options.steps)
+        if self.step >= last:
+            return
+        model = self._wrapped()
+        rate = scaled_learning_rate(experiment.optim, options.batch)
+        meter, health = Meter(), Health()
+        model.train()
+        with Feed(self.job.train, self._stream(last), experiment.augment, experiment.feed, self.model.divisor) as feed:
+            batches = iter(feed)
+            for step in range(self.step, last):
+                result = train_step(
+                    model,
+                    self.optimiser,
+                    batches,
+                    step=step,
+                    total=options.steps,
+                    optim=experiment.optim,
+                    engine=experiment.engine,
+                    health=health,
+                    accumulation=self.accumulation,
+                    ema=self.ema,
+                    seed=options.seed,
+                    rank=self.rank,
+                    lr=rate,
+                )
+                if step == self.step:
+                    meter.read()  # the first step waits for workers and data to start: it is no speed
+                else:
+                    meter.add(result)
+                if (step + 1) % options.log_every == 0 or step + 1 == last:
+                    self._log(step + 1, meter.read(), health, last)
+                if (step + 1) % options.validate_every == 0 or step + 1 == last:
+                    self._validate(step + 1)
+                    model.train()
+        if self.tracker is not None:
+            self.tracker.close()
+
+    def _wrapped(self) -> nn.Module:
+        if self.experiment.train.compile:
+            self.model.network = torch.compile(self.model.network)  # type: ignore[method-assign]
+        if self.world == 1:
+            return self.model
+        device = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=device, gradient_as_bucket_view=True)
+
+    def _stream(self, last: int) -> Stream:
+        options = self.experiment.train
+        return Stream(
+            seed=options.seed,
+            rows=self.job.train.rows,
+            batch=options.batch,
+            steps=last - self.step,
+            start=self.step * options.batch,
+            world=self.world,
+            rank=self.rank,
+            accumulation=self.accumulation,
+        )
+
+    def _log(self, step: int, values: dict[str, float], health: Health, last: int) -> None:
+        values["memory_mib"] = _memory(self.device)
+        values["skipped_steps"] = health.skipped
+        if self.tracker is None:
+            return
+        self.tracker.metrics(step, {f"train/{name}": value for name, value in values.items()})
+        _say(console_line(step, last, values))
+
+    def _validate(self, step: int) -> None:
+        import ray.train
+        from ray.train import CheckpointConsistencyMode
+
+        begin = time.perf_counter()
+        judged = self._judged()
+        categories, experiment = self.job.val.categories, self.experiment
+        batches = validation_batches(self.job.val, experiment, judged.divisor, self.rank, self.world)
+        evaluation = summarise(_gathered(judge(judged, batches, experiment.engine)), categories)
+        values = metrics(evaluation)
+        score = values["val/pq"] if values["val/pq"] == values["val/pq"] else -1.0  # NaN cannot be ranked
+        with tempfile.TemporaryDirectory() as folder:
+            given = None
+            if self.tracker is not None:
+                report = f"step {step}\n{table(evaluation)}"
+                self._write(Path(folder), step, report, values)
+                self._record(step, evaluation, values, judged)
+                seconds = time.perf_counter() - begin
+                _say(f"validation at {report}\nworst classes\n{class_table(evaluation, 5)}\n({seconds:.0f} s)")
+                given = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(
+                {"score": score, "step": step, **values}, checkpoint=given, checkpoint_dir_name=f"step_{step:06d}"
+            )
+        # Until the controller has committed it, a crash would restart from the checkpoint before.
+        ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+    def _judged(self) -> PanopticModel:
+        """The averaged weights where there are any, else the model itself; the same on every worker."""
+        model = self.model if self.ema is None else self.ema.module
+        share_buffers(model)
+        return model.eval()  # type: ignore[return-value]
+
+    def _write(self, folder: Path, step: int, report: str, values: dict[str, float]) -> None:
+        checkpoints.save(
+            str(folder / CHECKPOINT),
+            config=self.experiment.model,
+            model=self.model,
+            ema=self.ema,
+            optimiser=self.optimiser,
+            step=step,
+            position=step * self.experiment.train.batch,
+            run_id=self.job.run.run_id,
+            experiment=flatten(self.experiment),
+        )
+        (folder / REPORT).write_text(report + "\n")
+        (folder / METRICS).write_text(json.dumps(values, indent=1))
+
+    def _record(self, step: int, evaluation: Evaluation, values: dict[str, float], judged: PanopticModel) -> None:
+        tracker = self.tracker
+        assert tracker is not None
+        tracker.metrics(step, values)
+        tracker.flush()
+        tracker.table(
+            f"classes/step_{step:06d}", class_rows(evaluation), f"{table(evaluation)}\n\n{class_table(evaluation)}"
+        )
+        for name, picture in pictures(judged, self.job.val, self.experiment, self.experiment.train.overlays):
+            tracker.image(step, name, picture)
+
+
+def pictures(model: PanopticModel, manifest: Manifest, experiment: Experiment, count: int) -> Iterator[tuple[str, Any]]:
+    """Image, truth and prediction side by side, of the first `count` rows: (name, uint8 [H, W, 3])."""
+    if count < 1:
+        return
+    batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
+    for images, targets, samples in itertools.islice(batches, count):
+        _, (found,), _ = evaluation_step(model, images, targets, experiment.engine)
+        truth = samples[0].original
+        assert truth is not None
+        image = cv2.resize(samples[0].image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)
+        yield samples[0].name, side_by_side(image, truth, found, manifest.categories)
+
+
+def load_checkpoint(uri: str) -> dict[str, Any]:
+    """The checkpoint in a file, or in the folder that a run wrote, local or s3://.
+
+    Raises:
+        ValueError: there is none, or it is not one.
+    """
+    file = uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT)
+    if not storage.exists(file):
+        raise ValueError(f"{file}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file")
+    return checkpoints.load(io.BytesIO(storage.read_bytes(file)), file)
+
+
+def console_line(step: int, last: int, values: dict[str, float]) -> str:
+    """One line of progress: step, losses, rate, speed, wait for data, memory, time left."""
+    losses = " ".join(f"{n.removeprefix('loss/')} {v:.3f}" for n, v in values.items() if n.startswith("loss/"))
+    parts = [f"step {step}/{last}", losses or "every step skipped", f"lr {values['lr']:.2e}"]
+    if "images_per_second" in values:
+        left = int((last - step) * values["step_seconds"])
+        parts += [
+            f"{values['images_per_second']:.1f} images/s",
+            f"data wait {100 * values['data_wait']:.0f} %",
+            f"{values['memory_mib']:.0f} MiB",
+            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+        ]
+    if values["skipped_steps"]:
+        parts.append(f"{values['skipped_steps']:.0f} steps skipped")
+    return " | ".join(parts)
+
+
+def _device(gpu: bool) -> torch.device:
+    if not gpu:
+        return torch.device("cpu")
+    from ray.train.torch import get_device
+
+    device = get_device()
+    return device[0] if isinstance(device, list) else device
+
+
+def _gathered(tally: Tally) -> list[Tally]:
+    """The tallies of all workers, on each of them."""
+    if world_size() == 1:
+        return [tally]
+    tallies: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(tallies, tally)
+    return tallies
+
+
+def _memory(device: torch.device) -> float:
+    """Peak MiB of this worker: on the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _local(folder: str) -> str | None:
+    return None if "://" in folder else folder
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
