@@ -1,0 +1,51 @@
+"""The conversion job on a published file: its checkpoint builds the model again."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.convert import main
+from panoptic.checkpoint import build_model, load
+
+NAME = "panoptic_deeplab_B_r52_dsconv_cityscapes"
+
+
+@pytest.fixture
+def published(shared, tmp_path) -> list[str]:
+    """The arguments for a detectron2 pickle with the weights of one rule, and its categories."""
+    rng = np.random.default_rng(0)
+    state = {}
+    for line in shared(f"specs/keys/{NAME}.txt").read_text().splitlines():
+        key, shape = line.split("\t")[:2]
+        state[key] = rng.random(ast.literal_eval(shape), np.float32)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": state, "__author__": "somebody"}))
+    categories = [{"id": i + 7, "name": f"class {i}", "isthing": int(i >= 11)} for i in range(19)]
+    (tmp_path / "categories.json").write_text(json.dumps({"categories": categories}))
+    files = [str(tmp_path / name) for name in ("model.pkl", "categories.json", "model.pt")]
+    return [files[0], "--source", "detectron2", "--categories", files[1], "--out", files[2]]
+
+
+def test_a_published_file_becomes_a_checkpoint(published, capsys) -> None:
+    config = main([*published, "--set", "image_pool=[64, 64]", "--set", "backbone.freeze=2"])
+    assert config.image_pool == (64, 64) and config.backbone.freeze == 2
+    assert "544 weights" in capsys.readouterr().out
+    model = build_model(load(published[-1]))
+    assert len(model.categories) == 19 and model.categories.ids[0] == 7
+    with open(published[0], "rb") as file:
+        weight = pickle.load(file)["model"]["sem_seg_head.predictor.weight"]
+    assert torch.equal(model.semantic_head.predictor.weight.detach(), torch.from_numpy(weight))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("stuf_area=1", "no field stuf_area"), ("stuff_area=much", "stuff_area"), ("backbone.x.y=1", "no field")],
+)
+def test_a_mistyped_field_is_named(published, change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        main([*published, "--set", change])

@@ -1,0 +1,232 @@
+"""What every architecture must do, whatever it is: run over `panoptic.models.Architecture`."""
+
+from __future__ import annotations
+
+import io
+import typing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic import models
+from panoptic.backbones import Backbone
+from panoptic.checkpoint import build_model, load, save
+from panoptic.models.interface import PanopticModel
+from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
+
+ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
+
+SMALL_DEEPLAB = PanopticDeepLabConfig(
+    backbone=Backbone("resnet18"),
+    aspp_channels=16,
+    rates=(1, 2),
+    semantic_projections=(8, 8, 8),
+    instance_projections=(8, 8, 8),
+    semantic_channels=16,
+    instance_channels=16,
+    semantic_head_channels=16,
+    instance_head_channels=8,
+    stuff_area=0,
+    top_k=None,
+    threshold=0.0,
+)
+
+SMALL = {
+    PanopticDeepLabConfig: {
+        "standalone": SMALL_DEEPLAB,
+        "detectron2": replace(
+            SMALL_DEEPLAB,
+            flavour="detectron2",
+            low_level=("res3", "res2"),
+            semantic_projections=(8, 8),
+            instance_projections=(8, 8),
+            backbone=Backbone("resnet18", stem="deeplab", output_stride=16, dilate_first=True, multigrid=(1, 2, 4)),
+            separable=False,
+            centre_separable=False,
+            aspp_separable=True,
+            semantic_loss="cross_entropy",
+        ),
+        "group_norm_foreground": replace(
+            SMALL_DEEPLAB,
+            backbone=Backbone("resnet18", norm="group"),
+            norm="group",
+            foreground=True,
+            shared_aspp=True,
+            semantic_loss="ohem",
+            ohem_min_kept=100,
+        ),
+        "frozen": replace(SMALL_DEEPLAB, backbone=Backbone("resnet18", freeze=3)),
+    }
+}
+"""Tiny configurations of each architecture, with thresholds off so that the oracle can be perfect."""
+
+CASES = [pytest.param(c, id=f"{kind.__name__}-{name}") for kind in ARCHITECTURES for name, c in SMALL[kind].items()]
+
+
+def build(config, categories: Categories) -> PanopticModel:
+    torch.manual_seed(0)
+    return config.build(categories)
+
+
+def as_sample(truth: Segmentation, seed: int = 0) -> Sample:
+    image = np.random.default_rng(seed).integers(0, 256, (*truth.size, 3), np.uint8)
+    return Sample(image, truth, f"sample {seed}")
+
+
+def only(height: int, width: int, labels: list[int], crowd: list[bool] | None = None) -> Segmentation:
+    """Vertical bands, one of each label; void where there is none."""
+    segments = np.zeros((height, width), np.int32)
+    for k in range(len(labels)):
+        segments[:, k * width // len(labels) : (k + 1) * width // len(labels)] = k + 1
+    return Segmentation(segments, np.array(labels, np.int64), None if crowd is None else np.array(crowd))
+
+
+def one_pixel(height: int, width: int, categories: Categories) -> Segmentation:
+    truth = only(height, width, [categories.stuff[0]])
+    segments = truth.segments.copy()
+    segments[height // 2, width // 3] = 2
+    return Segmentation(segments, np.array([categories.stuff[0], categories.things[0]]))
+
+
+def check_partition(segmentation: Segmentation, size: tuple[int, int], categories: Categories) -> None:
+    """Segments are 0..N without a gap, labels are classes, and a stuff class has at most one segment."""
+    assert segmentation.size == size
+    assert segmentation.segments.dtype == np.int32
+    assert segmentation.labels.dtype == np.int64
+    assert set(np.unique(segmentation.segments)) - {0} == set(range(1, len(segmentation.labels) + 1))
+    assert all(0 <= label < len(categories) for label in segmentation.labels)
+    stuff = [label for label in segmentation.labels.tolist() if label in categories.stuff]
+    assert len(stuff) == len(set(stuff))
+
+
+@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("case", ["empty", "one_pixel", "stuff_only", "crowd_only", "odd", "padded"])
+def test_losses_gradients_and_maps(config, case, small_categories, random_segmentation) -> None:
+    c = small_categories
+    rng = np.random.default_rng(5)
+    truths = {
+        "empty": [only(64, 96, [])],
+        "one_pixel": [one_pixel(64, 96, c)],
+        "stuff_only": [only(64, 96, list(c.stuff))],
+        "crowd_only": [only(64, 96, [c.things[0], c.stuff[0]], [True, False])],
+        "odd": [random_segmentation(rng, 65, 97, c, crowd=True)],
+        "padded": [random_segmentation(rng, 50, 97, c), random_segmentation(rng, 70, 61, c)],
+    }[case]
+    # batch norm over one image of a few pixels is no statistic: two images, as in training
+    truths = truths * (2 if len(truths) == 1 else 1)
+    model = build(config, c).train()
+    images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
+    losses, maps = model(images, targets, segment=True)
+    assert losses and maps and len(maps) == len(truths)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    for truth, merged in zip(truths, maps, strict=True):
+        check_partition(merged, truth.size, c)
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_a_loss_that_learns_reaches_every_parameter(config, small_categories, random_segmentation) -> None:
+    model = build(config, small_categories).train()
+    truths = [random_segmentation(np.random.default_rng(k), 64, 96, small_categories) for k in (1, 2)]
+    losses, _ = model(*collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor))
+    sum(losses.values()).backward()
+    still = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
+    assert not still
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_losses_do_not_depend_on_the_mode(config, small_categories, random_segmentation) -> None:
+    model = build(config, small_categories)
+    truth = random_segmentation(np.random.default_rng(3), 64, 64, small_categories)
+    images, targets = collate([as_sample(truth)], model.divisor)
+    outputs = model.eval().network(images, targets.frame)
+    evaluated = model.loss(outputs, targets)
+    trained = model.train().loss(outputs, targets)
+    assert {k: v.item() for k, v in evaluated.items()} == {k: v.item() for k, v in trained.items()}
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_bfloat16(config, small_categories, random_segmentation) -> None:
+    model = build(config, small_categories).train()
+    truths = [random_segmentation(np.random.default_rng(k), 64, 96, small_categories) for k in (3, 4)]
+    images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, maps = model(images, targets, segment=True)
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    for truth, merged in zip(truths, maps, strict=True):
+        check_partition(merged, truth.size, small_categories)
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_save_and_load(config, small_categories) -> None:
+    model = build(config, small_categories).eval()
+    file = io.BytesIO()
+    save(file, config=config, model=model)
+    file.seek(0)
+    again = build_model(load(file))
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        first, second = model.network(images), again.network(images)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("output", [(65, 97), (40, 131), (7, 5)])
+def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
+    model = build(config, small_categories).eval()
+    images = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
+    frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([output, output]))
+    with torch.no_grad():
+        outputs = model.network(images, frame)
+    for merged in model.segment(outputs, frame):
+        check_partition(merged, output, small_categories)
+    assert [m.shape for m in model.semantics(outputs, frame)] == [output, output]
+    for instances in model.instances(outputs, frame):
+        assert len(instances.labels) == len(instances.scores) == len(instances.boxes) == len(instances.masks)
+        assert all(tuple(mask["size"]) == output for mask in instances.masks)
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_nothing_leaks_from_the_padded_border(config, small_categories) -> None:
+    model = build(config, small_categories).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    frame = Frame((64, 96), torch.tensor([[40, 70]]), torch.tensor([[40, 70]]))
+    other = images.clone()
+    other[:, :, 40:] = 255 - other[:, :, 40:]
+    other[:, :, :, 70:] = 255 - other[:, :, :, 70:]
+    with torch.no_grad():
+        first, second = model.network(images, frame), model.network(other, frame)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("config", CASES)
+@pytest.mark.parametrize("seed", range(4))
+def test_the_truth_as_output_is_a_perfect_map(config, seed, small_categories, random_segmentation) -> None:
+    from panoptic.metrics.quality import count, quality
+
+    model = build(config, small_categories).eval()
+    rng = np.random.default_rng(seed)
+    truths = [
+        random_segmentation(rng, 61, 93, small_categories, things=6, crowd=True),
+        random_segmentation(rng, 48, 80, small_categories, things=6, void=False),
+    ]
+    images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
+    with torch.no_grad():
+        outputs = model.network(images, targets.frame)
+    before = {name: value.clone() for name, value in outputs.items()}
+    swapped = outputs | model.truth(targets, outputs)
+    assert all(torch.equal(before[name], outputs[name]) for name in before)
+    maps = model.segment(swapped, targets.frame)
+    counts = sum(
+        (count(t, m, small_categories) for t, m in zip(truths[1:], maps[1:], strict=True)),
+        start=count(truths[0], maps[0], small_categories),
+    )
+    assert quality(counts, small_categories).all.pq == pytest.approx(100)
