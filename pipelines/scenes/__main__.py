@@ -1,0 +1,7 @@
+"""One drawing process of `write_scenes`."""
+
+import sys
+
+from pipelines.scenes.files import draw_part
+
+draw_part(*sys.argv[1:])
