@@ -90,7 +90,8 @@ class Scene:
 
 def pick(rng: np.random.Generator, colours: Sequence[tuple[int, int, int]], spread: float = 14.0) -> Colour:
     """One of `colours`, jittered, float32."""
-    return np.clip(np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread, 3), 8, 250).astype(np.float32)
+    colour = np.array(colours[int(rng.integers(len(colours)))]) + rng.normal(0, spread, 3)
+    return np.clip(colour, 8, 250).astype(np.float32)
 
 
 @lru_cache(maxsize=1)
