@@ -1,4 +1,7 @@
-"""Train a preset: `python jobs/train.py [PRESET] [--path value …]`; no preset is the demo. `PRESET --help` lists all options."""
+"""Train a preset: `python jobs/train.py [PRESET] [--path value …]`; no preset is the demo.
+
+`python jobs/train.py PRESET --help` lists every option.
+"""
 
 from __future__ import annotations
 

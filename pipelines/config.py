@@ -74,7 +74,7 @@ class Train:
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Train on GPUs: `auto` when the cluster has at least one per worker."""
     cpus_per_worker: float = 0.0
-    """CPUs that Ray reserves for a worker; 0 = half a core on a small machine, else one, so that Ray Data keeps room."""
+    """CPUs that Ray reserves for a worker; 0 = one, or half a one on a small machine, so that Ray Data keeps room."""
     threads: int = 0
     """Torch threads of a worker; 0 = the machine's cores divided by the workers on it."""
     sync_bn: bool = False

@@ -20,7 +20,7 @@ from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment, flatten
 from pipelines.manifest import Manifest
 from pipelines.shards import ensure_shards
-from pipelines.worker import CHECKPOINT, METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
+from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
 FREE = ("train.steps", "train.workers", "train.threads", "train.stop_after", "train.keep", "train.log_every")
 FREE_GROUPS = ("feed.", "tracking.", "data.")
