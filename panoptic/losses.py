@@ -27,7 +27,9 @@ def pixel_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None
     return losses if weights is None else losses * weights
 
 
-def top_k_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None, fraction: float = 0.2) -> Tensor:
+def top_k_cross_entropy(
+    logits: Tensor, semantic: Tensor, weights: Tensor | None = None, fraction: float = 0.2
+) -> Tensor:
     """Bootstrapped ("hard pixel mining") cross-entropy: the mean of the hardest share of all pixels.
 
     Ignored pixels stay in the vector as zeros and count in the number of pixels, over the whole batch:

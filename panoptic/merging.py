@@ -10,7 +10,7 @@ Shapes: H x W pixels, C classes, K centres, P pixels of things.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -198,7 +198,7 @@ def _nearest(centres: Tensor, cells: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return nearest
 
 
-def _only_candidates(centres: Tensor, size: tuple[int, int]) -> Tensor:
+def _only_candidates(centres: Tensor, size: Sequence[int]) -> Tensor:
     """Which centre is the nearest from everywhere within each cell of the map.
 
     |p - c|^2 - |p - a|^2 is linear in p, so its least value over a cell of side s around m is
@@ -225,7 +225,7 @@ def _only_candidates(centres: Tensor, size: tuple[int, int]) -> Tensor:
     return cells
 
 
-def _blocks(shape: tuple[int, int], device: torch.device) -> Iterator[slice]:
+def _blocks(shape: Sequence[int], device: torch.device) -> Iterator[slice]:
     """Runs of lines of an [H, W] map that are handled at once."""
     step = max(1, _budget(device) // max(1, shape[1]))
     return (slice(first, first + step) for first in range(0, shape[0], step))
@@ -248,33 +248,39 @@ def scored_instances(
         score: what ranks an instance.
     """
     things = np.flatnonzero(np.array(categories.is_thing, bool)[segmentation.labels])
-    scores = _instance_scores(segmentation, logits, heatmap, score)[things]
+    labels = segmentation.labels[things]
+    number = np.zeros(len(segmentation.labels) + 1, np.int32)
+    number[things + 1] = np.arange(1, len(things) + 1)
+    instances = torch.from_numpy(number[segmentation.segments]).to(logits.device)
+    scores = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), logits, heatmap, score)
     masks = encode_masks(segmentation.segments, things + 1)
-    boxes = rle.toBbox(masks).reshape(-1, 4) if masks else np.zeros((0, 4))
-    boxes[:, 2:] += boxes[:, :2]
-    return Instances(masks, segmentation.labels[things], scores.astype(np.float32), boxes.astype(np.float32))
+    boxes = np.zeros((0, 4))
+    if masks:
+        boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
+        boxes[:, 2:] += boxes[:, :2]
+    return Instances(masks, labels, scores.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
 
 
-def _instance_scores(segmentation: Segmentation, logits: Tensor, heatmap: Tensor, score: Score) -> np.ndarray:
-    """float64 [N], the score of every segment as if it were an instance."""
-    segments = torch.from_numpy(segmentation.segments).to(logits.device)
-    labels = torch.from_numpy(segmentation.labels).to(logits.device)
-    height, width = segments.shape
+def _instance_scores(instances: Tensor, labels: Tensor, logits: Tensor, heatmap: Tensor, score: Score) -> Tensor:
+    """float64 [K]. `instances` is int32 [H, W], 0 or 1..K, `labels` int64 [K]."""
+    width = instances.shape[1]
     sums = torch.zeros(4, len(labels) + 1, dtype=torch.float64, device=logits.device)  # pixels, rows, columns, p
-    for lines in _blocks(segments.shape, segments.device):
-        pixels = torch.nonzero(segments[lines].reshape(-1))[:, 0]
-        owner = segments[lines].reshape(-1)[pixels].long()
+    for lines in _blocks(instances.shape, instances.device):
+        owners = instances[lines].reshape(-1)
+        pixels = torch.nonzero(owners)[:, 0]
+        owners = owners[pixels].long()
         values = [torch.ones_like(pixels), pixels // width + lines.start, pixels % width]
         if score != "instance":
             columns = logits[:, lines].reshape(len(logits), -1).index_select(1, pixels)
-            values.append(columns.softmax(0).gather(0, labels[owner - 1][None])[0])
+            values.append(columns.softmax(0).gather(0, labels[owners - 1][None])[0])
         for total, value in zip(sums, values, strict=False):
-            total.index_add_(0, owner, value.double())
+            total.index_add_(0, owners, value.double())
     areas, rows, columns, probability = sums[:, 1:]
-    areas = areas.clamp(min=1)
+    areas = areas.clamp(min=1)  # a truth may list things without a pixel
     at_centroid = heatmap[(rows / areas).long(), (columns / areas).long()].double()
-    scores = {"semantic": probability / areas, "instance": at_centroid, "both": probability / areas * at_centroid}
-    return scores[score].cpu().numpy()
+    if score == "instance":
+        return at_centroid
+    return probability / areas if score == "semantic" else probability / areas * at_centroid
 
 
 def encode_masks(segments: np.ndarray, wanted: np.ndarray) -> list[dict]:

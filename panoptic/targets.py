@@ -170,9 +170,7 @@ def _sums_by_histogram(targets: Targets) -> Tensor:
     # spread over rows and columns, so that threads rarely add to one counter
     by_row = _histogram(_row_index(segments, count), (*segments.shape[:2], count))
     by_column = _histogram(_column_index(segments, count), (segments.shape[0], count, segments.shape[2]))
-    return torch.stack(
-        [by_row.sum(1), (by_row * positions[0][:, None]).sum(1), (by_column * positions[1]).sum(2)]
-    )
+    return torch.stack([by_row.sum(1), (by_row * positions[0][:, None]).sum(1), (by_column * positions[1]).sum(2)])
 
 
 def _sums_by_runs(targets: Targets) -> Tensor:
@@ -237,7 +235,7 @@ def centre_offsets(targets: Targets, categories: Categories, moments: SegmentMom
     by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).reshape(-1)
     by_column = _distances(moments.columns, present, segments.shape[2]).view(-1)
     (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
-    lines = segments.view(-1, segments.shape[2])
+    lines = segments.reshape(-1, segments.shape[2])
     dy, dx = offset.view(2, *lines.shape)
     on_cpu = segments.device.type == "cpu"
     step = max(1, CACHED // lines.shape[1]) if on_cpu else len(lines)  # the indices need not leave the cache
@@ -265,7 +263,7 @@ def _look_up(targets: Targets, *tables: Tensor) -> list[Tensor]:
     index = segments if len(segments) == 1 else segments + _steps(segments, tables[0].shape[1])
     planes = _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
     for table, plane in zip(tables, planes, strict=True):
-        torch.index_select(table.view(-1), 0, index.view(-1), out=plane.view(-1))
+        torch.index_select(table.view(-1), 0, index.reshape(-1), out=plane.view(-1))
     return planes
 
 
@@ -278,7 +276,7 @@ def _row_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tens
     """int32 [lines * W]: where (image, row, segment) stands in a [B, H, count] table, for some of the B * H lines."""
     images, height, width = segments.shape
     line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
-    return (segments.view(-1, width)[lines] + line * count).view(-1)
+    return (segments.reshape(-1, width)[lines] + line * count).view(-1)
 
 
 def _column_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tensor:
@@ -287,7 +285,7 @@ def _column_index(segments: Tensor, count: int, lines: slice = slice(None)) -> T
     line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
     columns = torch.arange(width, dtype=torch.int32, device=segments.device)
     first = line.div(height, rounding_mode="floor") * (count * width)
-    return torch.add(first + columns, segments.view(-1, width)[lines], alpha=width).view(-1)
+    return torch.add(first + columns, segments.reshape(-1, width)[lines], alpha=width).view(-1)
 
 
 def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:

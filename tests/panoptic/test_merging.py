@@ -188,7 +188,13 @@ def test_true_targets_give_the_truth_back(random_segmentation, small_categories,
         _, targets = collate([Sample(np.zeros((61, 83, 3), np.uint8), truth, "drawn")])
         made = centre_targets(targets, small_categories, rounding=rounding)
         merged = merging.merge_centres(
-            made.semantic[0], made.centre[0, 0], made.offset[0], small_categories, kernel=1, threshold=0.999, stuff_area=0
+            made.semantic[0],
+            made.centre[0, 0],
+            made.offset[0],
+            small_categories,
+            kernel=1,
+            threshold=0.999,
+            stuff_area=0,
         )
         pairs = np.unique(np.stack([truth.segments, merged.segments], -1).reshape(-1, 2), axis=0)
         assert len(pairs) == len(set(pairs[:, 0])) == len(set(pairs[:, 1]))
@@ -214,6 +220,13 @@ def test_no_instance_gives_empty_instances():
     assert instances.masks == []
     assert instances.boxes.shape == (0, 4)
     assert instances.scores.shape == instances.labels.shape == (0,)
+
+
+def test_a_listed_thing_without_a_pixel_has_an_empty_mask():
+    truth = Segmentation(np.array([[2, 2]], np.int32), np.array([0, 1]))
+    instances = merging.scored_instances(truth, torch.zeros(4, 1, 2), torch.ones(1, 2), CATEGORIES)
+    assert [int(rle.area(mask)) for mask in instances.masks] == [0, 2]
+    np.testing.assert_allclose(instances.scores, [0, 0.25])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -143,6 +143,16 @@ def test_equals_a_loop_over_segments(truths, rounding):
         np.testing.assert_array_equal(made.offset[b, :, :h, :w], offset.astype(np.float32))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(maps(), min_size=1, max_size=3))
+def test_runs_and_histograms_sum_the_same(truths):
+    targets = batch(*truths, divisor=3)
+    by_histogram = dense._sums_by_histogram(targets)  # the GPU's way, which needs no GPU
+    assert torch.equal(dense._sums_by_runs(targets)[:, :, 1:], by_histogram[:, :, 1:])
+    present = by_histogram[0].sum(1)
+    assert (present == targets.segments[0].numel()).all()
+
+
 def test_no_segment_at_all_gives_targets_without_weight():
     empty = Segmentation(np.zeros((5, 7), np.int32), np.zeros(0, np.int64))
     made = dense.centre_targets(batch(empty), CATEGORIES)
