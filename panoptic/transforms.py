@@ -77,6 +77,8 @@ class Resize:
     """Short side in pixels; 0 keeps the source's size."""
     longest: int = 4096
     """The long side never exceeds this many pixels."""
+    fit: tuple[int, int] = (0, 0)
+    """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     canvas: tuple[int, int] = (0, 0)
     """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
 
@@ -125,8 +127,11 @@ def training_view(sample: Sample, augment: Augment, rng: np.random.Generator) ->
 
 def evaluation_view(sample: Sample, resize: Resize) -> Sample:
     """The resized sample; `original` becomes the incoming truth, untouched. Segments keep their numbers."""
-    size = sample.truth.size
-    scaled = short_side_size(size, resize.short, resize.longest) if resize.short else size
+    size = scaled = sample.truth.size
+    if any(resize.fit):
+        scaled = fit_size(size, *resize.fit)
+    elif resize.short:
+        scaled = short_side_size(size, resize.short, resize.longest)
     window = Window(scaled, (0, 0), scaled, (0, 0), scaled)
     image = resize_image(sample.image, window, resize.antialias)
     segments = resize_map(sample.truth.segments, window)

@@ -148,6 +148,7 @@ class Feed:
             else:
                 self.startup = seconds
             if isinstance(item, BaseException):
+                self._ready.put(item)  # the thread has ended: whoever asks again gets the same answer
                 raise item
             self._taken += 1
             self.position = self._stream.start + self._taken // self._stream.accumulation * self._stream.batch

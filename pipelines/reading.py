@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import runtime, storage
 from pipelines.order import Stream
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def unpack(row: dict[str, Any]) -> Sample:
     """The sample that `pack` made a row of."""
     from panoptic.segmentation import Sample, Segmentation
 
-    image = np.frombuffer(row["image"], np.uint8).reshape(*row["size"], 3)
+    image = np.frombuffer(row["image"], np.uint8).reshape(*row["size"], 3).copy()  # writable, as torch asks
     segments = np.frombuffer(row["segments"], row["kind"]).reshape(row["size"]).astype(np.int32)
     truth = Segmentation(segments, np.array(row["labels"], np.int64), np.array(row["crowd"], bool))
     return Sample(image, truth, row["name"], position=row["position"], drawn=json.loads(row["drawn"]))
@@ -204,11 +204,15 @@ def dataset(reading: Reading, tasks: int, cpus: float, ahead: int) -> Any:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
+    runtime.data_context()
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus, object_store_memory=ahead << 20)
     context.target_max_block_size = BLOCK_BYTES
     with DataContext.current(context):
         return ray.data.read_datasource(
-            StreamSource(), num_cpus=cpus, concurrency=tasks, override_num_blocks=len(chunks)
+            StreamSource(),
+            num_cpus=cpus,
+            concurrency=min(tasks, len(chunks)),
+            override_num_blocks=len(chunks),
         )

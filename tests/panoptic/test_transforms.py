@@ -205,6 +205,7 @@ def test_evaluation_keeps_the_source_truth() -> None:
     view = evaluation_view(sample, Resize(short=40))
     assert view.image.shape == (40, 56, 3) and view.truth.size == (40, 56)
     assert view.original is sample.truth
+    assert evaluation_view(sample, Resize(fit=(97, 97))).truth.size == (97, 97)
     same = evaluation_view(sample, Resize())
     assert np.array_equal(same.image, sample.image) and np.array_equal(same.truth.segments, sample.truth.segments)
 

@@ -1,0 +1,265 @@
+"""The feed: the same micro-batches for any layout and machinery, in an order that is checked.
+
+Shapes: B images of a micro-batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from panoptic.png import encode_segments
+from panoptic.segmentation import Categories, Targets
+from panoptic.transforms import Augment, Resize
+from pipelines import feed
+from pipelines.feed import Feed, FeedConfig, evaluation_batches
+from pipelines.manifest import Manifest, Shard
+from pipelines.order import Stream
+from pipelines.reading import Reading, Rows
+
+ROWS = 23
+AUGMENT = Augment(scale="factor", factors=(0.5, 1.5, 0.25), crop=(33, 47), colour="ssd")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories) -> Manifest:
+    """23 images of mixed sizes in shards of 9, 9 and 5 rows, row groups of 4. The name tells the row."""
+    root = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(ROWS):
+        height, width = int(rng.integers(30, 60)), int(rng.integers(30, 60))
+        count = number % 4  # every fourth image has no segment
+        segments = np.zeros((height, width), np.int32)
+        for k in range(count):
+            segments[5 * k : 5 * k + 9, k : k + 20] = k + 1
+        pixels = cv2.resize(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
+        rows.append(
+            {
+                "name": f"{number}.jpg",
+                "image": cv2.imencode(".jpg", pixels)[1].tobytes(),
+                "segments": encode_segments(segments),
+                "labels": list(range(count)),
+                "crowd": [k == 2 for k in range(count)],
+                "height": height,
+                "width": width,
+            }
+        )
+    shards = []
+    for k, (first, last) in enumerate([(0, 9), (9, 18), (18, 23)]):
+        shards.append(Shard(f"shard-{k:05d}.parquet", last - first, ""))
+        schema = pa.schema([("labels", pa.list_(pa.int32())), ("crowd", pa.list_(pa.bool_()))])
+        table = pa.Table.from_pylist(rows[first:last])
+        for field in schema:
+            index = table.schema.get_field_index(field.name)
+            table = table.set_column(index, field.name, pa.array([r[field.name] for r in rows[first:last]], field.type))
+        pq.write_table(table, root / shards[-1].path, row_group_size=4, compression="none")
+    return Manifest(
+        schema_version=1,
+        split="train",
+        rows=ROWS,
+        hash="",
+        categories=small_categories,
+        shards=tuple(shards),
+        maximum_height=60,
+        maximum_width=60,
+        segments=(0,) * 5,
+        crowds=0,
+        empty=0,
+        unannotated=0,
+        skipped=(),
+        area_mismatches=0,
+        source={},
+        uri=str(root),
+    )
+
+
+def local(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    """The reading, executed in this process."""
+    return reading.tables(range(len(reading.stream)))
+
+
+def stream(
+    steps: int = 5, batch: int = 6, start: int = 0, world: int = 1, rank: int = 0, accumulation: int = 1
+) -> Stream:
+    return Stream(3, ROWS, batch, steps, start, world, rank, accumulation)
+
+
+def images(batch: tuple[torch.Tensor, Targets]) -> Iterator[tuple[str, bytes, bytes, list[int]]]:
+    """Of each image in a micro-batch, independent of its batch: name, pixels, map, labels."""
+    pixels, targets = batch
+    for b, name in enumerate(targets.names):
+        height, width = targets.frame.sizes[b].tolist()
+        labels = [k for k in targets.labels[b].tolist() if k >= 0]
+        yield (
+            name,
+            pixels[b, :, :height, :width].numpy().tobytes(),
+            targets.segments[b, :height, :width].numpy().tobytes(),
+            labels,
+        )
+
+
+def everything(
+    manifest: Manifest, config: FeedConfig, source: Callable, world: int = 1, accumulation: int = 1, **limits: int
+) -> list:
+    """All images of the stream in order of position, gathered over ranks."""
+    ranks = []
+    for rank in range(world):
+        with Feed(
+            manifest,
+            stream(world=world, rank=rank, accumulation=accumulation, **limits),
+            AUGMENT,
+            config,
+            source=source,
+        ) as feeding:
+            ranks.append([list(images(batch)) for batch in feeding])
+    found = []
+    for first in range(0, len(ranks[0]), accumulation):
+        found += [image for rank in ranks for batch in rank[first : first + accumulation] for image in batch]
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(manifest: Manifest) -> list:
+    return everything(manifest, FeedConfig(threads=1), local)
+
+
+def test_the_reference_crosses_epochs_and_augments_anew(manifest: Manifest, reference: list) -> None:
+    names = [name for name, *_ in reference]
+    assert len(names) == 30 and set(names[:ROWS]) == {f"{k}.jpg" for k in range(ROWS)}
+    for image in reference[ROWS:]:
+        first = next(other for other in reference if other[0] == image[0])
+        assert first[1] != image[1]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (3, 1), (1, 3), (3, 2)])
+def test_any_layout_gives_the_same_bytes(manifest: Manifest, reference: list, world: int, accumulation: int) -> None:
+    assert everything(manifest, FeedConfig(), local, world, accumulation) == reference
+
+
+@pytest.mark.parametrize("decode", ["collate", "map"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.timeout(120)
+def test_ray_data_gives_the_same_bytes(
+    ray_cluster: None, manifest: Manifest, reference: list, decode, world: int
+) -> None:
+    config = FeedConfig(decode=decode, tasks=2)
+    assert everything(manifest, config, feed.ray_tables, world) == reference
+
+
+def test_a_position_resumes_the_stream(manifest: Manifest, reference: list) -> None:
+    with Feed(manifest, stream(), AUGMENT, source=local) as feeding:
+        batches = iter(feeding)
+        next(batches), next(batches)
+        position = feeding.position
+    assert position == 12
+    assert everything(manifest, FeedConfig(), local, start=position, steps=3) == reference[12:]
+
+
+def test_the_position_counts_whole_steps(manifest: Manifest) -> None:
+    with Feed(manifest, stream(accumulation=3, world=2, rank=1), AUGMENT, source=local) as feeding:
+        assert [feeding.position for _ in feeding] == [6 * (k // 3) for k in range(1, 16)]
+
+
+def test_small_blocks_and_many_tasks_keep_the_order(
+    ray_cluster: None, manifest: Manifest, reference: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.reading.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("pipelines.reading.BLOCK_BYTES", 1000)
+    assert everything(manifest, FeedConfig(tasks=3), feed.ray_tables) == reference
+
+
+def swapped(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    first, second, *rest = local(reading, config)
+    yield from [second, first, *rest]
+
+
+def shortened(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    yield from list(local(reading, config))[:-1]
+
+
+def duplicated(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    for table in local(reading, config):
+        yield table.take([0, 0, *range(2, len(table))])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [(swapped, "positions .* were due"), (duplicated, "were due"), (shortened, "ended before position 24")],
+)
+def test_rows_out_of_order_stop_the_run(manifest: Manifest, source: Callable, message: str) -> None:
+    with Feed(manifest, stream(), AUGMENT, source=source) as feeding, pytest.raises(RuntimeError, match=message):
+        for _ in feeding:
+            pass
+
+
+def test_an_error_in_the_background_reaches_the_consumer(manifest: Manifest, tmp_path: Path) -> None:
+    missing = replace(manifest, uri=str(tmp_path))
+    with Feed(missing, stream(), AUGMENT, source=local) as feeding:
+        for _ in range(2):  # asking again does not wait for ever
+            with pytest.raises(FileNotFoundError):
+                next(iter(feeding))
+
+
+def test_an_error_in_ray_reaches_the_consumer(ray_cluster: None, manifest: Manifest, tmp_path: Path) -> None:
+    missing = replace(manifest, uri=str(tmp_path))
+    with Feed(missing, stream(), AUGMENT) as feeding, pytest.raises(Exception, match="shard-0000"):
+        next(iter(feeding))
+
+
+def test_a_shard_with_other_rows_than_the_manifest_is_named(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet: has 9 rows where the manifest says 8"):
+        Rows(manifest.files, [8, 9, 5], 0).table([0])
+
+
+@pytest.mark.parametrize("cache", [0, 4000, 1 << 20])
+def test_rows_come_at_random_whatever_the_cache(manifest: Manifest, cache: int) -> None:
+    rows = np.random.default_rng(0).integers(0, ROWS, 60).tolist()
+    table = Rows(manifest.files, [9, 9, 5], cache).table(rows)
+    assert table["name"].to_pylist() == [f"{row}.jpg" for row in rows]
+
+
+def test_leaving_early_ends_the_thread_and_waiting_is_measured(ray_cluster: None, manifest: Manifest) -> None:
+    with Feed(manifest, stream(steps=400), AUGMENT, FeedConfig(prefetch=1)) as feeding:
+        batches = iter(feeding)
+        for _ in range(3):
+            next(batches)
+        assert feeding.startup > 0 and feeding.waited >= 0
+        thread = feeding._thread
+        assert thread.is_alive()
+    assert not thread.is_alive()
+
+
+def test_what_cannot_be_fed_is_refused_at_once(manifest: Manifest) -> None:
+    with pytest.raises(ValueError, match="multiple of 4"):
+        Feed(manifest, stream(batch=6, world=4), AUGMENT)
+    with pytest.raises(ValueError, match="23 rows"):
+        Feed(manifest, replace(stream(), rows=24), AUGMENT)
+    with pytest.raises(ValueError, match="threads"):
+        FeedConfig(threads=0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 5, 30])
+def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, world: int) -> None:
+    names, sizes = [], Rows(manifest.files, [9, 9, 5], 0).table(range(ROWS))
+    for rank in range(world):
+        for pixels, targets, samples in evaluation_batches(
+            manifest, Resize(short=24, longest=40, canvas=(41, 0)), 4, rank=rank, world=world, divisor=8
+        ):
+            names += targets.names
+            assert pixels.shape[2] == 48 and pixels.shape[3] % 8 == 0
+            for b, sample in enumerate(samples):
+                assert sample.original is not None and sample.name == f"{sample.position}.jpg"
+                size = [sizes[axis][sample.position].as_py() for axis in ("height", "width")]
+                assert list(sample.original.size) == size == targets.frame.output_sizes[b].tolist()
+                assert list(sample.truth.size) == targets.frame.sizes[b].tolist()
+                assert max(sample.truth.size) <= 40
+    assert names == [f"{k}.jpg" for k in range(ROWS)]

@@ -1,0 +1,57 @@
+"""The order of training data: permutations, parts of steps, parts of an evaluation."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.order import Stream, evaluation_rows, micro_batches, order
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 100])
+def test_every_epoch_is_another_permutation_of_all_rows(rows: int) -> None:
+    epochs = [[order(5, epoch * rows + k, rows) for k in range(rows)] for epoch in range(3)]
+    for number, epoch in enumerate(epochs):
+        assert [e for e, _ in epoch] == [number] * rows
+        assert sorted(row for _, row in epoch) == list(range(rows))
+    if rows > 2:
+        assert len({tuple(row for _, row in epoch) for epoch in epochs}) == 3
+
+
+def test_the_seed_changes_the_order() -> None:
+    first, again, other = ([order(seed, k, 50) for k in range(50)] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5), st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_a_step_has_the_same_positions_for_any_layout(
+    world: int, accumulation: int, size: int, step: int, start: int
+) -> None:
+    batch = world * accumulation * size
+    parts = [part for rank in range(world) for part in micro_batches(step, batch, world, rank, accumulation, start)]
+    assert [position for part in parts for position in part] == list(
+        range(start + step * batch, start + (step + 1) * batch)
+    )
+    assert {len(part) for part in parts} == {size}
+
+
+def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 6"):
+        micro_batches(0, 8, world=3, accumulation=2)
+
+
+def test_a_stream_resumes_where_a_shorter_one_ended() -> None:
+    whole = Stream(seed=1, rows=7, batch=6, steps=5, world=2, rank=1, accumulation=3)
+    rest = Stream(seed=1, rows=7, batch=6, steps=3, start=12, world=2, rank=1, accumulation=3)
+    assert [whole[k] for k in range(6, len(whole))] == [rest[k] for k in range(len(rest))]
+    assert (len(whole), whole.size) == (15, 1)
+
+
+@given(st.integers(0, 50), st.integers(1, 9))
+@settings(max_examples=50, deadline=None)
+def test_evaluation_covers_every_row_once(rows: int, world: int) -> None:
+    parts = [evaluation_rows(rows, rank, world) for rank in range(world)]
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
