@@ -271,18 +271,25 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def patience(retries: int, timeout: int) -> Iterator[None]:
-    """MLflow's retries and seconds per request. Its defaults block four minutes, in which other workers time out."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries), "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout)}
-    before = {name: os.environ.get(name) for name in wanted}
+    """MLflow's retries and seconds per request, without progress bars.
+
+    Its defaults block four minutes on a server that is away, in which the other workers time out.
+    """
+    wanted = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout),
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
+    before = dict(os.environ)
     os.environ.update(wanted)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        for name in wanted:
+            if name in before:
+                os.environ[name] = before[name]
             else:
-                os.environ[name] = value
+                os.environ.pop(name, None)
 
 
 def metric_name(name: str) -> str:

@@ -1,0 +1,248 @@
+"""The model as MLflow keeps it: code, safetensors, two JSON files; nothing pickled.
+
+This file is both halves. `log_model` stores itself as the model's code (models-from-code) beside a
+copy of the `panoptic` package; `mlflow.pyfunc.load_model` executes the stored copy, which ends in
+`set_model`. Hence at its top it may import mlflow and panoptic only: nothing else of `pipelines` is
+there when it is loaded.
+
+| artifact | content |
+|---|---|
+| weights.safetensors | state dict, the averaged one where there is one |
+| config.json | {"format", "model": {"class", fields}, "resize": {fields}} |
+| categories.json | list of COCO category entries |
+
+The pyfunc takes encoded images (a list of bytes, or a frame with the column `image`; any format that
+OpenCV reads) and gives for each a PNG of COCO-panoptic ids (`id = R + 256 G + 65536 B`, column `png`)
+and the JSON list of its segments (column `segments`: id, category_id, category, isthing, area, bbox,
+and score from models that score segments).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import mlflow.artifacts
+import mlflow.models
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from safetensors.torch import load_file, save_file
+
+import panoptic
+from panoptic.checkpoint import build_model, from_plain, to_plain
+from panoptic.models.interface import PanopticModel
+from panoptic.png import decode_image, to_coco
+from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from panoptic.transforms import Resize, evaluation_view
+
+if TYPE_CHECKING:
+    from pipelines.tracking import Run
+
+FORMAT = 1
+
+FILES = {"weights": "weights.safetensors", "config": "config.json", "categories": "categories.json"}
+
+PACKAGES = (
+    "mlflow",
+    "numpy",
+    "opencv-python-headless",
+    "pandas",
+    "pycocotools",
+    "safetensors",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+)
+"""What the stored code needs, pinned to the versions in use. Letting MLflow find out takes seconds and a subprocess."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that came out of the registry."""
+
+    model: PanopticModel
+    """On the CPU, in evaluation mode."""
+    categories: Categories
+    resize: Resize
+    """What an image goes through before the network; maps come back at the image's own size."""
+
+
+def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:
+    """Write the three files of a checkpoint (`panoptic.checkpoint.load`); their paths by artifact name."""
+    paths = {name: str(Path(folder) / file) for name, file in FILES.items()}
+    weights = checkpoint["weights"] if checkpoint["ema"] is None else checkpoint["ema"]
+    # clones: safetensors refuses tensors that share memory
+    save_file({key: value.contiguous().clone() for key, value in weights.items()}, paths["weights"])
+    config = {"format": FORMAT, "model": checkpoint["config"], "resize": to_plain(resize)}
+    Path(paths["config"]).write_text(json.dumps(config, indent=2))
+    Path(paths["categories"]).write_text(json.dumps(checkpoint["categories"], indent=2))
+    return paths
+
+
+def read_package(paths: Mapping[str, str | Path]) -> Packaged:
+    """The model of the three files.
+
+    Raises:
+        ValueError: a newer format, or files that do not fit each other.
+    """
+    config = json.loads(Path(paths["config"]).read_text())
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{paths['config']}: format {config.get('format')}, this version reads {FORMAT}")
+    categories = json.loads(Path(paths["categories"]).read_text())
+    weights = load_file(str(paths["weights"]))
+    model = build_model({"config": config["model"], "categories": categories, "weights": weights, "ema": None})
+    return Packaged(model, model.categories, from_plain(Resize, config["resize"], "resize"))
+
+
+@torch.inference_mode()
+def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> tuple[bytes, list[dict[str, Any]]]:
+    """PNG of segment ids at the size of the image, and its segments.
+
+    Raises:
+        ValueError: the bytes are no image.
+    """
+    image = decode_image(data, name)
+    nothing = Segmentation(np.zeros(image.shape[:2], np.int32), np.zeros(0, np.int64))
+    view = evaluation_view(Sample(image, nothing, name), packaged.resize)
+    model = packaged.model
+    images, targets = collate([view], model.divisor, packaged.resize.canvas)
+    _, maps = model(images.to(next(model.parameters()).device), frame=targets.frame, segment=True)
+    found = maps[0].compact()
+    png, record = to_coco(found, packaged.categories, name, f"{name}.png")
+    names = dict(zip(packaged.categories.ids, packaged.categories.names, strict=True))
+    things = dict(zip(packaged.categories.ids, packaged.categories.is_thing, strict=True))
+    for entry in record["segments_info"]:
+        entry["category"] = names[entry["category_id"]]
+        entry["isthing"] = int(things[entry["category_id"]])
+    return png, record["segments_info"]
+
+
+# MLflow warns at every class whose `predict` has no type hints, of which it would make a second, different
+# signature; its own filter lets that pass any other, so the warning is recorded and dropped
+with warnings.catch_warnings(record=True):
+
+    class PanopticPredictor(PythonModel):
+        """The pyfunc: encoded images in, PNG maps and segment lists out."""
+
+        def load_context(self, context: PythonModelContext) -> None:
+            """Read the three files, once, where MLflow has put them."""
+            self.packaged = read_package(context.artifacts)
+            self.packaged.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+        def predict(self, context, model_input, params=None):
+            """A frame whose column `image` (or only column) is bytes to a frame of `png` and `segments`."""
+            column = "image" if "image" in model_input else model_input.columns[0]
+            images = model_input[column].tolist()
+            results = [predict_image(self.packaged, data, f"image {k}") for k, data in enumerate(images)]
+            segments = [json.dumps(found) for _, found in results]
+            return pd.DataFrame({"png": [png for png, _ in results], "segments": segments})
+
+
+def log_model(
+    run: Run,
+    checkpoint: Mapping[str, Any],
+    resize: Resize,
+    *,
+    name: str = "model",
+    register: str = "",
+    alias: str = "",
+) -> str:
+    """Store a checkpoint's model with a run and, when asked, in the registry.
+
+    Args:
+        register: name of the registered model that gets a new version; empty = none.
+        alias: pointed at that version.
+
+    Returns:
+        "models:/m-…", which `load` and `mlflow.pyfunc.load_model` take.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    signature = ModelSignature(
+        # without a name, so that a plain list of bytes passes too
+        inputs=Schema([ColSpec(DataType.binary)]),
+        outputs=Schema([ColSpec(DataType.binary, "png"), ColSpec(DataType.string, "segments")]),
+    )
+    with _active(run), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # an input example would be an image in the registry; the signature is stated instead
+        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=__file__,
+            artifacts=write_package(folder, checkpoint, resize),
+            code_paths=[str(Path(panoptic.__file__).parent)],
+            pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in PACKAGES],
+            signature=signature,
+        )
+        if register:
+            found = mlflow.register_model(info.model_uri, register)
+            if alias:
+                client = mlflow.MlflowClient(tracking_uri=run.tracking_uri)
+                client.set_registered_model_alias(register, alias, found.version)
+    return info.model_uri
+
+
+def load(uri: str, tracking_uri: str = "") -> tuple[PanopticModel, Categories]:
+    """Model and categories of `models:/name@alias`, `models:/name/3`, `models:/m-…` or `runs:/<id>/model`."""
+    packaged = load_packaged(uri, tracking_uri)
+    return packaged.model, packaged.categories
+
+
+def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
+    """As `load`, with the resizing that the model was validated with.
+
+    Args:
+        tracking_uri: of the store; MLflow's current one by default.
+
+    Raises:
+        ValueError: nothing of ours lies there.
+    """
+    from pipelines.tracking import patience
+
+    with patience(3, 300), tempfile.TemporaryDirectory() as folder:
+        try:
+            root = mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri or None
+            )
+        except (mlflow.MlflowException, OSError) as error:
+            raise ValueError(f"{uri}: not found in {tracking_uri or mlflow.get_tracking_uri()} ({error})") from error
+        paths = {name: Path(root) / "artifacts" / file for name, file in FILES.items()}
+        missing = [path.name for path in paths.values() if not path.exists()]
+        if missing:
+            raise ValueError(f"{uri}: lacks {', '.join(missing)}; it was not logged by panoptic-ray")
+        return read_package(paths)
+
+
+@contextmanager
+def _active(run: Run) -> Iterator[None]:
+    """The run as MLflow's active one, with time for large files; MLflow's globals are put back afterwards."""
+    from pipelines.tracking import patience
+
+    environment, uri = dict(os.environ), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(run.tracking_uri)
+    try:
+        with patience(3, 300), mlflow.start_run(run_id=run.run_id, nested=True):
+            yield
+    finally:
+        mlflow.set_tracking_uri(uri)
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            if name not in environment:
+                del os.environ[name]
+        os.environ.update({name: value for name, value in environment.items() if name.startswith("MLFLOW_")})
+
+
+mlflow.models.set_model(PanopticPredictor())

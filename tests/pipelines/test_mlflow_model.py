@@ -1,0 +1,153 @@
+"""The stored model: no pickle, the same maps as in memory, also where the project is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from panoptic.backbones import Backbone
+from panoptic.models import PanopticDeepLabConfig
+from panoptic.png import decode_ids
+from panoptic.transforms import Resize
+
+CONFIG = PanopticDeepLabConfig(
+    backbone=Backbone(name="resnet18"),
+    aspp_channels=8,
+    semantic_projections=(8, 8, 8),
+    instance_projections=(8, 8, 8),
+    semantic_channels=8,
+    instance_channels=8,
+    semantic_head_channels=8,
+    instance_head_channels=8,
+    stuff_area=0,
+)
+RESIZE = Resize(short=48, longest=64)
+
+
+def jpeg(height: int, width: int) -> bytes:
+    pixels = np.random.default_rng(height).integers(0, 255, (height, width, 3)).astype(np.uint8)
+    return cv2.imencode(".jpg", cv2.resize(pixels[::8, ::8], (width, height)))[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_categories) -> dict:
+    import io
+
+    from panoptic import checkpoint as checkpoints
+
+    torch.manual_seed(0)
+    model = CONFIG.build(small_categories)
+    # an untrained model predicts nothing: let the two stuff classes win, and one centre be found
+    last = [m for m in model.semantic_head.modules() if isinstance(m, torch.nn.Conv2d)][-1]
+    torch.nn.init.normal_(last.weight, std=100)
+    torch.nn.init.normal_(last.bias, std=0.1)
+    file = io.BytesIO()
+    checkpoints.save(file, config=CONFIG, model=model)
+    file.seek(0)
+    return checkpoints.load(file)
+
+
+def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpoint, small_categories, monkeypatch):
+    import mlflow
+    import pandas as pd
+
+    from pipelines import mlflow_model
+    from pipelines.tracking import Tracking, start
+
+    monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the stored code in front
+    run = start(Tracking(), tmp_path)
+    before = dict(os.environ)
+    uri = mlflow_model.log_model(run, checkpoint, RESIZE, register="tiny", alias="champion")
+    assert dict(os.environ) == before and mlflow.active_run() is None
+    assert uri.startswith("models:/m-")
+
+    for source in (uri, "models:/tiny@champion", "models:/tiny/1", f"runs:/{run.run_id}/model"):
+        packaged = mlflow_model.load_packaged(source)
+        assert packaged.resize == RESIZE and packaged.categories == small_categories
+        state = packaged.model.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in checkpoint["weights"].items())
+    model, categories = mlflow_model.load(uri, run.tracking_uri)
+    assert model.categories == categories == small_categories
+    with pytest.raises(ValueError, match="models:/nothing@champion: not found"):
+        mlflow_model.load("models:/nothing@champion")
+
+    loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
+    images = [jpeg(60, 80), jpeg(50, 40)]
+    frame = loaded.predict(pd.DataFrame({"image": images}))
+    assert list(frame.columns) == ["png", "segments"]
+    for data, png, text, size in zip(images, frame["png"], frame["segments"], ((60, 80), (50, 40)), strict=True):
+        ids, segments = decode_ids(png), json.loads(text)
+        assert ids.shape == size
+        assert {entry["id"] for entry in segments} == set(np.unique(ids).tolist()) - {0} != set()
+        for entry in segments:
+            index = small_categories.ids.index(entry["category_id"])
+            assert entry["category"] == small_categories.names[index]
+            assert entry["isthing"] == small_categories.is_thing[index]
+            assert entry["area"] == (ids == entry["id"]).sum()
+        assert mlflow_model.predict_image(packaged, data)[0] == png
+    assert loaded.predict(images).equals(frame)
+    assert loaded.predict([{"image": data} for data in images]).equals(frame)
+
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy")))
+    names = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert {"weights.safetensors", "config.json", "categories.json", "mlflow_model.py"} <= set(names)
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pyc"))]
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert any(line.startswith("torch==") for line in requirements) and all("+" not in line for line in requirements)
+
+
+@pytest.mark.slow  # a process that imports torch and MLflow
+def test_predicts_where_the_project_is_not_installed(mlflow_store, tmp_path, checkpoint):
+    """In a process that finds no `pipelines` and no `panoptic` but the stored one."""
+    import mlflow
+
+    from pipelines import mlflow_model
+    from pipelines.tracking import Tracking, start
+
+    uri = mlflow_model.log_model(start(Tracking(), tmp_path), checkpoint, RESIZE)
+    folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy"))
+    image = jpeg(60, 80)
+    png, _ = mlflow_model.predict_image(mlflow_model.load_packaged(uri), image)
+    (tmp_path / "image.jpg").write_bytes(image)
+    code = (
+        "import sys, importlib.util, pathlib\n"
+        f"sys.path = [p for p in sys.path if not (pathlib.Path(p or '.') / 'pipelines').is_dir()]\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
+        "assert importlib.util.find_spec('panoptic') is None and importlib.util.find_spec('pipelines') is None\n"
+        "import mlflow\n"
+        f"model = mlflow.pyfunc.load_model({str(folder)!r})\n"
+        f"found = model.predict([pathlib.Path({str(tmp_path / 'image.jpg')!r}).read_bytes()])\n"
+        f"pathlib.Path({str(tmp_path / 'out.png')!r}).write_bytes(found['png'][0])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.png").read_bytes() == png
+
+
+def test_averaged_weights_are_the_ones_stored(tmp_path, checkpoint):
+    from pipelines.mlflow_model import read_package, write_package
+
+    average = {key: torch.zeros_like(value) for key, value in checkpoint["weights"].items()}
+    packaged = read_package(write_package(tmp_path, {**checkpoint, "ema": average}, RESIZE))
+    assert all(not value.any() for value in packaged.model.state_dict().values())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format": 2}))
+    with pytest.raises(ValueError, match=r"config\.json: format 2"):
+        read_package({name: tmp_path / file for name, file in (("config", "config.json"),)})
+
+
+def test_bytes_that_are_no_image_are_named(tmp_path, checkpoint):
+    from pipelines.mlflow_model import predict_image, read_package, write_package
+
+    packaged = read_package(write_package(tmp_path, checkpoint, RESIZE))
+    with pytest.raises(ValueError, match="image 7"):
+        predict_image(packaged, b"nothing", "image 7")
