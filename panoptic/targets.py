@@ -28,7 +28,7 @@ from panoptic.segmentation import IGNORE, Categories, Targets
 Rounding = Literal["truncate", "half_even"]
 """How a float centroid becomes the pixel of its heatmap peak."""
 
-CACHED = 1 << 16
+CACHED = 1 << 17
 """Pixels handled at once on the CPU, so that what is between input and output stays in the cache."""
 
 
@@ -166,11 +166,13 @@ def _sums_by_histogram(targets: Targets) -> Tensor:
     """int64 [3, B, N + 1]: pixels, sum of rows, sum of columns; without waiting for the host."""
     segments = targets.segments
     count = targets.labels.shape[1] + 1
-    positions = [torch.arange(size, device=segments.device) for size in segments.shape[1:]]
+    images, height, width = segments.shape
+    image, rows, columns = (torch.arange(size, device=segments.device) for size in segments.shape)
     # spread over rows and columns, so that threads rarely add to one counter
-    by_row = _histogram(_row_index(segments, count), (*segments.shape[:2], count))
-    by_column = _histogram(_column_index(segments, count), (segments.shape[0], count, segments.shape[2]))
-    return torch.stack([by_row.sum(1), (by_row * positions[0][:, None]).sum(1), (by_column * positions[1]).sum(2)])
+    by_row = _histogram(segments + ((image[:, None] * height + rows) * count)[:, :, None], (images, height, count))
+    by_column = _histogram(segments + (image[:, None] * width + columns)[:, None] * count, (images, width, count))
+    row_sums, column_sums = (by_row * rows[:, None]).sum(1), (by_column * columns[:, None]).sum(1)
+    return torch.stack([by_row.sum(1), row_sums, column_sums])
 
 
 def _sums_by_runs(targets: Targets) -> Tensor:
@@ -232,17 +234,21 @@ def centre_offsets(targets: Targets, categories: Categories, moments: SegmentMom
     segments = targets.segments
     count = targets.labels.shape[1] + 1
     present = is_thing(targets, categories) & (moments.areas > 0)
-    by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).reshape(-1)
-    by_column = _distances(moments.columns, present, segments.shape[2]).view(-1)
+    by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).contiguous()
+    by_column = _distances(moments.columns, present, segments.shape[2])
     (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
-    lines = segments.reshape(-1, segments.shape[2])
-    dy, dx = offset.view(2, *lines.shape)
-    on_cpu = segments.device.type == "cpu"
-    step = max(1, CACHED // lines.shape[1]) if on_cpu else len(lines)  # the indices need not leave the cache
-    for start in range(0, len(lines), step):
-        part = slice(start, start + step)
-        torch.index_select(by_row, 0, _row_index(segments, count, part), out=dy[part].view(-1))
-        torch.index_select(by_column, 0, _column_index(segments, count, part), out=dx[part].view(-1))
+    images, height, width = segments.shape
+    rows = torch.arange(0, height * count, count, dtype=torch.int32, device=segments.device)[:, None]
+    columns = torch.arange(width, dtype=torch.int32, device=segments.device)
+    step = max(1, CACHED // width) if segments.device.type == "cpu" else height
+    for image in range(images):
+        for first in range(0, height, step):
+            lines = slice(first, first + step)
+            part, (dy, dx) = segments[image, lines], offset[:, image, lines]
+            index = (part + rows[lines]).view(-1)
+            torch.index_select(by_row[image].view(-1), 0, index, out=dy.view(-1))
+            index = torch.add(columns, part, alpha=width).view(-1)
+            torch.index_select(by_column[image].view(-1), 0, index, out=dx.view(-1))
     return offset.transpose(0, 1)
 
 
@@ -260,39 +266,21 @@ def _with_void(table: Tensor, value: float) -> Tensor:
 def _look_up(targets: Targets, *tables: Tensor) -> list[Tensor]:
     """[B, H, W] for each table [B, N + 1]: its entry for the segment of each pixel (entry 0 for void)."""
     segments = targets.segments
-    index = segments if len(segments) == 1 else segments + _steps(segments, tables[0].shape[1])
+    index = segments
+    if len(segments) > 1:
+        steps = torch.arange(len(segments), dtype=torch.int32, device=segments.device) * tables[0].shape[1]
+        index = segments + steps[:, None, None]
     planes = _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
     for table, plane in zip(tables, planes, strict=True):
         torch.index_select(table.view(-1), 0, index.reshape(-1), out=plane.view(-1))
     return planes
 
 
-def _steps(segments: Tensor, step: int) -> Tensor:
-    """int32 [B, 1, 1]: `step` times the image's number."""
-    return (torch.arange(len(segments), dtype=torch.int32, device=segments.device) * step)[:, None, None]
-
-
-def _row_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tensor:
-    """int32 [lines * W]: where (image, row, segment) stands in a [B, H, count] table, for some of the B * H lines."""
-    images, height, width = segments.shape
-    line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
-    return (segments.reshape(-1, width)[lines] + line * count).view(-1)
-
-
-def _column_index(segments: Tensor, count: int, lines: slice = slice(None)) -> Tensor:
-    """int32 [lines * W]: where (image, segment, column) stands in a [B, count, W] table."""
-    images, height, width = segments.shape
-    line = torch.arange(images * height, dtype=torch.int32, device=segments.device)[lines, None]
-    columns = torch.arange(width, dtype=torch.int32, device=segments.device)
-    first = line.div(height, rounding_mode="floor") * (count * width)
-    return torch.add(first + columns, segments.reshape(-1, width)[lines], alpha=width).view(-1)
-
-
 def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """int64 counts of `index` as a tensor of `shape`."""
-    ones = torch.ones((), dtype=torch.int64, device=index.device).expand_as(index)
-    zeros = torch.zeros(torch.Size(shape).numel(), dtype=torch.int64, device=index.device)
-    return zeros.scatter_add_(0, index.long(), ones).view(shape)
+    """int64 counts of `index` (int64, any shape) as a tensor of `shape`."""
+    ones = torch.ones((), dtype=torch.int64, device=index.device).expand(index.numel())
+    zeros = torch.zeros(math.prod(shape), dtype=torch.int64, device=index.device)
+    return zeros.scatter_add_(0, index.view(-1), ones).view(shape)
 
 
 def _uninitialised(device: torch.device, *kinds: tuple[Sequence[int], torch.dtype]) -> list[Tensor]:
