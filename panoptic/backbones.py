@@ -52,11 +52,6 @@ class Backbone:
             raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 (stem, res2, res3, res4, res5)")
         if self.name not in DEPTHS:
             return self._build_timm()
-        if self.weights == "timm":
-            raise ValueError(
-                f"backbone.weights: {self.name} is built here, not by timm; give a weight file (torchvision's and "
-                "detectron2's keys are recognised) or none"
-            )
         module = ResNet(
             self.name,
             self.norm,
@@ -66,6 +61,8 @@ class Backbone:
             multigrid=self.multigrid,
             stride_in_1x1=self.stride_in_1x1,
         )
+        if self.weights == "timm":  # timm's ResNets have torchvision's names too
+            load_weights(module, timm.create_model(self.name, pretrained=True).state_dict())
         _freeze_stages(module, self.freeze)
         return module
 

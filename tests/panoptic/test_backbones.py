@@ -111,13 +111,30 @@ def test_timm_output_stride_and_weights() -> None:
     assert torch.equal(loaded, flattened.state_dict()["stages.1.blocks.0.conv_dw.weight"])
 
 
+def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
+    import timm
+
+    create, asked = timm.create_model, []
+
+    def offline(name: str, pretrained: bool) -> torch.nn.Module:
+        asked.append((name, pretrained))
+        return whole
+
+    whole = create("resnet18", pretrained=False)
+    monkeypatch.setattr(timm, "create_model", offline)
+    backbone = Backbone("resnet18", weights="timm", freeze=1).build()
+    assert asked == [("resnet18", True)]
+    assert all(torch.equal(v, whole.state_dict()[k]) for k, v in backbone.state_dict().items())
+    with pytest.raises(ValueError, match="check backbone"):
+        Backbone("resnet18", weights="timm", stem="deeplab").build()
+
+
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
         (Backbone("resnet52"), "cannot build 'resnet52'"),
         (Backbone("vit_tiny_patch16_224"), "have strides"),
         (Backbone("resnet18", freeze=6), "not within 0..5"),
-        (Backbone("resnet18", weights="timm"), "built here"),
         (Backbone("convnext_atto", stem="deeplab"), "backbone.stem"),
         (Backbone("convnext_atto", norm="group"), "backbone.norm"),
     ],

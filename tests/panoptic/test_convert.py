@@ -201,5 +201,5 @@ def test_other_files_are_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize("record", [[1, 2], {}, {"model": {"a": "text", "b": np.array([None])}}])
 def test_files_without_weights_are_refused(record) -> None:
-    with pytest.raises(ValueError, match="holds no weights|no arrays: a, b"):
+    with pytest.raises(ValueError, match=r"holds no weights|no arrays: a, b"):
         read_checkpoint(io.BytesIO(pickle.dumps(record)))
