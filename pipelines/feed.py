@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
+WINDOW = 16
+"""Batches whose rows an evaluation holds at once, to find images of one size among them."""
+
 PATIENCE = 60.0
 """Seconds of waiting after which the log says so."""
 
@@ -213,11 +216,14 @@ def evaluation_batches(
     divisor: int = 1,
     threads: int = 2,
 ) -> Iterator[tuple[Tensor, Targets, list[Sample]]]:
-    """Every row of this rank once, in order; the next batch is decoded while the last one is judged.
+    """Every row of this rank once; the next batch is decoded while the last one is judged.
+
+    Only images of one size share a batch: padding would change what a network that pools over the whole
+    canvas says, and so the figures would depend on the batch. Within a window of rows they are sorted for it.
 
     Yields:
         images uint8 [B, 3, H, W], targets on the CPU, and the samples: `original` is the truth at the size of
-        the source, `position` the row. The last batch may be smaller; a rank may have none.
+        the source, `position` the row. A batch may be smaller; a rank may have none.
     """
     single_threaded()
     reader = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=32 << 20)
@@ -227,16 +233,27 @@ def evaluation_batches(
 
     def decoding(pool: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
         mine = evaluation_rows(manifest.rows, rank, world)
-        for first in range(0, len(mine), batch):
-            numbers = mine[first : first + batch]
+        window = batch if batch == 1 else WINDOW * batch
+        for first in range(0, len(mine), window):
+            numbers = mine[first : first + window]
             table = reader.table(numbers).append_column("position", pa.array(numbers, pa.int64()))
-            yield [pool.submit(decode, row) for row in table.to_pylist()]
+            for alike in _by_size(table.to_pylist()):
+                for start in range(0, len(alike), batch):
+                    yield [pool.submit(decode, row) for row in alike[start : start + batch]]
 
     with ThreadPoolExecutor(threads, "decode") as pool:
         for batch_of_futures in _one_ahead(decoding(pool)):
             samples = [sample.result() for sample in batch_of_futures]
             images, targets = collate(samples, divisor, resize.canvas)
             yield images, targets, samples
+
+
+def _by_size(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The rows in groups of one image size, in order of first appearance."""
+    groups: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["height"], row["width"]), []).append(row)
+    return list(groups.values())
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:

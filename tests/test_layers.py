@@ -18,7 +18,7 @@ ORDER = (
     *("layers", "resnet", "backbones", "attention", "proposals", "losses", "matching", "merging"),
     *("models.interface", "models.*", "models"),
     *("metrics.regions", "metrics.quality", "metrics.report", "oracle"),
-    *("optim", "engine", "checkpoint", "export", "convert", "draw"),
+    *("optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
 )
 """Modules of panoptic/, each of which may import only what stands before it. `models.*` is every
 architecture, none of which imports another; `models` is their union. A package such as `convert/`

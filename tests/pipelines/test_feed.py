@@ -255,6 +255,7 @@ def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, worl
             manifest, Resize(short=24, longest=40, canvas=(41, 0)), 4, rank=rank, world=world, divisor=8
         ):
             names += targets.names
+            assert len({sample.original.size for sample in samples if sample.original}) == 1, "sizes share a batch"
             assert pixels.shape[2] == 48 and pixels.shape[3] % 8 == 0
             for b, sample in enumerate(samples):
                 assert sample.original is not None and sample.name == f"{sample.position}.jpg"
@@ -262,4 +263,4 @@ def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, worl
                 assert list(sample.original.size) == size == targets.frame.output_sizes[b].tolist()
                 assert list(sample.truth.size) == targets.frame.sizes[b].tolist()
                 assert max(sample.truth.size) <= 40
-    assert names == [f"{k}.jpg" for k in range(ROWS)]
+    assert sorted(names) == sorted(f"{k}.jpg" for k in range(ROWS))
