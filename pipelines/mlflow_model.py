@@ -8,7 +8,7 @@ there when it is loaded.
 | artifact | content |
 |---|---|
 | weights.safetensors | state dict, the averaged one where there is one |
-| config.json | {"format", "model": {"class", fields}, "resize": {fields}} |
+| config.json | {"format", "model": {"class", fields}, "resize": {fields}, "experiment": the run's flat options} |
 | categories.json | list of COCO category entries |
 
 The pyfunc takes encoded images (a list of bytes, or a frame with the column `image`; any format that
@@ -44,7 +44,7 @@ import panoptic
 from panoptic.checkpoint import build_model, from_plain, to_plain
 from panoptic.models.interface import PanopticModel
 from panoptic.png import decode_image, to_coco
-from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import Resize, evaluation_view
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ class Packaged:
 
     model: PanopticModel
     """On the CPU, in evaluation mode."""
-    categories: Categories
     resize: Resize
     """What an image goes through before the network; maps come back at the image's own size."""
+    experiment: dict[str, Any]
+    """Flat options of the run that trained it, precision among them."""
 
 
 def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:
@@ -86,7 +87,12 @@ def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Res
     weights = checkpoint["weights"] if checkpoint["ema"] is None else checkpoint["ema"]
     # clones: safetensors refuses tensors that share memory
     save_file({key: value.contiguous().clone() for key, value in weights.items()}, paths["weights"])
-    config = {"format": FORMAT, "model": checkpoint["config"], "resize": to_plain(resize)}
+    config = {
+        "format": FORMAT,
+        "model": checkpoint["config"],
+        "resize": to_plain(resize),
+        "experiment": checkpoint["experiment"],
+    }
     Path(paths["config"]).write_text(json.dumps(config, indent=2))
     Path(paths["categories"]).write_text(json.dumps(checkpoint["categories"], indent=2))
     return paths
@@ -104,7 +110,7 @@ def read_package(paths: Mapping[str, str | Path]) -> Packaged:
     categories = json.loads(Path(paths["categories"]).read_text())
     weights = load_file(str(paths["weights"]))
     model = build_model({"config": config["model"], "categories": categories, "weights": weights, "ema": None})
-    return Packaged(model, model.categories, from_plain(Resize, config["resize"], "resize"))
+    return Packaged(model, from_plain(Resize, config["resize"], "resize"), config["experiment"])
 
 
 @torch.inference_mode()
@@ -121,12 +127,11 @@ def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> tuple
     images, targets = collate([view], model.divisor, packaged.resize.canvas)
     _, maps = model(images.to(next(model.parameters()).device), frame=targets.frame, segment=True)
     found = maps[0].compact()
-    png, record = to_coco(found, packaged.categories, name, f"{name}.png")
-    names = dict(zip(packaged.categories.ids, packaged.categories.names, strict=True))
-    things = dict(zip(packaged.categories.ids, packaged.categories.is_thing, strict=True))
+    categories = model.categories
+    png, record = to_coco(found, categories, name, f"{name}.png")
     for entry in record["segments_info"]:
-        entry["category"] = names[entry["category_id"]]
-        entry["isthing"] = int(things[entry["category_id"]])
+        index = categories.ids.index(entry["category_id"])
+        entry["category"], entry["isthing"] = categories.names[index], int(categories.is_thing[index])
     return png, record["segments_info"]
 
 
@@ -196,14 +201,14 @@ def log_model(
     return info.model_uri
 
 
-def load(uri: str, tracking_uri: str = "") -> tuple[PanopticModel, Categories]:
-    """Model and categories of `models:/name@alias`, `models:/name/3`, `models:/m-…` or `runs:/<id>/model`."""
+def load(uri: str, tracking_uri: str = "") -> tuple[PanopticModel, Resize]:
+    """Model (it knows its categories) and evaluation view of a logged or registered model; see `load_packaged`."""
     packaged = load_packaged(uri, tracking_uri)
-    return packaged.model, packaged.categories
+    return packaged.model, packaged.resize
 
 
 def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
-    """As `load`, with the resizing that the model was validated with.
+    """Everything of `models:/name@alias`, `models:/name/3`, `models:/m-…` or `runs:/<id>/model`.
 
     Args:
         tracking_uri: of the store; MLflow's current one by default.

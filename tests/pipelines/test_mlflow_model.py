@@ -50,7 +50,7 @@ def checkpoint(small_categories) -> dict:
     torch.nn.init.normal_(last.weight, std=100)
     torch.nn.init.normal_(last.bias, std=0.1)
     file = io.BytesIO()
-    checkpoints.save(file, config=CONFIG, model=model)
+    checkpoints.save(file, config=CONFIG, model=model, experiment={"optim.lr": 0.5})
     file.seek(0)
     return checkpoints.load(file)
 
@@ -71,11 +71,12 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
 
     for source in (uri, "models:/tiny@champion", "models:/tiny/1", f"runs:/{run.run_id}/model"):
         packaged = mlflow_model.load_packaged(source)
-        assert packaged.resize == RESIZE and packaged.categories == small_categories
+        assert packaged.resize == RESIZE and packaged.model.categories == small_categories
+        assert packaged.experiment == {"optim.lr": 0.5}
         state = packaged.model.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in checkpoint["weights"].items())
-    model, categories = mlflow_model.load(uri, run.tracking_uri)
-    assert model.categories == categories == small_categories
+    model, resize = mlflow_model.load(uri, run.tracking_uri)
+    assert model.categories == small_categories and not model.training and resize == RESIZE
     with pytest.raises(ValueError, match="models:/nothing@champion: not found"):
         mlflow_model.load("models:/nothing@champion")
 
