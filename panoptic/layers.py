@@ -232,7 +232,7 @@ class Decoder(nn.Module):
         low: channels of the low-level features, coarse to fine.
         projections: to which each of them is projected.
         channels: after every fusion.
-        separable: fuse by a depthwise-separable 5x5, else by two plain 3x3.
+        separable: fuse by a depthwise-separable convolution of that `kernel`, else by two plain 3x3.
         low_first: low-level features come first in the concatenation.
         align_corners: of the upsampling.
     """
@@ -246,6 +246,7 @@ class Decoder(nn.Module):
         *,
         norm: Norm,
         separable: bool,
+        kernel: int,
         low_first: bool,
         align_corners: bool,
     ) -> None:
@@ -254,7 +255,7 @@ class Decoder(nn.Module):
         self.projections, self.fuse = nn.ModuleList(), nn.ModuleList()
         for low_channels, projection in zip(low, projections, strict=True):
             self.projections.append(ConvNormAct(low_channels, projection, 1, norm))
-            self.fuse.append(conv_block(projection + inputs, channels, channels, separable, norm))
+            self.fuse.append(conv_block(projection + inputs, channels, channels, separable, norm, kernel))
             inputs = channels
 
     def forward(self, x: Tensor, low: Sequence[Tensor]) -> Tensor:
@@ -269,9 +270,9 @@ class Decoder(nn.Module):
 class Head(nn.Module):
     """One convolution block and a 1x1 predictor."""
 
-    def __init__(self, inputs: int, channels: int, outputs: int, separable: bool, norm: Norm) -> None:
+    def __init__(self, inputs: int, channels: int, outputs: int, *, separable: bool, norm: Norm, kernel: int) -> None:
         super().__init__()
-        self.block = conv_block(inputs, inputs, channels, separable, norm)
+        self.block = conv_block(inputs, inputs, channels, separable, norm, kernel)
         self.predictor = nn.Conv2d(channels, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -279,10 +280,10 @@ class Head(nn.Module):
         return self.predictor(self.block(x))
 
 
-def conv_block(inputs: int, middle: int, outputs: int, separable: bool, norm: Norm) -> nn.Module:
-    """A depthwise-separable 5x5, or two plain 3x3 through `middle` channels."""
+def conv_block(inputs: int, middle: int, outputs: int, separable: bool, norm: Norm, kernel: int = 5) -> nn.Module:
+    """A depthwise-separable convolution of that kernel, or two plain 3x3 through `middle` channels."""
     if separable:
-        return SeparableConv(inputs, outputs, 5, norm)
+        return SeparableConv(inputs, outputs, kernel, norm)
     return nn.Sequential(ConvNormAct(inputs, middle, 3, norm), ConvNormAct(middle, outputs, 3, norm))
 
 

@@ -109,7 +109,9 @@ class PanopticDeepLabConfig:
     dropout: float = 0.1
     """After the pyramid pooling (standalone: 0.5)."""
     separable: bool = True
-    """Depthwise-separable 5x5 in decoders and heads, else two plain 3x3."""
+    """Depthwise-separable convolutions in decoders and heads, else two plain 3x3."""
+    kernel: int = 5
+    """Side of the depthwise ones (on CPU a 3x3 trains several times faster)."""
     aspp_separable: bool = False
     """Depthwise-separable dilated convolutions in the pyramid pooling."""
     centre_separable: bool = True
@@ -225,18 +227,18 @@ class PanopticDeepLab(PanopticModel):
             [channels[name] for name in config.low_level],
             norm=config.norm,
             separable=config.separable,
+            kernel=config.kernel,
             low_first=not self.standalone,
             align_corners=self.standalone,
         )
         self.semantic_decoder = decoder(config.semantic_projections, config.semantic_channels)
         self.instance_decoder = decoder(config.instance_projections, config.instance_channels)
-        self.semantic_head = Head(
-            config.semantic_channels, config.semantic_head_channels, len(categories), config.separable, config.norm
-        )
+        head = partial(Head, separable=config.separable, norm=config.norm, kernel=config.kernel)
+        self.semantic_head = head(config.semantic_channels, config.semantic_head_channels, len(categories))
         instance = (config.instance_channels, config.instance_head_channels)
-        self.centre_head = Head(*instance, 1, config.centre_separable, config.norm)
-        self.offset_head = Head(*instance, 2, config.separable, config.norm)
-        self.foreground_head = Head(*instance, 1, config.separable, config.norm) if config.foreground else None
+        self.centre_head = head(*instance, 1, separable=config.centre_separable)
+        self.offset_head = head(*instance, 2)
+        self.foreground_head = head(*instance, 1) if config.foreground else None
         set_norm_momentum(self, config.norm_momentum)
         for name, part in self.named_children():
             if name != "backbone":
