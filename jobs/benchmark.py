@@ -1,0 +1,84 @@
+"""Measure us against the published implementations: `python jobs/benchmark.py [ROWS …] [--peers DIR]`.
+
+DIR holds clones of the peers: DIR/panopticapi and DIR/detectron2. Where a peer is missing, the row is absolute.
+Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the same
+inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import torch
+
+from pipelines.benchmark import deeplab, loading, metric, throughput
+from pipelines.benchmark.timing import Case, Row, hardware, measure, table
+
+ROWS = ("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "feed")
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Measure the rows, print them as a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"of {', '.join(ROWS)}; default: all")
+    parser.add_argument("--peers", type=Path, help="folder with clones of panopticapi and detectron2")
+    parser.add_argument("--repeat", type=int, default=15, help="rounds of which the median counts")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the sides of all maps, to try it out")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    given = parser.parse_args(arguments)
+    names = given.rows or list(ROWS)
+    if unknown := sorted(set(names) - set(ROWS)):
+        raise ValueError(f"no row is called {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if given.peers and not given.peers.is_dir():
+        raise ValueError(f"--peers {given.peers}: no such folder; clone panopticapi and detectron2 into it")
+    machine = hardware()
+    print(machine, flush=True)
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        rows = _rows(names, given)
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+    print(table(rows))
+    if given.json:
+        given.json.write_text(json.dumps({"hardware": machine, "rows": [asdict(row) for row in rows]}, indent=1))
+    return rows
+
+
+def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
+    def side(pixels: int) -> int:
+        return max(48, round(pixels * given.scale))
+
+    photograph = side(480), side(640)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        cases: list[Case] = [
+            *metric.cases(names, photograph, Path(folder), given.peers),
+            *deeplab.cases(names, given.scale, given.peers),
+            *([loading.case(photograph, side(640), given.peers)] if "4" in names else []),
+        ]
+        for case in cases:
+            rows += measure(case, given.repeat)
+            print(f"measured {case.name}", file=sys.stderr, flush=True)
+        if "feed" in names:
+            count = max(16, round(96 * given.scale))
+            shards = Path(folder) / "feed"
+            rows += throughput.rows(shards, photograph, side(512), count, count, min(3, given.repeat), 0.1)
+    return rows
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""Measurements against the published implementations: see `jobs/benchmark.py`."""

@@ -1,0 +1,145 @@
+"""Panoptic quality of one image against panopticapi (rows 1a, 1b, 1c)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from panoptic.metrics.quality import QualityCounts, count, count_coco
+from panoptic.png import from_coco, to_coco
+from panoptic.segmentation import Categories, Segmentation
+from pipelines.benchmark import inputs, peers
+from pipelines.benchmark.timing import Case
+
+IMAGES = 4
+"""Of a round."""
+
+Pair = tuple[Segmentation, Segmentation]
+
+
+def cases(names: Sequence[str], size: tuple[int, int], folder: Path, peers_folder: Path | None) -> list[Case]:
+    """The cases among 1a, 1b and 1c that are wanted.
+
+    Args:
+        names: of rows.
+        size: (H, W).
+        folder: where PNGs may be written.
+        peers_folder: of the clones.
+    """
+    rng = np.random.default_rng(1)
+    classes = inputs.categories(80, 53)
+    truths = [inputs.draw_truth(rng, size, 14, 7, classes) for _ in range(IMAGES)]
+    pairs = [(truth, inputs.disturb(rng, truth, classes)) for truth in truths]
+    make = {"1a": _from_files, "1b": _in_memory, "1c": _from_prediction}
+    # a module for each, as 1b changes its own
+    return [make[name](pairs, classes, folder, peers.panopticapi(peers_folder)) for name in names if name in make]
+
+
+def _from_files(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
+    truths = [_write(truth, classes, folder / f"truth-{k}.png") for k, (truth, _) in enumerate(pairs)]
+    predictions = [_write(found, classes, folder / f"prediction-{k}.png") for k, (_, found) in enumerate(pairs)]
+
+    def ours(k: int) -> QualityCounts:
+        (a, first), (b, second) = truths[k], predictions[k]
+        return count_coco((a.read_bytes(), first), (b.read_bytes(), second), classes, f"image {k}")
+
+    def theirs(k: int) -> Any:
+        return _judge(peer, truths[k][1], predictions[k][1], folder, classes)
+
+    return _case("1a", f"PQ from two COCO PNGs, {_content(pairs)}", ours, theirs, peer, classes)
+
+
+def _in_memory(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
+    def ours(k: int) -> QualityCounts:
+        truth, prediction = pairs[k]
+        return count(truth, prediction, classes)
+
+    maps = {f"{kind}-{k}": pair[i].segments for k, pair in enumerate(pairs) for i, kind in enumerate("tp")}
+    records = [
+        [_record(s, classes, f"{kind}-{k}") for s, kind in zip(p, "tp", strict=True)] for k, p in enumerate(pairs)
+    ]
+    if peer is not None:
+        # its arithmetic alone: what it would open as a picture is the map itself
+        peer.Image = SimpleNamespace(open=lambda path: maps[Path(path).name])  # type: ignore[attr-defined]
+        peer.rgb2id = lambda ids: ids  # type: ignore[attr-defined]
+
+    def theirs(k: int) -> Any:
+        truth, prediction = records[k]
+        return _judge(peer, truth, prediction, folder, classes)
+
+    return _case("1b", f"PQ of maps in memory, {_content(pairs)}", ours, theirs, peer, classes)
+
+
+def _from_prediction(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
+    truths = [_write(truth, classes, folder / f"truth-{k}.png") for k, (truth, _) in enumerate(pairs)]
+    records = [_record(found, classes, f"written-{k}.png") for k, (_, found) in enumerate(pairs)]
+    utils = peers.panopticapi_utils(peer) if peer is not None else None
+
+    def ours(k: int) -> QualityCounts:
+        path, record = truths[k]
+        return count(from_coco(path.read_bytes(), record, classes, path.name), pairs[k][1], classes)
+
+    def theirs(k: int) -> Any:
+        assert utils is not None
+        with io.BytesIO() as out:  # as detectron2's COCOPanopticEvaluator does
+            Image.fromarray(utils.id2rgb(pairs[k][1].segments)).save(out, format="PNG")
+            (folder / records[k]["file_name"]).write_bytes(out.getvalue())
+        return _judge(peer, truths[k][1], records[k], folder, classes)
+
+    work = f"PQ of a prediction in memory and a COCO PNG, {_content(pairs)}"
+    return _case("1c", work, ours, theirs, peer, classes, "detectron2: write PNG, panopticapi")
+
+
+def _case(
+    name: str,
+    work: str,
+    ours: Callable[[int], QualityCounts],
+    theirs: Callable[[int], Any],
+    peer: ModuleType | None,
+    classes: Categories,
+    called: str = "panopticapi",
+) -> Case:
+    def compare(mine: QualityCounts, other: Any) -> None:
+        for k, identity in enumerate(classes.ids):
+            found = other.pq_per_cat[identity]
+            mine_of_class = (mine.iou[k], mine.tp[k], mine.fp[k], mine.fn[k])
+            if mine_of_class != (found.iou, found.tp, found.fp, found.fn):
+                raise ValueError(f"class {identity}: ours {mine_of_class}, theirs {vars(found)}")
+
+    theirs_found = {} if peer is None else {called: theirs}
+    return Case(name, work, ours, theirs_found, dict.fromkeys(theirs_found, compare), IMAGES)
+
+
+def _judge(peer: ModuleType | None, truth: Mapping, prediction: Mapping, folder: Path, classes: Categories) -> Any:
+    """panopticapi's counts of one image, without what it prints."""
+    assert peer is not None
+    known = {entry["id"]: entry for entry in classes.to_coco()}
+    with contextlib.redirect_stdout(io.StringIO()):
+        return peer.pq_compute_single_core(0, [(truth, prediction)], str(folder), str(folder), known)
+
+
+def _record(segmentation: Segmentation, classes: Categories, name: str) -> dict:
+    return to_coco(segmentation, classes, 1, name)[1]
+
+
+def _write(segmentation: Segmentation, classes: Categories, path: Path) -> tuple[Path, dict]:
+    """A PNG as COCO's own are: ids that use all three channels, written by PIL."""
+    record = _record(segmentation, classes, path.name)
+    for info in record["segments_info"]:
+        info["id"] *= 70_001
+    ids = segmentation.segments.astype(np.int32) * 70_001
+    Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)
+    return path, record
+
+
+def _content(pairs: list[Pair]) -> str:
+    height, width = pairs[0][0].size
+    counts = [len(truth.labels) for truth, _ in pairs]
+    return f"{width}x{height}, {sum(counts) / len(counts):.0f} segments"
