@@ -157,19 +157,28 @@ def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.nda
     Returns:
         segments int32 [H, W] with pixels of unlisted ids at 0, and the sorted unlisted non-zero ids.
     """
-    present, inverse = _unique_runs(id_map)
-    order = {int(i): k + 1 for k, i in enumerate(ids)}
-    table = np.array([order.get(int(i), 0) for i in present], np.int32)
-    unlisted = np.array([i for i in present.tolist() if i != 0 and i not in order], np.int64)
-    return table[inverse].reshape(id_map.shape), unlisted
+    segments, unlisted, _ = renumber_found(id_map, ids)
+    return segments, unlisted
 
 
-def _unique_runs(id_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`np.unique(..., return_inverse=True)`, sorting run values instead of pixels (25 times fewer on photographs)."""
+def renumber_found(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`renumber`, and bool [N], which of `ids` have a pixel (of an id listed twice, the last entry).
+
+    Works on runs of equal pixels: 25 times fewer than pixels on photographs.
+    """
     flat = np.ascontiguousarray(id_map).ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    present, inverse = np.unique(flat[starts], return_inverse=True)
-    return present, np.repeat(inverse, np.diff(np.append(starts, flat.size)))
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))[: flat.size]
+    values = flat[starts]
+    listed = np.array([0, *ids], np.int64)
+    order = np.argsort(listed, kind="stable")
+    place = order[np.searchsorted(listed[order], values, side="right") - 1]
+    known = listed[place] == values
+    unlisted = np.unique(values[~known]).astype(np.int64)
+    place[~known] = VOID
+    found = np.zeros(len(listed), bool)
+    found[place] = True
+    segments = np.repeat(place.astype(np.int32), np.diff(starts, append=flat.size))
+    return segments.reshape(id_map.shape), unlisted, found[1:]
 
 
 @dataclass(frozen=True)

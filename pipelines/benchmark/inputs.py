@@ -32,7 +32,7 @@ def draw_truth(
     rng: np.random.Generator, size: tuple[int, int], things: int, stuff: int, classes: Categories
 ) -> Segmentation:
     """Regions of stuff under blobs of things (one of them a crowd), with some void."""
-    score = np.stack([_smooth(rng, size, 6) + 0.15 * _smooth(rng, size, 60) for _ in range(stuff)])
+    score = np.stack([_smooth(rng, size, 6) + 0.06 * _smooth(rng, size, 60) for _ in range(stuff)])
     segments = score.argmax(0).astype(np.int32) + 1
     labels = rng.choice(np.array(classes.stuff), stuff, replace=False).tolist()
     for row, column in _spread(rng, size, things):
