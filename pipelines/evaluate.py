@@ -6,7 +6,7 @@ batches, counts added in the order of the rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from panoptic.checkpoint import check_categories
 from panoptic.evaluation import judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
-from panoptic.transforms import Resize
 from pipelines.config import Experiment, override
 from pipelines.manifest import Manifest
 from pipelines.worker import load_checkpoint, validation_batches
@@ -28,7 +27,7 @@ class Stored:
 
     model: PanopticModel
     options: dict[str, Any]
-    """Flat: of the experiment, or only those that a model from the registry carries."""
+    """Flat: of the experiment that trained it."""
 
 
 def load(uri: str, tracking_uri: str = "") -> Stored:
@@ -40,8 +39,8 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
     if uri.startswith(("models:/", "runs:/")):
         from pipelines import mlflow_model
 
-        model, resize = mlflow_model.load(uri, tracking_uri)
-        return Stored(model.eval(), {f"resize.{name}": value for name, value in vars(resize).items()})
+        packaged = mlflow_model.load_packaged(uri, tracking_uri)
+        return Stored(packaged.model, dict(packaged.experiment))
     record = load_checkpoint(uri)
     return Stored(checkpoints.build_model(record), dict(record["experiment"]))
 
@@ -66,8 +65,3 @@ def evaluate(stored: Stored, manifest: Manifest, experiment: Experiment) -> Eval
     return summarise(
         [judge(model, validation_batches(manifest, experiment, model.divisor), experiment.engine)], manifest.categories
     )
-
-
-def with_resize(experiment: Experiment, resize: Resize) -> Experiment:
-    """Another evaluation view."""
-    return replace(experiment, resize=resize)

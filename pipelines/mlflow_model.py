@@ -201,12 +201,6 @@ def log_model(
     return info.model_uri
 
 
-def load(uri: str, tracking_uri: str = "") -> tuple[PanopticModel, Resize]:
-    """Model (it knows its categories) and evaluation view of a logged or registered model; see `load_packaged`."""
-    packaged = load_packaged(uri, tracking_uri)
-    return packaged.model, packaged.resize
-
-
 def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
     """Everything of `models:/name@alias`, `models:/name/3`, `models:/m-…` or `runs:/<id>/model`.
 

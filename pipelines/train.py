@@ -7,6 +7,7 @@ stopped; `run.json` in its folder says which MLflow run it belongs to and with w
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -22,9 +23,14 @@ from pipelines.manifest import Manifest
 from pipelines.shards import ensure_shards
 from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
+log = logging.getLogger(__name__)
+
 FREE = ("train.steps", "train.workers", "train.threads", "train.stop_after", "train.keep", "train.log_every")
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Options that a continued run may change; any other would make it another experiment."""
+
+MODEL_TAG = "panoptic.model"
+"""Tag of a run that holds the URI of its logged model."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def _fit(job: Job) -> Any:
             name=experiment.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            logging_config=LoggingConfig(log_level="WARNING"),  # else every worker prints every report
+            logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=experiment.train.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=experiment.train.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
@@ -222,8 +228,6 @@ def _fit(job: Job) -> Any:
 
 def _conclude(job: Job, result: Any) -> Outcome:
     """Pick the best checkpoint, log its model."""
-    from pipelines.mlflow_model import log_model
-
     experiment = job.experiment
     ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
     best = ranked[-1][0]
@@ -235,10 +239,7 @@ def _conclude(job: Job, result: Any) -> Outcome:
     judged = checkpoints.build_model(record)
     for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
-    model = ""
-    if finished:
-        names = experiment.tracking
-        model = log_model(job.run, record, experiment.resize, register=names.register, alias=names.alias)
+    model = _log_model(job, record) if finished else ""
     return Outcome(
         name=experiment.name,
         run=job.run,
@@ -251,6 +252,23 @@ def _conclude(job: Job, result: Any) -> Outcome:
         train=job.train,
         val=job.val,
     )
+
+
+def _log_model(job: Job, record: Mapping[str, Any]) -> str:
+    """The MLflow URI of the best model, logged once; "" where the store is away (the checkpoint is safe)."""
+    from pipelines.mlflow_model import log_model
+
+    names, client = job.experiment.tracking, tracking.connect(job.run.tracking_uri)
+    try:
+        logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
+        if logged:
+            return logged
+        uri = log_model(job.run, record, job.experiment.resize, register=names.register, alias=names.alias)
+        client.set_tag(job.run.run_id, MODEL_TAG, uri)
+    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
+        log.warning("the model could not be logged (%s); the same command again under the same --name does it", error)
+        return ""
+    return uri
 
 
 def closing_words(outcome: Outcome) -> str:

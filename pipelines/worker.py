@@ -67,6 +67,7 @@ def loop(config: dict[str, Any]) -> None:
     import ray.train
 
     runtime.data_context()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every worker prints every report
     context = ray.train.get_context()
     worker = Worker(config["job"], context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
     given = ray.train.get_checkpoint()
@@ -112,10 +113,12 @@ class Worker:
         torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // on_machine))
         torch.use_deterministic_algorithms(options.deterministic)
         seed_torch(options.seed, 0, 0, 0)
-        self.model = prepare(experiment.model.build(job.train.categories), self.device, experiment.engine)
+        self.model: PanopticModel = prepare(
+            experiment.model.build(job.train.categories), self.device, experiment.engine
+        )
         self._initial_weights()
         if options.sync_bn and job.gpu:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
         elif options.sync_bn:
             log.warning("train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images")
         self.optimiser = build_optimiser(self.model, experiment.optim)
@@ -128,7 +131,9 @@ class Worker:
         experiment = self.experiment
         backbone = experiment.model.backbone.weights
         if backbone not in ("none", "timm"):
-            load_weights(self.model.backbone, read_checkpoint(io.BytesIO(storage.read_bytes(backbone))))
+            load_weights(
+                self.model.get_submodule("backbone"), read_checkpoint(io.BytesIO(storage.read_bytes(backbone)))
+            )
         if experiment.train.weights:
             record = load_checkpoint(experiment.train.weights)
             fresh = checkpoints.load_for_finetune(self.model, record)
