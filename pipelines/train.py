@@ -137,8 +137,8 @@ def worker_cpus(experiment: Experiment) -> float:
 
 
 def _local_cpus(experiment: Experiment) -> int:
-    """Logical CPUs of a local session: at least one a worker, as they only count reservations."""
-    return max(os.cpu_count() or 1, experiment.train.workers)
+    """Logical CPUs of a local session. They only count reservations; Ray Data warns where few are left over."""
+    return max(os.cpu_count() or 1, 2 * experiment.train.workers)
 
 
 def _named(experiment: Experiment, preset: str) -> Experiment:

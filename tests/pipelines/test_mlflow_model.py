@@ -75,10 +75,9 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
         assert packaged.experiment == {"optim.lr": 0.5}
         state = packaged.model.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in checkpoint["weights"].items())
-    model, resize = mlflow_model.load(uri, run.tracking_uri)
-    assert model.categories == small_categories and not model.training and resize == RESIZE
+        assert not packaged.model.training
     with pytest.raises(ValueError, match="models:/nothing@champion: not found"):
-        mlflow_model.load("models:/nothing@champion")
+        mlflow_model.load_packaged("models:/nothing@champion")
 
     loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
     images = [jpeg(60, 80), jpeg(50, 40)]
