@@ -1,0 +1,71 @@
+"""The options: every preset round-trips, a typo names its path, the command line changes what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pipelines.config import Experiment, flatten, override, parse
+from pipelines.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_flat_config_is_the_config(name: str) -> None:
+    preset = PRESETS[name]()
+    assert override(preset, flatten(preset)) == preset
+    changed = override(preset, {"optim.lr": 0.25, "model.backbone.freeze": 2, "augment.crop": (33, 65)})
+    assert (changed.optim.lr, changed.model.backbone.freeze, changed.augment.crop) == (0.25, 2, (33, 65))
+    assert override(preset, flatten(changed)) == changed != preset
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_says_what_to_expect(name: str) -> None:
+    text = PRESETS[name].__doc__
+    assert text and any(character.isdigit() for character in text) and "PQ" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("optim.lrr", 1, "optim.lrr.*Optim has.*lr"),
+        ("optim.lr", "fast", "optim.lr.*fast"),
+        ("model", 3, "group of options"),
+        ("model.flavour", "tensorflow", "model.flavour.*tensorflow"),
+        ("augment.crop", (3,), "augment.crop"),
+    ],
+)
+def test_a_wrong_change_names_its_path(path: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        override(PRESETS["demo"](), {path: value})
+
+
+def test_no_preset_is_the_demo_and_options_follow() -> None:
+    assert parse([], PRESETS) == ("demo", PRESETS["demo"]())
+    name, experiment = parse(["--optim.lr", "0.5", "--train.steps", "7"], PRESETS)
+    assert name == "demo" and (experiment.optim.lr, experiment.train.steps) == (0.5, 7)
+    name, experiment = parse(["panoptic-deeplab-r52-coco", "--data.root", "coco"], PRESETS)
+    assert name == "panoptic-deeplab-r52-coco" and experiment.data.root == "coco"
+    with pytest.raises(SystemExit, match=r"unknown preset 'nothing'.*demo"):
+        parse(["nothing"], PRESETS)
+
+
+def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["demo", "--help"], PRESETS)
+    shown = capsys.readouterr().out
+    for path in flatten(PRESETS["demo"]()):
+        assert f"--{path.replace('_', '-')}" in shown
+
+    def undocumented(kind: type) -> list[str]:
+        import inspect
+
+        source = inspect.getsource(kind)
+        lines = [line.strip() for line in source.splitlines()]
+        names = [entry.name for entry in dataclasses.fields(kind)]
+        starts = {name: next(i for i, line in enumerate(lines) if line.startswith(f"{name}:")) for name in names}
+        return [name for name, at in starts.items() if not lines[at + 1].startswith('"""')]
+
+    preset = PRESETS["demo"]()
+    groups = [Experiment, *(type(value) for value in vars(preset).values() if dataclasses.is_dataclass(value))]
+    assert {kind.__name__: found for kind in groups if (found := undocumented(kind))} == {}
