@@ -17,6 +17,7 @@ from pipelines import runtime
 from pipelines.evaluate import evaluate, load, options_of
 from pipelines.presets import PRESETS
 from pipelines.shards import ensure_shards
+from pipelines.tracking import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> Evaluation:
@@ -26,9 +27,9 @@ def main(arguments: list[str] | None = None) -> Evaluation:
     parser.add_argument("--data", required=True, help="COCO-panoptic folder or shards, local or s3://")
     parser.add_argument("--split", default="val", help="which split of it")
     parser.add_argument("--shards", default="runs/shards", help="where shards go when the data is not prepared")
-    parser.add_argument("--tracking-uri", default="", help="of MLflow, for models:/ and runs:/")
+    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
     given = parser.parse_args(arguments)
-    stored = load(given.model, given.tracking_uri)
+    stored = load(given.model, resolve_uri(Tracking(uri=given.tracking_uri), "runs"))
     runtime.connect()
     manifest = ensure_shards(given.data, given.split, given.shards)
     evaluation = evaluate(stored, manifest, options_of(stored, PRESETS["demo"]()))

@@ -212,13 +212,11 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
     """
     from pipelines.tracking import patience
 
-    with patience(3, 300), tempfile.TemporaryDirectory() as folder:
+    with patience(3, 300), _store(tracking_uri or mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
         try:
-            root = mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=folder, tracking_uri=tracking_uri or None
-            )
+            root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (mlflow.MlflowException, OSError) as error:
-            raise ValueError(f"{uri}: not found in {tracking_uri or mlflow.get_tracking_uri()} ({error})") from error
+            raise ValueError(f"{uri}: not found in {mlflow.get_tracking_uri()} ({error})") from error
         paths = {name: Path(root) / "artifacts" / file for name, file in FILES.items()}
         missing = [path.name for path in paths.values() if not path.exists()]
         if missing:
@@ -231,11 +229,17 @@ def _active(run: Run) -> Iterator[None]:
     """The run as MLflow's active one, with time for large files; MLflow's globals are put back afterwards."""
     from pipelines.tracking import patience
 
+    with _store(run.tracking_uri), patience(3, 300), mlflow.start_run(run_id=run.run_id, nested=True):
+        yield
+
+
+@contextmanager
+def _store(tracking_uri: str) -> Iterator[None]:
+    """MLflow's tracking store; `models:/` is looked up in no other, whatever `download_artifacts` is told."""
     environment, uri = dict(os.environ), mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(run.tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
     try:
-        with patience(3, 300), mlflow.start_run(run_id=run.run_id, nested=True):
-            yield
+        yield
     finally:
         mlflow.set_tracking_uri(uri)
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:

@@ -176,10 +176,10 @@ class Worker:
                     rank=self.rank,
                     lr=rate,
                 )
-                if step == self.step:
-                    meter.read()  # the first step waits for workers and data to start: it is no speed
-                else:
-                    meter.add(result)
+                meter.add(result)
+                if step == self.step:  # it waits for workers and data to start, so it says nothing about speed
+                    meter.steps = meter.images = 0
+                    meter.wait = meter.seconds = 0.0
                 if (step + 1) % options.log_every == 0 or step + 1 == last:
                     self._log(step + 1, meter.read(), health, last)
                 if (step + 1) % options.validate_every == 0 or step + 1 == last:
