@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -189,7 +190,7 @@ def log_model(
             name=name,
             python_model=__file__,
             artifacts=write_package(folder, checkpoint, resize),
-            code_paths=[str(Path(panoptic.__file__).parent)],
+            code_paths=[str(_code(folder))],
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in PACKAGES],
             signature=signature,
         )
@@ -199,6 +200,12 @@ def log_model(
                 client = mlflow.MlflowClient(tracking_uri=run.tracking_uri)
                 client.set_registered_model_alias(register, alias, found.version)
     return info.model_uri
+
+
+def _code(folder: str) -> Path:
+    """A copy of the `panoptic` package as it is written, without byte code."""
+    source = Path(panoptic.__file__).parent
+    return shutil.copytree(source, Path(folder) / source.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
