@@ -67,7 +67,9 @@ def loop(config: dict[str, Any]) -> None:
     import ray.train
 
     runtime.data_context()
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else every worker prints every report
+    for name in list(logging.root.manager.loggerDict):  # the one that prints every report is named by its file
+        if name.startswith("ray.train") or f"{os.sep}ray{os.sep}train{os.sep}" in name:
+            logging.getLogger(name).setLevel(logging.WARNING)
     context = ray.train.get_context()
     worker = Worker(config["job"], context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
     given = ray.train.get_checkpoint()
