@@ -25,28 +25,24 @@ CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536,
 def demo() -> Experiment:
     """Drawn scenes, a small Panoptic-DeepLab, two CPU workers: a panoptic model that learns while you watch."""
     return Experiment(
-        model=_small_deeplab(),
+        model=_small_deeplab(sigma=5, stuff_area=64, small_area=1024),
         data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="factor", factors=(0.75, 1.25, 0.125), crop=(129, 193), flip=0.5, colour="ssd"),
-        resize=Resize(),
-        optim=Optim(
-            optimiser="adamw", lr=2e-3, weight_decay=0.02, schedule="cosine", warmup_steps=50, clip_norm=5.0, ema=0.99
-        ),
+        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
+        resize=Resize(short=192),
+        optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
         engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=700, batch=16, workers=2, validate_every=350),
+        train=Train(steps=600, batch=16, workers=2, validate_every=300, log_every=25),
     )
 
 
 def panoptic_deeplab_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores."""
     return Experiment(
-        model=_small_deeplab(),
+        model=_small_deeplab(sigma=6, stuff_area=128, small_area=4096),
         data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(193, 321), flip=0.5, colour="ssd"),
-        resize=Resize(short=256),
-        optim=Optim(
-            optimiser="adamw", lr=1e-3, weight_decay=0.02, schedule="poly", warmup_steps=100, clip_norm=5.0, ema=0.998
-        ),
+        augment=Augment(scale="short", sides=tuple(range(288, 513, 32)), crop=(256, 448), colour="ssd"),
+        resize=Resize(short=376),
+        optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.998),
         engine=Engine(precision="bfloat16", channels_last=True),
         train=Train(steps=2000, batch=8, workers=2, validate_every=500),
     )
@@ -100,12 +96,14 @@ def panoptic_deeplab_r52_coco() -> Experiment:
     )
 
 
-def _small_deeplab() -> PanopticDeepLabConfig:
+def _small_deeplab(sigma: int, stuff_area: int, small_area: int) -> PanopticDeepLabConfig:
     """For CPU cores and training from scratch: ResNet-18, one pyramid pooling, narrow decoders, norms that learn.
 
     Plain convolutions of 64 channels: on a CPU a depthwise-separable 5x5 of 128 takes twice as long backwards.
+    Maps are merged at the size of the original, where thin and small segments keep their shape.
     """
     return PanopticDeepLabConfig(
+        flavour="detectron2",
         backbone=Backbone(name="resnet18"),
         rates=(2, 4, 6),
         aspp_channels=128,
@@ -119,6 +117,9 @@ def _small_deeplab() -> PanopticDeepLabConfig:
         instance_channels=64,
         semantic_head_channels=64,
         instance_head_channels=32,
+        sigma=sigma,
+        stuff_area=stuff_area,
+        small_area=small_area,
     )
 
 
