@@ -71,7 +71,7 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             rows += measure(case, given.repeat)
             print(f"measured {case.name}", file=sys.stderr, flush=True)
         if "feed" in names:
-            count = max(16, round(96 * given.scale))
+            count = max(16, round(100 * given.scale))
             shards = Path(folder) / "feed"
             rows += throughput.rows(shards, photograph, side(512), count, count, min(3, given.repeat), 0.1)
     return rows
