@@ -267,9 +267,7 @@ class Sample:
     """What the augmentation drew (scale, top, left, flip, ...), for replay."""
 
 
-def collate(
-    samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int] = (0, 0)
-) -> tuple[Tensor, Targets]:
+def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int] = (0, 0)) -> tuple[Tensor, Targets]:
     """Stack samples of any sizes, padded bottom and right with zeros to a common multiple of `divisor`.
 
     Args:
