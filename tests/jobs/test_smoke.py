@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pipelines.train import Outcome
 
+pytestmark = pytest.mark.timeout(300)  # the training is in the setup of whichever test runs first
+
 STEPS = 6
 
 TINY = """
