@@ -169,23 +169,32 @@ class Reading:
             yield table
 
 
-def dataset(reading: Reading, tasks: int, cpus: float, ahead: int) -> Any:
-    """The lazy Ray Data dataset of a rank's stream, in order.
+def execute(reading: Reading, part: range, tasks: int, cpus: float) -> list[pa.Table]:
+    """The rows of some micro-batches, one table each, in order: one Ray Data execution, run to its end.
 
     Args:
         reading: what to read.
-        tasks: how many run at a time.
+        part: which micro-batches of the stream.
+        tasks: how many Ray tasks run at a time.
         cpus: that each of them reserves.
-        ahead: MiB that may wait in the object store.
     """
+    import ray
+
+    rows = pa.concat_tables(ray.get(dataset(reading, part, tasks, cpus).to_arrow_refs()))
+    size = reading.stream.size
+    return [rows.slice(first, size) for first in range(0, rows.num_rows, size)]
+
+
+def dataset(reading: Reading, part: range, tasks: int, cpus: float) -> Any:
+    """The lazy Ray Data dataset of some micro-batches, in order; see `execute`."""
     import ray
     from ray.data import DataContext, Datasource, ExecutionResources
     from ray.data.block import BlockMetadata
     from ray.data.datasource import ReadTask
 
     stream = reading.stream
-    per_task = max(1, ROWS_PER_TASK // stream.size, -(-len(stream) // MOST_TASKS))
-    chunks = [range(first, min(first + per_task, len(stream))) for first in range(0, len(stream), per_task)]
+    per_task = max(1, ROWS_PER_TASK // stream.size, -(-len(part) // MOST_TASKS))
+    chunks = [part[first : first + per_task] for first in range(0, len(part), per_task)]
     shared = ray.put(reading)
 
     def task(indices: range) -> ReadTask:
@@ -207,7 +216,7 @@ def dataset(reading: Reading, tasks: int, cpus: float, ahead: int) -> Any:
     runtime.data_context()
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus, object_store_memory=ahead << 20)
+    context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus)
     context.target_max_block_size = BLOCK_BYTES
     with DataContext.current(context):
         return ray.data.read_datasource(
