@@ -32,14 +32,14 @@ class Habit:
 
 
 HABITS = {
-    "person": Habit(("grass", "sand", "road"), (0.2, 0.92), 1.7, 0.4),
-    "car": Habit(("road",), (0.15, 0.75), 1.9, 0.35),
+    "person": Habit(("grass", "sand", "road"), (0.2, 0.92), 1.4, 0.4),
+    "car": Habit(("road",), (0.15, 0.75), 1.6, 0.35),
     "house": Habit(("grass", "sand"), (0.03, 0.24), 1.2, 0.45),
-    "tree": Habit(("grass", "sand"), (0.05, 0.5), 1.4, 0.4),
-    "boat": Habit(("water",), (0.03, 0.5), 2.0, 0.25),
-    "ball": Habit(("grass", "sand"), (0.35, 0.95), 1.3, 0.3),
-    "bird": Habit(("sky",), (0.0, 1.0), 1.4, 0.2),
-    "sign": Habit(("grass", "sand"), (0.25, 0.7), 1.2, 0.12),
+    "tree": Habit(("grass", "sand"), (0.05, 0.5), 1.1, 0.4),
+    "boat": Habit(("water",), (0.03, 0.5), 1.7, 0.25),
+    "ball": Habit(("grass", "sand"), (0.35, 0.95), 1.1, 0.3),
+    "bird": Habit(("sky",), (0.0, 1.0), 1.1, 0.2),
+    "sign": Habit(("grass", "sand"), (0.25, 0.7), 1.0, 0.12),
 }
 CROWDS = (("person", 0.14), ("bird", 0.12))
 """What comes in groups that nobody would outline one by one, and how probable one is in a scene."""
@@ -56,7 +56,7 @@ def render(seed: int, split: str, index: int) -> Scene:
         image=np.zeros((height, width, 3), np.uint8),
         segments=np.zeros((height, width), np.int32),
         horizon=int(height * rng.uniform(0.28, 0.44)),
-        scale=rng.uniform(26, 36) * min(height, width) / 200,
+        scale=rng.uniform(36, 46) * min(height, width) / 200,
         light=Light(rng.uniform(-1, 1), rng.choice([-0.12, 0.22, 0.34]), rng.uniform(0.35, 1.0)),
         haze=haze,
     )
@@ -114,7 +114,7 @@ def _plan(scene: Scene, rng: np.random.Generator) -> list[Placed]:
             if foot is None:
                 continue
             x, y = foot
-            scale = rng.uniform(11, 38) * scene.scale / 31 if name == "bird" else scene.scale_at(y)
+            scale = rng.uniform(18, 44) * scene.scale / 41 if name == "bird" else scene.scale_at(y)
             edge = None
             for _ in range(4):
                 parts = _turned(rng, name)
@@ -189,7 +189,7 @@ def develop(scene: Scene, rng: np.random.Generator) -> None:
     if rng.random() < 0.4:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.75))
     sweep = 1 + 0.1 * rng.uniform(-1, 1) * np.linspace(-1, 1, width)[:, None]
-    image *= (sweep * rng.uniform(0.78, 1.1) * rng.uniform(0.9, 1.1, 3)).astype(np.float32)
+    image *= (sweep * rng.uniform(0.82, 1.1) * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
     chroma = np.stack([texture(rng, "fine", height, width) for _ in range(3)], -1)
     grain = texture(rng, "fine", height, width)[..., None] + np.float32(0.4) * chroma
     scene.image = np.clip(image + grain * np.float32(rng.uniform(1, 6)), 0, 255).astype(np.uint8)

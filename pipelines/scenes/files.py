@@ -26,7 +26,7 @@ from pipelines.scenes.compose import SPLITS, render
 from pipelines.scenes.drawing import STUFF, Scene
 from pipelines.scenes.things import THINGS
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever a scene of the same seed comes out differently, and folders are written anew."""
 DESCRIPTION = "drawn scenes"
 MIN_PIXELS = 8

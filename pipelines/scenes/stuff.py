@@ -17,11 +17,11 @@ from pipelines.scenes.things import blob
 SKIES = (((96, 150, 214), (196, 216, 232)), ((150, 168, 186), (206, 208, 208)), ((74, 96, 160), (240, 186, 140)))
 SKIES += (((120, 190, 220), (226, 228, 208)), ((108, 104, 140), (226, 160, 150)), ((168, 178, 182), (222, 216, 204)))
 """Zenith and horizon."""
-GRASSES = ((96, 140, 62), (128, 144, 66), (74, 112, 58), (150, 146, 88), (110, 120, 84))
-SANDS = ((216, 190, 142), (196, 174, 134), (176, 160, 136), (222, 206, 172), (158, 146, 108))
-ROADS = ((112, 112, 116), (88, 90, 96), (150, 146, 140), (140, 122, 104))
+GRASSES = ((96, 140, 62), (128, 148, 66), (74, 112, 58), (142, 146, 84))
+SANDS = ((216, 190, 142), (196, 174, 134), (184, 164, 130), (222, 206, 172))
+ROADS = ((112, 112, 116), (88, 90, 96), (146, 144, 142))
 WATERS = ((72, 124, 160), (84, 140, 140), (110, 136, 154), (96, 110, 96))
-ROCKS = ((120, 112, 108), (98, 120, 92), (112, 124, 152), (156, 134, 108), (90, 96, 112))
+ROCKS = ((120, 112, 108), (112, 124, 152), (140, 122, 108), (90, 96, 112))
 CLOUD = np.array((246, 244, 242), np.float32)
 SNOW = np.array((236, 238, 244), np.float32)
 
@@ -52,7 +52,7 @@ def _paint_mountains(scene: Scene, rng: np.random.Generator, depth: int) -> None
     ridge = np.sum([np.abs(np.sin(xs / width * f + rng.uniform(0, 6))) * a for f, a in waves], axis=0)
     tall = scene.horizon * rng.uniform(0.3, 0.75) * (1 - 0.35 * depth)
     edge = np.stack([xs, scene.horizon - tall * (0.15 + ridge)], 1)
-    rock = pick(rng, ROCKS) * (1 - 0.12 * depth)
+    rock = pick(rng, ROCKS, 8) * (1 - 0.12 * depth)
     rock = rock + (scene.haze - rock) * rng.uniform(0.1, 0.45) * (1 - 0.4 * depth)
     facets = texture(rng, "rock", height, width)[..., None] * np.float32(0.13 * np.sign(scene.light.side))
     colour = rock * (1 + facets)
@@ -68,7 +68,7 @@ def paint_ground(scene: Scene, rng: np.random.Generator, zenith: Colour) -> None
     """Grass or sand, often a patch of the other, often water up to a shoreline, often a road."""
     height, width = scene.size
     depth = height - scene.horizon
-    grounds = {"grass": (pick(rng, GRASSES), "grass", 0.13), "sand": (pick(rng, SANDS), "fine", 0.06)}
+    grounds = {"grass": (pick(rng, GRASSES, 8), "grass", 0.13), "sand": (pick(rng, SANDS, 8), "fine", 0.06)}
     first, second = ("grass", "sand") if rng.random() < 0.58 else ("sand", "grass")
     mask = np.zeros(scene.size, np.uint8)
     mask[scene.horizon :] = 255
@@ -107,7 +107,7 @@ def _paint_water(scene: Scene, rng: np.random.Generator, zenith: Colour, shore: 
     wave = shore + 0.07 * np.sin(xs / width * rng.uniform(2, 7) + rng.uniform(0, 6))
     line = np.stack([xs, scene.horizon + (height - scene.horizon) * wave], 1)
     mask = scene.polygon(np.concatenate([line, [(width + 2, scene.horizon), (-2, scene.horizon)]]))
-    colour = pick(rng, WATERS) * 0.55 + zenith * 0.45
+    colour = pick(rng, WATERS, 8) * 0.55 + zenith * 0.45
     scene.cover(index_of("water"), mask, _plane(scene, rng, colour, "water", 0.1))
 
 
@@ -128,7 +128,7 @@ def _paint_road(scene: Scene, rng: np.random.Generator, shore: float) -> None:
         road = np.array([start - side, end - side, end + side, start + side])
     mask = scene.polygon(road)
     mask[: scene.horizon] = 0
-    scene.cover(index_of("road"), mask, _plane(scene, rng, pick(rng, ROADS), "fine", 0.045))
+    scene.cover(index_of("road"), mask, _plane(scene, rng, pick(rng, ROADS, 8), "fine", 0.045))
     paint = pick(rng, ((228, 226, 214), (228, 226, 214), (222, 190, 90)), 6)
     for k in range(9):
         dash = [((k + s) / 9) ** ease for s in (0.25, 0.7)]
