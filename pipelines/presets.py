@@ -46,7 +46,7 @@ def panoptic_deeplab_pedestrians() -> Experiment:
         resize=Resize(short=376),
         optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.998),
         engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1900, batch=8, workers=2, validate_every=475),
+        train=Train(steps=2600, batch=8, workers=2, validate_every=650, log_every=50),
     )
 
 
