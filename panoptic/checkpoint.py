@@ -9,6 +9,7 @@ A checkpoint is a dict of tensors, numbers, strings and lists, written by `torch
 | config | the model's configuration as `to_plain` writes it, with the class's name |
 | categories | list of COCO category entries |
 | weights, ema | state dicts; ema is None without averaging |
+| ema_updates | how often the average moved (its decay grows with that) |
 | optimiser | its state dict, or None |
 | step, position | updates done; position of the next sample in the training stream |
 | run_id | of the tracking server, "" if none |
@@ -68,6 +69,7 @@ def save(
         "categories": model.categories.to_coco(),
         "weights": _on_cpu(model.state_dict()),
         "ema": None if ema is None else _on_cpu(ema.module.state_dict()),
+        "ema_updates": 0 if ema is None else int(ema.n_averaged),
         "optimiser": None if optimiser is None else optimiser.state_dict(),
         "step": step,
         "position": position,
@@ -129,7 +131,7 @@ def restore(
     load_weights(model, checkpoint["weights"])
     if ema is not None:
         load_weights(ema.module, _chosen(checkpoint, True), "averaged weights")
-        ema.n_averaged.fill_(1)  # the next update moves; at 0 it would copy
+        ema.n_averaged.fill_(max(1, checkpoint.get("ema_updates", 0)))  # at 0 the next update would copy
     if optimiser is not None:
         if checkpoint["optimiser"] is None:
             raise ValueError("checkpoint: holds no optimiser state; start a new run from its weights instead")

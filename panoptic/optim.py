@@ -64,7 +64,7 @@ class Optim:
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = not clipped."""
     ema: float = 0.0
-    """Decay of the averaged weights that are evaluated and kept beside the raw ones; 0 = none."""
+    """Decay of the averaged weights that are judged and kept beside the raw ones (less at first); 0 = none."""
 
 
 def learning_rate_factor(step: int, total: int, optim: Optim) -> float:
@@ -164,8 +164,8 @@ def build_optimiser(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     """Averaged weights and buffers of `model` (not of its DDP wrapper); None when `decay` is 0.
 
-    The first update copies, each later one moves by `1 - decay` (weights and running statistics;
-    integer buffers are copied).
+    The first update copies; update n + 1 moves by `1 - min(decay, (1 + n) / (10 + n))`, so that early
+    validations do not judge the initial weights (weights and running statistics; integer buffers are copied).
     """
     if decay == 0:
         return None
@@ -174,13 +174,13 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """torch's moving average, made safe for integers: it would truncate 6.9999 and corrupt an index table."""
-    move = get_ema_multi_avg_fn(decay)
+    """torch's moving average with a decay that grows, and safe for integers: torch's would corrupt an index table."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         if averaged[0].is_floating_point():
-            move(averaged, current, count)
+            done = int(count)
+            get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(averaged, current, count)
             return
         for old, new in zip(averaged, current, strict=True):
             old.copy_(new)

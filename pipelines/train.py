@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -272,8 +273,9 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> str:
 
 
 def closing_words(outcome: Outcome) -> str:
-    """What a person wants to know when a run has ended."""
-    uri, val = outcome.run.tracking_uri, outcome.val
+    """What a person wants to know when a run has ended: the table, where things lie, what to type next."""
+    uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
+    server = uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}"
     return "\n".join(
         [
             "",
@@ -283,10 +285,8 @@ def closing_words(outcome: Outcome) -> str:
             f"shards      {outcome.train.uri} and {val.uri}",
             f"checkpoint  {outcome.checkpoint}",
             f"overlays    {outcome.overlays}",
-            f"model       {outcome.model or 'not logged: the run was stopped before its last step'}",
-            f"evaluate    python jobs/evaluate.py {outcome.checkpoint} --data {val.uri} --split {val.split}",
-            f"MLflow      mlflow ui --backend-store-uri {uri}"
-            if "://" in uri and not uri.startswith("http")
-            else f"MLflow      {uri}",
+            f"model       {outcome.model or 'not logged: the run has not come to its last step'}",
+            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} --data {val.uri} --split {val.split}",
+            f"MLflow      {server}",
         ]
     )

@@ -120,14 +120,15 @@ def test_ema_follows_weights_and_statistics_and_keeps_integers():
     ema = build_ema(model, 0.9)
     assert ema is not None and build_ema(model, 0.0) is None
     ema.update_parameters(model)
+    assert int(ema.n_averaged) == 1
     start = model.head[0].weight.detach().clone()
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.add_(1.0)
-    for _ in range(50):
+    for _ in range(100):
         ema.update_parameters(model)
-    moved = 1 - 0.9**50
+    moved = 1 - math.prod(min(0.9, (1 + done) / (10 + done)) for done in range(1, 101))
     torch.testing.assert_close(ema.module.head[0].weight, start + moved)
     assert ema.module.backbone[1].running_mean[0].item() == pytest.approx(moved, rel=1e-5)
     assert ema.module.index.tolist() == [7, 3, 250]
