@@ -24,7 +24,8 @@ pytestmark = pytest.mark.timeout(300)  # the training is in the setup of whichev
 STEPS = 6
 
 TINY = """
---model.rates 2 --model.aspp-channels 16 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
+--model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
+--model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
 --model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
 --model.instance-head-channels 8 --model.stuff-area 64 --augment.crop 65 97 --optim.ema 0.5 --optim.warmup-steps 0
 --train.batch 4 --train.validate-every 2 --train.log-every 1 --train.overlays 2 --train.keep 1

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
---model.rates 2 --model.aspp-channels 16 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
+--model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
+--model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
 --model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
 --model.instance-head-channels 8 --augment.crop 65 97 --optim.warmup-steps 4 --train.batch 4 --train.log-every 1
 --train.validate-every 10 --train.overlays 1
@@ -245,6 +246,7 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
     """Where every term is a mean over all pixels and no norm looks at the batch; SGD, since Adam amplifies rounding."""
     options = [
         *("--model.norm", "group", "--model.backbone.norm", "group", "--model.dropout", "0"),
+        *("--model.semantic-loss", "top_k"),
         *("--model.top-k-fraction", "1", "--model.centre-weight", "0", "--model.offset-weight", "0"),
         *("--engine.precision", "float32", "--optim.optimiser", "sgd", "--optim.lr", "0.01", "--train.steps", "10"),
     ]
