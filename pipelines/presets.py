@@ -23,7 +23,12 @@ CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536,
 
 
 def demo() -> Experiment:
-    """Drawn scenes, a small Panoptic-DeepLab, two CPU workers: a panoptic model that learns while you watch."""
+    """Drawn scenes, a small Panoptic-DeepLab, two CPU workers: a panoptic model that learns while you watch.
+
+    Measured once on 2 cores of an AMD EPYC (Zen 5), val PQ of 96 scenes: 15.1 at step 400, 54.0 at 800, 57.3 at
+    1200 (things 40.1, stuff 80.1; SQ 79.1, RQ 70.4); 5 min 16 s from the command to its last line, 37 to 39
+    images/s, 1.5 GiB a worker. `make demo`
+    """
     model = _small_deeplab(sigma=5, stuff_area=64, small_area=1024)
     return Experiment(
         model=replace(model, backbone=Backbone(name="resnet10t"), semantic_loss="cross_entropy"),
@@ -37,14 +42,23 @@ def demo() -> Experiment:
 
 
 def panoptic_deeplab_pedestrians() -> Experiment:
-    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores."""
+    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
+
+    Measured once on 2 cores of an AMD EPYC (Zen 5), 485 training photographs, 2600 steps (20,800 images) in 31
+    minutes, with averaged weights of decay 0.998. PQ of the averaged weights on the 127 val photographs: 11.2 at
+    step 650, 13.4 at 1300, 36.2 at 1950, 48.8 at 2600 (things 29.5, stuff 53.6). The raw weights were the better
+    ones at step 2600: 52.7 (things 26.3, stuff 59.2), and 45.8 against 41.1 on the 58 photographs that no training
+    photograph resembles. Hence the decay of 0.99 below, which has not been measured on a whole run. Behind
+    detectron2's Panoptic-DeepLab in the same time (63.4 and 54.4).
+    `python jobs/train.py panoptic-deeplab-pedestrians --data.root FOLDER`
+    """
     model = _small_deeplab(sigma=6, stuff_area=128, small_area=4096)
     return Experiment(
         model=replace(model, semantic_loss="cross_entropy"),
         data=Data(root="", train="train", val="val"),
         augment=Augment(scale="short", sides=tuple(range(288, 513, 32)), crop=(256, 448), colour="ssd"),
         resize=Resize(short=376),
-        optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.998),
+        optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
         engine=Engine(precision="bfloat16", channels_last=True),
         train=Train(steps=2600, batch=8, workers=2, validate_every=650, log_every=50),
     )
