@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -249,7 +248,6 @@ def _store(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.dont_write_bytecode = bytecode
         mlflow.set_tracking_uri(uri)
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             if name not in environment:
