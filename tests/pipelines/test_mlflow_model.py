@@ -79,6 +79,12 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     with pytest.raises(ValueError, match="models:/nothing@champion: not found"):
         mlflow_model.load_packaged("models:/nothing@champion")
 
+    # before it is loaded: Python keeps byte code beside the stored code that it runs
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy")))
+    names = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert {"weights.safetensors", "config.json", "categories.json", "mlflow_model.py"} <= set(names)
+    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pyc"))]
+
     loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
     images = [jpeg(60, 80), jpeg(50, 40)]
     frame = loaded.predict(pd.DataFrame({"image": images}))
@@ -96,10 +102,6 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     assert loaded.predict(images).equals(frame)
     assert loaded.predict([{"image": data} for data in images]).equals(frame)
 
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy")))
-    names = [path.name for path in folder.rglob("*") if path.is_file()]
-    assert {"weights.safetensors", "config.json", "categories.json", "mlflow_model.py"} <= set(names)
-    assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pyc"))]
     requirements = (folder / "requirements.txt").read_text().split()
     assert any(line.startswith("torch==") for line in requirements) and all("+" not in line for line in requirements)
 
