@@ -28,7 +28,7 @@ def stored(shared) -> dict[str, torch.Tensor]:
     return {**tensors, "labels": labels.where((labels >= 0) & (labels < tensors["logits"].shape[1]), IGNORE)}
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+def assert_agrees(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-7)
 
 
@@ -40,8 +40,8 @@ def test_semantic_losses_and_gradients_are_the_published_ones(stored, name, weig
     loss = function(logits, stored["labels"], stored["semantic_weights"] if weighted else None, **options)
     loss.backward()
     key = f"{name}_{'w' if weighted else 'nw'}"
-    close(loss, stored[key])
-    close(logits.grad.norm(), stored[f"{key}_gradnorm"])
+    assert_agrees(loss, stored[key])
+    assert_agrees(logits.grad.norm(), stored[f"{key}_gradnorm"])
 
 
 @pytest.mark.parametrize("state", ["normal", "zero_w"])
@@ -53,11 +53,11 @@ def test_the_total_is_the_published_one(stored, state):
     offset = 0.01 * losses.masked_absolute_error(
         stored["offset_pred"], stored["offset_target"], offset_weights, per_channel=True
     )
-    close(semantic, stored[f"model_loss_Semantic_loss_{state}"])
-    close(centre, stored[f"model_loss_Center_loss_{state}"])
-    close(offset, stored[f"model_loss_Offset_loss_{state}"])
-    close(semantic + centre + offset, stored[f"model_loss_total_{state}"])
-    close(semantic + centre + offset, stored[f"model_loss_Loss_{state}"])
+    assert_agrees(semantic, stored[f"model_loss_Semantic_loss_{state}"])
+    assert_agrees(centre, stored[f"model_loss_Center_loss_{state}"])
+    assert_agrees(offset, stored[f"model_loss_Offset_loss_{state}"])
+    assert_agrees(semantic + centre + offset, stored[f"model_loss_total_{state}"])
+    assert_agrees(semantic + centre + offset, stored[f"model_loss_Loss_{state}"])
 
 
 def test_every_stored_value_is_compared(stored):

@@ -59,7 +59,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     return f"s3://{name}"
 
 
-def round_trip(root: str, tmp_path: Path) -> None:
+def check_round_trip(root: str, tmp_path: Path) -> None:
     """Everything that a store must do."""
     file = storage.join(root, "a", "b.bin")
     assert not storage.exists(file)
@@ -84,11 +84,11 @@ def round_trip(root: str, tmp_path: Path) -> None:
 
 
 def test_local(tmp_path: Path) -> None:
-    round_trip(str(tmp_path / "root"), tmp_path)
+    check_round_trip(str(tmp_path / "root"), tmp_path)
 
 
 def test_s3(bucket: str, tmp_path: Path) -> None:
-    round_trip(storage.join(bucket, "prefix"), tmp_path)
+    check_round_trip(storage.join(bucket, "prefix"), tmp_path)
     with pytest.raises(ValueError, match="whole bucket"):
         storage.delete(bucket)
     with pytest.raises(FileNotFoundError, match=r"s3://.*/nothing"):
