@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.checkpoint import from_plain, save, to_plain
-from panoptic.convert import convert, read_checkpoint
+from panoptic.convert import FAMILIES, convert, read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 from pipelines.storage import read_bytes, write_bytes
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> Architecture:
     """Convert, check that every weight found its place, write, and say what was recognised."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="published checkpoint, local or s3://")
-    parser.add_argument("--source", required=True, choices=["panoptic-deeplab", "detectron2"], help="who wrote it")
+    parser.add_argument("--source", required=True, choices=[*FAMILIES], help="who wrote it")
     parser.add_argument("--categories", required=True, help="COCO-panoptic JSON, or its list of categories alone")
     parser.add_argument("--out", required=True, help="where the checkpoint goes, local or s3://")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=JSON", help="change a configuration field")

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
-    *("segmentation", "png", "transforms", "targets"),
-    *("layers", "resnet", "backbones", "attention", "proposals", "losses", "matching", "merging"),
+    *("segmentation", "png", "colour", "transforms", "targets.instances", "targets.pixels", "targets"),
+    *("layers", "resnet", "backbones", "pyramid", "attention", "proposals", "losses", "matching", "merging"),
     *("models.interface", "models.*", "models"),
     *("metrics.regions", "metrics.quality", "metrics.report", "oracle"),
     *("optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),

@@ -1,20 +1,14 @@
 """Published checkpoints as `(config, state dict)` of ours.
 
-| source | what it is | returns the config |
-|---|---|---|
-| `panoptic-deeplab` | bowenc0221/panoptic-deeplab (`final_state.pth`, `checkpoint.pth.tar`) | `PanopticDeepLabConfig` |
-| `detectron2` | detectron2's Panoptic-DeepLab project (`.pkl`, `.pth`) | `PanopticDeepLabConfig` |
-| `torchvision` | ResNet classifiers; the classifier itself is dropped | `Backbone` |
+| source | what it is |
+|---|---|
+| `panoptic-deeplab` | bowenc0221/panoptic-deeplab (`final_state.pth`, `checkpoint.pth.tar`) |
+| `detectron2` | detectron2's Panoptic-DeepLab project (`.pkl`, `.pth`) |
 
-Architecture and sizes are read off keys and shapes. What they cannot tell is the published default and
-can be changed with `dataclasses.replace`:
+`convert_trunk` does the same with torchvision's ResNet classifiers.
 
-- `panoptic-deeplab`: output stride 32 with rates 3 6 9 where the decoder uses res4, else 16 with 6 12 18;
-  with 133 classes (COCO) plain cross-entropy, else the hardest 20 %; instances scored by class probability.
-- `detectron2`: output stride 16, multigrid 1 2 4, rates 6 12 18. With 133 classes COCO's values (crop
-  640x640, which is also the divisor, sigma 8, all pixels in the loss, NMS window 41, stuff area 4096), else
-  those of Cityscapes (crop 512x1024, sigma 10, hardest 20 %, window 7, stuff area 2048). Offsets are not
-  rescaled with the output, as published.
+Architecture and sizes are read off keys and shapes. What they cannot tell is the published default, which
+each file of this package states, and can be changed with `dataclasses.replace`.
 
 Files are read by an unpickler that builds tensors, NumPy arrays, containers and `argparse.Namespace`
 and refuses every other name, so nothing in a file is executed.
@@ -23,79 +17,87 @@ and refuses every other name, so nothing in a file is executed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
 from panoptic.convert import panoptic_deeplab
+from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
 from panoptic.convert.trunks import trunk_config
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 
-__all__ = ["Source", "convert", "read_checkpoint", "reference_keys"]
+__all__ = ["FAMILIES", "convert", "convert_trunk", "read_checkpoint", "reference_keys"]
 
-Source = Literal["panoptic-deeplab", "detectron2", "torchvision"]
-
-
-@overload
-def convert(
-    state: Mapping[str, Tensor], source: Literal["torchvision"], categories: Categories | None = None
-) -> tuple[Backbone, dict[str, Tensor]]: ...
+FAMILIES: dict[str, tuple[Family, ...]] = {
+    "panoptic-deeplab": (panoptic_deeplab.STANDALONE,),
+    "detectron2": (panoptic_deeplab.DETECTRON2,),
+}
+"""Every source, and the architectures that it published."""
 
 
-@overload
-def convert(
-    state: Mapping[str, Tensor], source: Source, categories: Categories
-) -> tuple[PanopticDeepLabConfig, dict[str, Tensor]]: ...
-
-
-def convert(
-    state: Mapping[str, Tensor], source: Source, categories: Categories | None = None
-) -> tuple[PanopticDeepLabConfig | Backbone, dict[str, Tensor]]:
+def convert(state: Mapping[str, Tensor], source: str, categories: Categories) -> tuple[Architecture, dict[str, Tensor]]:
     """The configuration and the renamed weights of a published checkpoint; `build` and `load_state_dict` fit.
 
     Args:
         state: names and tensors, as `read_checkpoint` gives them.
-        source: which project wrote them.
-        categories: in the order of the published head; not needed for `torchvision`.
+        source: which project wrote them, a key of `FAMILIES`.
+        categories: in the order of the published head.
 
     Raises:
         ValueError: unknown, missing or misshapen keys (listed by name), or another number of classes.
     """
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    names = reference_keys(state, source)
-    weights = {ours: torch.as_tensor(state[key]) for key, ours in names.items()}
-    if source == "torchvision":
-        trunk = trunk_config(weights)
-        return trunk, _fit(weights, trunk.build, names, source)
-    if categories is None:
-        raise ValueError(f"categories: needed for source {source}, in the order of the published head")
-    classes = len(panoptic_deeplab.weight(weights, "semantic_head.predictor.weight"))
-    if classes != len(categories):
-        raise ValueError(
-            f"categories: the checkpoint's head has {classes} classes, the list has {len(categories)}; give the "
-            "categories of the published model in its order (to train on others, fine-tune from the result)"
-        )
-    config = panoptic_deeplab.CONFIGS[source](weights)
-    return config, _fit(weights, lambda: config.build(categories), names, source)
+    state = _unwrapped(state)
+    family = _family(state, source)
+    state = family.translate(state)
+    names = _named(family.rename(state), source)
+    config, weights = family.build({ours: torch.as_tensor(state[key]) for key, ours in names.items()}, categories)
+    return config, _fit(dict(weights), lambda: config.build(categories), names, source)
 
 
-def reference_keys(state: Mapping[str, object], source: Source) -> dict[str, str]:
-    """Our name of every name of the reference (torchvision's classifier left out).
+def convert_trunk(state: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tensor]]:
+    """The configuration and the weights of torchvision's ResNet classifier, without the classifier.
+
+    Raises:
+        ValueError: as `convert`.
+    """
+    state = _unwrapped(state)
+    names = {key: key for key in state if not key.startswith("fc.")}
+    weights = {key: torch.as_tensor(state[key]) for key in names}
+    trunk = trunk_config(weights)
+    return trunk, _fit(weights, trunk.build, names, "torchvision")
+
+
+def reference_keys(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Our name of every name of the reference.
 
     Raises:
         ValueError: the source or some names are unknown; lists them.
     """
-    if source == "torchvision":
-        return {key: key for key in state if not key.startswith("fc.")}
-    if source not in panoptic_deeplab.RENAMING:
-        known = ", ".join([*panoptic_deeplab.RENAMING, "torchvision"])
-        raise ValueError(f"source: {source!r} is not one of {known}")
-    names = panoptic_deeplab.RENAMING[source](state)
+    family = _family(state, source)
+    return _named(family.rename(family.translate(state)), source)
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the prefix that DataParallel leaves."""
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _family(state: Mapping[str, object], source: str) -> Family:
+    if source not in FAMILIES:
+        raise ValueError(f"source: {source!r} is not one of {', '.join(FAMILIES)}")
+    found = next((family for family in FAMILIES[source] if family.recognise(state)), None)
+    if found is None:
+        some = ", ".join(sorted(state)[:3]) or "none"
+        raise ValueError(f"convert: no architecture of {source} has keys like these: {some}")
+    return found
+
+
+def _named(names: Mapping[str, str | None], source: str) -> dict[str, str]:
     unknown = sorted(key for key, name in names.items() if name is None)
     if unknown:
         raise ValueError(f"convert: keys that {source} is not known to have: {', '.join(unknown)}")
@@ -116,7 +118,7 @@ def _fit(
         for key in own
         if key.endswith("num_batches_tracked") and key not in weights
     } | weights
-    names = {ours: theirs for theirs, ours in renamed.items()}
+    names = {key: key for key in weights} | {ours: theirs for theirs, ours in renamed.items()}
     missing = sorted(own.keys() - weights.keys())
     unknown = sorted(names[key] for key in weights.keys() - own.keys())
     shapes = [

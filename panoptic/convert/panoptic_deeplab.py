@@ -1,4 +1,12 @@
-"""Keys and configurations of the two published Panoptic-DeepLabs (see the package's docstring)."""
+"""Keys and configurations of the two published Panoptic-DeepLabs. What the weights do not tell:
+
+- `panoptic-deeplab`: output stride 32 with rates 3 6 9 where the decoder uses res4, else 16 with 6 12 18;
+  with 133 classes (COCO) plain cross-entropy, else the hardest 20 %; instances scored by class probability.
+- `detectron2`: output stride 16, multigrid 1 2 4, rates 6 12 18. With 133 classes COCO's values (crop
+  640x640, which is also the divisor, sigma 8, all pixels in the loss, NMS window 41, stuff area 4096), else
+  those of Cityscapes (crop 512x1024, sigma 10, hardest 20 %, window 7, stuff area 2048). Offsets are not
+  rescaled with the output, as published.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import trunk_key
+from panoptic.convert.family import Family, same_classes
 from panoptic.convert.trunks import part, trunk_config
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.segmentation import Categories
 
 COCO_CLASSES = 133
 """The head of a COCO-panoptic model; any other count is taken for Cityscapes' configuration."""
@@ -177,14 +187,25 @@ def weight(weights: Mapping[str, Tensor], key: str) -> Tensor:
     return weights[key]
 
 
-RENAMING: dict[str, Callable[[Mapping[str, object]], dict[str, str | None]]] = {
-    "panoptic-deeplab": _standalone_keys,
-    "detectron2": _detectron2_keys,
-}
-"""Our name of each of a source's, None where it is not known."""
+def _build(
+    weights: Mapping[str, Tensor],
+    categories: Categories,
+    config: Callable[[Mapping[str, Tensor]], PanopticDeepLabConfig],
+) -> tuple[PanopticDeepLabConfig, Mapping[str, Tensor]]:
+    same_classes(len(weight(weights, "semantic_head.predictor.weight")), categories)
+    return config(weights), weights
 
-CONFIGS: dict[str, Callable[[Mapping[str, Tensor]], PanopticDeepLabConfig]] = {
-    "panoptic-deeplab": _standalone,
-    "detectron2": _detectron2,
-}
-"""The configuration of a source's weights, renamed to ours."""
+
+STANDALONE = Family(
+    recognise=lambda state: True,
+    rename=_standalone_keys,
+    build=lambda weights, categories: _build(weights, categories, _standalone),
+)
+"""bowenc0221/panoptic-deeplab."""
+
+DETECTRON2 = Family(
+    recognise=lambda state: any(key.startswith("ins_embed_head.") for key in state),
+    rename=_detectron2_keys,
+    build=lambda weights, categories: _build(weights, categories, _detectron2),
+)
+"""detectron2's project."""

@@ -52,10 +52,10 @@ from panoptic.layers import (
     resize,
     set_norm_momentum,
 )
-from panoptic.merging import Score, merge_centres, scored_instances
+from panoptic.merging.centres import Score, merge_centres, scored_instances
 from panoptic.models.interface import Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets import (
+from panoptic.targets.pixels import (
     Rounding,
     centre_heatmap,
     centre_offsets,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoptic.merging import find_centres, merge_centres
+from panoptic.merging.centres import find_centres, merge_centres
 from panoptic.segmentation import Sample, Segmentation, collate
-from panoptic.targets import CentreTargets, centre_targets
+from panoptic.targets.pixels import CentreTargets, centre_targets
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, close, same_partition
 

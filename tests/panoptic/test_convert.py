@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.convert import convert, read_checkpoint
+from panoptic.convert import convert, convert_trunk, read_checkpoint
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
 
@@ -89,7 +89,7 @@ def test_published_models(shared, name, source, classes, entries, parameters, ex
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23_508_032), ("resnet101", 42_500_160)])
 def test_torchvision_trunks(shared, name: str, parameters: int) -> None:
-    config, weights = convert(published(shared, f"torchvision_{name}"), "torchvision")
+    config, weights = convert_trunk(published(shared, f"torchvision_{name}"))
     assert config == Backbone(name)
     assert not any(key.startswith("fc.") for key in weights)
     assert sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked"))) == parameters
@@ -119,12 +119,10 @@ def test_every_key_is_accounted_for(state) -> None:
 def test_other_mistakes_are_named(state) -> None:
     with pytest.raises(ValueError, match="19 classes, the list has 7"):
         convert(state, "panoptic-deeplab", categories(7))
-    with pytest.raises(ValueError, match="not known to have"):
+    with pytest.raises(ValueError, match="no architecture of detectron2 has keys like these: backbone"):
         convert(state, "detectron2", categories(19))
     with pytest.raises(ValueError, match="'keras' is not one of"):
-        convert(state, "keras", categories(19))  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="needed for source"):
-        convert(state, "panoptic-deeplab")  # type: ignore[call-overload]
+        convert(state, "keras", categories(19))
 
 
 def test_prefix_of_distributed_training_and_absent_counters(state) -> None:

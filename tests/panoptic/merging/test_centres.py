@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from panoptic import merging
+from panoptic.merging import centres as merging
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.targets import centre_targets
+from panoptic.targets.pixels import centre_targets
 
 
 def categories_of(things: list[int], count: int) -> Categories:

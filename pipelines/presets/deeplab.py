@@ -1,14 +1,7 @@
-"""Named experiments, one function each; the command line only changes them.
-
-    jobs/train.py PRESET --optim.lr 1e-4 --model.backbone.freeze 2
-
-A docstring says what to expect, on which hardware, in what time, and where the figure comes from.
-Figures marked "from the paper" were not measured here.
-"""
+"""Panoptic-DeepLab: the demo, photographs of pedestrians, and the published recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
@@ -156,15 +149,12 @@ def _r52(crop: tuple[int, int], sigma: int) -> PanopticDeepLabConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], Experiment]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        demo,
-        panoptic_deeplab_pedestrians,
-        panoptic_deeplab_r50_cityscapes,
-        panoptic_deeplab_r101_cityscapes,
-        panoptic_deeplab_r52_cityscapes,
-        panoptic_deeplab_r52_coco,
-    )
-}
-"""Command-line name to function."""
+PRESETS = (
+    demo,
+    panoptic_deeplab_pedestrians,
+    panoptic_deeplab_r50_cityscapes,
+    panoptic_deeplab_r101_cityscapes,
+    panoptic_deeplab_r52_cityscapes,
+    panoptic_deeplab_r52_coco,
+)
+"""Of this file, each under its own name."""

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic import targets as dense
 from panoptic.segmentation import IGNORE, Categories, Sample, Segmentation, Targets, collate, renumber
+from panoptic.targets import pixels as dense
 
 FIXTURES = ("pdl_a_targets", "pdl_b_targets")
 

@@ -1,0 +1,19 @@
+"""Named experiments, one function each; the command line only changes them.
+
+    jobs/train.py PRESET --optim.lr 1e-4 --model.backbone.freeze 2
+
+A file an architecture. A docstring says what to expect, on which hardware, in what time, and where the
+figure comes from. Figures marked "from the paper" were not measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipelines.config import Experiment
+from pipelines.presets import deeplab
+
+PRESETS: dict[str, Callable[[], Experiment]] = {
+    function.__name__.replace("_", "-"): function for module in (deeplab,) for function in module.PRESETS
+}
+"""Command-line name to function."""
