@@ -1,0 +1,136 @@
+"""One-to-one matching of queries and targets at the lowest cost (Carion et al., "DETR", arXiv 2005.12872).
+
+Costs are batched matrices in float32, whatever the autocast; what does not depend on a pair is summed
+once instead of per pair. The assignment itself is SciPy's, one round trip to the host for all groups.
+
+Shapes: B images, G groups (one for each decoder layer and image, layers outermost: group g is of image
+g % B), Q queries, N targets (padded), C classes, P pixels or points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of all groups, ordered by group, then by query; M of them."""
+
+    groups: Tensor
+    """int64 [M]; the image is this modulo B, the decoder layer this divided by B."""
+    queries: Tensor
+    """int64 [M]."""
+    targets: Tensor
+    """int64 [M], entries of the padded N."""
+
+    def of(self, start: int, count: int) -> Matches:
+        """The pairs of `count` groups from group `start` on, with groups counted from 0: one decoder layer."""
+        inside = (self.groups >= start) & (self.groups < start + count)
+        return Matches(self.groups[inside] - start, self.queries[inside], self.targets[inside])
+
+
+@torch.no_grad()
+def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
+    """The assignment of lowest total cost of each group: min(Q, valid targets) pairs, none where there is no target.
+
+    Args:
+        cost: [G, Q, N]; entries of invalid targets may be anything.
+        valid: bool [B, N], False for padding and for targets that no query may take.
+        names: B names of images, for the error message.
+
+    Returns:
+        the pairs, on the device of `cost`.
+
+    Raises:
+        FloatingPointError: a cost is not finite; names the images. The weights are broken then, or about to be:
+            the optimiser would learn from an assignment that means nothing.
+    """
+    images = len(valid)
+    wanted = valid.repeat(len(cost) // max(images, 1), 1)
+    table = cost.float().masked_fill(~wanted[:, None], 0.0).cpu().numpy()
+    columns = valid.cpu().numpy()
+    broken = np.flatnonzero(~np.isfinite(table).all((1, 2)))
+    if len(broken):
+        unique = dict.fromkeys(names[g % images] for g in broken)
+        raise FloatingPointError(
+            f"matching: the cost is not finite for {', '.join(unique)}; outputs of the network are not finite or "
+            "beyond float32. Lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
+        )
+    pairs = [_assign(table[g], np.flatnonzero(columns[g % images])) for g in range(len(table))]
+    groups = np.repeat(np.arange(len(pairs)), [len(queries) for queries, _ in pairs])
+    queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in pairs)]) for k in (0, 1))
+    found = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64)).to(cost.device)
+    return Matches(*found)
+
+
+def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    queries, chosen = linear_sum_assignment(cost[:, columns])
+    return queries, columns[chosen]
+
+
+def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
+    """[G, Q, N], minus the probability of each target's class.
+
+    Args:
+        logits: [G, Q, C], "no object" among the classes.
+        labels: int64 [G, N]; padding may be negative.
+    """
+    index = labels.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    return -logits.float().softmax(-1).gather(2, index)
+
+
+def focal_cost(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """[G, Q, N], the mean focal loss over pixels of each mask against each target (Lin et al. 2017).
+
+    Args:
+        logits: [G, Q, P].
+        masks: [G, N, P], 0 to 1.
+    """
+    logits = logits.float()
+    probability = logits.sigmoid()
+    inside = alpha * (1 - probability) ** gamma * functional.softplus(-logits)
+    outside = (1 - alpha) * probability**gamma * functional.softplus(logits)
+    return _pairwise(inside, outside, masks)
+
+
+def cross_entropy_cost(logits: Tensor, masks: Tensor) -> Tensor:
+    """[G, Q, N], the mean binary cross-entropy of each mask against each target.
+
+    BCE(x, t) is softplus(x) - t x: one product of matrices instead of two.
+
+    Args:
+        logits: [G, Q, P].
+        masks: [G, N, P], 0 to 1.
+    """
+    logits = logits.float()
+    return (functional.softplus(logits).sum(2)[:, :, None] - _products(logits, masks)) / logits.shape[2]
+
+
+def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:
+    """[G, Q, N], 1 - (2 p.t + 1) / (|p| + |t| + 1) of each mask with each target (Milletari et al. 2016).
+
+    Args:
+        logits: [G, Q, P].
+        masks: [G, N, P], 0 to 1.
+    """
+    probability, masks = logits.float().sigmoid(), masks.float()
+    areas = probability.sum(2)[:, :, None] + masks.sum(2)[:, None]
+    return 1 - (2 * _products(probability, masks) + 1) / (areas + 1)
+
+
+def _pairwise(inside: Tensor, outside: Tensor, masks: Tensor) -> Tensor:
+    """[G, Q, N], the mean over pixels of `inside` where the mask is 1 and of `outside` where it is 0."""
+    return (_products(inside - outside, masks) + outside.sum(2)[:, :, None]) / inside.shape[2]
+
+
+def _products(values: Tensor, masks: Tensor) -> Tensor:
+    """[G, Q, P] and [G, N, P] to [G, Q, N], in float32 under autocast too."""
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.bmm(values.float(), masks.float().transpose(1, 2))
