@@ -17,7 +17,7 @@ ORDER = (
     *("segmentation", "png", "colour", "transforms", "targets.instances", "targets.pixels", "targets"),
     *("layers", "resnet", "backbones", "pyramid", "attention", "proposals", "losses", "matching", "merging"),
     *("models.interface", "models.*", "models"),
-    *("metrics.regions", "metrics.quality", "metrics.report", "oracle"),
+    *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),
     *("optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
 )
 """Modules of panoptic/, each of which may import only what stands before it. `models.*` is every
