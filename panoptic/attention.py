@@ -11,6 +11,7 @@ Shapes: B images, C channels, h x w a feature map, N = h * w tokens of it, Q que
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -238,7 +239,7 @@ class MLP(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], dropout: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
