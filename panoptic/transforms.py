@@ -36,6 +36,8 @@ class Augment:
 
     fit: tuple[int, int] = (0, 0)
     """First shrink or enlarge to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    size: tuple[int, int] = (0, 0)
+    """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     scale: Literal["none", "factor", "short"] = "none"
     """Random scale: a factor from --factors, or a short side from --sides up to --longest."""
     factors: tuple[float, float, float] = (0.5, 2.0, 0.1)
@@ -67,6 +69,8 @@ class Augment:
             raise ValueError(f"augment.flip {self.flip}: a probability lies between 0 and 1")
         if min(self.crop) < 0 or min(self.fit) < 0 or (0 in self.fit and any(self.fit)):
             raise ValueError(f"augment.crop {self.crop} and augment.fit {self.fit}: sides are 0 (off) or positive")
+        if min(self.size) < 0 or (0 in self.size and any(self.size)):
+            raise ValueError(f"augment.size {self.size}: height and width are both 0 (off) or positive")
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,18 @@ class Resize:
     """The long side never exceeds this many pixels."""
     fit: tuple[int, int] = (0, 0)
     """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    size: tuple[int, int] = (0, 0)
+    """Instead of --short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     canvas: tuple[int, int] = (0, 0)
     """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
 
     This is batch padding: it lies outside `Frame.sizes`, so nothing that is predicted there counts."""
     antialias: bool = False
     """Average source pixels when shrinking instead of sampling bilinearly."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 0 or (0 in self.size and any(self.size)):
+            raise ValueError(f"resize.size {self.size}: height and width are both 0 (off) or positive")
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,9 @@ def training_view(sample: Sample, augment: Augment, rng: np.random.Generator) ->
 def evaluation_view(sample: Sample, resize: Resize) -> Sample:
     """The resized sample; `original` becomes the incoming truth, untouched. Segments keep their numbers."""
     size = scaled = sample.truth.size
-    if any(resize.fit):
+    if any(resize.size):
+        scaled = resize.size
+    elif any(resize.fit):
         scaled = fit_size(size, *resize.fit)
     elif resize.short:
         scaled = short_side_size(size, resize.short, resize.longest)
@@ -144,6 +156,7 @@ def evaluation_view(sample: Sample, resize: Resize) -> Sample:
 def draw_geometry(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> tuple[Window, dict[str, float]]:
     """Scale, padding and crop of an image of `size` (H, W) as one window, and the numbers drawn."""
     fitted = fit_size(size, *augment.fit) if any(augment.fit) else size
+    fitted = augment.size if any(augment.size) else fitted
     scaled = draw_scale(fitted, augment, rng)
     before, padded = draw_padding(scaled, augment, rng)
     corner, result = draw_crop(padded, augment.crop, rng)

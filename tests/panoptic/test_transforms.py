@@ -23,6 +23,7 @@ POLICIES = {
     "standalone-coco": Augment(fit=(65, 65), scale="factor", factors=(0.5, 1.5, 0.1), crop=(65, 65)),
     "detectron2": Augment(scale="short", sides=(32, 48, 64, 96), longest=120, crop=(64, 128), pad="none"),
     "end": Augment(scale="factor", crop=(101, 203), pad="end", flip=1.0),
+    "fixed": Augment(size=(60, 60)),
 }
 
 
@@ -206,6 +207,7 @@ def test_evaluation_keeps_the_source_truth() -> None:
     assert view.image.shape == (40, 56, 3) and view.truth.size == (40, 56)
     assert view.original is sample.truth
     assert evaluation_view(sample, Resize(fit=(97, 97))).truth.size == (97, 97)
+    assert evaluation_view(sample, Resize(size=(50, 40))).truth.size == (50, 40)
     same = evaluation_view(sample, Resize())
     assert np.array_equal(same.image, sample.image) and np.array_equal(same.truth.segments, sample.truth.segments)
 
@@ -237,8 +239,23 @@ def test_colour_never_touches_map_or_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"flip": 1.5}, {"factors": (0.0, 1.0, 0.1)}, {"sides": ()}, {"crop": (-1, 4)}, {"fit": (641, 0)}]
+    "wrong",
+    [
+        {"flip": 1.5},
+        {"factors": (0.0, 1.0, 0.1)},
+        {"sides": ()},
+        {"crop": (-1, 4)},
+        {"fit": (641, 0)},
+        {"size": (0, 9)},
+    ],
 )
 def test_a_wrong_option_is_named(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augment(**wrong)
+
+
+def test_a_fixed_size_ignores_the_aspect() -> None:
+    view = training_view(encoded(), Augment(size=(48, 40), flip=0.0), generator(0, 0, 0))
+    assert view.image.shape == (48, 40, 3) and view.truth.size == (48, 40)
+    with pytest.raises(ValueError, match=r"resize.size \(400, 0\)"):
+        Resize(size=(400, 0))
