@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
     *("segmentation", "png", "colour", "transforms", "targets.instances", "targets.pixels", "targets"),
-    *("layers", "resnet", "backbones", "pyramid", "attention", "proposals", "losses", "matching", "merging"),
+    *("layers", "class_space", "resnet", "backbones", "pyramid", "attention", "proposals"),
+    *("losses", "matching", "merging"),
     *("models.interface", "models.*", "models"),
     *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),
     *("optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
