@@ -119,3 +119,81 @@ def foreground_cross_entropy(logits: Tensor, foreground: Tensor, valid: Tensor |
 def _weighted_mean(values: Tensor, total: Tensor) -> Tensor:
     """Sum of `values` over `total`, or over 1 where that is 0 (the values are then 0 as well)."""
     return values.sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+# Score maps and the masks of kernels (Panoptic FCN)
+
+
+def soft_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss against soft targets in 0..1, of the shape of both.
+
+    RetinaNet's formula with the target in place of 0 and 1: p_t = p t + (1 - p) (1 - t), alpha alike.
+    """
+    probability = logits.sigmoid()
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    right = probability * targets + (1 - probability) * (1 - targets)
+    return losses * (1 - right) ** gamma * (alpha * targets + (1 - alpha) * (1 - targets))
+
+
+def squared_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """float [P, K], dice loss of K predictions of each of P masks, with squares in the denominator (V-Net).
+
+    Args:
+        logits: [P, K, cells].
+        targets: float [P, cells] in 0..1.
+    """
+    probability = logits.sigmoid()
+    shared = (probability @ targets[:, :, None])[..., 0]
+    total = torch.linalg.vecdot(probability, probability) + torch.linalg.vecdot(targets, targets)[:, None]
+    return 1 - 2 * shared / total.clamp(min=1e-8)
+
+
+# Sets of boxes and masks (DETR, MaskFormer)
+
+
+def query_cross_entropy(logits: Tensor, classes: Tensor, no_object_weight: float = 0.1) -> Tensor:
+    """[G], the cross-entropy of each group of queries, a weighted mean in which "no object" counts less.
+
+    Args:
+        logits: [G, Q, K + 1], "no object" last.
+        classes: int64 [G, Q], the logit that each query should choose.
+        no_object_weight: of queries without a target; others weigh 1.
+    """
+    weights = torch.where(classes == logits.shape[-1] - 1, no_object_weight, 1.0)
+    losses = functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(weights)
+    return (losses * weights).sum(1) / weights.sum(1)
+
+
+def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25) -> tuple[Tensor, Tensor]:
+    """[M] each: the mean focal loss over pixels (Lin et al. 2017, gamma 2) and the dice loss of each mask.
+
+    Both follow from one sigmoid: that of the logit with the sign turned where the mask is, the probability of error.
+
+    Args:
+        logits: [M, P].
+        masks: bool [M, P].
+        alpha: weight of pixels inside; 1 - alpha outside.
+    """
+    turned = torch.where(masks, -logits, logits)
+    error = turned.sigmoid()
+    focal = functional.softplus(turned) * error * error
+    missed, spilt = (error * masks).sum(1), (error * ~masks).sum(1)
+    area = masks.sum(1)
+    inside, outside = (focal * masks).sum(1), (focal * ~masks).sum(1)
+    # p.t = |t| - missed and |p| = |t| - missed + spilt
+    dice = 1 - (2 * (area - missed) + 1) / (2 * area - missed + spilt + 1)
+    return (alpha * inside + (1 - alpha) * outside) / logits.shape[1], dice
+
+
+def generalised_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """[...], of boxes [..., 4] with others that broadcast to them, x0 y0 x1 y1 (Rezatofighi et al. 2019), -1 to 1."""
+    widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    other_widths, other_heights = (others[..., 2:] - others[..., :2]).unbind(-1)
+    common = (torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])).clamp(
+        min=0
+    )
+    hull = torch.maximum(boxes[..., 2:], others[..., 2:]) - torch.minimum(boxes[..., :2], others[..., :2])
+    smallest = torch.finfo(boxes.dtype).tiny  # two boxes that are points have no union
+    intersection, around = common.prod(-1), hull.prod(-1).clamp(min=smallest)
+    union = (widths * heights + other_widths * other_heights - intersection).clamp(min=smallest)
+    return intersection / union - (around - union) / around
