@@ -1,0 +1,177 @@
+"""DETR's two post-processors (facebookresearch/detr, models/segmentation.py), of one image.
+
+Panoptic: every pixel goes to the kept query of the highest mask logit; there is no void as long as one is
+kept. Queries of one stuff class first share their pixels; then those of few pixels are removed and their
+pixels handed out again, until none is left that is too small. Instances: the mask of each query by itself.
+
+A bilinear mask is a convex combination of the four corners of a cell, with the same factors for all queries.
+So the query that is highest at all four corners is highest everywhere within, and only the cells in which the
+corners disagree are interpolated: few beside the whole map.
+
+Shapes: K kept queries, h x w their masks, which cover the canvas, H x W the image inside of it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+from torch.nn import functional
+
+from panoptic.segmentation import VOID, Categories, Segmentation
+
+BLOCK = 1 << 21
+"""Interpolated values held at once."""
+
+
+def merge_masks(
+    masks: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    categories: Categories,
+    *,
+    canvas: tuple[int, int],
+    size: tuple[int, int],
+    output_size: tuple[int, int],
+    min_area: int = 4,
+) -> Segmentation:
+    """The panoptic map of the kept queries.
+
+    Args:
+        masks: [K, h, w] logits over the canvas, of any resolution.
+        labels: int64 [K], classes.
+        scores: float [K].
+        categories: tell things from stuff.
+        canvas: height and width of the batch tensor.
+        size: of the image inside of it.
+        output_size: of the map.
+        min_area: segments of so many pixels or fewer are removed.
+
+    Returns:
+        segments in the order of the queries; all void where none is left.
+    """
+    rows, columns = (_nearest(a, b).to(masks.device) for a, b in zip(size, output_size, strict=True))
+    alive = torch.arange(len(masks), device=masks.device)
+    merged = _first_of_stuff(labels, categories)
+    owners = torch.zeros(0)
+    while len(alive):
+        owners = merged[highest(masks[alive], canvas, size)][rows][:, columns]
+        large = torch.bincount(owners.view(-1), minlength=len(alive)) > min_area
+        if large.all():
+            break
+        alive = alive[large]
+        merged = torch.arange(len(alive), device=masks.device)  # stuff is merged in the first pass only
+    if not len(alive):
+        return Segmentation(np.full(output_size, VOID, np.int32), np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
+    return Segmentation(
+        segments=owners.add(1).int().cpu().numpy(),
+        labels=labels[alive].cpu().numpy(),
+        scores=scores[alive].float().cpu().numpy(),
+    )
+
+
+def _first_of_stuff(labels: Tensor, categories: Categories) -> Tensor:
+    """int64 [K], for a query of stuff the first one of its class, for the others they themselves."""
+    index = torch.arange(len(labels), device=labels.device)
+    stuff = ~torch.tensor(categories.is_thing, device=labels.device)[labels]
+    same = (labels[:, None] == labels) & stuff
+    return torch.where(stuff, same.int().argmax(1), index) if len(labels) else index
+
+
+def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """int64 [H, W], the query whose mask, resized to the canvas (bilinear), is the highest in each pixel of the image.
+
+    Args:
+        masks: [K, h, w], K at least 1.
+        canvas: height and width that the masks cover.
+        size: H and W, of the image inside of it.
+    """
+    if tuple(masks.shape[-2:]) == tuple(canvas):
+        return masks[:, : size[0], : size[1]].argmax(0)
+    height, width = masks.shape[-2:]
+    (top, bottom, down), (left, right, across) = (
+        _corners(*sides, masks.device) for sides in zip((height, width), canvas, size, strict=True)
+    )
+    best = masks.argmax(0)
+    below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
+    level = best == best[:, beside]
+    settled = level & level[below] & (best == best[below])
+    owners = best[top][:, left]
+    open_pixels = torch.nonzero(~settled[top][:, left])
+    table = masks.flatten(1).t().contiguous()  # the values of all queries at one place lie side by side
+    flat = owners.view(-1)
+    for part in open_pixels.split(max(1, BLOCK // len(masks))):
+        y, x = part.unbind(1)
+        upper, lower, a, b = top[y] * width, bottom[y] * width, down[y, None], across[x, None]
+        first = torch.lerp(table[upper + left[x]], table[upper + right[x]], b)
+        second = torch.lerp(table[lower + left[x]], table[lower + right[x]], b)
+        flat[y * size[1] + x] = torch.lerp(first, second, a).argmax(1)
+    return owners
+
+
+def _corners(coarse: int, fine: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Both neighbours of the first `count` positions of a bilinear resize, and the second one's share."""
+    positions = torch.arange(count, device=device, dtype=torch.float32)
+    positions = ((positions + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
+    before = positions.long()
+    return before, (before + 1).clamp(max=coarse - 1), positions - before
+
+
+def _nearest(before: int, after: int) -> Tensor:
+    """int64 [after], the positions that Pillow's nearest neighbour takes, which steps by addition."""
+    step = before / after
+    positions = np.cumsum(np.concatenate([[step * 0.5], np.full(after - 1, step)]))
+    return torch.from_numpy(np.minimum(positions.astype(np.int64), before - 1))
+
+
+def merge_boxes(
+    boxes: Tensor, labels: Tensor, scores: Tensor, categories: Categories, size: tuple[int, int]
+) -> Segmentation:
+    """A map of filled boxes, the more certain ones in front: what a model without masks can show.
+
+    Args:
+        boxes: [K, 4], x0 y0 x1 y1 in pixels of the map, their last row and column included.
+        labels: int64 [K].
+        scores: [K].
+        categories: tell things from stuff, of which a class has one segment.
+        size: height and width of the map.
+    """
+    segments = np.full(size, VOID, np.int32)
+    first = _first_of_stuff(labels, categories).cpu().numpy()
+    corners = boxes.round().cpu().numpy()
+    for k in np.argsort(scores.float().cpu().numpy(), kind="stable"):
+        x0, y0, x1, y1 = (max(int(value), 0) for value in (*corners[k, :2], *(corners[k, 2:] + 1)))
+        segments[y0:y1, x0:x1] = first[k] + 1
+    found = Segmentation(segments, labels.cpu().numpy(), scores=scores.float().cpu().numpy())
+    return found.compact()
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool [K, H, W], filled boxes as of `merge_boxes`."""
+    x0, y0, x1, y1 = boxes.round().T[:, :, None, None]
+    rows = torch.arange(size[0], device=boxes.device)[:, None]
+    columns = torch.arange(size[1], device=boxes.device)
+    return (rows >= y0) & (rows <= y1) & (columns >= x0) & (columns <= x1)
+
+
+def binary_masks(
+    masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], output_size: tuple[int, int], threshold: float = 0.5
+) -> Tensor:
+    """bool [K, rows, columns] of the output: bilinear to the canvas, above the probability, nearest to the output.
+
+    Args:
+        masks: [K, h, w] logits over the canvas.
+    """
+    if tuple(masks.shape[-2:]) != tuple(canvas):
+        masks = functional.interpolate(masks[None].float(), size=canvas, mode="bilinear", align_corners=False)[0]
+    inside = masks[:, : size[0], : size[1]] > torch.logit(torch.tensor(threshold)).item()
+    if tuple(output_size) == tuple(size):
+        return inside
+    return functional.interpolate(inside[None].to(torch.uint8), size=output_size, mode="nearest")[0].bool()
+
+
+def encode(masks: Tensor) -> list[dict]:
+    """COCO RLE of bool [K, H, W]."""
+    planes = masks.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
+    return rle.encode(np.asfortranarray(planes))  # type: ignore[return-value]
