@@ -1,0 +1,145 @@
+"""Boxes: anchors, their code, their overlap, and which of them learn from which truth.
+
+Rules and rounding are detectron2's. Boxes are float [..., 4], x0 y0 x1 y1, without any "+ 1".
+
+Shapes: N true boxes, P boxes (anchors or proposals), K anchors of a cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+LARGEST_STRETCH = math.log(1000 / 16)
+"""Width and height change by no more than this, in logarithms, when deltas are applied."""
+
+PAIRS = 1 << 24
+"""Overlaps that are held at once."""
+
+Weights = tuple[float, float, float, float]
+"""What dx, dy, dw and dh are multiplied by in the code."""
+
+UNIT: Weights = (1.0, 1.0, 1.0, 1.0)
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
+    """float32 [K, 4], anchors around the origin: for each size (root of the area) each ratio of height to width."""
+    found = []
+    for size in sizes:
+        for ratio in ratios:
+            width = math.sqrt(size**2 / ratio)
+            height = ratio * width
+            found.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(found)
+
+
+def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
+    """float32 [height * width * K, 4]: `cells` at each place of a feature map, rows first, then columns, then K.
+
+    Args:
+        cells: float [K, 4] of `cell_anchors`.
+        height, width: of the feature map.
+        stride: of the feature map.
+        offset: of the centre within its cell, in strides (detectron2: 0, the top left corner).
+    """
+    down = torch.arange(height, dtype=torch.float32, device=cells.device).add_(offset).mul_(stride)
+    across = torch.arange(width, dtype=torch.float32, device=cells.device).add_(offset).mul_(stride)
+    shift = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1).view(-1, 1, 2)
+    return (shift.repeat(1, 1, 2) + cells).view(-1, 4)
+
+
+def encode(boxes: Tensor, truth: Tensor, weights: Weights = UNIT) -> Tensor:
+    """The deltas [P, 4] (dx, dy, dw, dh) that lead from `boxes` [P, 4] to `truth` [P, 4]."""
+    sizes, goals = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
+    centres, wanted = boxes[:, :2] + 0.5 * sizes, truth[:, :2] + 0.5 * goals
+    shift, stretch = boxes.new_tensor(weights).view(2, 2)
+    return torch.cat([shift * (wanted - centres) / sizes, stretch * torch.log(goals / sizes)], 1)
+
+
+def decode(boxes: Tensor, deltas: Tensor, weights: Weights = UNIT) -> Tensor:
+    """`boxes` [..., 4] moved by `deltas` [..., 4 C] (C boxes for each), as [..., 4 C]."""
+    code = deltas.unflatten(-1, (-1, 4))
+    sizes = (boxes[..., 2:] - boxes[..., :2])[..., None, :]
+    centres = boxes[..., None, :2] + 0.5 * sizes
+    shift, stretch = deltas.new_tensor(weights).view(2, 2)
+    middles = code[..., :2] / shift * sizes + centres
+    halves = 0.5 * (torch.exp((code[..., 2:] / stretch).clamp(max=LARGEST_STRETCH)) * sizes)
+    return torch.cat([middles - halves, middles + halves], -1).flatten(-2)
+
+
+def clip(boxes: Tensor, height: float, width: float) -> Tensor:
+    """`boxes` [..., 4] cut to the image."""
+    limits = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def is_empty(boxes: Tensor, least: float = 0.0) -> Tensor:
+    """bool [...], boxes [..., 4] whose width or height is not above `least`."""
+    return ((boxes[..., 2:] - boxes[..., :2]) <= least).any(-1)
+
+
+def overlaps(first: Tensor, second: Tensor) -> Tensor:
+    """float [N, P], intersection over union of each pair; 0 where they do not intersect."""
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = first.T[..., None], second.T
+    across = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)).clamp_(min=0)
+    down = (torch.minimum(ay1, by1) - torch.maximum(ay0, by0)).clamp_(min=0)
+    shared = across.mul_(down)
+    union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - shared
+    return torch.where(shared > 0, shared / union, 0.0)
+
+
+@torch.no_grad()
+def match(
+    truth: Tensor, boxes: Tensor, negative: float, positive: float, low_quality: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Which truth each box stands for, in memory that does not grow with their numbers.
+
+    Args:
+        truth: float [N, 4].
+        boxes: float [P, 4].
+        negative: below this overlap a box is background.
+        positive: from this overlap on a box is positive; what lies between does not count.
+        low_quality: for each truth, the boxes that overlap it as much as any does are positive too
+            (they keep the truth that they overlap most).
+
+    Returns:
+        int64 [P], the truth of the largest overlap (0 without any truth), and int64 [P], 1 positive,
+        0 background, -1 neither.
+    """
+    labels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    if not len(truth):
+        return torch.zeros_like(labels), labels
+    parts = boxes.split(max(1, PAIRS // len(truth)))
+    whole = overlaps(truth, boxes) if len(parts) == 1 else None
+
+    def blocks() -> Iterator[Tensor]:
+        return (overlaps(truth, part) if whole is None else whole for part in parts)
+
+    found = [block.max(0) for block in blocks()]
+    highest, index = torch.cat([best for best, _ in found]), torch.cat([place for _, place in found])
+    labels[highest >= negative] = -1
+    labels[highest >= positive] = 1
+    if low_quality:
+        peaks = torch.stack([block.amax(1) for block in blocks()]).amax(0)[:, None]
+        labels[torch.cat([(block == peaks).any(0) for block in blocks()])] = 1
+    return index, labels
+
+
+def sample(labels: Tensor, count: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Random positives (label 1 or more) and negatives (label 0), the positives drawn first.
+
+    Args:
+        labels: int64 [P].
+        count: of both; fewer where there are not enough negatives.
+        fraction: share that positives may have.
+
+    Returns:
+        indices of the positives and of the negatives.
+    """
+    positive, negative = (labels > 0).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
+    first = torch.randperm(len(positive), device=labels.device)[: int(count * fraction)]
+    second = torch.randperm(len(negative), device=labels.device)[: count - len(first)]
+    return positive[first], negative[second]

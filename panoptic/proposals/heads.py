@@ -1,0 +1,235 @@
+"""Heads that look into regions (He et al., "Mask R-CNN", arXiv 1703.06870) as detectron2 computes them.
+
+Classes of regions count the things only, 0..K - 1; background is K. Each class has a box and a mask of its own.
+
+Shapes: B images, R regions of the batch, K thing classes, D detections of an image, S side of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import batched_nms
+
+from panoptic.proposals.boxes import Weights, clip, decode, encode, match, sample
+from panoptic.proposals.regions import Proposals, box_error
+
+CERTAIN = 23.02585
+"""Logit of a true box among the proposals: ln((1 - 1e-10) / 1e-10)."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Which regions the heads learn from, and which of them are detections."""
+
+    samples: int = 512
+    """Regions of an image that the heads learn from."""
+    positive_fraction: float = 0.25
+    """Share of them that may hold a thing."""
+    overlap: float = 0.5
+    """From this overlap on a region holds the thing."""
+    append_truth: bool = True
+    """The true boxes are regions too, in training."""
+    code: Weights = (10.0, 10.0, 5.0, 5.0)
+    """What dx, dy, dw and dh are multiplied by."""
+    beta: float = 0.0
+    """Below this difference the box loss is a parabola; 0 is L1."""
+    threshold: float = 0.05
+    """Detections score more, at test time."""
+    nms: float = 0.5
+    """Of two detections of a class that overlap by more, the better one stays."""
+    most: int = 100
+    """Detections of an image."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Regions of one image that the heads learn from: those that hold a thing first."""
+
+    boxes: Tensor
+    """float [n, 4]."""
+    classes: Tensor
+    """int64 [n], K for background."""
+    owners: Tensor
+    """int64 [positives], which thing of the image (an index into its true boxes) each positive holds."""
+
+    @property
+    def positives(self) -> Tensor:
+        """float [positives, 4]."""
+        return self.boxes[: len(self.owners)]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first."""
+
+    boxes: Tensor
+    """float [D, 4] in pixels of the canvas, within the image."""
+    scores: Tensor
+    """float [D]."""
+    classes: Tensor
+    """int64 [D]."""
+    regions: Tensor
+    """int64 [D], the proposal that each came from."""
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers on pooled features; class logits and a box code for each class.
+
+    Args:
+        inputs: channels of the features.
+        side: of the pooled features.
+        channels: of the hidden layers.
+        classes: K.
+    """
+
+    def __init__(self, inputs: int, side: int, channels: int, classes: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(inputs * side * side, channels), nn.Linear(channels, channels)
+        self.classes, self.deltas = nn.Linear(channels, classes + 1), nn.Linear(channels, 4 * classes)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.fc1, self.fc2, self.classes, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, C, S, S] to class logits [R, K + 1] and deltas [R, 4 K], both float32."""
+        hidden = functional.relu(self.fc1(pooled.flatten(1)), inplace=True)
+        hidden = functional.relu(self.fc2(hidden), inplace=True)
+        return self.classes(hidden).float(), self.deltas(hidden).float()
+
+
+class MaskHead(nn.Module):
+    """Convolutions on pooled features, one upsampling, a mask for each class.
+
+    Args:
+        inputs: channels of the features.
+        channels: of the hidden layers.
+        layers: how many 3x3 convolutions.
+        classes: K.
+    """
+
+    def __init__(self, inputs: int, channels: int, layers: int, classes: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inputs if k == 0 else channels, channels, 3, padding=1) for k in range(layers)
+        )
+        self.deconv = nn.ConvTranspose2d(channels if layers else inputs, channels, 2, 2)
+        self.predictor = nn.Conv2d(channels, classes, 1)
+        for layer in (*self.convs, self.deconv):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        for layer in (*self.convs, self.deconv, self.predictor):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
+        """[R, C, S / 2, S / 2] and int64 [R] to the logits of each region's class, float32 [R, S, S].
+
+        Only the row of that class is multiplied, not the predictor's every row.
+        """
+        for conv in self.convs:
+            pooled = functional.relu(conv(pooled), inplace=True)
+        pooled = functional.relu(self.deconv(pooled), inplace=True)
+        rows = self.predictor.weight.flatten(1)[classes][:, None]
+        logits = torch.bmm(rows, pooled.flatten(2)).float() + self.predictor.bias[classes][:, None, None]  # type: ignore[index]
+        return logits.view(-1, *pooled.shape[-2:])
+
+
+@torch.no_grad()
+def sample_regions(
+    proposals: Sequence[Proposals],
+    truth: Sequence[Tensor],
+    classes: Sequence[Tensor],
+    background: int,
+    detection: Detection,
+) -> list[Sampled]:
+    """Regions to learn from, drawn image by image.
+
+    Args:
+        proposals: for each image.
+        truth: for each image the boxes [N, 4] of its things.
+        classes: for each image int64 [N].
+        background: K.
+        detection: thresholds and numbers.
+    """
+    found = []
+    for proposed, boxes, labels in zip(proposals, truth, classes, strict=True):
+        regions = torch.cat([proposed.boxes, boxes.to(proposed.boxes)]) if detection.append_truth else proposed.boxes
+        index, held = match(boxes, regions, detection.overlap, detection.overlap)
+        positive, negative = sample(held, detection.samples, detection.positive_fraction)
+        chosen = torch.cat([positive, negative])
+        wanted = torch.full((len(chosen),), background, device=labels.device)
+        wanted[: len(positive)] = labels[index[positive]]
+        found.append(Sampled(regions[chosen], wanted, index[positive]))
+    return found
+
+
+def box_losses(
+    logits: Tensor, deltas: Tensor, sampled: Sequence[Sampled], truth: Sequence[Tensor], detection: Detection
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over all sampled regions, and the L1 distance of the true class's deltas over those with a thing.
+
+    Both are sums divided by the number of all sampled regions; 0, with their graph, where there is none.
+
+    Args:
+        logits: float [R, K + 1].
+        deltas: float [R, 4 K].
+        sampled: for each image; R regions in all.
+        truth: for each image the boxes [N, 4] of its things.
+        detection: the code and `beta`.
+    """
+    classes = torch.cat([part.classes for part in sampled])
+    background = logits.shape[1] - 1
+    total = max(1, len(classes))
+    holds = (classes != background).nonzero()[:, 0]
+    right = deltas.unflatten(1, (-1, 4))[holds, classes[holds]]
+    goals = torch.cat(
+        [
+            encode(part.positives, boxes.to(part.boxes)[part.owners], detection.code)
+            for part, boxes in zip(sampled, truth, strict=True)
+        ]
+    )
+    entropy = functional.cross_entropy(logits, classes, reduction="sum") / total
+    return entropy, box_error(right, goals, detection.beta) / total
+
+
+def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross-entropy, the mean over all pixels of all regions; 0, with its graph, where there is no region.
+
+    Args:
+        logits: float [R, S, S], of the true classes.
+        wanted: bool [R, S, S].
+    """
+    losses = functional.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
+    return losses / max(1, wanted.numel())
+
+
+@torch.no_grad()
+def detect(boxes: Tensor, probabilities: Tensor, size: tuple[int, int], detection: Detection) -> Detections:
+    """Detections of one image: each class of each region on its own, suppressed class by class.
+
+    Args:
+        boxes: float [P, 4 K], decoded, a box for each class.
+        probabilities: float [P, K + 1], background last.
+        size: height and width of the image.
+        detection: thresholds and numbers.
+    """
+    finite = (boxes.isfinite().all(1) & probabilities.isfinite().all(1)).nonzero()[:, 0]
+    boxes = clip(boxes[finite].unflatten(1, (-1, 4)), *size)
+    scores = probabilities[finite, :-1]
+    region, label = (scores > detection.threshold).nonzero(as_tuple=True)
+    boxes, scores = boxes[region, label], scores[region, label]
+    best = batched_nms(boxes, scores, label, detection.nms)[: detection.most]
+    return Detections(boxes[best], scores[best], label[best], finite[region[best]])
+
+
+def decode_all(proposals: Sequence[Proposals], deltas: Tensor, detection: Detection) -> list[Tensor]:
+    """For each image float [P, 4 K], its regions moved by their deltas [R, 4 K]."""
+    boxes = torch.cat([proposed.boxes for proposed in proposals])
+    return list(decode(boxes, deltas, detection.code).split([len(proposed.boxes) for proposed in proposals]))

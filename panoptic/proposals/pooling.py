@@ -1,0 +1,50 @@
+"""Features of regions: RoIAlign on the pyramid level that fits a region's size.
+
+Shapes: B images, R regions of the batch, C channels, S side of what is pooled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
+"""A region of this side (ImageNet's) is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
+
+
+def with_image(boxes: Sequence[Tensor]) -> Tensor:
+    """float [R, 5]: the image's number in front of the boxes [n, 4] of each image."""
+    return torch.cat([torch.cat([part.new_full((len(part), 1), b), part], 1) for b, part in enumerate(boxes)])
+
+
+def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """int64 [R], the index of the level for each box [R, 4]; `strides` are powers of two, ascending."""
+    sides = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    level = torch.floor(math.log2(CANONICAL_STRIDE) + torch.log2(sides / CANONICAL_SIDE + 1e-8))
+    lowest, highest = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    return level.clamp(lowest, highest).long() - lowest
+
+
+def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
+    """[R, C, S, S], each region from the level that fits it: aligned RoIAlign with adaptive sampling.
+
+    Args:
+        features: [B, C, h, w] of each level.
+        strides: of the levels.
+        boxes: for each image float [n, 4] in pixels of the canvas.
+        side: S.
+    """
+    regions = with_image(boxes).to(features[0].dtype)
+    if len(features) == 1:
+        return roi_align(features[0], regions, side, 1 / strides[0], 0, True)
+    levels = assign_levels(regions[:, 1:], strides)
+    order = [(levels == k).nonzero()[:, 0] for k in range(len(features))]
+    pooled = [
+        roi_align(feature, regions[chosen], side, 1 / stride, 0, True)
+        for feature, stride, chosen in zip(features, strides, order, strict=True)
+    ]
+    return torch.cat(pooled)[torch.cat(order).argsort()]

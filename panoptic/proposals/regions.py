@@ -1,0 +1,205 @@
+"""Region proposals (Ren et al., "Faster R-CNN", arXiv 1506.01497) as detectron2 computes them.
+
+The network ends at objectness logits and box deltas. Which boxes are proposed is decided outside of it, with
+the limits of training in a loss and those of testing otherwise, whatever mode the modules are in.
+
+Shapes: B images, h x w a feature map, K anchors of a cell, A anchors of all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops import batched_nms
+
+from panoptic.proposals.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Anchors, how they learn, and which become proposals."""
+
+    sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    """Side of the square of an anchor's area, in pixels: shared out over the levels, fine to coarse."""
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height over width, each at each size."""
+    offset: float = 0.0
+    """Of an anchor's centre within its cell, in strides."""
+    negative: float = 0.3
+    """Anchors that overlap every thing by less are background."""
+    positive: float = 0.7
+    """Anchors that overlap a thing by so much are positive."""
+    low_quality: bool = True
+    """The anchors that overlap a thing most are positive, however little that is."""
+    samples: int = 256
+    """Anchors of an image that the losses see."""
+    positive_fraction: float = 0.5
+    """Share of them that may be positive."""
+    beta: float = 0.0
+    """Below this difference the box loss is a parabola; 0 is L1."""
+    nms: float = 0.7
+    """Of two proposals of a level that overlap by more, the better one stays."""
+    train_before: int = 2000
+    """Best boxes of each level that enter the suppression, in training."""
+    train_after: int = 1000
+    """Best boxes of an image that leave it, in training."""
+    test_before: int = 1000
+    """As train_before, at test time."""
+    test_after: int = 1000
+    """As train_after, at test time."""
+    least_side: float = 0.0
+    """Proposals have larger sides than this, in pixels."""
+
+    def cells(self, levels: int) -> list[Tensor]:
+        """float32 [K, 4] of each level.
+
+        Raises:
+            ValueError: the sizes cannot be shared out evenly.
+        """
+        if not self.sizes or len(self.sizes) % levels:
+            raise ValueError(f"regions.sizes: {len(self.sizes)} sizes cannot be shared out over {levels} levels evenly")
+        each = len(self.sizes) // levels
+        return [cell_anchors(self.sizes[k * each : (k + 1) * each], self.ratios) for k in range(levels)]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What one image may hold, best first. Carries no gradient."""
+
+    boxes: Tensor
+    """float [P, 4] in pixels of the canvas, within the image."""
+    logits: Tensor
+    """float [P], objectness."""
+
+
+class RegionHead(nn.Module):
+    """A 3x3 convolution and two 1x1: objectness and deltas of the K anchors of each cell, on any level."""
+
+    def __init__(self, inputs: int, channels: int, anchors: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """[B, C, h, w] of each level to logits [B, K, h, w] and deltas [B, 4 K, h, w] of each level."""
+        hidden = [functional.relu(self.conv(x), inplace=True) for x in features]
+        return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
+
+
+def anchors_of(logits: Sequence[Tensor], strides: Sequence[int], regions: Regions) -> list[Tensor]:
+    """float32 [h * w * K, 4] of each level, given the logits [B, K, h, w] of each level."""
+    cells = regions.cells(len(logits))
+    return [
+        grid_anchors(cell.to(x.device), x.shape[-2], x.shape[-1], stride, regions.offset)
+        for cell, x, stride in zip(cells, logits, strides, strict=True)
+    ]
+
+
+def flatten(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Maps in the order of the anchors: logits [B, h * w * K] and deltas [B, h * w * K, 4] of each level."""
+    return (
+        [x.permute(0, 2, 3, 1).flatten(1) for x in logits],
+        [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas],
+    )
+
+
+@torch.no_grad()
+def propose(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Tensor,
+    regions: Regions,
+    training: bool,
+) -> list[Proposals]:
+    """The best boxes of each image.
+
+    Args:
+        logits: of each level [B, n], as `flatten` gives them.
+        deltas: of each level [B, n, 4].
+        anchors: of each level [n, 4].
+        sizes: int [B, 2], height and width of each image without batch padding.
+        regions: limits and thresholds.
+        training: use the limits of training.
+    """
+    before, after = (
+        (regions.train_before, regions.train_after) if training else (regions.test_before, regions.test_after)
+    )
+    best = [x.topk(min(before, x.shape[1]), 1) for x in logits]
+    boxes = [
+        decode(level[index], delta.gather(1, index[:, :, None].expand(-1, -1, 4)))
+        for level, delta, (_, index) in zip(anchors, deltas, best, strict=True)
+    ]
+    return suppress(boxes, [score for score, _ in best], sizes, regions.nms, after, regions.least_side)
+
+
+def suppress(
+    boxes: Sequence[Tensor], logits: Sequence[Tensor], sizes: Tensor, nms: float, after: int, least: float = 0.0
+) -> list[Proposals]:
+    """Boxes cut to the images, without empty and overlapping ones, the best `after` of each image.
+
+    Args:
+        boxes: of each level [B, n, 4]; those that are not finite are dropped.
+        logits: of each level [B, n].
+        sizes: int [B, 2].
+        nms: two boxes of one level may overlap by this.
+        after: how many stay.
+        least: boxes whose width or height is not above are empty.
+    """
+    levels = torch.cat([torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(logits)])
+    found = []
+    for image, scores, (height, width) in zip(
+        torch.cat(list(boxes), 1), torch.cat(list(logits), 1), sizes.tolist(), strict=True
+    ):
+        image = clip(image, height, width)
+        kept = (image.isfinite().all(1) & scores.isfinite() & ~is_empty(image, least)).nonzero()[:, 0]
+        image, scores = image[kept], scores[kept]
+        best = batched_nms(image, scores, levels[kept], nms)[:after]
+        found.append(Proposals(image[best], scores[best]))
+    return found
+
+
+def region_losses(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    truth: Sequence[Tensor],
+    regions: Regions,
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of objectness and L1 (or smooth L1) of deltas, over sampled anchors.
+
+    Both are sums divided by `regions.samples` times the number of images, as detectron2 has it, however
+    many anchors were there to sample.
+
+    Args:
+        logits: of each level [B, n], as `flatten` gives them.
+        deltas: of each level [B, n, 4].
+        anchors: of each level [n, 4].
+        truth: for each image the boxes [N, 4] of its things.
+        regions: thresholds and numbers.
+    """
+    every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
+    found, wanted, right, goals = [], [], [], []
+    for image, boxes in enumerate(truth):
+        index, labels = match(boxes, every, regions.negative, regions.positive, regions.low_quality)
+        positive, negative = sample(labels, regions.samples, regions.positive_fraction)
+        found.append(scores[image, torch.cat([positive, negative])])
+        wanted.append((torch.arange(len(found[-1]), device=labels.device) < len(positive)).to(scores.dtype))
+        right.append(code[image, positive])
+        goals.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else right[-1].detach())
+    total = regions.samples * len(truth)
+    objectness = functional.binary_cross_entropy_with_logits(torch.cat(found), torch.cat(wanted), reduction="sum")
+    return objectness / total, box_error(torch.cat(right), torch.cat(goals), regions.beta) / total
+
+
+def box_error(deltas: Tensor, goals: Tensor, beta: float) -> Tensor:
+    """Summed smooth L1 distance of deltas [P, 4], a parabola below `beta`; L1 where `beta` is 0."""
+    return functional.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)

@@ -1,0 +1,142 @@
+"""Boxes and masks of segments, from the segment map and on its device.
+
+Boxes come from the runs of equal pixels within rows, all segments of a batch at once; a mask is made
+only where a loss asks for it, at the resolution at which it asks.
+
+Mask targets follow detectron2: RoIAlign (aligned, adaptive) of the 0/1 mask, and at least 1/2.
+
+Shapes: B images, H x W pixels of the canvas, N segments (padded), R regions, S side of a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from panoptic.segmentation import IGNORE, Categories, Targets
+
+PLANES = 1 << 26
+"""Mask pixels that are held as floats at once while targets are cut out of them."""
+
+
+def boxes(targets: Targets) -> Tensor:
+    """float32 [B, N, 4], x0 y0 x1 y1 of each segment, half-open: [x0, x1) x [y0, y1); zeros where it has no pixel."""
+    segments = targets.segments
+    images, height, width = segments.shape
+    count = targets.labels.shape[1] + 1
+    begins = torch.ones(segments.shape, dtype=torch.bool, device=segments.device)
+    torch.ne(segments[:, :, 1:], segments[:, :, :-1], out=begins[:, :, 1:])
+    starts = begins.view(-1).nonzero()[:, 0]
+    ends = torch.cat([starts[1:], starts.new_full((1,), segments.numel())])
+    rows, columns = starts // width, starts % width
+    entry = segments.view(-1)[starts] + rows // height * count
+    low, high = torch.stack([columns, rows % height]), torch.stack([columns + ends - starts, rows % height + 1])
+    entry = entry.long().expand(2, -1)
+    first = torch.full((2, images * count), max(height, width), device=segments.device)
+    first.scatter_reduce_(1, entry, low, "amin")
+    last = torch.zeros_like(first).scatter_reduce_(1, entry, high, "amax")
+    found = torch.cat([first.masked_fill_(last == 0, 0), last]).T.view(images, count, 4)
+    return found[:, 1:].float()
+
+
+def is_instance(targets: Targets, categories: Categories) -> Tensor:
+    """bool [B, N], the things that are no crowd: what detectors learn. Those without a pixel have empty `boxes`."""
+    table = torch.tensor([*categories.is_thing, False], device=targets.labels.device)
+    return table[targets.labels] & ~targets.crowd  # IGNORE, -1, reads the last entry
+
+
+def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The things to detect, image by image: crowds and segments without a pixel are left out.
+
+    Returns:
+        for each image their entries int64 [n] (segment k has entry k - 1), boxes float32 [n, 4] and
+        classes int64 [n], which count the things only: class k is `categories.things[k]`.
+    """
+    outlines = boxes(targets)
+    wanted = is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0])
+    table = torch.full((len(categories) + 1,), IGNORE)
+    table[list(categories.things)] = torch.arange(len(categories.things))
+    classes = table.to(targets.labels.device)[targets.labels]
+    entries = [image.nonzero()[:, 0] for image in wanted]
+    return (
+        entries,
+        [outlines[b, found] for b, found in enumerate(entries)],
+        [classes[b, found] for b, found in enumerate(entries)],
+    )
+
+
+def masks(targets: Targets, image: int, entries: Tensor) -> Tensor:
+    """bool [n, H, W], the masks of some segments of an image; `entries` is int64 [n]."""
+    return targets.segments[image] == (entries + 1)[:, None, None]
+
+
+def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Tensor:
+    """What a mask head should say within each box.
+
+    Args:
+        masks: bool or float [n, H, W].
+        boxes: float [R, 4] in pixels of the masks.
+        owners: int64 [R], which mask each box is of.
+        side: S.
+
+    Returns:
+        float32 [R, S, S], the share of each cell that the mask covers; detectron2 trains on those of at
+        least 1/2.
+    """
+    regions = torch.cat([owners[:, None].to(boxes.dtype), boxes], 1)
+    return roi_align(masks.to(boxes.dtype)[:, None], regions, side, 1.0, 0, True)[:, 0]
+
+
+def region_masks(
+    targets: Targets, entries: Sequence[Tensor], regions: Sequence[Tensor], owners: Sequence[Tensor], side: int
+) -> Tensor:
+    """`mask_targets` of a batch, in bounded memory, only of the segments that own a region.
+
+    Args:
+        targets: of B images.
+        entries: for each image int64 [n], of `instance_lists`.
+        regions: for each image float [R, 4].
+        owners: for each image int64 [R], indices into `entries`.
+        side: S.
+
+    Returns:
+        float32 [sum of R, S, S].
+    """
+    height, width = targets.frame.canvas
+    step = max(1, PLANES // (height * width))
+    found = [torch.zeros(0, side, side, device=targets.segments.device)]
+    for image, (listed, boxes, owner) in enumerate(zip(entries, regions, owners, strict=True)):
+        used, place = owner.unique(return_inverse=True)
+        shares = boxes.new_zeros(len(boxes), side, side)
+        for first in range(0, len(used), step):
+            inside = ((place >= first) & (place < first + step)).nonzero()[:, 0]
+            planes = masks(targets, image, listed[used[first : first + step]])
+            shares[inside] = mask_targets(planes, boxes[inside], place[inside] - first, side)
+        found.append(shares)
+    return torch.cat(found)
+
+
+def polygon_targets(polygons: Sequence[Sequence[Sequence[float]]], boxes: Tensor, side: int) -> Tensor:
+    """`mask_targets` of outlines instead of maps, as detectron2 rasterises COCO's polygons.
+
+    Args:
+        polygons: for each region the polygons of its instance, [x, y, x, y, ...] in pixels of the boxes.
+        boxes: float [R, 4].
+        side: S.
+
+    Returns:
+        bool [R, S, S].
+    """
+    found = torch.zeros(len(boxes), side, side, dtype=torch.bool)
+    for k, (outlines, (x0, y0, x1, y1)) in enumerate(zip(polygons, boxes.double().tolist(), strict=True)):
+        across, down = side / max(x1 - x0, 0.1), side / max(y1 - y0, 0.1)
+        moved = [
+            [(value - y0) * down if i % 2 else (value - x0) * across for i, value in enumerate(outline)]
+            for outline in outlines
+        ]
+        found[k] = torch.from_numpy(rle.decode(rle.merge(rle.frPyObjects(moved, side, side)))).bool()
+    return found.to(boxes.device)
