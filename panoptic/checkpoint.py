@@ -21,7 +21,7 @@ from __future__ import annotations
 import pickle
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, BinaryIO
 
@@ -170,23 +170,29 @@ def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: 
 
     The layers whose size depends on the classes stay as they were initialised when the classes
     differ, be it only in name or order. Which layers these are is read off a model built for
-    classes of other counts.
+    classes of other counts and from `class_modules`; `added_modules` stay fresh where the file has none.
 
     Returns:
-        the keys left fresh; empty when the classes agree.
+        the keys left fresh; empty when classes and modules agree.
 
     Raises:
         ValueError: anything else does not fit.
     """
-    weights = _chosen(checkpoint, ema)
+    weights, own = _chosen(checkpoint, ema), model.state_dict()
+    absent = tuple(name for name in model.added_modules if not _within(weights, (name,)))
+    fresh = _within(own, absent)
     old = read_categories(checkpoint)
-    if _classes(old) == _classes(model.categories):
-        load_weights(model, weights)
-        return []
-    fresh = class_keys(read_config(_without_download(checkpoint["config"])), old)
-    own = model.state_dict()
-    load_weights(model, {key: own[key] if key in fresh and key in own else value for key, value in weights.items()})
+    if _classes(old) != _classes(model.categories):
+        fresh |= class_keys(read_config(_without_download(checkpoint["config"])), old)
+        fresh |= _within([*weights, *own], model.class_modules)
+    kept = {key: value for key, value in weights.items() if key not in fresh}
+    load_weights(model, kept | {key: own[key] for key in fresh & own.keys()})
     return sorted(fresh & own.keys())
+
+
+def _within(keys: Iterable[str], modules: tuple[str, ...]) -> set[str]:
+    """The keys of these submodules."""
+    return {key for key in keys if key.split(".")[0] in modules}
 
 
 def class_keys(config: Any, categories: Categories) -> set[str]:

@@ -185,6 +185,12 @@ def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25) -> tuple[
     return (alpha * inside + (1 - alpha) * outside) / logits.shape[1], dice
 
 
+def box_corners(boxes: Tensor) -> Tensor:
+    """[..., 4], centre and size to x0 y0 x1 y1."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
 def generalised_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """[...], of boxes [..., 4] with others that broadcast to them, x0 y0 x1 y1 (Rezatofighi et al. 2019), -1 to 1."""
     widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)

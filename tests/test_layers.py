@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
     *("segmentation", "png", "colour", "transforms", "targets.instances", "targets.pixels", "targets"),
-    *("layers", "class_space", "resnet", "backbones", "pyramid", "attention", "proposals"),
+    *("layers", "class_space", "resnet", "backbones", "pyramid", "attention", "mask_head", "proposals"),
     *("losses", "matching", "merging"),
     *("models.interface", "models.*", "models"),
     *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),

@@ -31,6 +31,10 @@ class PanopticModel(nn.Module, ABC):
 
     categories: Categories
     divisor: int
+    class_modules: tuple[str, ...] = ()
+    """Submodules that start fresh from weights for other classes, though their shape may not depend on the classes."""
+    added_modules: tuple[str, ...] = ()
+    """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
 
     @abstractmethod
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
