@@ -140,7 +140,8 @@ class Worker:
             record = load_checkpoint(experiment.train.weights)
             fresh = checkpoints.load_for_finetune(self.model, record)
             if fresh and self.rank == 0:
-                _say(f"starting from {experiment.train.weights}; of other classes or absent, so fresh: {', '.join(fresh)}")
+                names = ", ".join(fresh)
+                _say(f"starting from {experiment.train.weights}; of other classes or not in it, so fresh: {names}")
 
     def restore(self, file: Path) -> None:
         """Go on from a checkpoint of this run."""
