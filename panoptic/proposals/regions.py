@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Regions:
     """Share of them that may be positive."""
     beta: float = 0.0
     """Below this difference the box loss is a parabola; 0 is L1."""
+    divide: Literal["samples", "sampled"] = "samples"
+    """Losses are divided by `samples`, or in each image by the anchors that there were to sample."""
     nms: float = 0.7
     """Of two proposals of a level that overlap by more, the better one stays."""
     train_before: int = 2000
@@ -177,7 +180,7 @@ def region_losses(
     """Binary cross-entropy of objectness and L1 (or smooth L1) of deltas, over sampled anchors.
 
     Both are sums divided by `regions.samples` times the number of images, as detectron2 has it, however
-    many anchors were there to sample.
+    many anchors were there to sample; with `divide` "sampled" means over images of sums divided by their number.
 
     Args:
         logits: of each level [B, n], as `flatten` gives them.
@@ -186,6 +189,13 @@ def region_losses(
         truth: for each image the boxes [N, 4] of its things.
         regions: thresholds and numbers.
     """
+    if regions.divide == "sampled" and len(truth) > 1:
+        parts = [
+            region_losses([x[b : b + 1] for x in logits], [x[b : b + 1] for x in deltas], anchors, [boxes], regions)
+            for b, boxes in enumerate(truth)
+        ]
+        objectness, box = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+        return objectness, box
     every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
     found, wanted, right, goals = [], [], [], []
     for image, boxes in enumerate(truth):
@@ -195,7 +205,7 @@ def region_losses(
         wanted.append((torch.arange(len(found[-1]), device=labels.device) < len(positive)).to(scores.dtype))
         right.append(code[image, positive])
         goals.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else right[-1].detach())
-    total = regions.samples * len(truth)
+    total = regions.samples * len(truth) if regions.divide == "samples" else max(1, len(wanted[0]))
     objectness = functional.binary_cross_entropy_with_logits(torch.cat(found), torch.cat(wanted), reduction="sum")
     return objectness / total, box_error(torch.cat(right), torch.cat(goals), regions.beta) / total
 
