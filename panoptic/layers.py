@@ -6,7 +6,7 @@ Shapes: B images, C channels, H x W canvas, h x w a feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -77,6 +77,15 @@ def freeze(module: nn.Module) -> nn.Module:
         if replacement is not child:
             setattr(module, name, replacement)
     return module
+
+
+def freeze_parts(module: nn.Module, names: Iterable[str]) -> None:
+    """`freeze` the submodules of these names in place."""
+    for name in names:
+        part = module.get_submodule(name)
+        replacement = freeze(part)
+        if replacement is not part:
+            module.set_submodule(name, replacement)
 
 
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:

@@ -1,0 +1,83 @@
+"""Any convolutional or hierarchical model of timm as a pyramid.
+
+Shapes: B images, H x W canvas, h x w a feature map, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import timm
+from timm.layers.norm_act import freeze_batch_norm_2d
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from panoptic.resnet import STAGES
+
+
+class TimmBackbone(nn.Module):
+    """The last four levels of a timm feature pyramid, as "res2" to "res5"; a level before them is "stem".
+
+    Raises:
+        ValueError: timm does not know the model, or its features are no pyramid of strides 4, 8, 16, 32.
+    """
+
+    def __init__(self, name: str, pretrained: bool = False, output_stride: int = 32) -> None:
+        super().__init__()
+        self.name = name
+        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        try:
+            self.body = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride} "
+                f"({error})"
+            ) from error
+        info = cast(FeatureInfo, self.body.feature_info)
+        wanted = [min(4 * 2**k, output_stride) for k in range(4)]
+        if list(info.reduction())[-4:] != wanted:
+            raise ValueError(
+                f"backbone.name: the features of {name} have strides {info.reduction()}, not {wanted}; "
+                "choose a convolutional or hierarchical model"
+            )
+        names = ("stem", *STAGES)[-len(info.reduction()) :]
+        self.channels = dict(zip(names, info.channels()[-5:], strict=True))
+        self.strides = dict(zip(names, info.reduction()[-5:], strict=True))
+        self.taps = dict(zip(names, info.module_name()[-5:], strict=True))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] to the feature maps [B, C, h, w]; channels-last models (Swin) are turned round."""
+        features = dict(zip(self.channels, self.body(x)[-5:], strict=True))
+        return {
+            name: x if x.shape[1] == self.channels[name] else x.permute(0, 3, 1, 2).contiguous()
+            for name, x in features.items()
+        }
+
+    def freeze_stages(self, count: int) -> None:
+        """Freeze whatever timm registers up to and with the tap of stage `count` (1 = stem .. 5 = everything)."""
+        if count == 0:
+            return
+        order = [name for name, _ in self.body.named_modules() if name]
+        stop = len(order) if count == 5 else self._end_of_stage(order, ("stem", *STAGES)[count - 1])
+        for name in order[:stop]:
+            module = self.body.get_submodule(name)
+            if not any(True for _ in module.children()):
+                module.requires_grad_(False)
+        for name in order[:stop]:
+            if isinstance(self.body.get_submodule(name), (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                # timm's own conversion, because its batch norms may hold the activation too
+                self.body.set_submodule(name, freeze_batch_norm_2d(self.body.get_submodule(name)))
+
+    def _end_of_stage(self, order: list[str], stage: str) -> int:
+        """The number of modules, in order of registration, that come no later than the stage's last."""
+        if stage not in self.taps:  # a pyramid without a level of its own for the stem
+            tap = self._registered(order, self.taps["res2"])
+            return order.index(tap)
+        tap = self._registered(order, self.taps[stage])
+        return max(i for i, name in enumerate(order) if name == tap or name.startswith(f"{tap}.")) + 1
+
+    def _registered(self, order: list[str], tap: str) -> str:
+        for name in (tap, tap.replace(".", "_", 1)):  # timm flattens the first level of some models
+            if name in order:
+                return name
+        raise ValueError(f"backbone.freeze: the stages of {self.name} cannot be told apart; use 0 or 5")
