@@ -88,6 +88,15 @@ def centre_targets(
         stuff_offsets: stuff pixels count in the offset loss too, with target 0.
     """
     moments = segment_moments(targets)
+    shape, device = targets.segments.shape, targets.segments.device
+    kinds = (torch.int64, torch.float32, torch.bool, torch.float32, torch.float32)
+    # one block for all planes: the C library would give several back to the kernel and page them in at every call
+    *planes, heatmap, offset = _uninitialised(
+        device,
+        *((shape, kind) for kind in kinds),
+        ((math.prod(shape) + 1,), torch.float32),
+        ((2, *shape), torch.float32),
+    )
     semantic, weights, foreground, centre_weights, offset_weights = _look_up(
         targets,
         _classes(targets, ignore_crowd),
@@ -95,14 +104,15 @@ def centre_targets(
         _with_void(is_thing(targets, categories), False),
         _counted(targets),
         _counted(targets) if stuff_offsets else _counted(targets) * _with_void(is_thing(targets, categories), 0),
+        planes=planes,
     )
     return CentreTargets(
         semantic=semantic,
         semantic_weights=weights,
         foreground=foreground,
-        centre=centre_heatmap(targets, categories, moments, sigma, rounding),
+        centre=centre_heatmap(targets, categories, moments, sigma, rounding, heatmap),
         centre_weights=centre_weights[:, None],
-        offset=centre_offsets(targets, categories, moments),
+        offset=centre_offsets(targets, categories, moments, offset),
         offset_weights=offset_weights[:, None],
     )
 
@@ -195,11 +205,17 @@ def _sums_by_runs(targets: Targets) -> Tensor:
 
 
 def centre_heatmap(
-    targets: Targets, categories: Categories, moments: SegmentMoments, sigma: int = 8, rounding: Rounding = "truncate"
+    targets: Targets,
+    categories: Categories,
+    moments: SegmentMoments,
+    sigma: int = 8,
+    rounding: Rounding = "truncate",
+    heatmap: Tensor | None = None,
 ) -> Tensor:
     """float32 [B, 1, H, W], one Gaussian window at every thing's centre, combined by maximum.
 
     The window is the fixed square of 6 sigma + 3 pixels, clipped to the image, not to the instance.
+    `heatmap` is memory for it, float32 [B * H * W + 1].
     """
     images, height, width = targets.segments.shape
     device = targets.segments.device
@@ -217,7 +233,8 @@ def centre_heatmap(
 
     squared = (window[:, None] ** 2 + window**2).double()
     gaussian = torch.exp(squared / (-2 * sigma**2)).float().expand(index.shape)
-    (heatmap,) = _uninitialised(device, ((outside + 1,), torch.float32))
+    if heatmap is None:
+        (heatmap,) = _uninitialised(device, ((outside + 1,), torch.float32))
     heatmap.zero_()
     heatmap.scatter_reduce_(0, index.view(-1), gaussian.reshape(-1), "amax")
     return heatmap[:outside].view(images, 1, height, width)
@@ -229,14 +246,20 @@ def _pixel(positions: Tensor, rounding: Rounding) -> Tensor:
     return snapped.nan_to_num(0.0).long()
 
 
-def centre_offsets(targets: Targets, categories: Categories, moments: SegmentMoments) -> Tensor:
-    """float32 [B, 2, H, W], (dy, dx) from each thing pixel to its float centroid; 0 elsewhere."""
+def centre_offsets(
+    targets: Targets, categories: Categories, moments: SegmentMoments, offset: Tensor | None = None
+) -> Tensor:
+    """float32 [B, 2, H, W], (dy, dx) from each thing pixel to its float centroid; 0 elsewhere.
+
+    `offset` is memory for it, float32 [2, B, H, W].
+    """
     segments = targets.segments
     count = targets.labels.shape[1] + 1
     present = is_thing(targets, categories) & (moments.areas > 0)
     by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).contiguous()
     by_column = _distances(moments.columns, present, segments.shape[2])
-    (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
+    if offset is None:
+        (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
     images, height, width = segments.shape
     rows = torch.arange(0, height * count, count, dtype=torch.int32, device=segments.device)[:, None]
     columns = torch.arange(width, dtype=torch.int32, device=segments.device)
@@ -263,17 +286,20 @@ def _with_void(table: Tensor, value: float) -> Tensor:
     return torch.cat([torch.full_like(table[:, :1], value), table], 1)
 
 
-def _look_up(targets: Targets, *tables: Tensor) -> list[Tensor]:
-    """[B, H, W] for each table [B, N + 1]: its entry for the segment of each pixel (entry 0 for void)."""
+def _look_up(targets: Targets, *tables: Tensor, planes: Sequence[Tensor] = ()) -> list[Tensor]:
+    """[B, H, W] for each table [B, N + 1]: its entry for the segment of each pixel (entry 0 for void).
+
+    `planes` is memory for them, of their types.
+    """
     segments = targets.segments
     index = segments
     if len(segments) > 1:
         steps = torch.arange(len(segments), dtype=torch.int32, device=segments.device) * tables[0].shape[1]
         index = segments + steps[:, None, None]
-    planes = _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
-    for table, plane in zip(tables, planes, strict=True):
+    found = list(planes) or _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
+    for table, plane in zip(tables, found, strict=True):
         torch.index_select(table.view(-1), 0, index.reshape(-1), out=plane.view(-1))
-    return planes
+    return found
 
 
 def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:
