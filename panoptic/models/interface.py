@@ -60,6 +60,20 @@ class PanopticModel(nn.Module, ABC):
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """The outputs that the ground truth can stand for, at canvas resolution. `outputs` is never changed."""
 
+    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
+        """`outputs` and what `segment`, `instances` and `semantics` would each compute by layers of their own.
+
+        So regions go through their heads once where more than one of the three is wanted. Most models add nothing.
+        """
+        return outputs
+
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
+        """Class-agnostic boxes float32 [P, 4] (x0 y0 x1 y1, half-open), best first, at `frame.output_sizes`.
+
+        For recall; None for models without region proposals.
+        """
+        return None
+
     def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
         """int32 [H, W] class maps at `frame.output_sizes`, for mIoU; here read off the merged map."""
         return [segmentation.semantic() for segmentation in self.segment(outputs, frame)]
