@@ -9,7 +9,7 @@ Shapes: B images, C classes, H x W pixels.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from panoptic.segmentation import IGNORE
@@ -114,6 +114,14 @@ def foreground_cross_entropy(logits: Tensor, foreground: Tensor, valid: Tensor |
     if valid is None:
         return losses.mean()
     return _weighted_mean(losses * valid, valid.sum())
+
+
+def squared_kernels(model: nn.Module) -> Tensor:
+    """Half the sum of squares of all trainable kernels, of convolutions and linear layers: L2 as TensorFlow has it.
+
+    Biases and what belongs to norms are left out, as everything of one dimension is.
+    """
+    return torch.stack([p.square().sum() for p in model.parameters() if p.requires_grad and p.ndim > 1]).sum() / 2
 
 
 def _weighted_mean(values: Tensor, total: Tensor) -> Tensor:

@@ -112,6 +112,38 @@ def _conv(inputs: int, outputs: int, kernel: int, norm: Norm | None) -> nn.Modul
     return conv if norm is None else nn.Sequential(conv, norm_layer(norm, outputs))
 
 
+class PooledSemantics(nn.Module):
+    """JSIS-Net's semantic branch: pyramid pooling, a classifier of `width` channels, hybrid upsampling.
+
+    Args:
+        inputs: channels of the map.
+        width: of the pyramid pooling's result.
+        classes: C.
+        bins, bin_channels, norm: of `PyramidPooling`.
+        deconvolution: of `HybridUpsampling`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        classes: int,
+        *,
+        bins: Sequence[int],
+        bin_channels: int,
+        deconvolution: Deconvolution,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        self.ppm = PyramidPooling(inputs, width, bins, bin_channels, norm)
+        self.classifier = nn.Conv2d(width, classes, 1)
+        self.upsample = HybridUpsampling(classes, deconvolution)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] to logits [B, C, 2 h, 2 w] (or [B, C, h, w])."""
+        return self.upsample(self.classifier(self.ppm(x)))
+
+
 class PyramidPooling(nn.Module):
     """The pyramid pooling module of PSPNet (Zhao et al., arXiv 1612.01105).
 

@@ -1,15 +1,17 @@
 """A head made of a residual stage: "ResNet-C4" of Mask R-CNN (arXiv 1703.06870, figure 4, left), as JSIS-Net has it.
 
 Regions are pooled at twice the side and reduced by a maximum, go through the stage, and class, box and mask
-are read off its output. What was not published follows the code of JSIS-Net's successor by the same authors
-(DdeGeus/single-network-panoptic-segmentation), in which a region has one class and suppression sees no classes.
+are read off its output. What JSIS-Net's authors did not publish follows the code of their next network
+(DdeGeus/single-network-panoptic-segmentation), in which a region is one instance at most and suppression
+sees no classes.
 
-Shapes: R regions of the batch, K thing classes, S side of the pooled features, M side of a mask.
+Shapes: R regions of the batch, K thing classes, D channels, S side of the features, M side of a mask, N instances.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,64 +20,119 @@ from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from panoptic.layers import ConvNormAct, Norm, resize
-from panoptic.proposals.boxes import clip, is_empty
+from panoptic.proposals.boxes import clip, decode, is_empty
 from panoptic.proposals.heads import Detection, Detections
 from panoptic.proposals.pooling import pool
-from panoptic.resnet import Bottleneck
+from panoptic.resnet import Bottleneck, DeformableConv3x3
 
-Pooling = Literal["align", "crop"]
-"""align: RoIAlign (aligned, adaptive); crop: one bilinear sample a place, the outermost on the box's border."""
-
-MaskUpsampling = Literal["bilinear", "deconvolution"]
+AT_ONCE = 128
+"""Regions that go through the stage together at test time: bounds the memory."""
 
 
-def pool_regions(features: Tensor, stride: int, boxes: Sequence[Tensor], side: int, how: Pooling) -> Tensor:
-    """[R, C, S, S]: regions at side 2 S, then the maximum of each 2x2.
+@dataclass(frozen=True)
+class StageOptions:
+    """What a head made of a residual stage is like."""
+
+    width: int = 0
+    """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
+    blocks: int = 3
+    """Of that new stage."""
+    pooling: Literal["align", "crop"] = "align"
+    """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""
+    side: int = 7
+    """S, of a region's features (sampled at twice the side)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """The head runs outside of `network`, and so outside of the engine's autocast."""
+    mask_channels: int = 256
+    """Width of the mask layers."""
+    mask_side: int = 28
+    """M."""
+    mask_upsampling: Literal["bilinear", "deconvolution"] = "bilinear"
+    """To M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""
+    across_classes: bool = True
+    """Instances of different classes suppress each other too."""
+
+
+class StageHead(nn.Module):
+    """Pooled features through a stage; class, box and mask from its output.
+
+    The ResNet's own last stage stays where it is, in the backbone, so that published weights fill it: it is handed
+    in with each call.
 
     Args:
-        features: [B, C, h, w].
-        stride: of the features.
-        boxes: for each image float [n, 4] in pixels of the canvas.
-        side: S.
-        how: the features are sampled.
+        shared: channels of the map that regions are pooled from.
+        outputs: D of a stage that is handed in.
+        classes: K.
+        options: the rest.
+        norm: of the mask layers and of a new stage.
     """
-    if how == "align":
-        return functional.max_pool2d(pool([features], [stride], boxes, 2 * side), 2)
-    cropped = [crop(features[b : b + 1], stride, part, 2 * side) for b, part in enumerate(boxes)]
-    return functional.max_pool2d(torch.cat(cropped), 2)
 
+    def __init__(self, shared: int, outputs: int, classes: int, options: StageOptions, norm: Norm) -> None:
+        super().__init__()
+        self.options, self.background = options, classes
+        self.stage = new_stage(shared, options.width, options.blocks, norm) if options.width else None
+        outputs = 4 * options.width or outputs
+        self.boxes = BoxReader(outputs, classes)
+        self.masks = MaskReader(outputs, classes, options, norm)
 
-def crop(features: Tensor, stride: int, boxes: Tensor, side: int) -> Tensor:
-    """[n, C, side, side], TensorFlow's crop_and_resize: samples from one border of a box to the other, evenly.
+    def look(self, features: Tensor, stride: int, boxes: Sequence[Tensor], stage: nn.Module | None) -> Tensor:
+        """The features [R, D, S, S] of all regions, float32.
 
-    A box is normalised by the canvas and the features' outermost samples stand for its borders.
-    """
-    size = boxes.new_tensor([features.shape[-1], features.shape[-2]]) * stride
-    steps = torch.linspace(0, 1, side, device=boxes.device)[:, None]
-    low, high = (2 * boxes[:, None, k : k + 2] / size - 1 for k in (0, 2))  # [n, 1, 2], from -1 to 1
-    along = low + steps * (high - low)  # [n, side, 2], x and y
-    x, y = along[:, None, :, 0].expand(-1, side, -1), along[:, :, None, 1].expand(-1, -1, side)
-    grid = torch.stack([x, y], -1).reshape(1, -1, side, 2).to(features.dtype)
-    sampled = functional.grid_sample(features, grid, align_corners=True)
-    return sampled.view(features.shape[1], -1, side, side).transpose(0, 1)
+        Args:
+            features: [B, C, h, w].
+            stride: of the features.
+            boxes: for each image float [n, 4] in pixels of the canvas.
+            stage: where the head has none of its own.
+        """
+        stage = self.stage if self.stage is not None else stage
+        assert stage is not None
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+            return stage(pool_regions(features, stride, boxes, self.options)).float()
 
+    def read_mask(self, features: Tensor, classes: Tensor) -> Tensor:
+        """[R, D, S, S] and int64 [R] to the logits of each region's class, float32 [R, M, M]."""
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+            return self.masks(features, classes).float()
 
-def residual_stage(inputs: int, width: int, blocks: int, norm: Norm) -> nn.Sequential:
-    """`blocks` bottlenecks of stride 1 and 4 `width` channels out: a stage of the head's own."""
-    stage = nn.Sequential(*(Bottleneck(inputs if k == 0 else 4 * width, width, 1, 1, norm) for k in range(blocks)))
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return stage
+    @torch.no_grad()
+    def instances(
+        self,
+        features: Tensor,
+        stride: int,
+        boxes: Tensor,
+        size: tuple[int, int],
+        detection: Detection,
+        stage: nn.Module | None,
+        *,
+        background_wins: bool,
+    ) -> tuple[Detections, Tensor]:
+        """What one image holds, and how probable each instance is in the cells of its box, float [N, M, M].
 
-
-def without_stride(stage: nn.Module) -> nn.Module:
-    """A stage of a ResNet with every convolution at stride 1, undilated: pooled features are small already."""
-    for module in stage.modules():
-        if isinstance(module, nn.Conv2d):
-            module.stride, module.dilation = (1, 1), (1, 1)
-            module.padding = (module.kernel_size[0] // 2, module.kernel_size[1] // 2)
-    return stage
+        Args:
+            features: [1, C, h, w].
+            stride: of the features.
+            boxes: float [P, 4] of the proposals.
+            size: height and width of the image, without batch padding.
+            detection: thresholds and numbers.
+            stage: as in `look`.
+            background_wins: a region whose background is more probable than every thing is no instance.
+        """
+        parts = [self.boxes(self.look(features, stride, [part], stage)) for part in boxes.split(AT_ONCE)]
+        logits, deltas = (torch.cat(part) for part in zip(*parts, strict=True))
+        decoded = decode(boxes, deltas, detection.code)
+        found = detect_best(
+            decoded,
+            logits.softmax(1),
+            size,
+            detection,
+            background_wins=background_wins,
+            across_classes=self.options.across_classes,
+        )
+        masks = [features.new_zeros(0, self.options.mask_side, self.options.mask_side)]
+        for part, classes in zip(found.boxes.split(AT_ONCE), found.classes.split(AT_ONCE), strict=True):
+            if len(part):
+                masks.append(self.read_mask(self.look(features, stride, [part], stage), classes).sigmoid())
+        return found, torch.cat(masks)
 
 
 class BoxReader(nn.Module):
@@ -90,50 +147,86 @@ class BoxReader(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, C, S, S] to class logits [R, K + 1] (background last) and deltas [R, 4 K], both float32."""
+        """[R, D, S, S] to class logits [R, K + 1] (background last) and deltas [R, 4 K]."""
         mean = features.mean((2, 3))
-        return self.classes(mean).float(), self.deltas(mean).float()
+        return self.classes(mean), self.deltas(mean)
 
 
 class MaskReader(nn.Module):
-    """A mask for each class: a 3x3, upsampling to M, a 3x3, a 1x1; or two transposed convolutions, to 4 S.
+    """A mask for each class from a region's features."""
 
-    Args:
-        inputs: channels of the features.
-        channels: of the hidden layers.
-        classes: K.
-        side: M.
-        upsampling: bilinear with corners aligned, or transposed 2x2 of stride 2 in place of all but the last layer.
-        norm: of the 3x3 convolutions.
-    """
-
-    def __init__(
-        self, inputs: int, channels: int, classes: int, side: int, upsampling: MaskUpsampling, norm: Norm
-    ) -> None:
+    def __init__(self, inputs: int, classes: int, options: StageOptions, norm: Norm) -> None:
         super().__init__()
-        self.side, self.upsampling = side, upsampling
-        if upsampling == "bilinear":
+        self.side, self.bilinear, channels = (
+            options.mask_side,
+            options.mask_upsampling == "bilinear",
+            options.mask_channels,
+        )
+        if self.bilinear:
             self.first: nn.Module = ConvNormAct(inputs, channels, 3, norm)
             self.second: nn.Module = ConvNormAct(channels, channels, 3, norm)
         else:
             self.first = nn.ConvTranspose2d(inputs, channels, 2, 2)
             self.second = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.predictor = nn.Conv2d(channels, classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _initialise(self)
         nn.init.normal_(self.predictor.weight, std=0.001)
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
-        """[R, C, S, S] and int64 [R] to the logits of each region's class, float32 [R, M, M]."""
-        if self.upsampling == "bilinear":
-            x = self.second(resize(self.first(features), (self.side, self.side), True))
+        """[R, D, S, S] and int64 [R] to the logits of each region's class [R, M, M]."""
+        x, size = self.first(features), (self.side, self.side)
+        if self.bilinear:
+            x = self.second(resize(x, size, True))
         else:
-            x = functional.relu(self.first(features), inplace=True)
-            x = resize(functional.relu(self.second(x), inplace=True), (self.side, self.side), True)
-        return self.predictor(x)[torch.arange(len(classes), device=classes.device), classes].float()
+            x = resize(functional.relu(self.second(functional.relu(x))), size, True)
+        return self.predictor(x)[torch.arange(len(classes), device=classes.device), classes]
+
+
+def pool_regions(features: Tensor, stride: int, boxes: Sequence[Tensor], options: StageOptions) -> Tensor:
+    """[R, C, S, S]: regions sampled at side 2 S, then the maximum of each 2x2. Arguments as in `StageHead.look`."""
+    side = 2 * options.side
+    if options.pooling == "align":
+        return functional.max_pool2d(pool([features], [stride], boxes, side), 2)
+    parts = [crop(features[b : b + 1], stride, part, side) for b, part in enumerate(boxes)]
+    return functional.max_pool2d(torch.cat(parts), 2)
+
+
+def crop(features: Tensor, stride: int, boxes: Tensor, side: int) -> Tensor:
+    """[n, C, side, side], TensorFlow's crop_and_resize: samples from one border of a box to the other, evenly.
+
+    Boxes are normalised by the extent of the map, whose outermost cells stand for its borders.
+
+    Args:
+        features: [1, C, h, w].
+        stride: of the features.
+        boxes: float [n, 4] in pixels of the canvas.
+        side: how many samples along each axis.
+    """
+    extent = boxes.new_tensor([features.shape[-1], features.shape[-2]]) * stride
+    steps = torch.linspace(0, 1, side, device=boxes.device)[:, None]
+    low, high = (2 * boxes[:, None, k : k + 2] / extent - 1 for k in (0, 2))  # [n, 1, 2], -1 to 1 over the map
+    places = low + steps * (high - low)  # [n, side, 2], x and y
+    x, y = places[:, None, :, 0].expand(-1, side, -1), places[:, :, None, 1].expand(-1, -1, side)
+    grid = torch.stack([x, y], -1).reshape(1, -1, side, 2).to(features.dtype)
+    sampled = functional.grid_sample(features, grid, align_corners=True)
+    return sampled.view(features.shape[1], -1, side, side).transpose(0, 1)
+
+
+def new_stage(inputs: int, width: int, blocks: int, norm: Norm) -> nn.Sequential:
+    """`blocks` bottlenecks of stride 1, 4 `width` channels out."""
+    stage = nn.Sequential(*(Bottleneck(inputs if k == 0 else 4 * width, width, 1, 1, norm) for k in range(blocks)))
+    _initialise(stage)
+    return stage
+
+
+def remove_stride(stage: nn.Module) -> None:
+    """Every convolution of a ResNet's stage at stride 1, undilated: pooled features are small already."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride, module.dilation = (1, 1), (1, 1)
+            module.padding = (module.kernel_size[0] // 2, module.kernel_size[1] // 2)
+        elif isinstance(module, DeformableConv3x3):
+            module.stride = module.dilation = 1
 
 
 @torch.no_grad()
@@ -153,8 +246,8 @@ def detect_best(
         probabilities: float [P, K + 1], background last.
         size: height and width of the image.
         detection: thresholds and numbers.
-        background_wins: a region whose background is more probable than every thing is none.
-        across_classes: detections of different classes suppress each other too.
+        background_wins: as in `StageHead.instances`.
+        across_classes: as in `StageOptions`.
     """
     best, label = probabilities[:, :-1].max(1)
     chosen = clip(boxes.unflatten(1, (-1, 4))[torch.arange(len(label), device=label.device), label], *size)
@@ -163,6 +256,14 @@ def detect_best(
         kept &= best >= probabilities[:, -1]
     region = kept.nonzero()[:, 0]
     group = torch.zeros_like(region) if across_classes else label[region]
-    first = batched_nms(chosen[region], best[region], group, detection.nms)[: detection.most]
-    region = region[first]
+    region = region[batched_nms(chosen[region], best[region], group, detection.nms)[: detection.most]]
     return Detections(chosen[region], best[region], label[region], region)
+
+
+def _initialise(part: nn.Module) -> None:
+    """He et al.'s initialisation by fan-out; biases zero."""
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -80,12 +80,15 @@ class Proposals:
 
 
 class RegionHead(nn.Module):
-    """A 3x3 convolution and two 1x1: objectness and deltas of the K anchors of each cell, on any level."""
+    """A 3x3 convolution and two 1x1: objectness and deltas of the K anchors of each cell, on any level.
 
-    def __init__(self, inputs: int, channels: int, anchors: int) -> None:
+    With two `logits` an anchor (background, thing) there are 2 K maps of objectness.
+    """
+
+    def __init__(self, inputs: int, channels: int, anchors: int, logits: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.objectness = nn.Conv2d(channels, anchors, 1)
+        self.objectness = nn.Conv2d(channels, logits * anchors, 1)
         self.deltas = nn.Conv2d(channels, 4 * anchors, 1)
         for layer in (self.conv, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
