@@ -4,6 +4,8 @@
 |---|---|
 | `panoptic-deeplab` | bowenc0221/panoptic-deeplab (`final_state.pth`, `checkpoint.pth.tar`) |
 | `detectron2` | detectron2's Panoptic-DeepLab project (`.pkl`, `.pth`) |
+| `detr` | facebookresearch/detr, detection and panoptic (`detr-r50-panoptic-00ce5173.pth`) |
+| `transformers` | Hugging Face's DETR, versions 4 and 5 |
 
 `convert_trunk` does the same with torchvision's ResNet classifiers.
 
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
-from panoptic.convert import panoptic_deeplab
+from panoptic.convert import detr, panoptic_deeplab
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
 from panoptic.convert.trunks import trunk_config
@@ -34,6 +36,8 @@ __all__ = ["FAMILIES", "convert", "convert_trunk", "read_checkpoint", "reference
 FAMILIES: dict[str, tuple[Family, ...]] = {
     "panoptic-deeplab": (panoptic_deeplab.STANDALONE,),
     "detectron2": (panoptic_deeplab.DETECTRON2,),
+    "detr": (detr.ORIGINAL,),
+    "transformers": (detr.TRANSFORMERS,),
 }
 """Every source, and the architectures that it published."""
 

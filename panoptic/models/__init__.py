@@ -4,6 +4,7 @@
 command line and the contract tests read it. A new architecture adds its config here.
 """
 
+from panoptic.models.detr import DETRConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 
-Architecture = PanopticDeepLabConfig
+Architecture = PanopticDeepLabConfig | DETRConfig

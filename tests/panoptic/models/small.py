@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
+from panoptic.models.detr import DETRConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 
 SMALL_DEEPLAB = PanopticDeepLabConfig(
@@ -22,7 +23,33 @@ SMALL_DEEPLAB = PanopticDeepLabConfig(
     threshold=0.0,
 )
 
+SMALL_DETR = DETRConfig(
+    backbone=Backbone("resnet18", norm="frozen", freeze=2),
+    channels=32,
+    heads=4,
+    hidden=32,
+    encoder_layers=1,
+    decoder_layers=2,
+    queries=12,
+    mask_channels=64,
+    threshold=0.0,
+    min_area=0,
+)
+
 SMALL = {
+    DETRConfig: {
+        "panoptic": SMALL_DETR,
+        "boxes": replace(SMALL_DETR, masks=False, positions="learned", encoder_layers=0),
+        "dc5_pre_norm": replace(
+            SMALL_DETR,
+            backbone=Backbone("resnet18", output_stride=16),
+            pre_norm=True,
+            auxiliary=False,
+            logits=9,
+            class_hidden=(16, 8),
+            class_dropout=0.2,
+        ),
+    },
     PanopticDeepLabConfig: {
         "standalone": SMALL_DEEPLAB,
         "detectron2": replace(
@@ -47,10 +74,17 @@ SMALL = {
             ohem_min_kept=100,
         ),
         "frozen": replace(SMALL_DEEPLAB, backbone=Backbone("resnet18", freeze=3)),
-    }
+    },
 }
 """By class of configuration, then by name; with thresholds off so that the oracle can be as good as stated."""
 
 ORACLE: dict[type, float] = {}
 """PQ that the truth in place of the outputs reaches at least, where they do not determine the map (see the model's
 docstring); 100 where no bound stands here."""
+
+NOT_YET: dict[type, tuple[str, ...]] = {
+    DETRConfig: tuple(f"decoder.layers.0.{name}.weight" for name in ("self_attention.out_proj", "norm1", "norm2"))
+    + ("decoder.layers.0.self_attention.in_proj_weight",)
+}
+"""Parameters whose gradient may be zero in the first step: DETR's decoder starts from zeros, so that its queries
+have nothing to tell each other in the first layer."""
