@@ -14,12 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ORDER = (
-    *("segmentation", "png", "colour", "transforms", "targets.instances", "targets.pixels", "targets"),
-    *("layers", "class_space", "resnet", "backbones", "pyramid", "attention", "mask_head", "proposals"),
-    *("losses", "matching", "merging"),
+    *("segmentation", "png", "colour", "windows", "policies", "transforms"),
+    *("targets.instances", "targets.pixels", "targets"),
+    *("layers", "class_space", "resnet", "res2net", "vgg", "swin", "timm_backbone", "trunk_weights"),
+    *("backbones", "pyramid", "towers", "attention", "mask_head", "proposals"),
+    *("losses", "kernels", "matching", "merging"),
     *("models.interface", "models.*", "models"),
     *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),
-    *("optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
+    *("freezing", "optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
 )
 """Modules of panoptic/, each of which may import only what stands before it. `models.*` is every
 architecture, none of which imports another; `models` is their union. A package such as `convert/`

@@ -1,0 +1,170 @@
+"""What a training and an evaluation image go through: the options, and what the references choose.
+
+`transforms.py` says how the steps compose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from panoptic.colour import Colour004
+from panoptic.windows import SizeRule
+
+PIXEL_MEAN = (123, 116, 103)
+"""int(255 * mean) of ImageNet, RGB: becomes about 0 once an image is normalised."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What a training image goes through."""
+
+    fit: tuple[int, int] = (0, 0)
+    """First shrink or enlarge to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    size: tuple[int, int] = (0, 0)
+    """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
+    scale: Literal["none", "factor", "short", "jitter", "ratio"] = "none"
+    """Random scale: a factor from --factors; a short side from --sides up to --longest; jitter or ratio: as large as
+    fits a factor times --target."""
+    factors: tuple[float, float, float] = (0.5, 2.0, 0.1)
+    """Smallest factor, largest factor, step; all equally likely (jitter and ratio: any between)."""
+    sides: tuple[int, ...] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    """Short sides in pixels, all equally likely; a single one only resizes."""
+    longest: int = 4096
+    """The long side never exceeds this many pixels (scale short)."""
+    rule: SizeRule = "detectron2"
+    """Whose rounding of such sizes: detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    target: tuple[int, int] = (1024, 1024)
+    """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
+    early_crop: tuple[int, int] = (0, 0)
+    """Smallest and largest side of a crop taken before the scale, at --early-sides (DETR: 384 600); 0 0 = off."""
+    early_sides: tuple[int, ...] = (400, 500, 600)
+    """Short sides, all equally likely, to which the image is scaled for it."""
+    early_chance: float = 0.5
+    """Probability of that crop."""
+    crop: tuple[int, int] = (0, 0)
+    """Height and width of a random crop, odd sizes too; 0 = the whole side."""
+    crop_corner: Literal["free", "diagonal"] = "free"
+    """free: any corner; diagonal: the same share of what is left over on both axes (large-scale jitter)."""
+    crop_share: float = 1.0
+    """Of the labelled pixels of a crop that one class may fill, in at most ten tries; 1 = not asked."""
+    pad: Literal["none", "random", "end"] = "random"
+    """An image smaller than the crop is padded to it: on random sides, at the bottom and right, or not at all."""
+    pad_value: tuple[int, int, int] = PIXEL_MEAN
+    """RGB of that padding; its label is void."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    flip_first: bool = False
+    """Flip before everything else, so that padding keeps its side (large-scale jitter)."""
+    colour: Literal["none", "ssd", "colour004"] = "none"
+    """none; SSD's brightness, contrast, saturation and hue, each at probability 1/2; or one to four of
+    --colour-operations at probability --colour-chance."""
+    colour_chance: float = 0.5
+    """Probability that colour004 changes an image at all."""
+    colour_operations: tuple[Colour004, ...] = ("brightness", "saturation", "contrast", "quality")
+    """From which colour004 draws; quality is JPEG, blur, shrinking and enlarging, or noise."""
+    colour_strength: float = 1.0
+    """Factor on how far colour004's values lie from those that change nothing."""
+    doubled: bool = False
+    """Twice the data set: each image as it is and once more with colours changed, always in the same way ("offline").
+    Compare such runs by steps, not epochs."""
+    antialias: bool = False
+    """Average source pixels when shrinking instead of sampling bilinearly."""
+
+    def __post_init__(self) -> None:
+        low, high, step = self.factors
+        if not (0 < low <= high and step > 0):
+            raise ValueError(f"augment.factors {self.factors}: need 0 < smallest <= largest and a step above 0")
+        for name in ("sides", "early_sides", "target"):
+            sides = getattr(self, name)
+            if not sides or min(sides) < 1:
+                raise ValueError(f"augment.{name} {sides}: need at least one side, each 1 pixel or more")
+        for name in ("flip", "early_chance", "colour_chance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} {getattr(self, name)}: a probability lies between 0 and 1")
+        if min(self.crop) < 0 or min(self.fit) < 0 or (0 in self.fit and any(self.fit)):
+            raise ValueError(f"augment.crop {self.crop} and augment.fit {self.fit}: sides are 0 (off) or positive")
+        if min(self.size) < 0 or (0 in self.size and any(self.size)):
+            raise ValueError(f"augment.size {self.size}: height and width are both 0 (off) or positive")
+        self._check_crops()
+        if not self.colour_operations or self.colour_strength < 0:
+            raise ValueError(f"augment.colour_operations {self.colour_operations}: at least one, and a strength >= 0")
+        if self.doubled and self.colour == "none":
+            raise ValueError("augment.doubled: the second copy has other colours, so augment.colour must not be none")
+
+    def _check_crops(self) -> None:
+        low, high = self.early_crop
+        if (low, high) != (0, 0) and not 0 < low <= high:
+            raise ValueError(f"augment.early_crop {self.early_crop}: need 0 < smallest <= largest side, or 0 0 (off)")
+        if high and any(self.crop):
+            raise ValueError("augment.early_crop: cannot be combined with augment.crop; set one of them to 0 0")
+        if not 0 < self.crop_share <= 1:
+            raise ValueError(f"augment.crop_share {self.crop_share}: a share above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Resize:
+    """What an evaluation image goes through. Its truth is kept at the source's size besides."""
+
+    short: int = 0
+    """Short side in pixels; 0 keeps the source's size."""
+    longest: int = 4096
+    """The long side never exceeds this many pixels."""
+    rule: SizeRule = "detectron2"
+    """Whose rounding of such sizes: detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    fit: tuple[int, int] = (0, 0)
+    """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    size: tuple[int, int] = (0, 0)
+    """Instead of --short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
+    canvas: tuple[int, int] = (0, 0)
+    """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
+
+    This is batch padding: it lies outside `Frame.sizes`, so nothing that is predicted there counts."""
+    antialias: bool = False
+    """Average source pixels when shrinking instead of sampling bilinearly."""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 0 or (0 in self.size and any(self.size)):
+            raise ValueError(f"resize.size {self.size}: height and width are both 0 (off) or positive")
+
+
+POLICIES: dict[str, Augment] = {
+    "none": Augment(flip=0.0),
+    "colour004": Augment(flip=0.0, colour="colour004"),
+    "ssd": Augment(flip=0.0, colour="ssd"),
+    "detr": Augment(
+        scale="short",
+        sides=tuple(range(480, 801, 32)),
+        longest=1333,
+        rule="detr",
+        early_crop=(384, 600),
+        antialias=True,
+    ),
+    "lsj": Augment(
+        scale="jitter",
+        factors=(0.1, 2.0, 0.1),
+        crop=(1024, 1024),
+        crop_corner="diagonal",
+        pad="end",
+        pad_value=(128, 128, 128),
+        flip_first=True,
+        antialias=True,
+    ),
+    "cityscapes_m2f": Augment(
+        scale="short",
+        sides=tuple(int(102.4 * k) for k in range(5, 21)),
+        crop=(512, 1024),
+        pad="none",
+        colour="ssd",
+        antialias=True,
+    ),
+    "efficientps": Augment(scale="ratio", target=(1024, 2048), crop=(1024, 2048), pad="none"),
+}
+"""The training views of the references, as values to start from:
+
+- none, colour004, ssd: no geometry at all.
+- detr: short side 480 to 800 up to 1333; at probability 1/2 from a crop of sides 384 to 600 of an image of 400 to 600.
+- lsj: Mask2Former on COCO. The result is always 1024 x 1024; padding is grey 128 at the bottom and right.
+- cityscapes_m2f: MaskFormer and Mask2Former on Cityscapes; a smaller image keeps its size.
+- efficientps: scaled to within 0.5 to 2 times 2048 x 1024, cropped to it; a smaller image keeps its size.
+"""

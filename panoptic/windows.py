@@ -1,0 +1,161 @@
+"""Resizing a part of an image as if the whole were resized and then cut, and the published rules of sizes.
+
+Shapes: H x W the source image, h x w the scaled image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+PHASE = 1 / 128
+"""How far, in source pixels, a windowed resize may sample beside the grid of the whole image."""
+
+UNLIMITED = 1 << 30
+"""A long side that caps nothing."""
+
+SizeRule = Literal["detectron2", "detr", "huggingface", "huggingface32"]
+"""How a short side with a capped long one becomes whole pixels; see `short_side_size`."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the scaled image that survives, and where it goes."""
+
+    scaled: tuple[int, int]
+    """(h, w) of the whole scaled image."""
+    start: tuple[int, int]
+    """Top left corner of the part, in pixels of the scaled image."""
+    stop: tuple[int, int]
+    """Bottom right corner, exclusive."""
+    offset: tuple[int, int]
+    """Of the part's top left corner in the result."""
+    result: tuple[int, int]
+    """(H, W) of the result; larger than the part where there is padding."""
+
+
+# Sizes
+
+
+def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeRule = "detectron2") -> tuple[int, int]:
+    """(h, w) with the short side at `short`, less where the long side would exceed `longest`.
+
+    | rule | the cap | the sides |
+    |---|---|---|
+    | detectron2 | scales both in floating point | int(x + 0.5) |
+    | detr | the short side is rounded (half to even) first | the long one is truncated |
+    | huggingface | as detr | the long one from the short one before its rounding, truncated |
+    | huggingface32 | as huggingface | then both up to a multiple of 32, as Mask(2)Former's processors |
+
+    An image whose short side is right already keeps its size (huggingface32: up to that multiple).
+    """
+    if rule == "detectron2":
+        factor = short / min(size)
+        height, width = size[0] * factor, size[1] * factor
+        cap = min(1.0, longest / max(height, width))
+        return max(1, int(height * cap + 0.5)), max(1, int(width * cap + 0.5))
+    exact: float = short
+    if max(size) / min(size) * short > longest:
+        exact = longest * min(size) / max(size)
+    small = max(1, round(exact))
+    basis = small if rule == "detr" else exact
+    sides = [small if side == min(size) else int(basis * side / min(size)) for side in size]
+    if min(size) == small:
+        sides = list(size)
+    step = 32 if rule == "huggingface32" else 1
+    return -(-sides[0] // step) * step, -(-sides[1] // step) * step
+
+
+def jitter_size(size: tuple[int, int], target: tuple[int, int], factor: float) -> tuple[int, int]:
+    """The largest (h, w) of the image's shape within `factor` times the target (height, width).
+
+    Large-scale jitter (Ghiasi et al. 2021) as detectron2 rounds it: half to even.
+    """
+    scale = min(target[0] * factor / size[0], target[1] * factor / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def ratio_size(size: tuple[int, int], target: tuple[int, int], ratio: float) -> tuple[int, int]:
+    """The largest (h, w) of the image's shape within `ratio` times the target (short, long), either way round.
+
+    mmdetection's Resize with a ratio range: the target is truncated, the result int(x + 0.5).
+    """
+    short, long = sorted(int(side * ratio) for side in target)
+    scale = min(long / max(size), short / min(size))
+    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+
+
+def fit_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+    """(h, w) of the standalone Panoptic-DeepLab's COCO rule: fit, round down, then up to 32k + 1 below `longest`."""
+    factor = min(short / min(size), longest / max(size))
+
+    def stride(side: int) -> int:
+        up = -(-(max(1, int(side * factor + 1e-9)) - 1) // 32) * 32 + 1
+        return up - 32 if up > longest and up > 32 else up
+
+    return stride(size[0]), stride(size[1])
+
+
+# Pixels
+
+
+def resize_image(image: np.ndarray, window: Window, antialias: bool = False) -> np.ndarray:
+    """uint8 [H, W, 3] to the window's part of the scaled image, bilinear.
+
+    Equal to resizing everything and cropping, but for sampling up to `PHASE` source pixels aside: `cv2.resize`
+    knows no sub-pixel origin, so the part is widened to the nearest row and column where both grids meet.
+    """
+    size = image.shape[:2]
+    if window.scaled == size:
+        return image[window.start[0] : window.stop[0], window.start[1] : window.stop[1]]
+    shrinks = antialias and window.scaled[0] < size[0] and window.scaled[1] < size[1]
+    rows, columns = (_source_span(size[k], window.scaled[k], window.start[k], window.stop[k]) for k in (0, 1))
+    part = image[rows[0] : rows[1], columns[0] : columns[1]]
+    scaled = cv2.resize(
+        part,
+        None,
+        fx=window.scaled[1] / size[1],
+        fy=window.scaled[0] / size[0],
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+    )
+    top, left = window.start[0] - rows[2], window.start[1] - columns[2]
+    return scaled[top : top + window.stop[0] - window.start[0], left : left + window.stop[1] - window.start[1]]
+
+
+def _source_span(source: int, scaled: int, start: int, stop: int) -> tuple[int, int, int]:
+    """Along one axis: the source pixels [first, last) to resize, and the scaled pixel at which `first` lies.
+
+    Three source pixels of margin keep the border rule of the part away from what is kept.
+    """
+    candidates = np.arange(max(0, start - -(-scaled // source)), -1, -1)
+    exact = candidates * (source / scaled)
+    meets = int(np.argmax(np.abs(exact - np.round(exact)) <= PHASE))  # 0 always meets
+    first = round(exact[meets])
+    last = min(source, -(-stop * source // scaled) + 3)
+    return first, last, int(candidates[meets])
+
+
+def resize_map(segments: np.ndarray, window: Window) -> np.ndarray:
+    """int [H, W] to the window's part of the scaled map, nearest (pixel centres), in integer arithmetic."""
+    if window.scaled == segments.shape:
+        return segments[window.start[0] : window.stop[0], window.start[1] : window.stop[1]]
+    rows, columns = (
+        (2 * np.arange(window.start[k], window.stop[k]) + 1) * segments.shape[k] // (2 * window.scaled[k])
+        for k in (0, 1)
+    )
+    if len(rows) <= rows[-1] - rows[0]:
+        return np.take(segments[rows], columns, axis=1, mode="clip")
+    # when enlarging, rows repeat: pick columns on the source's few rows first
+    return np.take(segments[rows[0] : rows[-1] + 1], columns, axis=1, mode="clip")[rows - rows[0]]
+
+
+def place(part: np.ndarray, window: Window, value: tuple[int, ...]) -> np.ndarray:
+    """The part at its offset in a canvas of the result's size, filled with `value`; the part itself if they agree."""
+    if part.shape[:2] == window.result:
+        return part
+    top, left = window.offset
+    bottom, right = window.result[0] - top - part.shape[0], window.result[1] - left - part.shape[1]
+    return cv2.copyMakeBorder(part, top, bottom, left, right, cv2.BORDER_CONSTANT, value=value)
