@@ -9,6 +9,7 @@ Shapes: B images, C channels; "p2" to "p7" have strides 4 to 128.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -119,8 +120,8 @@ class PooledSemantics(nn.Module):
         inputs: channels of the map.
         width: of the pyramid pooling's result.
         classes: C.
-        bins, bin_channels, norm: of `PyramidPooling`.
         deconvolution: of `HybridUpsampling`.
+        bins, bin_channels, norm: of `PyramidPooling`.
     """
 
     def __init__(
@@ -128,10 +129,9 @@ class PooledSemantics(nn.Module):
         inputs: int,
         width: int,
         classes: int,
-        *,
+        deconvolution: Deconvolution,
         bins: Sequence[int],
         bin_channels: int,
-        deconvolution: Deconvolution,
         norm: Norm,
     ) -> None:
         super().__init__()
@@ -156,11 +156,19 @@ class PyramidPooling(nn.Module):
         bins: cells along each axis of each average.
         channels: to which each average is projected; 0 shares out the map's evenly, as PSPNet does.
         norm: of every convolution.
+
+    Raises:
+        ValueError: group norm would see single values where a map has one cell.
     """
 
     def __init__(self, inputs: int, outputs: int, bins: Sequence[int], channels: int, norm: Norm) -> None:
         super().__init__()
         channels = channels or inputs // len(bins)
+        if norm == "group" and 1 in bins and channels <= math.gcd(32, channels):
+            raise ValueError(
+                f"bin_channels: {channels} channels are {channels} groups of one, and a group of one value has no "
+                "deviation where the map has one cell; take 64 channels or more, or another norm"
+            )
         self.bins, self.batch_norm = tuple(bins), norm == "batch"
         self.branches = nn.ModuleList(ConvNormAct(inputs, channels, 1, norm) for _ in bins)
         self.fuse = ConvNormAct(inputs + len(bins) * channels, outputs, 3, norm)

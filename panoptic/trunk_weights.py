@@ -86,7 +86,9 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
     renamed = {trunk_key(key): value for key, value in state.items()}
     if not any(key.endswith("running_mean") for key in renamed):
         renamed |= _statistics({key for key in own if key not in renamed}, own)
-    return renamed
+    stages = (f"layer{k}." for k in (1, 2, 3, 4))
+    cut = tuple(stage for stage in stages if not any(key.startswith(stage) for key in own))  # by a model without use
+    return {key: value for key, value in renamed.items() if not key.startswith(cut)}
 
 
 def _statistics(missing: set[str], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

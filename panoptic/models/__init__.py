@@ -5,6 +5,7 @@ command line and the contract tests read it. A new architecture adds its config 
 """
 
 from panoptic.models.detr import DETRConfig
+from panoptic.models.jsis_net import JSISNetConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 
-Architecture = PanopticDeepLabConfig | DETRConfig
+Architecture = PanopticDeepLabConfig | DETRConfig | JSISNetConfig

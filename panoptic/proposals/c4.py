@@ -23,7 +23,7 @@ from panoptic.layers import ConvNormAct, Norm, resize
 from panoptic.proposals.boxes import clip, decode, is_empty
 from panoptic.proposals.heads import Detection, Detections
 from panoptic.proposals.pooling import pool
-from panoptic.resnet import Bottleneck, DeformableConv3x3
+from panoptic.resnet import Bottleneck, DeformableConv3x3, ResNet
 
 AT_ONCE = 128
 """Regions that go through the stage together at test time: bounds the memory."""
@@ -103,7 +103,6 @@ class StageHead(nn.Module):
         size: tuple[int, int],
         detection: Detection,
         stage: nn.Module | None,
-        *,
         background_wins: bool,
     ) -> tuple[Detections, Tensor]:
         """What one image holds, and how probable each instance is in the cells of its box, float [N, M, M].
@@ -217,6 +216,22 @@ def new_stage(inputs: int, width: int, blocks: int, norm: Norm) -> nn.Sequential
     stage = nn.Sequential(*(Bottleneck(inputs if k == 0 else 4 * width, width, 1, 1, norm) for k in range(blocks)))
     _initialise(stage)
     return stage
+
+
+def cut_trunk(backbone: nn.Module, shared: str, head: bool) -> None:
+    """Remove the stages that come after the `shared` feature, but for the last one where it is the `head`'s.
+
+    Raises:
+        ValueError: the backbone is used in part and is no ResNet of ours.
+    """
+    if shared == "res5":
+        return
+    if not isinstance(backbone, ResNet):
+        raise ValueError(f"shared_level: {shared} needs one of our ResNets; choose res5, and a width for head.width")
+    if head:
+        remove_stride(backbone.get_submodule("layer4"))
+    for k in range(int(shared[3:]), 4 if head else 5):
+        delattr(backbone, f"layer{k}")
 
 
 def remove_stride(stage: nn.Module) -> None:

@@ -1,0 +1,390 @@
+"""JSIS-Net (de Geus, Meletis, Dubbelman, "Panoptic Segmentation with a Joint Semantic and Instance Segmentation
+Network", arXiv 1809.02110).
+
+One ResNet feeds two branches: pyramid pooling says the class of each pixel, things and stuff alike; a Mask R-CNN whose
+head is the last stage of the ResNet finds things. Seven weighted losses train both, `merging.jsis` makes one map of
+both. Neither code nor weights were published. What the paper leaves open is an option, and its default is this:
+
+| open in the paper | here | the authors' next network |
+|---|---|---|
+| shared map | res4, stride 16 (`shared_level`, `backbone.output_stride`) | the whole ResNet, stride 8, reduced to 512 |
+| last layers | the ResNet's own last stage, at stride 1 (`head.width` 0) | a new stage, base width 256, 3 units |
+| averages | 1, 2, 3, 6 cells a side, a quarter of the channels each | 512 channels each, with a bias |
+| hybrid upsampling | 4x4 of stride 2, corners not aligned | 3x3 of stride 1, corners aligned |
+| anchors | 32 to 512 pixels, ratios 1/2, 1, 2 | 8 to 256 pixels, ratios 1/4 to 4 |
+| pooling of regions | aligned RoIAlign (`head.pooling`) | crop_and_resize |
+| mask loss | summed over images (`mask_reduction`), soft targets | the same |
+| stuff of few pixels | `merging.jsis` | counted before things, 1/2048 of the image |
+
+Matching, sampling and the divisors of the losses are that network's: anchors from 0.5 overlap on are positive and below
+0.1 background, 256 an image; proposals overlap by 0.5 at most; 64 regions an image learn, at most a quarter of them
+positive (0.5 overlap), without the true boxes. L2 regularisation is half the sum of the squared kernels, without biases
+and norms; with SGD it is a weight decay of that size, and `regularisation` 0 leaves it to the optimiser.
+
+Background is the last class of a region, not the first. A class's box code has no entry for the background, which
+nothing would train. Things that are crowds are background to the detector. Masks are sampled at the centres of cells,
+when they are learnt as when they are pasted. True things come from the panoptic map and so never overlap.
+
+The truth in place of the outputs (`truth`) goes through masks of 28 x 28: see `ORACLE` in the contract tests.
+
+Shapes: B images, C classes, K thing classes, H x W canvas, h x w shared map, A anchors of a cell, P proposals, N
+instances, M side of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from panoptic import losses
+from panoptic.backbones import Backbone
+from panoptic.layers import Norm, Pixels, resize, set_norm_momentum
+from panoptic.merging.jsis import Conflicts, Found, best_classes, encode_instances, merge_conflicts
+from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.proposals import c4
+from panoptic.proposals.heads import Detection, Sampled, box_losses, mask_loss, sample_regions
+from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.pyramid import Deconvolution, PooledSemantics
+from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
+from panoptic.targets.instances import boxes, instance_lists, region_masks
+from panoptic.targets.pixels import is_thing, semantic_map
+
+CERTAIN = 30.0
+"""The logit of a true class in `truth`: its softmax is 1 in float32."""
+
+REGIONS = Regions(
+    negative=0.1,
+    positive=0.5,
+    low_quality=False,
+    beta=1.0,
+    divide="sampled",
+    nms=0.5,
+    train_before=6000,
+    test_before=6000,
+)
+"""Region proposals as the authors' next network has them, with Mask R-CNN's anchors."""
+
+DETECTION = Detection(samples=64, append_truth=False, beta=1.0, threshold=0.5, nms=0.4)
+"""Regions and instances as the authors' next network has them."""
+
+
+@dataclass(frozen=True)
+class JSISNetConfig:
+    """JSIS-Net: a semantic and an instance branch on one ResNet, or either of them alone."""
+
+    backbone: Backbone = field(default_factory=Backbone)
+    """Where the features come from."""
+    branches: Literal["both", "semantic", "instances"] = "both"
+    """What is trained: both branches, or one of them as in the paper's table 3."""
+    divisor: int = 16
+    """Batches are padded to a multiple of this."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from the pixels, scale 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Divides the pixels, scale 0..255."""
+    bgr: bool = False
+    """Channels enter as blue, green, red; mean and std are then in that order."""
+    norm: Norm = "batch"
+    """Normalisation in the semantic branch, the mask layers and a stage of the head's own."""
+    norm_momentum: float = 0.1
+    """Weight of the newest batch in running statistics, everywhere."""
+    shared_level: Literal["res3", "res4", "res5"] = "res4"
+    """The feature that both branches share."""
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    """Cells a side of each average of the pyramid pooling."""
+    bin_channels: int = 0
+    """Channels of each average; 0 = the shared map's, shared out."""
+    semantic_channels: int = 512
+    """Width of the semantic branch behind the pyramid pooling."""
+    deconvolution: Deconvolution = "double"
+    """First step of the hybrid upsampling: 4x4 of stride 2, 3x3 of stride 1, or none."""
+    align_corners: bool = False
+    """Of its second, bilinear step."""
+    regions: Regions = field(default_factory=lambda: REGIONS)
+    """Anchors, how they learn, and which become proposals."""
+    region_channels: int = 512
+    """Width of the region proposal network."""
+    objectness: Literal["softmax", "sigmoid"] = "softmax"
+    """Two logits an anchor, as published, or one."""
+    detection: Detection = field(default_factory=lambda: DETECTION)
+    """Which regions the head learns from, and which of them are instances."""
+    head: c4.StageOptions = field(default_factory=c4.StageOptions)
+    """The head that looks into regions."""
+    soft_masks: bool = True
+    """Mask targets are the covered shares of the cells; else those of at least 1/2 count as 1, the others as 0."""
+    mask_reduction: Literal["sum", "mean"] = "sum"
+    """Of the mask loss over the images of a batch."""
+    objectness_weight: float = 1.0
+    """Factor of the objectness loss."""
+    region_weight: float = 1.0
+    """Factor of the loss of the proposals' boxes."""
+    class_weight: float = 1.0
+    """Factor of the loss of the regions' classes."""
+    box_weight: float = 0.15
+    """Factor of the loss of the regions' boxes."""
+    mask_weight: float = 0.3
+    """Factor of the mask loss."""
+    semantic_weight: float = 1.0
+    """Factor of the semantic loss."""
+    regularisation: float = 5.5e-5
+    """Factor of half the sum of the squared kernels; 0 leaves it to optim.weight_decay."""
+    background_wins: bool = True
+    """A region whose background is more probable than every thing is no instance (not for AP)."""
+    conflicts: Conflicts = field(default_factory=Conflicts)
+    """How instances and semantics are merged."""
+    instance_threshold: float = 0.05
+    """For AP, instances score more than this (merging: detection.threshold)."""
+
+    def build(self, categories: Categories) -> JSISNet:
+        """The model, initialised from scratch but for what `backbone.weights` says of timm.
+
+        Raises:
+            ValueError: options contradict each other or the categories; the message names them.
+        """
+        if self.branches != "semantic" and not categories.things:
+            raise ValueError("branches: there is no thing class among the categories; train `semantic` alone")
+        if self.branches != "semantic" and self.head.width == 0 and self.shared_level != "res4":
+            raise ValueError(
+                f"shared_level: the ResNet's last stage follows res4, not {self.shared_level}; give head.width a width"
+            )
+        return JSISNet(self, categories)
+
+
+class JSISNet(PanopticModel):
+    """A shared trunk, a semantic branch, region proposals and a head.
+
+    Outputs: "semantic" logits [B, C, 2 h, 2 w]; "features" [B, D, h, w], the shared map; "objectness"
+    [B, 2 A, h, w] (background, thing of each anchor) and "deltas" [B, 4 A, h, w]. A branch alone has its own only.
+
+    `segment` and `instances` also take "semantic" of any size up to the canvas, from another model too, and instead of
+    detecting anything "detections" [B, N, 6] (x0 y0 x1 y1 in pixels of the canvas, score, class, `IGNORE` for none)
+    with "masks" [B, N, M, M], probabilities.
+    """
+
+    def __init__(self, config: JSISNetConfig, categories: Categories) -> None:
+        super().__init__()
+        self.config, self.categories, self.divisor = config, categories, config.divisor
+        self.background = len(categories.things)
+        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.backbone = config.backbone.build()
+        shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
+        reaches_end = config.branches != "semantic" and config.head.width == 0
+        c4.cut_trunk(self.backbone, config.shared_level, reaches_end)
+        self.semantic = self.regions = self.head = None
+        if config.branches != "instances":
+            pooling = (config.bins, config.bin_channels, config.norm)
+            width, classes = config.semantic_channels, len(categories)
+            self.semantic = PooledSemantics(shared, width, classes, config.deconvolution, *pooling)
+        if config.branches != "semantic":
+            anchors = len(config.regions.cells(1)[0])
+            pair = 2 if config.objectness == "softmax" else 1
+            self.regions = RegionHead(shared, config.region_channels, anchors, pair)
+            last = self.backbone.channels["res5"]
+            self.head = c4.StageHead(shared, last, self.background, config.head, config.norm)
+        set_norm_momentum(self, config.norm_momentum)
+
+    def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
+        """uint8 [B, 3, H, W] to the outputs that the class describes."""
+        features = self._shared(self.pixels(images, frame))
+        outputs: Outputs = {}
+        if self.semantic is not None:
+            outputs["semantic"] = self.semantic(features)
+        if self.regions is not None:
+            (objectness,), (deltas,) = self.regions([features])
+            outputs |= {"features": features, "objectness": objectness, "deltas": deltas}
+        return outputs
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Of "objectness", "region", "class", "box", "mask", "semantic" and "regularisation" those that are trained."""
+        config, terms = self.config, {}
+        if self.regions is not None:
+            terms |= self._region_losses(outputs, targets)
+        if self.semantic is not None:
+            logits = resize(outputs["semantic"], targets.frame.canvas, config.align_corners)
+            terms["semantic"] = config.semantic_weight * losses.cross_entropy(logits, semantic_map(targets))
+        if config.regularisation:
+            terms["regularisation"] = config.regularisation * losses.squared_kernels(self)
+        return terms
+
+    @torch.no_grad()
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        """Merged maps at `frame.output_sizes`; things are scored by the probability of their class."""
+        found = self._found(outputs, frame, self.config.detection, self.config.background_wins)
+        return [
+            merge_conflicts(
+                found[b], self._probabilities(outputs, frame, b), _pair(size), self.categories, self.config.conflicts
+            )
+            for b, size in enumerate(frame.output_sizes)
+        ]
+
+    @torch.no_grad()
+    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+        """What the head finds, before merging and from a lower score on (`instance_threshold`)."""
+        detection = replace(self.config.detection, threshold=self.config.instance_threshold)
+        scored = []
+        for found, size in zip(self._found(outputs, frame, detection, False), frame.output_sizes, strict=True):
+            masks = encode_instances(found, _pair(size), self.config.conflicts.mask_threshold)
+            labels, scores, corners = (x.cpu().numpy() for x in (found.labels, found.scores, found.boxes))
+            scored.append(Instances(masks, labels, scores.astype(np.float32), corners.astype(np.float32)))
+        return scored
+
+    @torch.no_grad()
+    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+        """int32 [H, W] class maps by the semantic branch alone; read off the merged map where there is none."""
+        if "semantic" not in outputs:
+            return super().semantics(outputs, frame)
+        every, maps = range(len(self.categories)), []
+        for b, size in enumerate(frame.output_sizes):
+            probabilities = self._probabilities(outputs, frame, b)
+            assert probabilities is not None
+            maps.append(best_classes(probabilities, _pair(size), every)[1].int().cpu().numpy())
+        return maps
+
+    @torch.no_grad()
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
+        """float [P, 4] of each image, best first, in pixels of the output; for the recall of region proposals."""
+        if self.regions is None:
+            return [torch.zeros(0, 4) for _ in frame.sizes]
+        found = self._proposed(outputs, frame, training=False)
+        return [part.boxes * _scale(frame, b, part.boxes) for b, part in enumerate(found)]
+
+    @torch.no_grad()
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """The "semantic", "detections" and "masks" of the truth, crowds included; void is the first class of stuff."""
+        semantic = semantic_map(targets)
+        void = (self.categories.stuff or self.categories.things)[0]
+        classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
+        logits = torch.zeros(len(classes), len(self.categories), *targets.frame.canvas, device=classes.device)
+        outlines = boxes(targets)
+        present = is_thing(targets, self.categories) & (outlines[:, :, 2] > outlines[:, :, 0])
+        labels = torch.where(present, targets.labels, IGNORE)
+        every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
+        corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
+        masks = region_masks(targets, every, list(corners), every, self.config.head.mask_side)
+        return {
+            "semantic": logits.scatter_(1, classes, CERTAIN),
+            "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
+            "masks": masks.view(*labels.shape, *masks.shape[1:]),
+        }
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Normalised images to the map that both branches share."""
+        if self.config.shared_level == "res5":
+            return self.backbone(x)["res5"]
+        x = self.backbone.stem(x)  # type: ignore[operator]
+        for k in range(1, int(self.config.shared_level[3:])):
+            x = self.backbone.get_submodule(f"layer{k}")(x)
+        return x
+
+    def _region_losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """The five terms of the instance branch."""
+        config, detection = self.config, self.config.detection
+        assert self.head is not None
+        entries, truth, classes = instance_lists(targets, self.categories)
+        logits, deltas, anchors = self._anchored(outputs)
+        objectness, region = region_losses(logits, deltas, anchors, truth, config.regions)
+        proposed = self._proposed(outputs, targets.frame, training=True)
+        sampled = sample_regions(proposed, truth, classes, self.background, detection)
+        places = [part.boxes for part in sampled]
+        features = self.head.look(outputs["features"], self.stride, places, self._last_stage())
+        class_logits, codes = self.head.boxes(features)
+        entropy, box = box_losses(class_logits, codes, sampled, truth, detection)
+        share = len(features) / (detection.samples * len(sampled))  # divided by the quota, not by what there was
+        mask = self._mask_loss(features, sampled, entries, targets)
+        return {
+            "objectness": config.objectness_weight * objectness,
+            "region": config.region_weight * region,
+            "class": config.class_weight * share * entropy,
+            "box": config.box_weight * share * box,
+            "mask": config.mask_weight * mask,
+        }
+
+    def _mask_loss(
+        self, features: Tensor, sampled: Sequence[Sampled], entries: Sequence[Tensor], targets: Targets
+    ) -> Tensor:
+        """Of each image the mean over its positive regions, added up or averaged over the images."""
+        assert self.head is not None
+        classes = torch.cat([part.classes for part in sampled])
+        held = (classes != self.background).nonzero()[:, 0]
+        if not len(held):  # every layer keeps its gradient
+            return 0 * self.head.read_mask(features[:1], torch.zeros_like(classes[:1])).sum()
+        owners, places = [part.owners for part in sampled], [part.positives for part in sampled]
+        wanted = region_masks(targets, entries, places, owners, self.config.head.mask_side)
+        if not self.config.soft_masks:
+            wanted = (wanted >= 0.5).to(wanted)
+        counts = [len(owner) for owner in owners]
+        logits = self.head.read_mask(features[held], classes[held])
+        terms = [mask_loss(x, y) for x, y in zip(logits.split(counts), wanted.split(counts), strict=True)]
+        total = torch.stack(terms).sum()
+        return total if self.config.mask_reduction == "sum" else total / len(sampled)
+
+    def _anchored(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits, deltas and anchors in one order. Two logits of an anchor count by their difference: the softmax."""
+        logits = outputs["objectness"]
+        if self.config.objectness == "softmax":
+            pairs = logits.unflatten(1, (-1, 2))
+            logits = pairs[:, :, 1] - pairs[:, :, 0]
+        return *flatten([logits], [outputs["deltas"]]), anchors_of([logits], [self.stride], self.config.regions)
+
+    def _proposed(self, outputs: Outputs, frame: Frame, training: bool) -> list[Proposals]:
+        """Of each image one proposal at least: the whole image, where every box vanished."""
+        logits, deltas, anchors = self._anchored(outputs)
+        found = propose(logits, deltas, anchors, frame.sizes, self.config.regions, training)
+        for b, (height, width) in enumerate(frame.sizes.tolist()):
+            if not len(found[b].boxes):
+                whole = outputs["deltas"].new_tensor([[0, 0, width, height]])
+                found[b] = Proposals(whole, whole.new_zeros(1))
+        return found
+
+    def _last_stage(self) -> nn.Module | None:
+        """The ResNet's, where the head has none of its own."""
+        return None if self.config.head.width else self.backbone.get_submodule("layer4")
+
+    def _found(self, outputs: Outputs, frame: Frame, detection: Detection, background_wins: bool) -> list[Found]:
+        """The instances of each image, in pixels of the output."""
+        images = range(len(frame.sizes))
+        if "detections" in outputs:
+            return [self._given(outputs, frame, b) for b in images]
+        if self.head is None:
+            nothing = outputs["semantic"].new_zeros
+            return [Found(nothing(0, 4), nothing(0, 1, 1), nothing(0).long(), nothing(0)) for _ in images]
+        things, found = torch.tensor(self.categories.things, device=outputs["features"].device), []
+        for b, proposed in enumerate(self._proposed(outputs, frame, training=False)):
+            features, size = outputs["features"][b : b + 1], _pair(frame.sizes[b])
+            instances, masks = self.head.instances(
+                features, self.stride, proposed.boxes, size, detection, self._last_stage(), background_wins
+            )
+            corners = instances.boxes * _scale(frame, b, instances.boxes)
+            found.append(Found(corners, masks, things[instances.classes], instances.scores))
+        return found
+
+    def _given(self, outputs: Outputs, frame: Frame, b: int) -> Found:
+        """The instances of image b that came in place of the model's."""
+        rows = outputs["detections"][b]
+        kept = rows[:, 5] != IGNORE
+        corners = rows[kept, :4] * _scale(frame, b, rows)
+        return Found(corners, outputs["masks"][b][kept], rows[kept, 5].long(), rows[kept, 4])
+
+    def _probabilities(self, outputs: Outputs, frame: Frame, b: int) -> Tensor | None:
+        """float [C, height, width] of image b without its batch padding."""
+        if "semantic" not in outputs:
+            return None
+        height, width = _pair(frame.sizes[b])
+        logits = resize(outputs["semantic"][b : b + 1], frame.canvas, self.config.align_corners)
+        return logits[0, :, :height, :width].softmax(0)
+
+
+def _scale(frame: Frame, b: int, like: Tensor) -> Tensor:
+    """float [4], pixels of the output for one of image b, for x0 y0 x1 y1."""
+    height, width = (frame.output_sizes[b].double() / frame.sizes[b]).tolist()
+    return like.new_tensor([width, height, width, height])
+
+
+def _pair(size: Tensor) -> tuple[int, int]:
+    height, width = size.tolist()
+    return height, width
