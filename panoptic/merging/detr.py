@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from panoptic.segmentation import VOID, Categories, Segmentation
 
-BLOCK = 1 << 21
+BLOCK = 1 << 18
 """Interpolated values held at once."""
 
 
@@ -51,24 +51,32 @@ def merge_masks(
     Returns:
         segments in the order of the queries; all void where none is left.
     """
-    rows, columns = (_nearest(a, b).to(masks.device) for a, b in zip(size, output_size, strict=True))
-    alive = torch.arange(len(masks), device=masks.device)
-    merged = _first_of_stuff(labels, categories)
-    owners = torch.zeros(0)
-    while len(alive):
-        owners = merged[highest(masks[alive], canvas, size)][rows][:, columns]
-        large = torch.bincount(owners.view(-1), minlength=len(alive)) > min_area
-        if large.all():
-            break
-        alive = alive[large]
-        merged = torch.arange(len(alive), device=masks.device)  # stuff is merged in the first pass only
-    if not len(alive):
-        return Segmentation(np.full(output_size, VOID, np.int32), np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
-    return Segmentation(
-        segments=owners.add(1).int().cpu().numpy(),
-        labels=labels[alive].cpu().numpy(),
-        scores=scores[alive].float().cpu().numpy(),
-    )
+    void = Segmentation(np.full(output_size, VOID, np.int32), np.zeros(0, np.int64), scores=np.zeros(0, np.float32))
+    if not len(masks):
+        return void
+    owners = highest(masks, canvas, size)
+    alive = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    areas = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
+    # duplicates of stuff have no area of their own in the first pass, and so never reach the map
+    areas.index_add_(0, _first_of_stuff(labels, categories), _areas(owners, output_size, len(masks)))
+    while not (large := areas[alive] > min_area).all():
+        alive[alive.clone()] = large
+        if not alive.any():
+            return void
+        gone = ~alive.index_select(0, owners.view(-1)).view_as(owners)
+        index = torch.nonzero(alive)[:, 0].to(owners.dtype)
+        others = index.index_select(0, highest(masks[alive], canvas, size, gone).view(-1)).view_as(owners)
+        owners = torch.where(gone, others, owners)
+        areas = _areas(owners, output_size, len(masks))
+    numbers = alive.cumsum(0, dtype=torch.int32)
+    segments = numbers.index_select(0, _resized(owners, output_size).view(-1)).view(output_size)
+    found = (labels[alive], scores[alive].float())
+    return Segmentation(segments.cpu().numpy(), found[0].cpu().numpy(), scores=found[1].cpu().numpy())
+
+
+def _areas(owners: Tensor, size: tuple[int, int], count: int) -> Tensor:
+    """int64 [count], the pixels of each query at that size."""
+    return torch.bincount(_resized(owners, size).view(-1), minlength=count)
 
 
 def _first_of_stuff(labels: Tensor, categories: Categories) -> Tensor:
@@ -79,34 +87,37 @@ def _first_of_stuff(labels: Tensor, categories: Categories) -> Tensor:
     return torch.where(stuff, same.int().argmax(1), index) if len(labels) else index
 
 
-def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """int64 [H, W], the query whose mask, resized to the canvas (bilinear), is the highest in each pixel of the image.
+def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], wanted: Tensor | None = None) -> Tensor:
+    """int32 [H, W], the query whose mask, resized to the canvas (bilinear), is the highest in each pixel of the image.
 
     Args:
         masks: [K, h, w], K at least 1.
         canvas: height and width that the masks cover.
         size: H and W, of the image inside of it.
+        wanted: bool [H, W], where the answer matters; elsewhere it may be that of a pixel nearby.
     """
+    best = masks.argmax(0).int()
     if tuple(masks.shape[-2:]) == tuple(canvas):
-        return masks[:, : size[0], : size[1]].argmax(0)
-    height, width = masks.shape[-2:]
+        return best[: size[0], : size[1]].contiguous()
+    height, width = best.shape
     (top, bottom, down), (left, right, across) = (
         _corners(*sides, masks.device) for sides in zip((height, width), canvas, size, strict=True)
     )
-    best = masks.argmax(0)
     below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
     level = best == best[:, beside]
-    settled = level & level[below] & (best == best[below])
-    owners = best[top][:, left]
-    open_pixels = torch.nonzero(~settled[top][:, left])
+    disputed = ~(level & level[below] & (best == best[below]))
+    owners = best.index_select(1, left).index_select(0, top)
+    disputed = disputed.index_select(1, left).index_select(0, top)
+    if wanted is not None:
+        disputed &= wanted
+    pixels = torch.nonzero(disputed.view(-1))[:, 0]
     table = masks.flatten(1).t().contiguous()  # the values of all queries at one place lie side by side
-    flat = owners.view(-1)
-    for part in open_pixels.split(max(1, BLOCK // len(masks))):
-        y, x = part.unbind(1)
-        upper, lower, a, b = top[y] * width, bottom[y] * width, down[y, None], across[x, None]
-        first = torch.lerp(table[upper + left[x]], table[upper + right[x]], b)
-        second = torch.lerp(table[lower + left[x]], table[lower + right[x]], b)
-        flat[y * size[1] + x] = torch.lerp(first, second, a).argmax(1)
+    for part in pixels.split(max(1, BLOCK // len(masks))):
+        y, x = part // size[1], part % size[1]
+        upper, lower, before, after = top[y] * width, bottom[y] * width, left[x], right[x]
+        first = torch.lerp(*(table.index_select(0, upper + side) for side in (before, after)), across[x, None])
+        second = torch.lerp(*(table.index_select(0, lower + side) for side in (before, after)), across[x, None])
+        owners.view(-1)[part] = torch.lerp(first, second, down[y, None]).argmax(1).int()
     return owners
 
 
@@ -116,6 +127,14 @@ def _corners(coarse: int, fine: int, count: int, device: torch.device) -> tuple[
     positions = ((positions + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
     before = positions.long()
     return before, (before + 1).clamp(max=coarse - 1), positions - before
+
+
+def _resized(owners: Tensor, size: tuple[int, int]) -> Tensor:
+    """[H, W] at another size, by Pillow's nearest neighbour; the tensor itself where it has that size."""
+    if tuple(owners.shape) == tuple(size):
+        return owners
+    rows, columns = (_nearest(*sides).to(owners.device) for sides in zip(owners.shape, size, strict=True))
+    return owners.index_select(1, columns).index_select(0, rows)
 
 
 def _nearest(before: int, after: int) -> Tensor:
