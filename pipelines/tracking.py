@@ -19,17 +19,17 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipelines.provenance import code_version, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,6 +42,11 @@ CHUNK = 1000
 PARAMS_CHUNK = 100
 PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tells MLflow's UI to open the experiment as training runs instead of as traces of language models."""
+
+DIGEST_LENGTH = 36
 
 PAUSE = 60.0
 """Seconds without an attempt after a failed one."""
@@ -61,6 +66,18 @@ class Tracking:
     """Register the final model under this name; empty = log it without registering."""
     alias: str = ""
     """Alias that the registered version gets, such as champion."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared split, as a run's page lists it."""
+
+    name: str
+    digest: str
+    source: str
+    """URI of its shards."""
+    context: str
+    """train or val."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,7 @@ def start(
     params: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
+    data: Sequence[DataSet] = (),
     parent: str = "",
     run_id: str = "",
 ) -> Run:
@@ -97,6 +115,7 @@ def start(
         params: flat; immutable, so a run that is opened again keeps the ones it has.
         config: the whole configuration, kept as the artifact `config.json`.
         tags: dataset hash, seed and the like; code version and commit are added.
+        data: the splits that it uses.
         parent: run id of the sweep that this run belongs to.
 
     Raises:
@@ -106,7 +125,7 @@ def start(
     uri = resolve_uri(tracking, root)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    labels = {**code_version(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+    labels = {**code_version(), **origin(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
     try:
         with patience(2, 30):
             client = connect(uri)
@@ -117,6 +136,7 @@ def start(
             labels = {key: str(value)[:TAG_LENGTH] for key, value in labels.items()}
             run = client.create_run(experiment, run_name=tracking.name or None, tags=labels)
             _log_params(client, run.info.run_id, params or {})
+            _log_data(client, run.info.run_id, data)
             if config is not None:
                 client.log_text(run.info.run_id, json.dumps(config, indent=2), "config.json")
     except Exception as error:
@@ -146,9 +166,19 @@ def ending(run: Run) -> Iterator[None]:
 def finish(run: Run, status: str) -> None:
     """Set the final status (FINISHED, FAILED, KILLED); a store that is away is a warning."""
     try:
-        connect(run.tracking_uri).set_terminated(run.run_id, status)
+        with patience(2, 30):
+            connect(run.tracking_uri).set_terminated(run.run_id, status)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
         log.warning("tracking: the run %s could not be set to %s (%s)", run.run_id, status, _first_line(error))
+
+
+def describe(run: Run, text: str) -> None:
+    """Set the description (Markdown) that a run's page opens with; a store that is away is a warning."""
+    try:
+        with patience(1, 5):
+            connect(run.tracking_uri).set_tag(run.run_id, "mlflow.note.content", text[:TAG_LENGTH])
+    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
+        log.warning("tracking: the run %s could not be described (%s)", run.run_id, _first_line(error))
 
 
 class Tracker:
@@ -297,28 +327,6 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
-def code_version() -> dict[str, str]:
-    """Version of the package and, in a git checkout, the commit and whether files differ from it."""
-    try:
-        tags = {"version": version("panoptic-ray")}
-    except PackageNotFoundError:
-        tags = {}
-    folder = Path(__file__).resolve().parents[1]
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit and (folder / ".git").exists():
-        tags["mlflow.source.git.commit"] = commit
-        tags["commit_dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
-    return tags
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def _experiment(client: MlflowClient, name: str, uri: str, root: str | Path) -> str:
     """The id of the experiment, created on first use; a local store keeps its artifacts beside itself."""
     found = client.get_experiment_by_name(name)
@@ -327,7 +335,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: str | Path) -> 
             raise ValueError(f"the experiment {name!r} was deleted; restore it or set another --tracking.experiment")
         return found.experiment_id
     where = (Path(root).resolve() / "mlruns").as_uri() + f"/{name}" if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=where)
+    return client.create_experiment(name, artifact_location=where, tags=KIND)
 
 
 def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
@@ -336,6 +344,20 @@ def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) ->
     entries = [Param(metric_name(key), str(value)[:PARAM_LENGTH]) for key, value in params.items()]
     for start in range(0, len(entries), PARAMS_CHUNK):
         client.log_batch(run_id, params=entries[start : start + PARAMS_CHUNK])
+
+
+def _log_data(client: MlflowClient, run_id: str, data: Sequence[DataSet]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = [
+        DatasetInput(
+            Dataset(entry.name, entry.digest[:DIGEST_LENGTH], "local", json.dumps({"uri": entry.source})),
+            [InputTag("mlflow.data.context", entry.context)],
+        )
+        for entry in data
+    ]
+    if inputs:
+        client.log_inputs(run_id, datasets=inputs)
 
 
 @contextmanager

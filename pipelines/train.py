@@ -173,7 +173,11 @@ def _open_run(
         return tracking.start(options, root, run_id=before["run_id"])
     tags = {"preset": preset, "seed": str(experiment.train.seed), **hashes}
     params = {**flat, **hashes}
-    run = tracking.start(options, root, params=params, config=flat, tags=tags, parent=parent)
+    data = [
+        tracking.DataSet(PurePosixPath(m.uri).parent.name, m.hash, m.uri, context)
+        for m, context in ((train_set, "train"), (val_set, "val"))
+    ]
+    run = tracking.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent)
     content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
     storage.write_bytes(record, json.dumps(content, indent=1).encode())
     return run
@@ -241,13 +245,15 @@ def _conclude(job: Job, result: Any) -> Outcome:
     for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
     model = _log_model(job, record) if finished else ""
+    report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
+    tracking.describe(job.run, f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```")
     return Outcome(
         name=experiment.name,
         run=job.run,
         folder=job.folder,
         checkpoint=uri,
         metrics=metrics,
-        report=storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip(),
+        report=report,
         overlays=overlays,
         model=model,
         train=job.train,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipelines import tracking
-from pipelines.tracking import Run, Tracker, Tracking, ending, start
+from pipelines.tracking import DataSet, Run, Tracker, Tracking, ending, start
 
 
 @pytest.fixture
@@ -44,14 +44,21 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
         params={"optim.lr": 0.1, "long": "x" * 9000},
         config={"optim": {"lr": 0.1}},
         tags={"dataset": "abc", "seed": "3"},
+        data=[DataSet("photographs", "d" * 64, "s3://bucket/train", "train")],
         parent="parent-id",
     )
     client = tracking.connect(mlflow_store)
     data = client.get_run(run.run_id).data
     assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
     assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
+    assert data.tags["mlflow.source.name"] and data.tags["mlflow.source.type"] == "LOCAL"
+    (used,) = client.get_run(run.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("photographs", "d" * 36, "train")
+    assert json.loads(used.dataset.source) == {"uri": "s3://bucket/train"}
     assert artifacts(run) == ["config.json"]
-    assert client.get_experiment(run.experiment_id).artifact_location == f"file://{tmp_path}/mlruns/e"
+    experiment = client.get_experiment(run.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"  # the page of training runs
+    assert experiment.artifact_location == f"file://{tmp_path}/mlruns/e"
     assert (tmp_path / "mlruns" / "e" / run.run_id / "artifacts" / "config.json").exists()
 
 
@@ -140,6 +147,12 @@ def test_the_final_status_tells_how_the_run_ended(run):
     with pytest.raises(KeyboardInterrupt), ending(run):
         raise KeyboardInterrupt
     assert status(run) == "KILLED"
+
+
+def test_a_run_is_described(run):
+    tracking.describe(run, "PQ 50")
+    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
+    tracking.describe(Run("http://127.0.0.1:9", "x", "0"), "nobody listens")  # a warning, no error
 
 
 def test_sigterm_is_a_killed_run(run, monkeypatch):

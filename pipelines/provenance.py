@@ -1,0 +1,40 @@
+"""Which code made a run, and who started it: tags of every MLflow run."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def code_version() -> dict[str, str]:
+    """Version of the package and, in a git checkout, the commit and whether files differ from it."""
+    try:
+        tags = {"version": version("panoptic-ray")}
+    except PackageNotFoundError:
+        tags = {}
+    folder = Path(__file__).resolve().parents[1]
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit and (folder / ".git").exists():
+        tags["mlflow.source.git.commit"] = commit
+        tags["commit_dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def origin() -> dict[str, str]:
+    """Who started the run with which command, as MLflow's own runs say it."""
+    try:
+        user = {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container without an entry for its user
+        user = {}
+    return {**user, "mlflow.source.name": " ".join(sys.argv), "mlflow.source.type": "LOCAL"}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
