@@ -67,5 +67,5 @@ class MaskHead(nn.Module):
 
 
 def _groups(channels: int) -> int:
-    """Eight, or what fits narrower layers with at least two channels a group."""
-    return math.gcd(min(8, channels // 2), channels)
+    """Eight, or the most below that fit a narrower layer."""
+    return math.gcd(8, channels)
