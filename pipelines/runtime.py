@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,6 +27,8 @@ ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 """Defaults set before Ray is imported; what the user exported wins."""
+
+API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 OBJECT_STORE = 1 << 30
 """Bytes of a local session's object store: only encoded images and compact maps cross it. Pages are taken as used."""
@@ -61,13 +66,39 @@ def _start(cpus: int | None, object_store: int) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(REPOSITORY) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, paths)])
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=object_store,
-        include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
-        logging_level=logging.WARNING,
-    )
+    port = _free_port()
+    with _told(port):
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store,
+            include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+        )
+
+
+@contextmanager
+def _told(port: int) -> Iterator[None]:
+    """Processes of a session that starts in here know where its API server listens.
+
+    Left to themselves they look for a running Ray, and stumble over a second session on the machine.
+    """
+    before = os.environ.get(API_SERVER)
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[API_SERVER]
+        else:
+            os.environ[API_SERVER] = before
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def data_context() -> None:
