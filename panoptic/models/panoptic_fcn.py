@@ -22,8 +22,8 @@ a thing that leaves no trace at stride 4 has its peak in the middle of its box (
 ground-truth things come from the panoptic map and so never overlap.
 
 The truth stands for positions, classes and masks, in this order: a class needs a position, a mask a class. With all
-three PQ is 100 but for stuff that covers half of no cell of any level. With positions and classes alone the masks are
-the network's, so PQ has no bound but 0.
+three PQ is 100 but for stuff that covers half of no cell of any level and for things beyond `scales` or `most_things`;
+without the masks these are the network's, so PQ has no bound but 0.
 
 Shapes: B images, H x W canvas, h x w a level, y x x the cells of stride 4, T thing and R region classes, C channels.
 """
@@ -309,9 +309,10 @@ class PanopticFCN(PanopticModel):
         logits = torch.einsum("kc,cyx->kyx", kernels, encoded)
         region_kernels, regions, region_scores = self._region_list(outputs, b)
         drawn = torch.einsum("kc,cyx->kyx", region_kernels, encoded)
-        view = _view(encoded, frame, b, 4)
+        view, numbers = _view(encoded, frame, b, 4), regions + 1
         if "mask" in outputs:
-            logits, drawn = (true_masks(outputs["mask"][b], index) for index in (owners + 1, -regions - 1))
+            numbers = functional.pad(regions + 1, (0, 1))  # and 0, nothing
+            logits, drawn = (true_masks(outputs["mask"][b], index) for index in (owners + 1, -numbers))
             view = _view(logits, frame, b, 1)
         table = torch.tensor(self.categories.things, dtype=torch.int64, device=labels.device)
         things = draw_things(
@@ -328,7 +329,7 @@ class PanopticFCN(PanopticModel):
             for region, score in zip(regions.tolist(), region_scores.tolist(), strict=True)
             if self.regions[region] in self.categories.stuff
         }
-        return things, draw_regions(drawn, regions + 1, view), stuff
+        return things, draw_regions(drawn, numbers, view), stuff
 
     def _thing_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The fused kernels [K, C] of image b, best first, their class among the T, score, and true thing (or -1)."""

@@ -189,7 +189,7 @@ def _largest(chosen: Tensor, areas: Tensor, most: int) -> Tensor:
     """bool [B, N], of the chosen at most `most` an image: the largest, the first of equally large ones."""
     if chosen.shape[1] <= most:
         return chosen
-    order = torch.where(chosen, areas, -1.0).sort(1, descending=True, stable=True).indices[:, :most]
+    order = torch.where(chosen, areas, -1.0).sort(dim=1, descending=True, stable=True).indices[:, :most]
     return torch.zeros_like(chosen).scatter_(1, order, True) & chosen
 
 
