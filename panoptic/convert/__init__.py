@@ -3,7 +3,8 @@
 | source | what it is |
 |---|---|
 | `panoptic-deeplab` | bowenc0221/panoptic-deeplab (`final_state.pth`, `checkpoint.pth.tar`) |
-| `detectron2` | detectron2's Panoptic-DeepLab project (`.pkl`, `.pth`) |
+| `detectron2` | detectron2's Panoptic-DeepLab project and its Panoptic FPN (`.pkl`, `.pth`) |
+| `panopticfcn` | dvlab-research/PanopticFCN, plain and starred, and its fork for Cityscapes (`.pth`) |
 | `detr` | facebookresearch/detr, detection and panoptic (`detr-r50-panoptic-00ce5173.pth`) |
 | `transformers` | Hugging Face's DETR, versions 4 and 5 |
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
-from panoptic.convert import detr, panoptic_deeplab
+from panoptic.convert import detr, panoptic_deeplab, panoptic_fcn, panoptic_fpn
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
 from panoptic.convert.trunks import trunk_config
@@ -35,7 +36,8 @@ __all__ = ["FAMILIES", "convert", "convert_trunk", "read_checkpoint", "reference
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
     "panoptic-deeplab": (panoptic_deeplab.STANDALONE,),
-    "detectron2": (panoptic_deeplab.DETECTRON2,),
+    "detectron2": (panoptic_deeplab.DETECTRON2, panoptic_fpn.DETECTRON2),
+    "panopticfcn": (panoptic_fcn.PANOPTICFCN,),
     "detr": (detr.ORIGINAL,),
     "transformers": (detr.TRANSFORMERS,),
 }

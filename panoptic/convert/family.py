@@ -35,6 +35,17 @@ class Family:
     """Tensors split or joined under the file's own kind of names, before renaming (query, key and value)."""
 
 
+def weight(weights: Mapping[str, Tensor], key: str) -> Tensor:
+    """One of ours.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    if key not in weights:
+        raise ValueError(f"convert: the checkpoint lacks what becomes {key}; is it of the source that was named?")
+    return weights[key]
+
+
 def same_classes(found: int, categories: Categories) -> None:
     """The number of classes of a published head is that of the list.
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import trunk_key
-from panoptic.convert.family import Family, same_classes
+from panoptic.convert.family import Family, same_classes, weight
 from panoptic.convert.trunks import part, trunk_config
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
@@ -174,17 +174,6 @@ def _projections(weights: Mapping[str, Tensor], branch: str, levels: int) -> tup
 def _stage_width(trunk: Mapping[str, Tensor], layer: int) -> int:
     last = "conv3" if "layer1.0.conv3.weight" in trunk else "conv2"
     return weight(trunk, f"layer{layer}.0.{last}.weight").shape[0]
-
-
-def weight(weights: Mapping[str, Tensor], key: str) -> Tensor:
-    """One of ours.
-
-    Raises:
-        ValueError: it is missing.
-    """
-    if key not in weights:
-        raise ValueError(f"convert: the checkpoint lacks what becomes {key}; is it of the source that was named?")
-    return weights[key]
 
 
 def _build(

@@ -9,7 +9,12 @@ from panoptic.merging.jsis import Conflicts
 from panoptic.models.detr import DETRConfig
 from panoptic.models.jsis_net import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.models.panoptic_fpn import PanopticFPNConfig
 from panoptic.proposals.c4 import StageOptions
+from panoptic.proposals.detector import DetectorConfig, Heads
+from panoptic.proposals.heads import Detection
+from panoptic.proposals.regions import Regions
 
 SMALL_DEEPLAB = PanopticDeepLabConfig(
     backbone=Backbone("resnet18"),
@@ -51,7 +56,84 @@ SMALL_JSIS = JSISNetConfig(
     conflicts=Conflicts(stuff_area=0),
 )
 
+SMALL_FCN = PanopticFCNConfig(
+    backbone=Backbone("resnet18", norm="group"),
+    width=16,
+    feature_channels=16,
+    head_channels=24,  # groups of three channels: the coarsest level has one cell
+    encoder_channels=8,
+    head_convs=2,
+    encoder_convs=1,
+    points=3,
+    thing_threshold=0.0,
+    region_threshold=0.0,
+    stuff_area=0,
+)
+
+SMALL_FPN = PanopticFPNConfig(
+    backbone=Backbone("resnet18", norm="group"),
+    width=16,
+    semantic_width=16,
+    detector=DetectorConfig(
+        Regions((8, 16, 32, 64, 128), samples=64, train_before=100, train_after=50, test_before=100, test_after=30),
+        Detection(samples=32, threshold=0.0, most=10),
+        Heads(box_width=16, mask_width=8, mask_layers=2),
+    ),
+    confidence=0.0,
+    stuff_area=0,
+)
+
 SMALL = {
+    PanopticFPNConfig: {
+        "group_norm": SMALL_FPN,
+        "caffe2": replace(
+            SMALL_FPN, backbone=Backbone("resnet50", stride_in_1x1=True, norm="frozen", freeze=2), confidence=0.5
+        ),
+        "batch_norm": replace(
+            SMALL_FPN,
+            backbone=Backbone("resnet18"),
+            norm="batch",
+            semantic_norm="batch",
+            bgr=False,
+            detector=replace(
+                SMALL_FPN.detector,
+                regions=replace(SMALL_FPN.detector.regions, offset=0.5, low_quality=False, beta=1.0),
+                detection=replace(SMALL_FPN.detector.detection, overlap=0.4, beta=0.5),
+                heads=replace(SMALL_FPN.detector.heads, precision="bfloat16", mask_side=7, mask_layers=0),
+            ),
+        ),
+    },
+    PanopticFCNConfig: {
+        "plain": SMALL_FCN,
+        "starred": replace(
+            SMALL_FCN,
+            backbone=Backbone("resnet18", norm="frozen", freeze=2),
+            encoder_deform=True,
+            encoder_channels=12,
+        ),
+        "summed_all_classes": replace(
+            SMALL_FCN,
+            backbone=Backbone("resnet18"),
+            norm="batch",
+            feature="summed",
+            regions="all",
+            centre="box",
+            points=0,
+            position_deform=False,
+            class_aware=False,
+            encoder_norm=True,
+        ),
+        "p2_stuff": replace(
+            SMALL_FCN,
+            feature="p2",
+            regions="stuff",
+            head_convs=1,
+            position_coordinates=True,
+            kernel_deform=True,
+            kernel_coordinates=False,
+            encoder_coordinates=False,
+        ),
+    },
     JSISNetConfig: {
         "own_stage": SMALL_JSIS,
         "last_stage": replace(
@@ -120,7 +202,7 @@ SMALL = {
 }
 """By class of configuration, then by name; with thresholds off so that the oracle can be as good as stated."""
 
-ORACLE: dict[type, float] = {JSISNetConfig: 99.0}
+ORACLE: dict[type, float] = {JSISNetConfig: 99.0, PanopticFPNConfig: 95.0}
 """PQ that the truth in place of the outputs reaches at least, where they do not determine the map (see the model's
 docstring); 100 where no bound stands here."""
 

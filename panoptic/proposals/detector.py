@@ -1,0 +1,222 @@
+"""Mask R-CNN on a feature pyramid, without the pyramid: region proposals, a box head, a mask head.
+
+Its convolutions on whole levels run inside a model's `network`; everything that depends on which regions were
+chosen runs afterwards, on the outputs.
+
+Outputs that it reads: the pooled levels [B, C, h, w] by their names, and "objectness_<level>" [B, A, h, w] and
+"deltas_<level>" [B, 4 A, h, w] of every level. Instead of detecting anything it takes "detections" [B, N, 6] (x0 y0
+x1 y1 in pixels of the canvas, score, class; `IGNORE` for none) with "masks" [B, N, M, M], probabilities.
+
+Shapes: B images, C channels, A anchors of a cell, R regions of the batch, K thing classes, N detections, M side of a
+mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from panoptic.proposals.boxes import clip, decode, is_empty
+from panoptic.proposals.heads import (
+    BoxHead,
+    Detection,
+    MaskHead,
+    Sampled,
+    box_losses,
+    detect,
+    mask_loss,
+    sample_regions,
+)
+from panoptic.proposals.paste import Pasted, paste
+from panoptic.proposals.pooling import pool
+from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.segmentation import IGNORE, Categories, Frame, Targets
+from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of the three heads."""
+
+    box_side: int = 7
+    """Side of the features that the box head sees."""
+    box_width: int = 1024
+    """Hidden channels of the box head."""
+    mask_side: int = 14
+    """Side of the features that the mask head sees; masks have twice that."""
+    mask_width: int = 256
+    """Channels of the mask head."""
+    mask_layers: int = 4
+    """Its 3x3 convolutions."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of box and mask head: they run outside of `network` and so outside of the engine's autocast."""
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Mask R-CNN; the defaults are detectron2's."""
+
+    regions: Regions = field(default_factory=Regions)
+    """Anchors, how they learn, and which become proposals."""
+    detection: Detection = field(default_factory=Detection)
+    """Which proposals the heads learn from, and which become detections."""
+    heads: Heads = field(default_factory=Heads)
+    """Sizes and precision of the heads."""
+
+
+class Detector(nn.Module):
+    """The heads, what they learn and what they find.
+
+    Args:
+        strides: of each level by its name, fine to coarse; proposals come from all of them.
+        pooled: names of the levels from which regions take their features.
+        width: C of every level.
+        categories: K are things.
+        config: sizes and thresholds.
+    """
+
+    def __init__(
+        self,
+        strides: Mapping[str, int],
+        pooled: Sequence[str],
+        width: int,
+        categories: Categories,
+        config: DetectorConfig,
+    ) -> None:
+        super().__init__()
+        self.strides, self.pooled, self.categories, self.config = dict(strides), list(pooled), categories, config
+        self.background = len(categories.things)
+        anchors = config.regions.cells(len(strides))
+        heads = config.heads
+        self.regions = RegionHead(width, width, len(anchors[0]))
+        self.boxes = BoxHead(width, heads.box_side, heads.box_width, self.background)
+        self.masks = MaskHead(width, heads.mask_width, heads.mask_layers, self.background)
+
+    def forward(self, levels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All levels to the outputs that the module describes."""
+        logits, deltas = self.regions([levels[name] for name in self.strides])
+        outputs = {name: levels[name] for name in self.pooled}
+        for name, level_logits, level_deltas in zip(self.strides, logits, deltas, strict=True):
+            outputs |= {f"objectness_{name}": level_logits, f"deltas_{name}": level_deltas}
+        return outputs
+
+    def losses(self, outputs: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions."""
+        entries, truth, classes = instance_lists(targets, self.categories)
+        logits, deltas, anchors = self._anchored(outputs)
+        objectness, region = region_losses(logits, deltas, anchors, truth, self.config.regions)
+        proposed = propose(logits, deltas, anchors, targets.frame.sizes, self.config.regions, training=True)
+        sampled = sample_regions(proposed, truth, classes, self.background, self.config.detection)
+        found = self._look_at_boxes(outputs, [part.boxes for part in sampled])
+        entropy, box = box_losses(*found, sampled, truth, self.config.detection)
+        mask = self._mask_loss(outputs, sampled, entries, targets)
+        return {"objectness": objectness, "region": region, "class": entropy, "box": box, "mask": mask}
+
+    @torch.no_grad()
+    def propose(self, outputs: Mapping[str, Tensor], frame: Frame) -> list[Proposals]:
+        """What testing proposes in each image, in pixels of the canvas."""
+        return propose(*self._anchored(outputs), frame.sizes, self.config.regions, training=False)
+
+    @torch.no_grad()
+    def detections(self, outputs: dict[str, Tensor], frame: Frame) -> dict[str, Tensor]:
+        """`outputs` with "detections" and "masks", unless they are there."""
+        if "detections" in outputs and "masks" in outputs:
+            return outputs
+        found = list(outputs["detections"]) if "detections" in outputs else self._detect(outputs, frame)
+        most = max([1, *(len(part) for part in found)])
+        rows = torch.stack([functional.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
+        kept = [part[part[:, 5] != IGNORE] for part in found]
+        things = torch.tensor(self.categories.things, device=rows.device)
+        classes = torch.searchsorted(things, torch.cat([part[:, 5].long() for part in kept]))
+        probabilities = self._look_at_masks(outputs, [part[:, :4] for part in kept], classes).sigmoid()
+        masks = probabilities.new_zeros(*rows.shape[:2], *probabilities.shape[1:])
+        masks[rows[:, :, 5] != IGNORE] = probabilities
+        return outputs | {"detections": rows, "masks": masks}
+
+    @torch.no_grad()
+    def truth(self, targets: Targets) -> dict[str, Tensor]:
+        """The "detections" and "masks" of the truth, without crowds."""
+        outlines = boxes(targets)
+        present = is_instance(targets, self.categories) & (outlines[:, :, 2] > outlines[:, :, 0])
+        labels = torch.where(present, targets.labels, IGNORE)
+        every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
+        corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
+        masks = region_masks(targets, every, list(corners), every, 2 * self.config.heads.mask_side)
+        return {
+            "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
+            "masks": masks.view(*labels.shape, *masks.shape[1:]),
+        }
+
+    def _anchored(self, outputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits, deltas and anchors of each level, in one order."""
+        logits = [outputs[f"objectness_{name}"] for name in self.strides]
+        anchors = anchors_of(logits, list(self.strides.values()), self.config.regions)
+        return *flatten(logits, [outputs[f"deltas_{name}"] for name in self.strides]), anchors
+
+    def _look_at_boxes(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class logits [R, K + 1] and deltas [R, 4 K] of the regions of all images."""
+        with self._autocast(outputs):
+            return self.boxes(self._pool(outputs, regions, self.config.heads.box_side))
+
+    def _look_at_masks(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], classes: Tensor) -> Tensor:
+        """Mask logits [R, M, M] of the regions of all images, each of its class int64 [R]."""
+        with self._autocast(outputs):
+            return self.masks(self._pool(outputs, regions, self.config.heads.mask_side), classes)
+
+    def _pool(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
+        levels = [outputs[name] for name in self.pooled]
+        return pool(levels, [self.strides[name] for name in self.pooled], regions, side)
+
+    def _autocast(self, outputs: Mapping[str, Tensor]) -> torch.autocast:
+        device = outputs[self.pooled[0]].device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.heads.precision == "bfloat16")
+
+    def _mask_loss(
+        self, outputs: Mapping[str, Tensor], sampled: Sequence[Sampled], entries: Sequence[Tensor], targets: Targets
+    ) -> Tensor:
+        positives, owners = [part.positives for part in sampled], [part.owners for part in sampled]
+        classes = torch.cat([part.classes[: len(part.owners)] for part in sampled])
+        logits = self._look_at_masks(outputs, positives, classes)
+        return mask_loss(logits, region_masks(targets, entries, positives, owners, logits.shape[-1]) >= 0.5)
+
+    def _detect(self, outputs: Mapping[str, Tensor], frame: Frame) -> list[Tensor]:
+        """For each image float [N, 6], as "detections"."""
+        proposed, found = self.propose(outputs, frame), []
+        logits, deltas = self._look_at_boxes(outputs, [part.boxes for part in proposed])
+        counts = [len(part.boxes) for part in proposed]
+        things = torch.tensor(self.categories.things, device=logits.device)
+        parts = zip(proposed, logits.softmax(1).split(counts), deltas.split(counts), frame.sizes.tolist(), strict=True)
+        for regions, probabilities, code, size in parts:
+            moved = decode(regions.boxes, code, self.config.detection.code)
+            best = detect(moved, probabilities, (size[0], size[1]), self.config.detection)
+            found.append(torch.cat([best.boxes, best.scores[:, None], things[best.classes][:, None]], 1))
+        return found
+
+
+def enlarge_boxes(boxes: Tensor, frame: Frame, image: int) -> Tensor:
+    """Boxes [..., 4] of an image, from pixels of the canvas to pixels of its output."""
+    height, width = (frame.output_sizes[image].double() / frame.sizes[image]).tolist()
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def paste_detections(
+    outputs: Mapping[str, Tensor], frame: Frame, image: int, least: float
+) -> tuple[list[Pasted], Tensor]:
+    """The instances of an image at output size: those that score at least `least` and keep an area there.
+
+    Returns:
+        their pixels, and on the CPU float [N, 6] as "detections", in pixels of the output.
+    """
+    rows = outputs["detections"][image]
+    height, width = frame.output_sizes[image].tolist()
+    corners = clip(enlarge_boxes(rows[:, :4], frame, image), height, width)
+    kept = (rows[:, 5] != IGNORE) & (rows[:, 4] >= least) & ~is_empty(corners)
+    listed = torch.cat([corners, rows[:, 4:]], 1)[kept].cpu()
+    planes = outputs["masks"][image][kept].cpu().numpy()
+    pasted = [paste(plane, row[:4], (height, width)) for plane, row in zip(planes, listed.tolist(), strict=True)]
+    return pasted, listed
