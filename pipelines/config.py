@@ -55,6 +55,11 @@ class Data:
     """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"
     """What an image that fails validation does to the preparation."""
+    limit: int = 0
+    """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
+    what a larger one keeps. 0 = all."""
+    limit_seed: int = 0
+    """Of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     scenes: Scenes = field(default_factory=Scenes)
     """Of the drawn data set."""
 
@@ -97,6 +102,11 @@ class Train:
     """Checkpoints kept: the best so many by PQ, and the last."""
     max_failures: int = 2
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
+    freeze: tuple[str, ...] = ()
+    """Freeze every parameter whose name matches one of these patterns (`backbone.*` `transformer.encoder.*`); batch
+    norms whose parameters are all frozen keep their statistics."""
+    frozen_dropout: bool = False
+    """Dropout stays on inside parts that --freeze froze as a whole (DETR's published second stage); else it is off."""
     weights: str = ""
     """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
     stop_after: int = 0

@@ -122,6 +122,10 @@ class Feed:
         """
         if manifest.rows == 0 or stream.rows != manifest.rows:
             raise ValueError(f"{manifest.uri}: {manifest.rows} rows, but the feed was asked to read {stream.rows}")
+        if stream.copies != 1 + augment.doubled:
+            raise ValueError(
+                f"augment.doubled {augment.doubled}, but the stream has {stream.copies} copies of each row"
+            )
         if stream.size < 1:  # also refuses here, not in the thread, what cannot be cut
             raise ValueError(f"a global batch of {stream.batch} images: it needs at least one")
         self.waited = 0.0

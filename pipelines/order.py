@@ -4,6 +4,8 @@ Training reads one endless stream that crosses epochs. `order` maps a position o
 and global batch s is positions [sB, (s + 1)B) whatever the number of workers: rank r of W takes the r-th
 contiguous part of it, in equal micro-batches. So a step's samples and their augmentation depend on nothing
 but (seed, position), and the position is all that a checkpoint keeps.
+
+A stream may read a part of the rows (`limit`), and each row in two copies, which count as samples of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +25,20 @@ def order(seed: int, position: int, rows: int) -> tuple[int, int]:
 @lru_cache(maxsize=3)
 def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(rows)
+
+
+@lru_cache(maxsize=1)
+def limited(rows: int, limit: int, seed: int) -> np.ndarray:
+    """int64 [limit], the rows that a data set cut to `limit` keeps: the first so many of a shuffle of its own.
+
+    A smaller limit keeps a part of what a larger one keeps.
+
+    Raises:
+        ValueError: there are not so many rows.
+    """
+    if not 0 < limit <= rows:
+        raise ValueError(f"data.limit {limit}: the training split has {rows} rows; give 1 to {rows}, or 0 for all")
+    return np.random.default_rng(np.random.SeedSequence([seed])).permutation(rows)[:limit]
 
 
 def micro_batches(
@@ -62,6 +78,15 @@ class Stream:
     world: int = 1
     rank: int = 0
     accumulation: int = 1
+    limit: int = 0
+    """Rows that are read, see `limited`; 0 = all."""
+    limit_seed: int = 0
+    copies: int = 1
+    """Samples that each row stands for; 2 where an augmentation doubles the data set."""
+
+    def __post_init__(self) -> None:
+        if self.limit:
+            limited(self.rows, self.limit, self.limit_seed)  # refuses here what cannot be
 
     def __len__(self) -> int:
         return self.steps * self.accumulation
@@ -76,9 +101,20 @@ class Stream:
         """Of a micro-batch."""
         return len(self[0])
 
+    @property
+    def samples(self) -> int:
+        """Of one epoch."""
+        return (self.limit or self.rows) * self.copies
+
     def locate(self, position: int) -> tuple[int, int]:
         """(epoch, row) of a position."""
-        return order(self.seed, position, self.rows)
+        epoch, sample = order(self.seed, position, self.samples)
+        row = sample // self.copies
+        return epoch, int(limited(self.rows, self.limit, self.limit_seed)[row]) if self.limit else row
+
+    def copy(self, position: int) -> int:
+        """Which of its row's copies stands at a position, from 0."""
+        return order(self.seed, position, self.samples)[1] % self.copies
 
 
 def evaluation_rows(rows: int, rank: int = 0, world: int = 1) -> range:

@@ -95,13 +95,22 @@ def _shared_rows(files: tuple[str, ...], counts: tuple[int, ...], cache: int) ->
 
 
 def view(row: dict[str, Any], stream: Stream, augment: Augment) -> Sample:
-    """Decode and augment a shard row that carries its position."""
-    from panoptic.transforms import generator, training_view
+    """Decode and augment a shard row that carries its position.
+
+    Where the data set is doubled, the first copy keeps its colours and the second always changes them alike.
+    """
+    from panoptic.transforms import copy_generator, generator, training_view
     from pipelines.shards import read_row
 
     epoch, number = stream.locate(row["position"])
     sample = replace(read_row(row), position=row["position"])
-    return training_view(sample, augment, generator(stream.seed, epoch, number))
+    if not augment.doubled:
+        return training_view(sample, augment, generator(stream.seed, epoch, number))
+    copy = stream.copy(row["position"])
+    rng = generator(stream.seed, epoch, 2 * number + copy)
+    if copy == 0:
+        return training_view(sample, replace(augment, colour="none", doubled=False), rng)
+    return training_view(sample, augment, rng, copy_generator(stream.seed, number))
 
 
 def pack(samples: Sequence[Sample]) -> pa.Table:

@@ -21,6 +21,7 @@ from panoptic.png import encode_image
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment, flatten
 from pipelines.manifest import Manifest
+from pipelines.order import limited
 from pipelines.shards import ensure_shards
 from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 FREE = ("train.steps", "train.workers", "train.threads", "train.stop_after", "train.keep", "train.log_every")
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Options that a continued run may change; any other would make it another experiment."""
+
+FIXED = ("data.limit", "data.limit_seed")
+"""Those of the free groups that it may not: they choose the images."""
 
 MODEL_TAG = "panoptic.model"
 """Tag of a run that holds the URI of its logged model."""
@@ -83,7 +87,11 @@ def train(experiment: Experiment, preset: str, parent: str = "") -> Outcome:
 
 
 def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
-    """The shards of both splits, drawn and prepared where they are not there yet."""
+    """The shards of both splits, drawn and prepared where they are not there yet.
+
+    Raises:
+        ValueError: there is no such data, the splits' categories differ, or `data.limit` exceeds the training split.
+    """
     data = experiment.data
     if not data.root:
         raise ValueError("data.root: this preset needs data; give a COCO-panoptic folder or shards: --data.root FOLDER")
@@ -97,6 +105,8 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
         raise ValueError(
             f"{root}: the splits {data.train} and {data.val} have different categories; they must be equal"
         )
+    if data.limit:
+        limited(train_set.rows, data.limit, data.limit_seed)
     return train_set, val_set
 
 
@@ -192,7 +202,7 @@ def check_continuation(
         ValueError: names the options that differ.
     """
     old = before["options"]
-    fixed = [path for path in options if path not in FREE and not path.startswith(FREE_GROUPS)]
+    fixed = [p for p in options if p in FIXED or (p not in FREE and not p.startswith(FREE_GROUPS))]
     differing = [
         f"{path} was {old.get(path)!r}, is {options[path]!r}" for path in fixed if old.get(path) != options[path]
     ]

@@ -32,6 +32,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.draw import side_by_side
 from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch, share_buffers, train_step, world_size
 from panoptic.evaluation import Batch, Tally, judge, summarise
+from panoptic.freezing import freeze_parameters, training_mode
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.interface import PanopticModel
 from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
@@ -119,6 +120,9 @@ class Worker:
             experiment.model.build(job.train.categories), self.device, experiment.engine
         )
         self._initial_weights()
+        frozen = freeze_parameters(self.model, options.freeze)
+        if frozen and rank == 0:
+            _say(f"train.freeze: {len(frozen)} tensors are frozen, {frozen[0]} to {frozen[-1]}")
         if options.sync_bn and job.gpu:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
         elif options.sync_bn:
@@ -133,9 +137,10 @@ class Worker:
         experiment = self.experiment
         backbone = experiment.model.backbone.weights
         if backbone not in ("none", "timm"):
-            load_weights(
-                self.model.get_submodule("backbone"), read_checkpoint(io.BytesIO(storage.read_bytes(backbone)))
-            )
+            state = read_checkpoint(io.BytesIO(storage.read_bytes(backbone)))
+            fresh = load_weights(self.model.get_submodule("backbone"), state)
+            if fresh and self.rank == 0:
+                _say(f"backbone.weights: {backbone} has nothing for these, so fresh: {', '.join(fresh)}")
         if experiment.train.weights:
             record = load_checkpoint(experiment.train.weights)
             fresh = checkpoints.load_for_finetune(self.model, record)
@@ -160,7 +165,7 @@ class Worker:
         model = self._wrapped()
         rate = scaled_learning_rate(experiment.optim, options.batch)
         meter, health = Meter(), Health()
-        model.train()
+        self._training_mode(model)
         with Feed(self.job.train, self._stream(last), experiment.augment, experiment.feed, self.model.divisor) as feed:
             batches = iter(feed)
             for step in range(self.step, last):
@@ -187,7 +192,7 @@ class Worker:
                     self._log(step + 1, meter.read(), health, last)
                 if (step + 1) % options.validate_every == 0 or step + 1 == last:
                     self._validate(step + 1)
-                    model.train()
+                    self._training_mode(model)
         if self.tracker is not None:
             self.tracker.close()
 
@@ -199,8 +204,13 @@ class Worker:
         device = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=device, gradient_as_bucket_view=True)
 
-    def _stream(self, last: int) -> Stream:
+    def _training_mode(self, model: nn.Module) -> None:
+        """What the configuration of the model froze trains as the model says."""
         options = self.experiment.train
+        training_mode(model, options.frozen_dropout or not options.freeze)
+
+    def _stream(self, last: int) -> Stream:
+        options, data = self.experiment.train, self.experiment.data
         return Stream(
             seed=options.seed,
             rows=self.job.train.rows,
@@ -210,6 +220,9 @@ class Worker:
             world=self.world,
             rank=self.rank,
             accumulation=self.accumulation,
+            limit=data.limit,
+            limit_seed=data.limit_seed,
+            copies=1 + self.experiment.augment.doubled,
         )
 
     def _log(self, step: int, values: dict[str, float], health: Health, last: int) -> None:

@@ -177,6 +177,24 @@ def test_small_blocks_and_many_tasks_keep_the_order(
     assert everything(manifest, FeedConfig(tasks=3), feed.ray_tables) == reference
 
 
+def test_a_limited_and_doubled_data_set(manifest: Manifest) -> None:
+    """An epoch is each of the limited rows twice: as it is, and with colours that no epoch changes."""
+    augment = Augment(flip=0.0, colour="colour004", doubled=True)
+    part = Stream(3, ROWS, 10, 2, limit=5, copies=2)
+    with Feed(manifest, part, augment, source=local) as feeding:
+        first, second = (list(images(batch)) for batch in feeding)
+    assert {image[:3] for image in first} == {image[:3] for image in second}
+    names = [name for name, *_ in first]
+    assert all(names.count(name) == 2 for name in names) and len(set(names)) == 5
+    for name in names:
+        one, other = (image for image in first if image[0] == name)
+        assert one[1] != other[1] and one[2:] == other[2:]
+    with Feed(manifest, part, augment, FeedConfig(decode="map"), source=local) as feeding:
+        assert [list(images(batch)) for batch in feeding] == [first, second]
+    with pytest.raises(ValueError, match=r"augment\.doubled"):
+        Feed(manifest, part, replace(augment, doubled=False), source=local)
+
+
 def swapped(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
     first, second, *rest = local(reading, config)
     yield from [second, first, *rest]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.order import Stream, evaluation_rows, micro_batches, order
+from pipelines.order import Stream, evaluation_rows, limited, micro_batches, order
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])
@@ -47,6 +47,33 @@ def test_a_stream_resumes_where_a_shorter_one_ended() -> None:
     rest = Stream(seed=1, rows=7, batch=6, steps=3, start=12, world=2, rank=1, accumulation=3)
     assert [whole[k] for k in range(6, len(whole))] == [rest[k] for k in range(len(rest))]
     assert (len(whole), whole.size) == (15, 1)
+
+
+def test_a_limit_keeps_the_first_rows_of_a_shuffle_of_its_own() -> None:
+    kept = {}
+    for limit in (5, 8):
+        for seed in (0, 1):  # of the training: another order, the same rows
+            stream = Stream(seed=seed, rows=20, batch=limit, steps=3, limit=limit)
+            epochs = [[stream.locate(p) for p in stream[k]] for k in range(3)]
+            assert [{epoch for epoch, _ in step} for step in epochs] == [{0}, {1}, {2}]
+            rows = [sorted(row for _, row in step) for step in epochs]
+            assert rows[0] == rows[1] == rows[2] and len(set(rows[0])) == limit
+            assert kept.setdefault(limit, rows[0]) == rows[0]
+    assert set(kept[5]) < set(kept[8]) and kept[5] != list(range(5))
+    assert limited(20, 5, 1).tolist() != limited(20, 5, 0).tolist()
+    assert Stream(seed=0, rows=20, batch=4, steps=1, limit=20).samples == 20
+    with pytest.raises(ValueError, match=r"data\.limit 21: the training split has 20 rows"):
+        Stream(seed=0, rows=20, batch=4, steps=1, limit=21)
+
+
+def test_two_copies_of_each_row_make_an_epoch() -> None:
+    stream = Stream(seed=3, rows=9, batch=2, steps=12, limit=6, copies=2)
+    assert stream.samples == 12
+    seen = [(*stream.locate(p), stream.copy(p)) for k in range(12) for p in stream[k]]
+    for epoch in (0, 1):
+        rows = [(row, copy) for e, row, copy in seen if e == epoch]
+        assert sorted(rows) == [(row, copy) for row in sorted({row for row, _ in rows}) for copy in (0, 1)]
+    assert Stream(seed=3, rows=9, batch=2, steps=1).copy(1) == 0
 
 
 @given(st.integers(0, 50), st.integers(1, 9))

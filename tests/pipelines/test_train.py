@@ -115,6 +115,10 @@ def test_a_continued_run_keeps_its_options():
     message = str(refused.value)
     assert "run 'one' began with other options: optim.lr was 0.1, is 0.2; train.seed was 0, is 3; " in message
     assert "the data changed (val_hash)" in message and "--name" in message and "workers" not in message
+    limited = before["options"] | {"data.limit": 10, "data.on_invalid": "stop"}
+    check_continuation(before | {"options": limited}, limited | {"data.on_invalid": "skip"}, hashes, "one")
+    with pytest.raises(ValueError, match=r"data\.limit was 10, is 20"):
+        check_continuation(before | {"options": limited}, limited | {"data.limit": 20}, hashes, "one")
 
 
 def test_console_lines():

@@ -1,0 +1,79 @@
+"""Freezing parts of any model by the names of their parameters.
+
+A frozen parameter gets no gradient and is left out of the optimiser. A batch norm whose own parameters are all
+frozen keeps its statistics too: it becomes a `FrozenBatchNorm`, under the same keys. Dropout and stochastic depth
+inside parts of which every parameter is frozen are off, as in evaluation, or stay on (`training_mode`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from panoptic.layers import freeze_parts
+
+SHOWN = 8
+"""Near names that an error lists."""
+
+
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freeze the parameters whose names match any of the patterns (`backbone.*`, `transformer.encoder.*`).
+
+    `*` stands for any letters, dots included, `?` for one, `[ab]` for one of these; case counts.
+
+    Returns:
+        the names of the parameters frozen by this, in the model's order.
+
+    Raises:
+        ValueError: a pattern matches no parameter; lists near names.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"train.freeze: {pattern!r} matches no parameter; near: {', '.join(_near(pattern, names))}"
+            )
+    frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    freeze_parts(model, [name for name, module in model.named_modules() if _fixed_norm(module)] if frozen else [])
+    return frozen
+
+
+def training_mode(model: nn.Module, frozen_dropout: bool = False) -> None:
+    """`model.train()`, but parts of which every parameter is frozen stay in evaluation mode unless `frozen_dropout`.
+
+    A module without parameters (a dropout) belongs to the smallest part around it that has some. DETR's published
+    second stage leaves the dropout of its frozen transformer on.
+    """
+    model.train()
+    if not frozen_dropout:
+        _rest(model)
+
+
+def _rest(module: nn.Module) -> None:
+    """Put the largest frozen parts into evaluation mode."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _rest(child)
+
+
+def _fixed_norm(module: nn.Module) -> bool:
+    if not isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        return False
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _near(pattern: str, names: list[str]) -> list[str]:
+    """Names, and parts of the model as patterns, that resemble a pattern."""
+    parts = {".".join(name.split(".")[:depth]) + ".*" for name in names for depth in range(1, name.count(".") + 1)}
+    inside = [part for part in sorted(parts) if pattern.strip("*.") in part] if pattern.strip("*.") else []
+    near = get_close_matches(pattern, [*sorted(parts), *names], SHOWN, 0.5)
+    return list(dict.fromkeys([*inside, *near]))[:SHOWN] or sorted({part for part in parts if part.count(".") == 1})
