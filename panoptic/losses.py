@@ -199,6 +199,19 @@ def box_corners(boxes: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
+def cross_entropy_and_dice(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """[M] each: the mean binary cross-entropy over points and the dice loss of each mask.
+
+    Args:
+        logits: [M, P].
+        masks: float [M, P], 0 to 1.
+    """
+    probability = logits.sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
+    shared = torch.linalg.vecdot(probability, masks)
+    return entropy, 1 - (2 * shared + 1) / (probability.sum(1) + masks.sum(1) + 1)
+
+
 def generalised_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """[...], of boxes [..., 4] with others that broadcast to them, x0 y0 x1 y1 (Rezatofighi et al. 2019), -1 to 1."""
     widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)

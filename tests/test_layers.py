@@ -17,9 +17,9 @@ ORDER = (
     *("segmentation", "png", "colour", "windows", "policies", "transforms"),
     *("targets.instances", "targets.pixels", "targets"),
     *("layers", "class_space", "resnet", "res2net", "vgg", "swin", "timm_backbone", "trunk_weights"),
-    *("backbones", "pyramid", "towers", "attention", "mask_head", "proposals"),
-    *("losses", "kernels", "matching", "merging"),
-    *("models.interface", "models.*", "models"),
+    *("backbones", "pyramid", "towers", "attention", "deformable_attention", "pixel_decoders", "mask_head"),
+    *("proposals", "losses", "kernels", "points", "matching", "merging"),
+    *("models.interface", "mask_classification", "models.*", "models"),
     *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),
     *("freezing", "optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
 )

@@ -1,0 +1,79 @@
+"""Losses at points instead of pixels (Kirillov et al., "PointRend", arXiv 1912.08193; Mask2Former).
+
+A point is a position in 0..1, x before y; what a map is there is the bilinear mean of four cells. Predictions
+are sampled by `grid_sample`. Targets are never made into masks: the four pixels around a point name their
+segments, and a mask's value is the sum of the shares of those that are its own.
+
+Shapes: B images, H x W pixels, N segments (padded), M masks, h x w their cells, P points.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def sample(maps: Tensor, points: Tensor) -> Tensor:
+    """[G, C, h, w] at points [G, P, 2] to [G, C, P]; outside of a map is 0."""
+    return functional.grid_sample(maps, (2 * points - 1)[:, None], align_corners=False)[:, :, 0]
+
+
+def segments_at(segments: Tensor, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The segments of the four pixels around points, and how much each pixel counts.
+
+    Args:
+        segments: int32 [B, H, W].
+        images: int64 [M], of which image each set of points is.
+        points: [M, P, 2].
+
+    Returns:
+        int64 and float32 [M, 4, P]; pixels outside of the image count 0.
+    """
+    height, width = segments.shape[1:]
+    x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)
+    left, top = x.floor(), y.floor()
+    across, down = x - left, y - top
+    found, shares = [], []
+    for dy in (0, 1):
+        for dx in (0, 1):
+            column, row = left.long() + dx, top.long() + dy
+            share = (across if dx else 1 - across) * (down if dy else 1 - down)
+            shares.append(share * ((column >= 0) & (column < width) & (row >= 0) & (row < height)))
+            index = row.clamp_(0, height - 1).mul_(width).add_(column.clamp_(0, width - 1))
+            found.append(segments.view(-1)[index + images[:, None] * (height * width)])
+    return torch.stack(found, 1).long(), torch.stack(shares, 1)
+
+
+def every_mask_at(segments: Tensor, points: Tensor, count: int) -> Tensor:
+    """float32 [B, N, P], all masks of each image at the points [B, P, 2] of that image; `count` is N."""
+    found, shares = segments_at(segments, torch.arange(len(points), device=points.device), points)
+    masks = shares.new_zeros(len(points), count + 1, points.shape[1])  # one entry more, for void
+    return masks.scatter_add_(1, found, shares)[:, 1:]
+
+
+def masks_at(segments: Tensor, images: Tensor, entries: Tensor, points: Tensor) -> Tensor:
+    """float32 [M, P], the masks of segments `entries` (segment k has entry k - 1) of `images`, at points [M, P, 2]."""
+    found, shares = segments_at(segments, images, points)
+    return (shares * (found == entries[:, None, None] + 1)).sum(1)
+
+
+def uncertain_points(masks: Tensor, count: int, oversample: float, importance: float) -> Tensor:
+    """Points [M, P, 2] where masks are least certain, and some that are anywhere.
+
+    Of `oversample` P uniform points, the `importance` P whose logit is nearest to 0; then uniform ones.
+
+    Args:
+        masks: [M, h, w] logits; no gradient flows.
+        count: P.
+        oversample: candidates for each point.
+        importance: share of points that are chosen among them.
+    """
+    chosen = int(importance * count)
+    candidates = torch.rand(len(masks), int(count * oversample), 2, device=masks.device)
+    anywhere = torch.rand(len(masks), count - chosen, 2, device=masks.device)
+    if not len(masks):  # of which nothing can be sampled
+        return anywhere.new_zeros(0, count, 2)
+    certainty = sample(masks.detach()[:, None], candidates)[:, 0].abs()
+    index = certainty.topk(chosen, 1, largest=False).indices
+    return torch.cat([candidates.gather(1, index[:, :, None].expand(-1, -1, 2)), anywhere], 1)
