@@ -106,12 +106,16 @@ def find_things(logits: Tensor, pool: int, threshold: float, most: int) -> tuple
     score = logits.sigmoid()[None]
     score = (score + functional.avg_pool2d(score, pool, 1, (pool - 1) // 2)) / 2
     highest = functional.max_pool2d(score, 3, 1, 1)
-    cells = logits.shape[-2] * logits.shape[-1]
-    flat = torch.where(highest == score, score, 0.0).flatten()
-    found, index = flat.topk(min(most, cells, len(flat)))
+    cell, label, found = best_cells(torch.where(highest == score, score, 0.0)[0], most)
     above = found > threshold
-    index = index[above]
-    return index % cells, index // cells, found[above]
+    return cell[above], label[above], found[above]
+
+
+def best_cells(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `most` highest of float [T, h, w], no more than a level has cells: cell, class and score, best first."""
+    cells = scores.shape[-2] * scores.shape[-1]
+    found, index = scores.flatten().topk(min(most, cells))
+    return index % cells, index // cells, found
 
 
 def find_regions(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +165,7 @@ def similar(kernels: Tensor, labels: Tensor, threshold: float, class_aware: bool
 
 def fuse_classes(kernels: Tensor, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean kernel [k, C] and mean score [k] of each class, and the classes int64 [k], ascending."""
-    classes, index = labels.unique(return_inverse=True)
-    members = functional.one_hot(index, len(classes)).T.to(kernels.dtype)
+    classes = labels.unique()
+    members = (labels == classes[:, None]).to(kernels.dtype)
     count = members.sum(1)
     return members @ kernels / count[:, None], classes, members @ scores / count
