@@ -24,6 +24,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 """Modules whose parameters the references never decay (Mask2Former counts embeddings among them)."""
 
+TABLES = ("relative_position_bias_table", "absolute_pos_embed")
+"""Parameters that they do not decay either: Swin's positions."""
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -142,8 +145,8 @@ def _undecayed(model: nn.Module, decay: str) -> set[str]:
     names = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
-        if isinstance(module, NORMS)
         for name, _ in module.named_parameters(recurse=False)
+        if isinstance(module, NORMS) or name in TABLES
     }
     if decay == "weights":
         names |= {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}

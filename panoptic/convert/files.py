@@ -23,7 +23,7 @@ from torch._utils import _rebuild_tensor_v2
 TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
 """How files of `torch.save` start: a zip archive, or the legacy format's magic number."""
 
-WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 """Keys under which training scripts keep the weights beside optimiser and schedule."""
 
 PERMITTED = "only tensors, NumPy arrays, builtin containers and argparse.Namespace are read"

@@ -1,7 +1,8 @@
-"""What a ResNet's weights say of its configuration."""
+"""What a backbone's weights say of its configuration."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,22 +10,51 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import Backbone
+from panoptic.res2net import RES2NETS
 from panoptic.resnet import DEPTHS, STAGES
+from panoptic.swin import SWINS
 
 
 def trunk_config(trunk: Mapping[str, Tensor]) -> Backbone:
-    """Depth, stem and deformable stages of a ResNet with torchvision's names; strides and dilations leave no trace.
+    """Kind, depth, stem and deformable stages of a backbone under the published names (a ResNet's are torchvision's).
+
+    Strides, dilations and stochastic depth leave no trace.
 
     Raises:
-        ValueError: the blocks are those of no known ResNet.
+        ValueError: the blocks are those of no known backbone.
     """
-    counts = tuple(len({k.split(".")[1] for k in trunk if k.startswith(f"layer{layer}.")}) for layer in (1, 2, 3, 4))
-    bottleneck = "layer1.0.conv3.weight" in trunk
-    for name, depth in DEPTHS.items():
-        if (depth.bottleneck, depth.blocks) == (bottleneck, counts):
-            plain = Backbone(name=name, stem="deeplab" if "conv3.weight" in trunk else "conv7")
-            return replace(plain, **_deformable(trunk))
-    raise ValueError(f"convert: a backbone of {list(counts)} residual blocks is none of {', '.join(DEPTHS)}")
+    if "patch_embed.proj.weight" in trunk:
+        return Backbone(name=_swin(trunk))
+    if "features.0.weight" in trunk:
+        return Backbone(name="vgg16_bn" if "features.1.running_mean" in trunk else "vgg16")
+    counts = _counts(trunk, "layer{}.", 1)
+    if "layer1.0.convs.0.weight" in trunk:
+        deep = "conv1.0.weight" in trunk
+        return Backbone(name=_name({n: (k.deep, k.blocks) for n, k in RES2NETS.items()}, (deep, counts)))
+    found = ("layer1.0.conv3.weight" in trunk, "layer1.0.conv2b.weight" in trunk, counts)
+    name = _name({n: (d.bottleneck, d.double, d.blocks) for n, d in DEPTHS.items()}, found)
+    plain = Backbone(name=name, stem="deeplab" if "conv3.weight" in trunk else "conv7")
+    return replace(plain, **_deformable(trunk))
+
+
+def _swin(trunk: Mapping[str, Tensor]) -> str:
+    table = trunk.get("layers.0.blocks.0.attn.relative_position_bias_table")
+    window = 0 if table is None else (math.isqrt(len(table)) + 1) // 2
+    found = (len(trunk["patch_embed.proj.weight"]), _counts(trunk, "layers.{}.blocks.", 0), window)
+    return _name({name: (size.width, size.blocks, size.window) for name, size in SWINS.items()}, found)
+
+
+def _counts(trunk: Mapping[str, Tensor], layer: str, first: int) -> tuple[int, ...]:
+    """Blocks of the four stages."""
+    prefixes = [layer.format(first + k) for k in range(4)]
+    return tuple(len({k.removeprefix(p).split(".")[0] for k in trunk if k.startswith(p)}) for p in prefixes)
+
+
+def _name(known: Mapping[str, Any], found: Any) -> str:
+    for name, shape in known.items():
+        if shape == found:
+            return name
+    raise ValueError(f"convert: a backbone of the shape {found} is none of {', '.join(known)}")
 
 
 def _deformable(trunk: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -133,3 +133,26 @@ def test_ema_follows_weights_and_statistics_and_keeps_integers():
     assert ema.module.backbone[1].running_mean[0].item() == pytest.approx(moved, rel=1e-5)
     assert ema.module.index.tolist() == [7, 3, 250]
     assert math.isfinite(float(ema.module.backbone[1].running_var.sum()))
+
+
+def test_adam_penalises_weights_and_adamw_shrinks_them():
+    """Without a gradient, Adam's decay becomes a step of the whole rate, AdamW's a factor of 1 - rate * decay."""
+    ends = {}
+    for rule in ("adam", "adamw"):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(layer.weight, 2.0)
+        optimiser = build_optimiser(layer, Optim(optimiser=rule, lr=0.1, weight_decay=0.5))
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        optimiser.step()
+        ends[rule] = layer.weight.item()
+    assert ends["adam"] == pytest.approx(2.0 - 0.1) and ends["adamw"] == pytest.approx(2.0 * (1 - 0.1 * 0.5))
+
+
+def test_tables_of_positions_are_not_decayed():
+    from panoptic.swin import WindowAttention
+
+    attention = WindowAttention(8, 2, 3)
+    for decay, undecayed in (("weights_and_biases", 1), ("weights", 3), ("all", 0)):
+        groups = parameter_groups(attention, Optim(decay=decay, weight_decay=0.1))
+        free = [p for group in groups if group["weight_decay"] == 0 for p in group["params"]]
+        assert len(free) == undecayed and (not free or any(p is attention.relative_position_bias_table for p in free))

@@ -15,7 +15,12 @@ import torchvision
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone, load_weights
+from panoptic.convert.trunks import trunk_config
 from panoptic.layers import FrozenBatchNorm
+from panoptic.res2net import RES2NETS
+from panoptic.resnet import DEPTHS
+from panoptic.swin import SWINS
+from panoptic.vgg import VGGS
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -351,3 +356,25 @@ def test_caffe2_files_load_where_they_may(name: str) -> None:
         load_weights(Backbone(name, norm="frozen").build(), state)
     with pytest.raises(ValueError, match=r"missing: .*layer1.0.conv1.weight"):
         load_weights(target, {k: v for k, v in state.items() if k != "res2_0_branch2a_w"})
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        *(Backbone(name) for name in (*DEPTHS, *RES2NETS, *SWINS, *VGGS)),
+        Backbone("resnet101", stem="deeplab", deformable="v2", deformable_stages=("res5",)),
+        Backbone("resnet50", deformable="v1"),
+    ],
+    ids=lambda backbone: f"{backbone.name}-{backbone.deformable}",
+)
+def test_weights_tell_their_backbone(backbone: Backbone) -> None:
+    with torch.device("meta"):
+        assert trunk_config(backbone.build().state_dict()) == backbone
+
+
+def test_weights_of_no_known_backbone_are_refused() -> None:
+    with torch.device("meta"):
+        resnet, swin = (Backbone(name).build().state_dict() for name in ("resnet50", "swin_tiny"))
+    for state, part in ((resnet, "layer3.5."), (swin, "layers.2.blocks.5.")):
+        with pytest.raises(ValueError, match="is none of"):
+            trunk_config({key: value for key, value in state.items() if not key.startswith(part)})
