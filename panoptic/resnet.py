@@ -233,9 +233,9 @@ class DeformableConv3x3(nn.Module):
                 x,
                 offsets[:, :18],
                 self.weight.float(),
-                stride=self.stride,
-                padding=self.dilation,
-                dilation=self.dilation,
+                stride=(self.stride, self.stride),
+                padding=(self.dilation, self.dilation),
+                dilation=(self.dilation, self.dilation),
                 mask=mask,
             )
 

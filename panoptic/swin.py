@@ -10,6 +10,7 @@ Shapes: B images, H x W canvas, h x w a feature map, C channels, w windows of s 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ class Swin(nn.Module):
         """[B, 3, H, W] of any size to the four maps [B, C, h, w]; quarters and halves are rounded up."""
         x = self.patch_embed(x)
         features = {}
-        for index, (name, stage) in enumerate(zip(STAGES, self.layers, strict=True)):
+        for index, (name, stage) in enumerate(zip(STAGES, cast(list[Stage], self.layers), strict=True)):
             x = stage(x)
             features[name] = self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2).contiguous()
             x = stage.downsample(x) if index < 3 else x
@@ -82,8 +83,8 @@ class Swin(nn.Module):
 
     def fix_stages(self, count: int) -> None:
         """Frozen blocks compute as in evaluation: no residual branch is skipped."""
-        for stage in list(self.layers)[: max(0, count - 1)]:
-            for block in stage.blocks:
+        for stage in cast(list[Stage], list(self.layers))[: max(0, count - 1)]:
+            for block in cast(list[Block], stage.blocks):
                 block.drop_path = 0.0
 
 
