@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 
 from panoptic.layers import resize
@@ -107,16 +106,6 @@ def own_pixels(found: Found, size: tuple[int, int], threshold: float) -> Tensor:
         best[rows, columns] = torch.where(better, values, best[rows, columns])
         owner[rows, columns] = torch.where(better, k + 1, owner[rows, columns])
     return owner
-
-
-def encode_instances(found: Found, size: tuple[int, int], threshold: float) -> list[dict]:
-    """COCO RLE of each instance's own mask, which may overlap others."""
-    plane, masks = np.zeros(size, np.uint8, order="F"), []
-    for rows, columns, values in _windows(found, size):
-        plane[rows, columns] = (values >= threshold).cpu().numpy()
-        masks.append(rle.encode(plane))
-        plane[rows, columns] = 0
-    return masks
 
 
 def _windows(found: Found, size: tuple[int, int]) -> list[tuple[slice, slice, Tensor]]:

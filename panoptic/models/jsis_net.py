@@ -40,18 +40,21 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers import Norm, Pixels, resize, set_norm_momentum
-from panoptic.merging.jsis import Conflicts, Found, best_classes, encode_instances, merge_conflicts
+from panoptic.merging.jsis import Conflicts, Found, best_classes, merge_conflicts
 from panoptic.models.interface import Outputs, PanopticModel
 from panoptic.proposals import c4
+from panoptic.proposals.detector import enlarge_boxes, paste_detections, true_detections
 from panoptic.proposals.heads import Detection, Sampled, box_losses, mask_loss, sample_regions
+from panoptic.proposals.paste import encode
 from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
 from panoptic.pyramid import Deconvolution, PooledSemantics
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets.instances import boxes, instance_lists, region_masks
+from panoptic.targets.instances import instance_lists, region_masks
 from panoptic.targets.pixels import is_thing, semantic_map
 
 CERTAIN = 30.0
@@ -213,24 +216,21 @@ class JSISNet(PanopticModel):
 
     @torch.no_grad()
     def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged maps at `frame.output_sizes`; things are scored by the probability of their class."""
-        found = self._found(outputs, frame, self.config.detection, self.config.background_wins)
-        return [
-            merge_conflicts(
-                found[b], self._probabilities(outputs, frame, b), _pair(size), self.categories, self.config.conflicts
-            )
-            for b, size in enumerate(frame.output_sizes)
-        ]
+        """Merged maps at `frame.output_sizes`; things have the probability of their class as score, stuff has 1."""
+        outputs, maps = self.detections(outputs, frame), []
+        for b, size in enumerate(frame.output_sizes):
+            found, probabilities = self._found(outputs, frame, b), self._probabilities(outputs, frame, b)
+            maps.append(merge_conflicts(found, probabilities, _pair(size), self.categories, self.config.conflicts))
+        return maps
 
     @torch.no_grad()
     def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
-        """What the head finds, before merging and from a lower score on (`instance_threshold`)."""
-        detection = replace(self.config.detection, threshold=self.config.instance_threshold)
-        scored = []
-        for found, size in zip(self._found(outputs, frame, detection, False), frame.output_sizes, strict=True):
-            masks = encode_instances(found, _pair(size), self.config.conflicts.mask_threshold)
-            labels, scores, corners = (x.cpu().numpy() for x in (found.labels, found.scores, found.boxes))
-            scored.append(Instances(masks, labels, scores.astype(np.float32), corners.astype(np.float32)))
+        """All detections, best first: those of `instance_threshold`."""
+        outputs, scored = self.detections(outputs, frame), []
+        for b, size in enumerate(frame.output_sizes):
+            pasted, rows = paste_detections(outputs, frame, b, -np.inf)
+            masks = [encode(instance, _pair(size)) for instance in pasted]
+            scored.append(Instances(masks, rows[:, 5].long().numpy(), rows[:, 4].numpy(), rows[:, :4].numpy()))
         return scored
 
     @torch.no_grad()
@@ -246,12 +246,37 @@ class JSISNet(PanopticModel):
         return maps
 
     @torch.no_grad()
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
-        """float [P, 4] of each image, best first, in pixels of the output; for the recall of region proposals."""
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
+        """float [P, 4] of each image, best first, in pixels of the output; None without an instance branch."""
         if self.regions is None:
-            return [torch.zeros(0, 4) for _ in frame.sizes]
-        found = self._proposed(outputs, frame, training=False)
-        return [part.boxes * _scale(frame, b, part.boxes) for b, part in enumerate(found)]
+            return None
+        proposed = self._proposed(outputs, frame, training=False)
+        return [enlarge_boxes(part.boxes, frame, b) for b, part in enumerate(proposed)]
+
+    @torch.no_grad()
+    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
+        """`outputs` with "detections" and "masks", unless they are there, and with "background" [B, N] if found here.
+
+        They are those of the lower one of the two thresholds; `segment` takes its own out of them.
+        """
+        if "detections" in outputs and "masks" in outputs:
+            return outputs
+        if "detections" not in outputs:
+            found = self._detect(outputs, frame)
+            most = max([1, *(len(part) for part in found)])
+            rows = torch.stack([pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
+            outputs = outputs | {"detections": rows[:, :, :6], "background": rows[:, :, 6]}
+        rows, side = outputs["detections"], self.config.head.mask_side
+        masks = rows.new_zeros(*rows.shape[:2], side, side)
+        if self.head is None:
+            return outputs | {"masks": masks}
+        things = torch.tensor(self.categories.things, device=rows.device)
+        for b, part in enumerate(rows):
+            kept = part[:, 5] != IGNORE
+            features, classes = outputs["features"][b : b + 1], torch.searchsorted(things, part[kept, 5].long())
+            places = part[kept, :4].contiguous()
+            masks[b, kept] = self.head.outline(features, self.stride, places, classes, self._last_stage())
+        return outputs | {"masks": masks}
 
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
@@ -260,17 +285,8 @@ class JSISNet(PanopticModel):
         void = (self.categories.stuff or self.categories.things)[0]
         classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
         logits = torch.zeros(len(classes), len(self.categories), *targets.frame.canvas, device=classes.device)
-        outlines = boxes(targets)
-        present = is_thing(targets, self.categories) & (outlines[:, :, 2] > outlines[:, :, 0])
-        labels = torch.where(present, targets.labels, IGNORE)
-        every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
-        corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
-        masks = region_masks(targets, every, list(corners), every, self.config.head.mask_side)
-        return {
-            "semantic": logits.scatter_(1, classes, CERTAIN),
-            "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
-            "masks": masks.view(*labels.shape, *masks.shape[1:]),
-        }
+        found = true_detections(targets, is_thing(targets, self.categories), self.config.head.mask_side)
+        return {"semantic": logits.scatter_(1, classes, CERTAIN), **found}
 
     def _shared(self, x: Tensor) -> Tensor:
         """Normalised images to the map that both branches share."""
@@ -345,29 +361,29 @@ class JSISNet(PanopticModel):
         """The ResNet's, where the head has none of its own."""
         return None if self.config.head.width else self.backbone.get_submodule("layer4")
 
-    def _found(self, outputs: Outputs, frame: Frame, detection: Detection, background_wins: bool) -> list[Found]:
-        """The instances of each image, in pixels of the output."""
-        images = range(len(frame.sizes))
-        if "detections" in outputs:
-            return [self._given(outputs, frame, b) for b in images]
+    def _detect(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
+        """For each image float [N, 7]: a row of "detections" and how probable the background is."""
         if self.head is None:
-            nothing = outputs["semantic"].new_zeros
-            return [Found(nothing(0, 4), nothing(0, 1, 1), nothing(0).long(), nothing(0)) for _ in images]
-        things, found = torch.tensor(self.categories.things, device=outputs["features"].device), []
+            return [outputs["semantic"].new_zeros(0, 7) for _ in frame.sizes]
+        threshold = min(self.config.detection.threshold, self.config.instance_threshold)
+        detection, found = replace(self.config.detection, threshold=threshold), []
+        things = torch.tensor(self.categories.things, device=outputs["features"].device)
         for b, proposed in enumerate(self._proposed(outputs, frame, training=False)):
             features, size = outputs["features"][b : b + 1], _pair(frame.sizes[b])
-            instances, masks = self.head.instances(
-                features, self.stride, proposed.boxes, size, detection, self._last_stage(), background_wins
+            best, background = self.head.detect(
+                features, self.stride, proposed.boxes, size, detection, self._last_stage()
             )
-            corners = instances.boxes * _scale(frame, b, instances.boxes)
-            found.append(Found(corners, masks, things[instances.classes], instances.scores))
+            columns = torch.stack([best.scores, things[best.classes].to(best.scores), background], 1)
+            found.append(torch.cat([best.boxes, columns], 1))
         return found
 
-    def _given(self, outputs: Outputs, frame: Frame, b: int) -> Found:
-        """The instances of image b that came in place of the model's."""
+    def _found(self, outputs: Outputs, frame: Frame, b: int) -> Found:
+        """The instances of image b that are merged."""
         rows = outputs["detections"][b]
-        kept = rows[:, 5] != IGNORE
-        corners = rows[kept, :4] * _scale(frame, b, rows)
+        kept = (rows[:, 5] != IGNORE) & (rows[:, 4] > self.config.detection.threshold)
+        if self.config.background_wins and "background" in outputs:
+            kept &= rows[:, 4] >= outputs["background"][b]
+        corners = enlarge_boxes(rows[kept, :4], frame, b)
         return Found(corners, outputs["masks"][b][kept], rows[kept, 5].long(), rows[kept, 4])
 
     def _probabilities(self, outputs: Outputs, frame: Frame, b: int) -> Tensor | None:
@@ -377,12 +393,6 @@ class JSISNet(PanopticModel):
         height, width = _pair(frame.sizes[b])
         logits = resize(outputs["semantic"][b : b + 1], frame.canvas, self.config.align_corners)
         return logits[0, :, :height, :width].softmax(0)
-
-
-def _scale(frame: Frame, b: int, like: Tensor) -> Tensor:
-    """float [4], pixels of the output for one of image b, for x0 y0 x1 y1."""
-    height, width = (frame.output_sizes[b].double() / frame.sizes[b]).tolist()
-    return like.new_tensor([width, height, width, height])
 
 
 def _pair(size: Tensor) -> tuple[int, int]:

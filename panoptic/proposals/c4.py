@@ -95,7 +95,7 @@ class StageHead(nn.Module):
             return self.masks(features, classes).float()
 
     @torch.no_grad()
-    def instances(
+    def detect(
         self,
         features: Tensor,
         stride: int,
@@ -103,9 +103,8 @@ class StageHead(nn.Module):
         size: tuple[int, int],
         detection: Detection,
         stage: nn.Module | None,
-        background_wins: bool,
     ) -> tuple[Detections, Tensor]:
-        """What one image holds, and how probable each instance is in the cells of its box, float [N, M, M].
+        """What one image holds, and float [N], how probable each region is to be background.
 
         Args:
             features: [1, C, h, w].
@@ -114,24 +113,28 @@ class StageHead(nn.Module):
             size: height and width of the image, without batch padding.
             detection: thresholds and numbers.
             stage: as in `look`.
-            background_wins: a region whose background is more probable than every thing is no instance.
         """
         parts = [self.boxes(self.look(features, stride, [part], stage)) for part in boxes.split(AT_ONCE)]
         logits, deltas = (torch.cat(part) for part in zip(*parts, strict=True))
+        probabilities = logits.softmax(1)
         decoded = decode(boxes, deltas, detection.code)
-        found = detect_best(
-            decoded,
-            logits.softmax(1),
-            size,
-            detection,
-            background_wins=background_wins,
-            across_classes=self.options.across_classes,
-        )
+        found = detect_best(decoded, probabilities, size, detection, self.options.across_classes)
+        return found, probabilities[found.regions, -1]
+
+    @torch.no_grad()
+    def outline(self, features: Tensor, stride: int, boxes: Tensor, classes: Tensor, stage: nn.Module | None) -> Tensor:
+        """How probable each instance of one image is in the cells of its box, float [N, M, M].
+
+        Args:
+            features, stride, stage: as in `detect`.
+            boxes: float [N, 4].
+            classes: int64 [N].
+        """
         masks = [features.new_zeros(0, self.options.mask_side, self.options.mask_side)]
-        for part, classes in zip(found.boxes.split(AT_ONCE), found.classes.split(AT_ONCE), strict=True):
+        for part, labels in zip(boxes.split(AT_ONCE), classes.split(AT_ONCE), strict=True):
             if len(part):
-                masks.append(self.read_mask(self.look(features, stride, [part], stage), classes).sigmoid())
-        return found, torch.cat(masks)
+                masks.append(self.read_mask(self.look(features, stride, [part], stage), labels).sigmoid())
+        return torch.cat(masks)
 
 
 class BoxReader(nn.Module):
@@ -246,13 +249,7 @@ def remove_stride(stage: nn.Module) -> None:
 
 @torch.no_grad()
 def detect_best(
-    boxes: Tensor,
-    probabilities: Tensor,
-    size: tuple[int, int],
-    detection: Detection,
-    *,
-    background_wins: bool,
-    across_classes: bool,
+    boxes: Tensor, probabilities: Tensor, size: tuple[int, int], detection: Detection, across_classes: bool
 ) -> Detections:
     """Detections of one image, at most one of each region: that of its most probable thing.
 
@@ -261,14 +258,11 @@ def detect_best(
         probabilities: float [P, K + 1], background last.
         size: height and width of the image.
         detection: thresholds and numbers.
-        background_wins: as in `StageHead.instances`.
-        across_classes: as in `StageOptions`.
+        across_classes: detections of different classes suppress each other too.
     """
     best, label = probabilities[:, :-1].max(1)
     chosen = clip(boxes.unflatten(1, (-1, 4))[torch.arange(len(label), device=label.device), label], *size)
     kept = chosen.isfinite().all(1) & (best > detection.threshold) & ~is_empty(chosen)
-    if background_wins:
-        kept &= best >= probabilities[:, -1]
     region = kept.nonzero()[:, 0]
     group = torch.zeros_like(region) if across_classes else label[region]
     region = region[batched_nms(chosen[region], best[region], group, detection.nms)[: detection.most]]

@@ -141,16 +141,7 @@ class Detector(nn.Module):
     @torch.no_grad()
     def truth(self, targets: Targets) -> dict[str, Tensor]:
         """The "detections" and "masks" of the truth, without crowds."""
-        outlines = boxes(targets)
-        present = is_instance(targets, self.categories) & (outlines[:, :, 2] > outlines[:, :, 0])
-        labels = torch.where(present, targets.labels, IGNORE)
-        every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
-        corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
-        masks = region_masks(targets, every, list(corners), every, 2 * self.config.heads.mask_side)
-        return {
-            "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
-            "masks": masks.view(*labels.shape, *masks.shape[1:]),
-        }
+        return true_detections(targets, is_instance(targets, self.categories), 2 * self.config.heads.mask_side)
 
     def _anchored(self, outputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Logits, deltas and anchors of each level, in one order."""
@@ -196,6 +187,20 @@ class Detector(nn.Module):
             best = detect(moved, probabilities, (size[0], size[1]), self.config.detection)
             found.append(torch.cat([best.boxes, best.scores[:, None], things[best.classes][:, None]], 1))
         return found
+
+
+def true_detections(targets: Targets, wanted: Tensor, side: int) -> dict[str, Tensor]:
+    """The "detections" and "masks" (M is `side`) of the true segments that are `wanted` (bool [B, N]) and not empty."""
+    outlines = boxes(targets)
+    present = wanted & (outlines[:, :, 2] > outlines[:, :, 0])
+    labels = torch.where(present, targets.labels, IGNORE)
+    every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
+    corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
+    masks = region_masks(targets, every, list(corners), every, side)
+    return {
+        "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
+        "masks": masks.view(*labels.shape, *masks.shape[1:]),
+    }
 
 
 def enlarge_boxes(boxes: Tensor, frame: Frame, image: int) -> Tensor:
