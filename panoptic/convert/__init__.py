@@ -6,7 +6,9 @@
 | `detectron2` | detectron2's Panoptic-DeepLab project and its Panoptic FPN (`.pkl`, `.pth`) |
 | `panopticfcn` | dvlab-research/PanopticFCN, plain and starred, and its fork for Cityscapes (`.pth`) |
 | `detr` | facebookresearch/detr, detection and panoptic (`detr-r50-panoptic-00ce5173.pth`) |
-| `transformers` | Hugging Face's DETR, versions 4 and 5 |
+| `maskformer` | facebookresearch/MaskFormer, both pixel decoders, ResNet and Swin (`.pkl`) |
+| `mask2former` | facebookresearch/Mask2Former, ResNet and Swin (`.pkl`) |
+| `transformers` | Hugging Face's DETR, MaskFormer and Mask2Former, versions 4 and 5 |
 
 `convert_trunk` does the same with torchvision's ResNet classifiers.
 
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
-from panoptic.convert import detr, panoptic_deeplab, panoptic_fcn, panoptic_fpn
+from panoptic.convert import detr, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
 from panoptic.convert.trunks import trunk_config
@@ -39,7 +41,9 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     "detectron2": (panoptic_deeplab.DETECTRON2, panoptic_fpn.DETECTRON2),
     "panopticfcn": (panoptic_fcn.PANOPTICFCN,),
     "detr": (detr.ORIGINAL,),
-    "transformers": (detr.TRANSFORMERS,),
+    "maskformer": (maskformer.ORIGINAL,),
+    "mask2former": (mask2former.ORIGINAL,),
+    "transformers": (detr.TRANSFORMERS, maskformer.TRANSFORMERS, mask2former.TRANSFORMERS),
 }
 """Every source, and the architectures that it published."""
 

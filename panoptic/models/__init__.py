@@ -6,8 +6,18 @@ command line and the contract tests read it. A new architecture adds its config 
 
 from panoptic.models.detr import DETRConfig
 from panoptic.models.jsis_net import JSISNetConfig
+from panoptic.models.mask2former import Mask2FormerConfig
+from panoptic.models.maskformer import MaskFormerConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.models.panoptic_fcn import PanopticFCNConfig
 from panoptic.models.panoptic_fpn import PanopticFPNConfig
 
-Architecture = PanopticDeepLabConfig | PanopticFPNConfig | PanopticFCNConfig | DETRConfig | JSISNetConfig
+Architecture = (
+    PanopticDeepLabConfig
+    | PanopticFPNConfig
+    | PanopticFCNConfig
+    | DETRConfig
+    | JSISNetConfig
+    | MaskFormerConfig
+    | Mask2FormerConfig
+)
