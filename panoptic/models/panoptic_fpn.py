@@ -18,8 +18,8 @@ Canvases of any size work: the network pads them to whole cells of its coarsest 
 `semantics` is what the semantic branch says of stuff; where it says "things" the class comes from the merged map.
 
 The truth in place of the outputs (`truth`) goes through masks of 28 x 28 in boxes, so that the map comes back only
-nearly: PQ 95 at least in the contract tests. "masks" of the truth lie in its boxes and so count only with its
-"detections".
+nearly: PQ 99 at least in the contract tests, 97 on the same maps four times as large. "masks" of the truth lie in its
+boxes and so count only with its "detections".
 
 Shapes: B images, S stuff classes, K thing classes, H x W canvas, h x w a level, A anchors of a cell, N detections, M
 side of a mask. "p2" to "p6" have strides 4 to 64.

@@ -16,6 +16,7 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.convert import convert, convert_trunk, read_checkpoint
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_fpn import CAFFE2, PanopticFPNConfig
 from panoptic.segmentation import Categories
 
 
@@ -85,6 +86,63 @@ def test_published_models(shared, name, source, classes, entries, parameters, ex
         model = config.build(categories(classes))
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}
+
+
+def kinds(things: int, stuff: int) -> Categories:
+    entries = [{"id": i, "name": f"class {i}", "isthing": i < things} for i in range(things + stuff)]
+    return Categories.from_coco(entries)
+
+
+@pytest.fixture
+def fpn(shared) -> dict[str, torch.Tensor]:
+    return published(shared, "panoptic_fpn_r50_coco")
+
+
+def test_panoptic_fpn(fpn) -> None:
+    config, weights = convert(fpn, "detectron2", kinds(80, 53))
+    assert config == PanopticFPNConfig()
+    with torch.device("meta"):
+        model = config.build(kinds(80, 53))
+    assert len(fpn) == 330 and sum(p.numel() for p in model.parameters()) == 45_973_990
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in weights.items()}
+    deeper = dict(fpn)
+    for block in range(6, 23):
+        for key, value in fpn.items():
+            if key.startswith("backbone.bottom_up.res4.5."):
+                deeper[key.replace("res4.5.", f"res4.{block}.")] = value
+    config, weights = convert(deeper, "detectron2", kinds(80, 53))
+    assert config == PanopticFPNConfig(backbone=replace(CAFFE2, name="resnet101"))
+
+
+def test_panoptic_fpn_of_other_sizes_and_ages(fpn) -> None:
+    heads = {
+        "roi_heads.box_predictor.cls_score.weight": (9, 1024),
+        "roi_heads.box_predictor.cls_score.bias": (9,),
+        "roi_heads.box_predictor.bbox_pred.weight": (32, 1024),
+        "roi_heads.box_predictor.bbox_pred.bias": (32,),
+        "roi_heads.mask_head.predictor.weight": (8, 256, 1, 1),
+        "roi_heads.mask_head.predictor.bias": (8,),
+        "sem_seg_head.predictor.weight": (12, 128, 1, 1),
+        "sem_seg_head.predictor.bias": (12,),
+    }
+    old = {key: value for key, value in fpn.items() if not key.endswith((".running_mean", ".running_var"))}
+    old |= {key: torch.zeros(()).expand(shape) for key, shape in heads.items()}
+    old |= {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
+    old |= {f"proposal_generator.anchor_generator.cell_anchors.{k}": torch.zeros(3, 4) for k in range(5)}
+    config, weights = convert(old, "detectron2", kinds(8, 11))
+    assert config == PanopticFPNConfig()
+    assert weights["backbone.layer3.2.bn1.running_var"].eq(1).all()  # not 1 - eps, as a fresh norm has
+    assert config.build(kinds(8, 11)).load_state_dict(weights).missing_keys == []
+
+
+def test_panoptic_fpn_refuses_what_it_does_not_know(fpn) -> None:
+    with pytest.raises(ValueError, match="80 thing and 53 stuff classes, the list has 8 and 11"):
+        convert(fpn, "detectron2", kinds(8, 11))
+    with pytest.raises(ValueError, match=r"not known to have: roi_heads\.box_head\.0\.fc1\.weight"):
+        convert({**fpn, "roi_heads.box_head.0.fc1.weight": torch.zeros(1)}, "detectron2", kinds(80, 53))
+    lacking = {key: value for key, value in fpn.items() if key != "sem_seg_head.p4.2.weight"}
+    with pytest.raises(ValueError, match=r"missing .*semantic\.branches\.p4\.1\.conv\.weight"):
+        convert(lacking, "detectron2", kinds(80, 53))
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23_508_032), ("resnet101", 42_500_160)])
