@@ -132,9 +132,13 @@ class Mask2Former(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs of `mask_classification`."""
-        features = self.backbone(self.pixels(images, frame))
+        return self.answer(self.pixels(images, frame))
+
+    def answer(self, pixels: Tensor) -> Outputs:
+        """`network` of normalised pixels, float [B, 3, H, W]."""
+        features = self.backbone(pixels)
         if self.config.full_precision:
-            with torch.autocast(images.device.type, enabled=False):
+            with torch.autocast(pixels.device.type, enabled=False):
                 decoded = self._decode({name: feature.float() for name, feature in features.items()})
         else:
             decoded = self._decode(features)

@@ -125,7 +125,11 @@ class MaskFormer(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs of `mask_classification`."""
-        decoded, coarsest = self.pixel_decoder(self.backbone(self.pixels(images, frame)))
+        return self.answer(self.pixels(images, frame))
+
+    def answer(self, pixels: Tensor) -> Outputs:
+        """`network` of normalised pixels, float [B, 3, H, W]."""
+        decoded, coarsest = self.pixel_decoder(self.backbone(pixels))
         memory = coarsest if self.project is None else self.project(coarsest)
         states = self.decoder(self.query_positions.weight, memory.flatten(2).transpose(1, 2), map_positions(memory))
         classes, embeddings = self.class_head(states), self.mask_head(states)
