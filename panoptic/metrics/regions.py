@@ -1,6 +1,7 @@
-"""Agreement of class maps: pixel counts over pairs of maps, confusion matrix, mean IoU, pixel accuracy.
+"""Agreement of class maps: pixel counts over pairs of maps, confusion matrix, mean IoU, pixel accuracy; and how many
+things region proposals cover.
 
-Shapes: H x W pixels, C classes.
+Shapes: H x W pixels, C classes, N things of an image, P proposals.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from pycocotools import mask as rle
 
-from panoptic.segmentation import IGNORE, Categories
+from panoptic.merging.centres import encode_masks
+from panoptic.segmentation import IGNORE, Categories, Segmentation
 
 _BLOCK = 1 << 17
 """Pixels that are compared at once: what is written then still lies in the cache when it is read."""
@@ -106,6 +109,63 @@ def mean_iou(confusion: np.ndarray) -> Regions:
     iou = np.divide(100 * right, union, out=np.full(len(right), np.nan), where=union > 0)
     total = confusion.sum()
     return Regions(iou, _mean(iou), float(100 * right.sum() / total) if total else float("nan"))
+
+
+@dataclass(frozen=True)
+class RecallCounts:
+    """How many true things some proposal covers; counts of images add up."""
+
+    covered: np.ndarray
+    """int64 [C]."""
+    total: np.ndarray
+    """int64 [C], true things that are no crowd; 0 for stuff."""
+
+    def __add__(self, other: RecallCounts) -> RecallCounts:
+        return RecallCounts(self.covered + other.covered, self.total + other.total)
+
+    @classmethod
+    def zeros(cls, classes: int) -> RecallCounts:
+        """Of no image."""
+        return cls(np.zeros(classes, np.int64), np.zeros(classes, np.int64))
+
+    @property
+    def recall(self) -> float:
+        """Percent of all things; NaN where there is none."""
+        total = self.total.sum()
+        return float(100 * self.covered.sum() / total) if total else float("nan")
+
+    @property
+    def mean_recall(self) -> float:
+        """Percent of the things of a class, averaged over the classes that occur; NaN where none does."""
+        known = self.total > 0
+        return _mean(100 * self.covered[known] / self.total[known])
+
+
+def count_recall(truth: Segmentation, boxes: np.ndarray, categories: Categories, overlap: float = 0.5) -> RecallCounts:
+    """Which things of an image are covered by a proposal: recall of region proposals.
+
+    A thing is covered if any box overlaps its own box by `overlap` at least; one proposal may cover several.
+
+    Args:
+        truth: at the size to which the boxes refer; crowds and segments without a pixel are not counted.
+        boxes: float [P, 4], x0 y0 x1 y1, half-open.
+        categories: tell which classes are things.
+        overlap: least intersection over union.
+    """
+    wanted = np.array(categories.is_thing, bool)[truth.labels] & ~truth.is_crowd() & (truth.areas() > 0)
+    entries = np.flatnonzero(wanted)
+    classes = len(categories)
+    if not len(entries):
+        return RecallCounts.zeros(classes)
+    things = rle.toBbox(encode_masks(truth.segments, entries + 1))  # pyright: ignore[reportArgumentType]
+    things[:, 2:] += things[:, :2]
+    proposed = np.asarray(boxes, np.float64).reshape(-1, 4)
+    low = np.maximum(things[:, None, :2], proposed[:, :2])
+    shared = np.clip(np.minimum(things[:, None, 2:], proposed[:, 2:]) - low, 0, None).prod(2)
+    areas = [(part[:, 2:] - part[:, :2]).prod(1) for part in (things, proposed)]
+    hit = (shared >= overlap * (areas[0][:, None] + areas[1] - shared)).any(1)
+    labels = truth.labels[entries]
+    return RecallCounts(np.bincount(labels[hit], minlength=classes), np.bincount(labels, minlength=classes))
 
 
 def _mean(values: np.ndarray) -> float:
