@@ -11,12 +11,11 @@ from torch import Tensor
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine, Health, prepare, train_step
-from panoptic.metrics.quality import QualityCounts, count, quality
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.optim import Optim, build_optimiser
-from panoptic.png import decode_image, from_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
-from panoptic.transforms import Augment, Resize, evaluation_view, generator, training_view
+from panoptic.transforms import Augment, generator, training_view
+from tests.panoptic.models.photographs import learn, photographs
 
 NARROW = PanopticDeepLabConfig(
     backbone=Backbone(name="resnet18"),
@@ -100,37 +99,10 @@ def test_four_photographs_are_learnt(shared) -> None:  # type: ignore[no-untyped
 
     Measured: 42.7 after 200 steps, 56.2 after 400; what is left are things of a few pixels.
     """
-    import json
-
-    root = shared("data/coco_sample")
-    record = json.loads((root / "annotations/panoptic_sample.json").read_text())
-    categories = Categories.from_coco(record["categories"])
-    files = {image["id"]: image["file_name"] for image in record["images"]}
-    samples = []
-    for entry in record["annotations"]:
-        png = (root / "annotations/panoptic_sample" / entry["file_name"]).read_bytes()
-        image = decode_image((root / "images" / files[entry["image_id"]]).read_bytes())
-        truth = from_coco(png, entry, categories, entry["file_name"])
-        view = evaluation_view(Sample(image, truth, entry["file_name"]), Resize(short=96))
-        samples.append(replace(view, original=None, truth=view.truth.compact()))  # judged at the size that is learnt
-    torch.manual_seed(0)
-    engine, optim, steps = Engine(), Optim(lr=2e-3, schedule="poly", warmup_steps=20, clip_norm=5.0), 400
     config = replace(
         NARROW, norm="group", backbone=Backbone(name="resnet18", norm="group"), semantic_loss="cross_entropy"
     )
-    model = prepare(config.build(categories), "cpu", engine).train()
-    optimiser, health, batch, losses = build_optimiser(model, optim), Health(), collate(samples), []
-    for step in range(steps):
-        result = train_step(
-            model, optimiser, [batch], step=step, total=steps, optim=optim, engine=engine, health=health
-        )
-        losses.append(float(result.losses["total"]))
+    optim = Optim(lr=2e-3, schedule="poly", warmup_steps=20, clip_norm=5.0)
+    losses, pq = learn(config, *photographs(shared), steps=400, optim=optim)
     assert losses[-1] < 0.05 * losses[0]
-    model.eval()
-    with torch.no_grad():
-        _, maps = model(batch[0], frame=batch[1].frame, segment=True)
-    assert maps is not None
-    total = QualityCounts.zeros(len(categories))
-    for sample, found in zip(samples, maps, strict=True):
-        total += count(sample.truth, found, categories)
-    assert quality(total, categories).all.pq > 40
+    assert pq > 40

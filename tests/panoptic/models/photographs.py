@@ -1,0 +1,61 @@
+"""Four photographs of COCO, learnt by heart: the same test of every architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from panoptic.engine import Engine, Health, prepare, train_step
+from panoptic.metrics.quality import QualityCounts, count, quality
+from panoptic.optim import Optim, build_optimiser
+from panoptic.png import decode_image, from_coco
+from panoptic.segmentation import Categories, Sample, collate
+from panoptic.transforms import Resize, evaluation_view
+
+
+def photographs(shared: Callable[[str], Path], short: int = 96) -> tuple[list[Sample], Categories]:
+    """The photographs with their crowd and their void, judged at the size that is learnt."""
+    root = shared("data/coco_sample")
+    record = json.loads((root / "annotations/panoptic_sample.json").read_text())
+    categories = Categories.from_coco(record["categories"])
+    files = {image["id"]: image["file_name"] for image in record["images"]}
+    samples = []
+    for entry in record["annotations"]:
+        png = (root / "annotations/panoptic_sample" / entry["file_name"]).read_bytes()
+        image = decode_image((root / "images" / files[entry["image_id"]]).read_bytes())
+        truth = from_coco(png, entry, categories, entry["file_name"])
+        view = evaluation_view(Sample(image, truth, entry["file_name"]), Resize(short=short))
+        samples.append(replace(view, original=None, truth=view.truth.compact()))
+    return samples, categories
+
+
+def learn(
+    config: Any, samples: Sequence[Sample], categories: Categories, steps: int, optim: Optim
+) -> tuple[list[float], float]:
+    """Train from scratch on all of them in every step.
+
+    Returns:
+        the loss of each step, and PQ (0 to 100) on the same photographs at the end.
+    """
+    torch.manual_seed(0)
+    engine = Engine()
+    model = prepare(config.build(categories), "cpu", engine).train()
+    optimiser, health, batch, losses = build_optimiser(model, optim), Health(), collate(samples, model.divisor), []
+    for step in range(steps):
+        result = train_step(
+            model, optimiser, [batch], step=step, total=steps, optim=optim, engine=engine, health=health
+        )
+        losses.append(float(result.losses["total"]))
+    model.eval()
+    with torch.no_grad():
+        _, maps = model(batch[0], frame=batch[1].frame, segment=True)
+    assert maps is not None
+    total = QualityCounts.zeros(len(categories))
+    for sample, found in zip(samples, maps, strict=True):
+        total += count(sample.truth, found, categories)
+    return losses, quality(total, categories).all.pq
