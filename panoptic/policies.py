@@ -164,6 +164,7 @@ POLICIES: dict[str, Augment] = {
 
 - none, colour004, ssd: no geometry at all.
 - detr: short side 480 to 800 up to 1333; at probability 1/2 from a crop of sides 384 to 600 of an image of 400 to 600.
+  With rule detectron2 it is MaskFormer's.
 - lsj: Mask2Former on COCO. The result is always 1024 x 1024; padding is grey 128 at the bottom and right.
 - cityscapes_m2f: MaskFormer and Mask2Former on Cityscapes; a smaller image keeps its size.
 - efficientps: scaled to within 0.5 to 2 times 2048 x 1024, cropped to it; a smaller image keeps its size.

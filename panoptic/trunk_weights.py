@@ -24,8 +24,11 @@ from panoptic.swin import Swin
 from panoptic.timm_backbone import TimmBackbone
 from panoptic.vgg import VGG
 
-CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_", "conv1_b")
-"""How names start that belong to the classifier; `conv1_b` is a bias before a norm, which detectron2 drops too."""
+CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_")
+"""How names start that belong to the classifier."""
+
+UNUSED = ("conv1_b", "stem.conv1.bias")
+"""Of Caffe2's files: a bias before a norm, which detectron2 drops too."""
 
 EXTRA = {ResNet: r".*\.(conv2b|bn2b|conv2_offset)\..*", Swin: r"norm[0-3]\..*"}
 """Ours beside the published network, each group present as a whole or not at all."""
@@ -73,7 +76,7 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
     if isinstance(backbone, TimmBackbone):  # whose heads have many names: whatever the pyramid lacks
         renamed = {_timm_key(key, own): value for key, value in state.items()}
         return {key: value for key, value in renamed.items() if key in own}
-    state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}
+    state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER) and key not in UNUSED}
     if isinstance(backbone, Swin):
         return _swin(state)
     if isinstance(backbone, VGG):
@@ -83,6 +86,8 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
             "backbone.weights: these are Caffe2's weights, whose bottlenecks stride in the first 1x1: set "
             "backbone.stride_in_1x1 true (and the model's pixels to BGR with mean 103.53 116.28 123.675, deviation 1)"
         )
+    if any(key.endswith("_gn_s") for key in state) and any(key.endswith("running_mean") for key in own):
+        raise ValueError("backbone.weights: these are weights with group norms: set backbone.norm group")
     renamed = {trunk_key(key): value for key, value in state.items()}
     if not any(key.endswith("running_mean") for key in renamed):
         renamed |= _statistics({key for key in own if key not in renamed}, own)

@@ -218,6 +218,28 @@ def test_colours_leave_the_map_and_the_draws_of_geometry_alone() -> None:
     assert np.array_equal(untouched.image, sample.image)
 
 
+@pytest.mark.parametrize("name", ["detr", "lsj", "cityscapes_m2f", "efficientps"])
+def test_boxes_of_the_map_are_the_transformed_boxes(name: str) -> None:
+    top, left, bottom, right = 93, 121, 210, 301
+    segments = np.zeros((300, 420), np.int32)
+    segments[top:bottom, left:right] = 1
+    sample = Sample(np.zeros((300, 420, 3), np.uint8), Segmentation(segments, np.zeros(1, np.int64)), "box")
+    compared = 0
+    for epoch in range(6):
+        view = training_view(sample, replace(POLICIES[name], colour="none", flip=0.0), generator(5, epoch, 0))
+        if not len(view.truth.labels):
+            continue
+        rows, columns = (np.flatnonzero(view.truth.segments.any(axis)) for axis in (1, 0))
+        for (first, last), found, side, scaled, start, limit in (
+            ((top, bottom), rows, 300, "height", "top", view.truth.size[0]),
+            ((left, right), columns, 420, "width", "left", view.truth.size[1]),
+        ):
+            low, high = (x * view.drawn[scaled] / side - view.drawn[start] for x in (first, last))
+            assert abs(found[0] - max(low, 0)) <= 1 and abs(found[-1] + 1 - min(high, limit)) <= 1
+            compared += 1
+    assert compared >= 4
+
+
 def test_a_second_copy_always_has_the_same_other_colours() -> None:
     sample = replace(tiles(60, 80), image=np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
     augment = Augment(colour="colour004", doubled=True, flip=0.5)

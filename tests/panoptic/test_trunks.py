@@ -352,6 +352,10 @@ def test_caffe2_files_load_where_they_may(name: str) -> None:
     assert all(torch.equal(loaded[k], state[caffe2_name(k)]) for k in keys)
     assert all((v == 0).all() for k, v in loaded.items() if k.endswith("running_mean"))
     assert all((v == 1).all() for k, v in loaded.items() if k.endswith("running_var"))
+    group = {k.replace("_bn_", "_gn_"): v for k, v in state.items()}
+    assert load_weights(Backbone(name, norm="group").build(), group) == []
+    with pytest.raises(ValueError, match=r"backbone\.norm group"):
+        load_weights(target, group)
     with pytest.raises(ValueError, match="stride_in_1x1"):
         load_weights(Backbone(name, norm="frozen").build(), state)
     with pytest.raises(ValueError, match=r"missing: .*layer1.0.conv1.weight"):
