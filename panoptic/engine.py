@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.interface import PanopticModel, full_precision
 from panoptic.optim import Optim, learning_rate_factor, set_learning_rate
-from panoptic.segmentation import Segmentation, Targets
+from panoptic.segmentation import Instances, Segmentation, Targets
 
 
 @dataclass(frozen=True)
@@ -155,18 +155,35 @@ def train_step(
     return StepResult(sums, norm, rate, skipped, images_seen, wait, time.perf_counter() - start)
 
 
+class Judged(NamedTuple):
+    """What one pass over a batch of B images gives."""
+
+    losses: dict[str, Tensor]
+    """Scalars on the device, with their sum as `total`."""
+    maps: list[Segmentation]
+    """Merged, for PQ."""
+    semantics: list[np.ndarray]
+    """int32 [H, W] class maps, for mIoU."""
+    instances: list[Instances] | None
+    """For AP; None where they were not wanted."""
+    proposals: list[Tensor] | None
+    """For recall; None where they were not wanted, and from models without region proposals."""
+    seconds: dict[str, float]
+    """`network`, `merge`, `loss` and `extra` (class maps, instances, proposals)."""
+
+
 def evaluation_step(
-    model: PanopticModel, images: Tensor, targets: Targets, engine: Engine
-) -> tuple[dict[str, Tensor], list[Segmentation], list[np.ndarray]]:
+    model: PanopticModel, images: Tensor, targets: Targets, engine: Engine, instances: bool = False
+) -> Judged:
     """Losses, merged maps and class maps of one batch, from one pass of the network.
 
     Args:
         model: unwrapped and in evaluation mode.
         images: uint8 [B, 3, H, W].
+        instances: also want scored instances and region proposals.
 
     Returns:
-        scalar losses on the device with their sum as `total`, B panoptic maps for PQ, and B int32 class
-        maps for mIoU, both at `targets.frame.output_sizes`.
+        everything but the losses at `targets.frame.output_sizes`.
 
     Raises:
         ValueError: the model is in training mode; its running statistics would learn from the validation.
@@ -174,17 +191,44 @@ def evaluation_step(
     if model.training:
         raise ValueError("evaluation_step: the model is in training mode; call model.eval() first")
     images, targets = _place(model, images, targets, engine)
+    frame, clock = targets.frame, _Clock(images.device)
     with torch.inference_mode():
         with _autocast(images, engine):
-            outputs = model.network(images, targets.frame)
+            outputs = model.network(images, frame)
         outputs = full_precision(outputs)
+        clock.lap("network")
         losses = model.loss(outputs, targets)
-        maps = model.segment(outputs, targets.frame)
+        clock.lap("loss")
+        found = model.detections(outputs, frame)
+        maps = model.segment(found, frame)
+        clock.lap("merge")
         if type(model).semantics is PanopticModel.semantics:  # which would merge once more
             semantics = [segmentation.semantic() for segmentation in maps]
         else:
-            semantics = model.semantics(outputs, targets.frame)
-    return {**losses, "total": _sum(losses)}, maps, semantics
+            semantics = model.semantics(found, frame)
+        scored = model.instances(found, frame) if instances else None
+        proposals = model.proposals(found, frame) if instances else None
+        clock.lap("extra")
+    return Judged({**losses, "total": _sum(losses)}, maps, semantics, scored, proposals, clock.seconds)
+
+
+class _Clock:
+    """Seconds between calls of `lap`; waits for the GPU, which works behind the caller's back."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._mark = self._now()
+
+    def lap(self, name: str) -> None:
+        now = self._now()
+        self.seconds[name] = now - self._mark
+        self._mark = now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:

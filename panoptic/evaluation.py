@@ -2,7 +2,7 @@
 
 A worker counts its own images (`judge`) and hands over a `Tally`; tallies are merged in any way and
 summed in the order of the images, so that the result is the same to the last bit however the images
-were shared out.
+were shared out. An image leaves a record of a few kilobytes, whatever its size.
 
 Shapes: B images of a batch, C classes.
 """
@@ -10,19 +10,31 @@ Shapes: B images of a batch, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from panoptic.engine import Engine, evaluation_step, seed_torch
-from panoptic.metrics.quality import QualityCounts, count, quality
+from panoptic.engine import Engine, Judged, evaluation_step, seed_torch
+from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
+from panoptic.metrics.instances import average_precision, join, match
+from panoptic.metrics.quality import QualityCounts, quality
 from panoptic.metrics.regions import confusion, mean_iou
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
 from panoptic.segmentation import Categories, Segmentation, Targets
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is counted beside PQ and mIoU."""
+
+    boundary: bool = False
+    """Boundary PQ."""
+    instances: bool = False
+    """AP of the instances before merging."""
 
 
 class Batch(NamedTuple):
@@ -41,56 +53,79 @@ class Batch(NamedTuple):
 class Tally:
     """What was counted on some images."""
 
-    counts: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    """Row to the sparse counts of that image (`QualityCounts.nonzero`)."""
+    images: dict[int, ImageCounts] = field(default_factory=dict)
+    """By row."""
     confusion: np.ndarray | None = None
-    """int64 [C, C + 1]."""
+    """int64 [C, C + 1], of pixels."""
     losses: dict[int, tuple[int, dict[str, float]]] = field(default_factory=dict)
     """First row of a batch to its number of images and its mean losses."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Summed: `model` (network, losses, merging), `metric`, `data`."""
+    """Summed: `network`, `merge`, `loss`, `extra` (what only metrics ask of a model), `metric`, `data`."""
 
-    def __add__(self, other: Tally) -> Tally:
-        twice = self.counts.keys() & other.counts.keys()
+    def add(self, other: Tally) -> None:
+        """Take in what was counted on other images.
+
+        Raises:
+            ValueError: an image was counted twice.
+        """
+        twice = self.images.keys() & other.images.keys()
         if twice:
             raise ValueError(f"rows counted more than once: {sorted(twice)[:10]}")
-        tables = [t.confusion for t in (self, other) if t.confusion is not None]
-        return Tally(
-            self.counts | other.counts,
-            sum(tables[1:], start=tables[0]) if tables else None,
-            self.losses | other.losses,
-            {name: self.seconds.get(name, 0.0) + other.seconds.get(name, 0.0) for name in self.seconds | other.seconds},
-        )
+        self.images |= other.images
+        self.losses |= other.losses
+        if other.confusion is not None:
+            self.confusion = other.confusion if self.confusion is None else self.confusion + other.confusion
+        for name, value in other.seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
 
 
-def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine) -> Tally:
+def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measures: Measures | None = None) -> Tally:
     """Run the model on each batch and count.
 
     Args:
         model: unwrapped, in evaluation mode.
         batches: from `pipelines.feed` or anything like it.
+        measures: what to count beside PQ and mIoU; nothing by default.
 
     Raises:
         ValueError: a row came twice, or the model is in training mode.
     """
-    tally, classes = Tally(), len(model.categories)
+    tally, measures = Tally(), measures or Measures()
     mark = time.perf_counter()
     for batch in batches:
-        data = time.perf_counter()
+        data = time.perf_counter() - mark
         seed_torch(0, batch.rows[0], 0, 0)  # some losses sample points
-        losses, maps, semantics = evaluation_step(model, batch.images, batch.targets, engine)
-        ran = time.perf_counter()
-        counts = {
-            row: count(truth, found, classes).nonzero()
-            for row, truth, found in zip(batch.rows, batch.truths, maps, strict=True)
-        }
-        tables = [confusion(t.semantic(), s, classes) for t, s in zip(batch.truths, semantics, strict=True)]
-        means = {name: float(value) for name, value in losses.items()}
-        done = time.perf_counter()
-        seconds = {"data": data - mark, "model": ran - data, "metric": done - ran}
-        tally += Tally(counts, sum(tables[1:], start=tables[0]), {batch.rows[0]: (len(maps), means)}, seconds)
+        found = evaluation_step(model, batch.images, batch.targets, engine, measures.instances)
+        counting = time.perf_counter()
+        part = _counted(batch, found, model.categories, measures)
+        part.seconds = {"data": data, **found.seconds, "metric": time.perf_counter() - counting}
+        tally.add(part)
         mark = time.perf_counter()
     return tally
+
+
+def _counted(batch: Batch, found: Judged, categories: Categories, measures: Measures) -> Tally:
+    tally, classes = Tally(), len(categories)
+    for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
+        matches = None if found.instances is None else match(truth, found.instances[k], categories)
+        counts = count_image(truth, found.maps[k], classes, measures.boundary, matches, batch.targets.names[k])
+        pixels = confusion(truth.semantic(), found.semantics[k], classes)
+        tally.add(Tally({row: counts}, pixels))
+    means = {name: float(value) for name, value in found.losses.items()}
+    tally.losses = {batch.rows[0]: (len(found.maps), means)}
+    return tally
+
+
+def gather(tallies: Iterable[Tally]) -> Tally:
+    """One tally of all.
+
+    Raises:
+        ValueError: an image was counted twice.
+    """
+    whole = Tally()
+    for tally in tallies:
+        whole.add(tally)
+    return whole
 
 
 def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
@@ -101,18 +136,56 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
     Raises:
         ValueError: a row was counted more than once, or nothing was counted.
     """
-    whole = sum(tallies, start=Tally())
-    if not whole.counts or whole.confusion is None:
+    whole = gather(tallies)
+    if not whole.images or whole.confusion is None:
         raise ValueError("nothing was evaluated: the split holds no image")
-    total = QualityCounts.zeros(len(categories))
-    for row in sorted(whole.counts):
-        total += QualityCounts.from_nonzero(*whole.counts[row], len(categories))
-    images = len(whole.counts)
+    images = [whole.images[row] for row in sorted(whole.images)]
+    single = np.array([image.pq(len(categories)) for image in images])
+    matches = [image.matches for image in images if image.matches is not None]
+    boundary = [image.boundary for image in images if image.boundary is not None]
+    return Evaluation(
+        quality=quality(_total(lambda image: image.quality, images, categories), categories),
+        regions=mean_iou(whole.confusion),
+        losses=_mean_losses(whole, len(images)),
+        timings={f"{name}_ms": 1000 * value / len(images) for name, value in whole.seconds.items()},
+        images=len(images),
+        sizes={
+            name: quality(_total(lambda image, k=k: image.sizes[k], images, categories), categories)
+            for k, name in enumerate(SIZES)
+        },
+        boundary=quality(_total(lambda image: image.boundary, images, categories), categories) if boundary else None,
+        precision=average_precision(join(matches), categories) if matches else None,
+        image_pq=float(np.nanmean(single)) if (~np.isnan(single)).any() else float("nan"),
+        confusion=_segments(images, len(categories)),
+    )
+
+
+def _total(
+    part: Callable[[ImageCounts], Sparse | None], images: Sequence[ImageCounts], categories: Categories
+) -> QualityCounts:
+    """The sum of one kind of counts, image by image."""
+    array = np.zeros((len(categories), 4))
+    for image in images:
+        counts = part(image)
+        if counts is not None:
+            array[counts[0]] += counts[1]
+    return QualityCounts.from_array(array)
+
+
+def _mean_losses(whole: Tally, images: int) -> dict[str, float]:
     losses: dict[str, float] = {}
     for row in sorted(whole.losses):
         number, means = whole.losses[row]
         for name, value in means.items():
             losses[name] = losses.get(name, 0.0) + value * number / images
     losses.pop("total", None)
-    timings = {f"{name}_ms": 1000 * value / images for name, value in whole.seconds.items()}
-    return Evaluation(quality(total, categories), mean_iou(whole.confusion), losses, timings, images)
+    return losses
+
+
+def _segments(images: Sequence[ImageCounts], classes: int) -> np.ndarray:
+    """int64 [C + 1, C + 1], segments by true and by predicted class, the last of each "none"."""
+    table = np.zeros((classes + 1, classes + 1), np.int64)
+    for image in images:
+        rows, columns, numbers = image.confusion.T
+        table[rows, columns] += numbers  # cells of one image differ
+    return table

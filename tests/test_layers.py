@@ -20,7 +20,8 @@ ORDER = (
     *("backbones", "pyramid", "towers", "attention", "deformable_attention", "pixel_decoders", "mask_head"),
     *("proposals", "losses", "kernels", "points", "matching", "merging"),
     *("models.interface", "mask_classification", "models.*", "models"),
-    *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.report", "oracle"),
+    *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.boundary", "metrics.image"),
+    *("metrics.report", "metrics.bootstrap", "oracle"),
     *("freezing", "optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
 )
 """Modules of panoptic/, each of which may import only what stands before it. `models.*` is every

@@ -87,6 +87,16 @@ def count(truth: Segmentation, prediction: Segmentation, categories: Categories 
     Raises:
         ValueError: the maps differ in size, or hold a segment or class that does not exist.
     """
+    pixels = overlaps(truth, prediction)
+    return match(pixels, truth.labels, truth.is_crowd(), prediction.labels, categories)
+
+
+def overlaps(truth: Segmentation, prediction: Segmentation) -> np.ndarray:
+    """int64 [T + 1, P + 1], the pixels that each true and each predicted segment share; row and column 0 are void.
+
+    Raises:
+        ValueError: the maps differ in size, or hold a segment that does not exist.
+    """
     if truth.size != prediction.size:
         raise ValueError(
             f"the truth is {truth.size} but the prediction is {prediction.size} (height, width); "
@@ -98,8 +108,7 @@ def count(truth: Segmentation, prediction: Segmentation, categories: Categories 
             raise ValueError(
                 f"{name}: segments run from {indices.min()} to {indices.max()} but {len(labels)} are listed"
             )
-    pixels = tabulate(a, b, lengths, len(truth.labels) + 1, len(prediction.labels) + 1)
-    return match(pixels, truth.labels, truth.is_crowd(), prediction.labels, categories)
+    return tabulate(a, b, lengths, len(truth.labels) + 1, len(prediction.labels) + 1)
 
 
 def count_coco(
@@ -148,11 +157,9 @@ def match(
     prediction_labels: np.ndarray,
     categories: Categories | int,
 ) -> QualityCounts:
-    """The counts of one image from its table of overlaps.
+    """The counts of one image from its table of overlaps; see `pair`.
 
     Args:
-        pixels: int64 [T + 1, P + 1], the pixels that truth t and prediction p share; row and column 0 are void.
-        truth_labels: int [T]; truth_crowd: bool [T]; prediction_labels: int [P].
         categories: of the dataset, or just their number C.
 
     Raises:
@@ -162,18 +169,80 @@ def match(
     for name, labels in (("truth", truth_labels), ("prediction", prediction_labels)):
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             raise ValueError(f"{name}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    return pair(pixels, truth_labels, truth_crowd, prediction_labels).counts(truth_labels, prediction_labels, classes)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What became of each segment of one image."""
+
+    truth: np.ndarray
+    """int64 [K], the true segments (0..T-1) that have a match, in order."""
+    prediction: np.ndarray
+    """int64 [K], their matches (0..P-1)."""
+    iou: np.ndarray
+    """float64 [K]."""
+    missed: np.ndarray
+    """bool [T], true segments without a match that count (FN)."""
+    false: np.ndarray
+    """bool [P], predicted segments without a match that count (FP)."""
+
+    def counts(
+        self, truth_labels: np.ndarray, prediction_labels: np.ndarray, classes: int, among: Among | None = None
+    ) -> QualityCounts:
+        """Summed by class; `among` = the true and the predicted segments that count, all by default."""
+        pairs, missed, false = np.ones(len(self.truth), bool), self.missed, self.false
+        if among is not None:
+            pairs, missed, false = among[0][self.truth], missed & among[0], false & among[1]
+        labels = truth_labels[self.truth[pairs]]
+        return QualityCounts(
+            np.bincount(labels, weights=self.iou[pairs], minlength=classes),
+            np.bincount(labels, minlength=classes),
+            np.bincount(prediction_labels[false], minlength=classes),
+            np.bincount(truth_labels[missed], minlength=classes),
+        )
+
+
+Among = tuple[np.ndarray, np.ndarray]
+"""bool [T] and bool [P]."""
+
+
+def pair(
+    pixels: np.ndarray,
+    truth_labels: np.ndarray,
+    truth_crowd: np.ndarray,
+    prediction_labels: np.ndarray,
+    boundary: np.ndarray | None = None,
+    same_class: bool = True,
+) -> Pairs:
+    """Match the segments of one image.
+
+    Args:
+        pixels: int64 [T + 1, P + 1], the pixels that truth t and prediction p share; row and column 0 are void.
+        truth_labels: int [T]; truth_crowd: bool [T]; prediction_labels: int [P].
+        boundary: int64 [T + 2, P + 2], the same of segments without their inner pixels, which are row and
+            column -1; the IoU of a pair is then the smaller one of both tables.
+        same_class: only segments of one class match.
+    """
     truth_area, area = pixels.sum(1)[1:], pixels.sum(0)[1:]
     on_void, shared = pixels[0, 1:], pixels[1:, 1:]
     t, p = np.nonzero(shared)  # in order of t, then p
-    allowed = (truth_labels[t] == prediction_labels[p]) & ~truth_crowd[t]
+    allowed = ~truth_crowd[t]
+    if same_class:
+        allowed &= truth_labels[t] == prediction_labels[p]
     t, p = t[allowed], p[allowed]
     overlap = shared[t, p]
     union = area[p] + truth_area[t] - overlap - on_void[p]
-    matched = 2 * overlap > union  # at most one per segment, as segments of one map do not overlap
-    t, p, iou = t[matched], p[matched], overlap[matched] / union[matched]
+    iou = overlap / union
+    if boundary is not None:
+        inner = boundary[t + 1, p + 1]
+        iou = np.minimum(iou, inner / (boundary.sum(0)[p + 1] + boundary.sum(1)[t + 1] - inner - boundary[0, p + 1]))
+    matched = iou > 0.5  # at most one per segment, as segments of one map do not overlap
+    t, p, iou = t[matched], p[matched], iou[matched]
 
     missed = (truth_area > 0) & ~truth_crowd
     missed[t] = False
+    classes = 1 + max(truth_labels.max(initial=0), prediction_labels.max(initial=0))
     crowd_of = np.zeros(classes, np.int64)  # the row of each class's crowd segment, 0 (void) for none
     crowds = np.flatnonzero(truth_crowd & (truth_area > 0))
     crowd_of[truth_labels[crowds]] = crowds + 1  # the last one listed wins, as assignment goes in order
@@ -181,13 +250,7 @@ def match(
     forgiven = on_void + np.where(row > 0, pixels[row, np.arange(1, len(area) + 1)], 0)
     false = (area > 0) & (2 * forgiven <= area)
     false[p] = False
-    labels = truth_labels[t]
-    return QualityCounts(
-        np.bincount(labels, weights=iou, minlength=classes),
-        np.bincount(labels, minlength=classes),
-        np.bincount(prediction_labels[false], minlength=classes),
-        np.bincount(truth_labels[missed], minlength=classes),
-    )
+    return Pairs(t, p, iou, missed, false)
 
 
 @dataclass(frozen=True)

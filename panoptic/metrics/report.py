@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from panoptic.metrics.instances import Precision
 from panoptic.metrics.quality import Quality
 from panoptic.metrics.regions import Regions
 
@@ -23,8 +24,19 @@ class Evaluation:
     losses: Mapping[str, float] = field(default_factory=dict)
     """Mean of each weighted term; `total` is their sum if it is not given."""
     timings: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by name."""
+    """Milliseconds an image by name, and `images_per_second` of all workers together."""
     images: int = 0
+    sizes: Mapping[str, Quality] = field(default_factory=dict)
+    """PQ of small, medium and large segments (`metrics.image.SIZES`)."""
+    boundary: Quality | None = None
+    """Boundary PQ; None if it was not counted."""
+    precision: Precision | None = None
+    """AP of the instances before merging, against panoptic masks; None if it was not counted."""
+    image_pq: float = float("nan")
+    """The mean over images of the PQ of each alone. Not PQ: a class counts only in the images in which it occurs."""
+    confusion: np.ndarray | None = None
+    """int64 [C + 1, C + 1], segments by true and by predicted class, matched by IoU alone; the last row and column
+    are those that do not exist or were not found."""
 
 
 def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
@@ -35,6 +47,15 @@ def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
     quality, flat = evaluation.quality, {}
     for suffix, group in (("", quality.all), ("_things", quality.things), ("_stuff", quality.stuff)):
         flat |= {f"pq{suffix}": group.pq, f"sq{suffix}": group.sq, f"rq{suffix}": group.rq}
+    counts = quality.counts
+    flat |= {"tp": counts.tp.sum(), "fp": counts.fp.sum(), "fn": counts.fn.sum(), "mean_image_pq": evaluation.image_pq}
+    flat |= {f"pq_{name}": sized.all.pq for name, sized in evaluation.sizes.items()}
+    flat |= {f"pq_things_{name}": sized.things.pq for name, sized in evaluation.sizes.items()}
+    if evaluation.boundary is not None:
+        groups = evaluation.boundary.all, evaluation.boundary.things, evaluation.boundary.stuff
+        flat |= {f"boundary_pq{s}": g.pq for s, g in zip(("", "_things", "_stuff"), groups, strict=True)}
+    if evaluation.precision is not None:
+        flat |= {"ap": evaluation.precision.mean_ap, "ap50": evaluation.precision.mean_ap50}
     if evaluation.regions is not None:
         everything, things, stuff = evaluation.regions.by_kind(quality.categories)
         flat |= {"miou": everything, "miou_things": things, "miou_stuff": stuff}
@@ -64,16 +85,48 @@ def table(evaluation: Evaluation) -> str:
         header.append("mIoU")
         for row, value in zip(rows, regions.by_kind(quality.categories), strict=True):
             row.append(_number(value))
+    if evaluation.boundary is not None:
+        header.append("boundary PQ")
+        groups = evaluation.boundary.all, evaluation.boundary.things, evaluation.boundary.stuff
+        for row, group in zip(rows, groups, strict=True):
+            row.append(_number(group.pq))
     return _text([header, *rows])
 
 
-def class_rows(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
-    """One row per class for a CSV file: class, kind, pq, sq, rq, tp, fp, fn, iou.
+def details(evaluation: Evaluation) -> str:
+    """What the table has no column for, a line each: PQ by size, AP, pixel accuracy, counts, speed."""
+    counts, lines = evaluation.quality.counts, {}
+    if evaluation.sizes:
+        lines["PQ by size"] = ", ".join(f"{name} {_number(q.all.pq)}" for name, q in evaluation.sizes.items())
+        lines["of things"] = ", ".join(f"{name} {_number(q.things.pq)}" for name, q in evaluation.sizes.items())
+    if evaluation.precision is not None:
+        precision = evaluation.precision
+        lines["AP, AP50"] = (
+            f"{_number(precision.mean_ap)}, {_number(precision.mean_ap50)} (things, against panoptic masks)"
+        )
+    if evaluation.regions is not None:
+        lines["pixel accuracy"] = _number(evaluation.regions.pixel_accuracy)
+    lines["mean of images' PQ"] = f"{_number(evaluation.image_pq)} (each image alone, which is not PQ)"
+    lines["segments"] = f"{counts.tp.sum()} matched, {counts.fp.sum()} made up, {counts.fn.sum()} missed"
+    speed = evaluation.timings
+    if "network_ms" in speed:
+        lines["speed"] = f"network {speed['network_ms']:.1f} ms, merging {speed['merge_ms']:.1f} ms an image"
+        if "images_per_second" in speed:
+            lines["speed"] += f"; {speed['images_per_second']:.2f} images/s end to end over {evaluation.images} images"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items())
 
-    `iou` is that of the class maps (NaN where they were not counted); NaN marks a class that never occurs.
+
+def class_rows(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
+    """One row per class for a CSV file: class, kind, pq, sq, rq, tp, fp, fn, iou, boundary_pq, ap, ap50.
+
+    `iou` is that of the class maps. NaN marks a class that never occurs; what was not counted has no column.
     """
     quality, counts = evaluation.quality, evaluation.quality.counts
     iou = np.full(len(quality.pq), np.nan) if evaluation.regions is None else evaluation.regions.iou
+    more = {} if evaluation.boundary is None else {"boundary_pq": evaluation.boundary.pq}
+    if evaluation.precision is not None:
+        more |= {"ap": evaluation.precision.ap, "ap50": evaluation.precision.ap50}
     return [
         {
             "class": name,
@@ -85,6 +138,7 @@ def class_rows(evaluation: Evaluation) -> list[dict[str, str | int | float]]:
             "fp": int(counts.fp[c]),
             "fn": int(counts.fn[c]),
             "iou": float(iou[c]),
+            **{key: float(values[c]) for key, values in more.items()},
         }
         for c, (name, thing) in enumerate(zip(quality.categories.names, quality.categories.is_thing, strict=True))
     ]
@@ -95,7 +149,8 @@ def class_table(evaluation: Evaluation, worst: int | None = None) -> str:
     rows = class_rows(evaluation)
     if worst is not None:
         rows = sorted((row for row in rows if not math.isnan(row["pq"])), key=lambda row: row["pq"])[:worst]  # type: ignore
-    header = ["class", "kind", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU"]
+    names = {"iou": "IoU", "boundary_pq": "boundary", "class": "class", "kind": "kind"}
+    header = [names.get(key, key.upper()) for key in (rows or class_rows(evaluation))[0]]
     return _text([header, *([_cell(value) for value in row.values()] for row in rows)])
 
 

@@ -6,19 +6,28 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from panoptic.engine import Engine
-from panoptic.evaluation import Batch, Tally, judge, summarise
-from panoptic.metrics.report import metrics
-from panoptic.segmentation import Segmentation
+from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
+from panoptic.metrics.report import details, metrics
+from panoptic.models.interface import Outputs
+from panoptic.segmentation import Frame, Segmentation
 from tests.panoptic.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
 
 
 def model() -> Tiny:
-    import torch
-
     torch.manual_seed(0)
     return TinyConfig().build(tiny_categories()).eval()
+
+
+class Reader(Tiny):
+    """Reads the class off the first channel of a tiny batch, so that some of it is right."""
+
+    def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
+        label = images[:, :1].float() // 60
+        return {"semantic": -((label - torch.arange(3)[None, :, None, None]) ** 2)}
 
 
 def batches(rows: Sequence[int]) -> list[Batch]:
@@ -41,6 +50,25 @@ def test_figures_do_not_depend_on_who_counted_what() -> None:
     np.testing.assert_equal(found, expected)
     assert expected["val/images"] == 12 and 0 < expected["val/miou"] < 100
     assert expected["val/loss/total"] == pytest.approx(expected["val/loss/semantic"] + expected["val/loss/size"])
+
+
+def test_everything_can_be_counted_and_adds_up() -> None:
+    network, rows = Reader(TinyConfig(), tiny_categories()).eval(), list(range(6))
+    plain = summarise([judge(network, batches(rows), Engine())], network.categories)
+    halves = [judge(network, batches(part), Engine(), Measures(True, True)) for part in (rows[3:], rows[:3])]
+    whole = summarise(halves, network.categories)
+    assert plain.boundary is None and plain.precision is None
+    assert whole.boundary is not None and whole.precision is not None and whole.confusion is not None
+    flat = metrics(whole)
+    assert flat["val/pq"] == metrics(plain)["val/pq"] >= flat["val/boundary_pq"] >= 0
+    assert flat["val/ap"] == 0  # it finds no instance
+    counts = whole.quality.counts
+    assert flat["val/tp"] == counts.tp.sum() and flat["val/fp"] == counts.fp.sum() and flat["val/fn"] == counts.fn.sum()
+    assert whole.confusion[:-1].sum() == counts.tp.sum() + counts.fn.sum()
+    single = [summarise([judge(network, batches([row]), Engine())], network.categories).quality.all.pq for row in rows]
+    assert whole.image_pq == pytest.approx(np.mean(single)) != flat["val/pq"]
+    assert {"network_ms", "merge_ms", "loss_ms", "metric_ms", "data_ms"} <= set(whole.timings)
+    assert "against panoptic masks" in details(whole) and "AP" not in details(plain)
 
 
 def test_no_row_counts_twice_and_nothing_is_no_result() -> None:

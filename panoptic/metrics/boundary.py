@@ -1,0 +1,42 @@
+"""Boundary PQ: PQ whose IoU is the smaller one of the masks' and of their boundaries'.
+
+Cheng et al., Boundary IoU, CVPR 2021; equal to the authors' boundary_iou_api. The boundary of a segment is
+its pixels at a (chessboard) distance of at most d from what is not the segment, the border of the image
+included, d = 2 % of the diagonal.
+
+All boundaries of a map are found at once: a pixel is inside its segment where the least and the largest
+number within d are one, and these two filters take rows and columns apart.
+
+Shapes: H x W pixels, T true and P predicted segments.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from panoptic.metrics.regions import runs, tabulate
+from panoptic.segmentation import VOID, Segmentation
+
+DILATION = 0.02
+"""d as a share of the diagonal: COCO's. Cityscapes takes 0.005."""
+
+
+def boundary_overlaps(truth: Segmentation, prediction: Segmentation, dilation: float = DILATION) -> np.ndarray:
+    """int64 [T + 2, P + 2], pixels shared by the boundaries of segments, for `quality.pair`.
+
+    Row and column 0 are void (all of it), the last ones the inner pixels of all segments.
+    """
+    sizes = len(truth.labels) + 2, len(prediction.labels) + 2
+    maps = [_hollow(m.segments, size - 1, dilation) for m, size in zip((truth, prediction), sizes, strict=True)]
+    return tabulate(*runs(*maps), *sizes)
+
+
+def _hollow(segments: np.ndarray, inner: int, dilation: float) -> np.ndarray:
+    """The map with the number `inner` in place of all pixels inside a segment that are not on its boundary."""
+    distance = max(1, round(dilation * float(np.hypot(*segments.shape))))
+    # one more around the image than any number in it, so that its border is a boundary; float32 holds 2^24
+    numbers = np.pad(segments.astype(np.uint16 if inner < 65535 else np.float32), 1, constant_values=inner)
+    kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    same = (cv2.erode(numbers, kernel) == cv2.dilate(numbers, kernel))[1:-1, 1:-1]
+    return np.where(same & (segments != VOID), inner, segments)

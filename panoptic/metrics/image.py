@@ -1,0 +1,104 @@
+"""All that is counted on one image, in a record of a few kilobytes.
+
+| quality | also |
+|---|---|
+| PQ | and by the size of the segments: COCO's areas below 32^2, below 96^2 and above |
+| boundary PQ | when asked for |
+| confusion | which true segments were found as what, by IoU alone |
+
+A matched pair has the size of its true segment, a false positive its own.
+
+Shapes: C classes, T true and P predicted segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from panoptic.metrics.boundary import boundary_overlaps
+from panoptic.metrics.instances import Matches
+from panoptic.metrics.quality import Pairs, QualityCounts, overlaps, pair
+from panoptic.segmentation import Segmentation
+
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
+"""Names and areas in pixels (from, below) of the true segment: COCO's."""
+
+Sparse = tuple[np.ndarray, np.ndarray]
+"""`QualityCounts.nonzero`."""
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What was counted on one image."""
+
+    quality: Sparse
+    sizes: tuple[Sparse, ...]
+    """In the order of `SIZES`."""
+    confusion: np.ndarray
+    """int64 [K, 3]: true class, predicted class, number of segments. Class C is "none": missed or made up."""
+    boundary: Sparse | None = None
+    matches: Matches | None = None
+    """Of instances, for AP."""
+    name: str = ""
+
+    def pq(self, classes: int) -> float:
+        """PQ of this image alone, 0 to 100: the mean over the classes that occur in it, NaN for none."""
+        counts = QualityCounts.from_nonzero(*self.quality, classes)
+        weight = counts.tp + 0.5 * counts.fp + 0.5 * counts.fn
+        known = weight > 0
+        return float(100 * (counts.iou[known] / weight[known]).mean()) if known.any() else float("nan")
+
+
+def count_image(
+    truth: Segmentation,
+    prediction: Segmentation,
+    classes: int,
+    boundary: bool = False,
+    matches: Matches | None = None,
+    name: str = "",
+) -> ImageCounts:
+    """Compare one predicted map with its truth, both at the truth's size.
+
+    Raises:
+        ValueError: the maps differ in size, or hold a segment or class that does not exist.
+    """
+    table = overlaps(truth, prediction)
+    for kind, labels in (("truth", truth.labels), ("prediction", prediction.labels)):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"{kind}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    labels = truth.labels, prediction.labels
+    crowd = truth.is_crowd()
+    pairs = pair(table, truth.labels, crowd, prediction.labels)
+    inner = None
+    if boundary:
+        inner = pair(table, truth.labels, crowd, prediction.labels, boundary_overlaps(truth, prediction))
+    return ImageCounts(
+        quality=pairs.counts(*labels, classes).nonzero(),
+        sizes=_by_size(pairs, table, labels, classes),
+        confusion=_confusion(pair(table, truth.labels, crowd, prediction.labels, same_class=False), labels, classes),
+        boundary=None if inner is None else inner.counts(*labels, classes).nonzero(),
+        matches=matches,
+        name=name,
+    )
+
+
+def _by_size(
+    pairs: Pairs, table: np.ndarray, labels: tuple[np.ndarray, np.ndarray], classes: int
+) -> tuple[Sparse, ...]:
+    areas = table.sum(1)[1:], table.sum(0)[1:]
+    return tuple(
+        pairs.counts(
+            *labels, classes, ((low <= areas[0]) & (areas[0] < high), (low <= areas[1]) & (areas[1] < high))
+        ).nonzero()
+        for low, high in SIZES.values()
+    )
+
+
+def _confusion(pairs: Pairs, labels: tuple[np.ndarray, np.ndarray], classes: int) -> np.ndarray:
+    missed, false = labels[0][pairs.missed], labels[1][pairs.false]
+    rows = np.concatenate([labels[0][pairs.truth], missed, np.full(len(false), classes)])
+    columns = np.concatenate([labels[1][pairs.prediction], np.full(len(missed), classes), false])
+    cells, numbers = np.unique(rows * (classes + 1) + columns, return_counts=True)
+    return np.stack([*np.divmod(cells, classes + 1), numbers], 1).astype(np.int64).reshape(-1, 3)

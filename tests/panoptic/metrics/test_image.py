@@ -1,0 +1,103 @@
+"""What is counted on one image: boundaries mask by mask, sizes, who was found as what, and what must always hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from panoptic.metrics.boundary import boundary_overlaps
+from panoptic.metrics.image import SIZES, count_image
+from panoptic.metrics.quality import QualityCounts
+from panoptic.segmentation import Categories, Segmentation
+
+Draw = Callable[..., Segmentation]
+
+
+def dense(counts: tuple[np.ndarray, np.ndarray] | None, classes: int) -> np.ndarray:
+    assert counts is not None
+    return QualityCounts.from_nonzero(*counts, classes).to_array()
+
+
+def scene(segments: list[list[int]], labels: list[int]) -> Segmentation:
+    return Segmentation(np.array(segments, np.int32), np.array(labels, np.int64))
+
+
+def boundary_of(mask: np.ndarray, dilation: float) -> np.ndarray:
+    """As the paper words it: the mask without what is left when it is eroded d times by a 3x3 square."""
+    distance = max(1, round(dilation * float(np.hypot(*mask.shape))))
+    padded = np.pad(mask.astype(np.uint8), 1)
+    return mask & (cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1] == 0)
+
+
+@pytest.mark.parametrize("dilation", [0.001, 0.02, 0.1])
+def test_boundaries_of_all_segments_at_once_are_those_of_each_mask(
+    small_categories: Categories, random_segmentation: Draw, dilation: float
+) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        truth, found = (random_segmentation(rng, 40, 60, small_categories, things=6) for _ in range(2))
+        table = boundary_overlaps(truth, found, dilation)
+        assert table.sum() == 40 * 60
+        edges = [[boundary_of(m.segments == k + 1, dilation) for k in range(len(m.labels))] for m in (truth, found)]
+        expected = [[int((a & b).sum()) for b in edges[1]] for a in edges[0]]
+        assert table[1:-1, 1:-1].tolist() == expected
+        assert table[0, 1:-1].tolist() == [int((b & (truth.segments == 0)).sum()) for b in edges[1]]
+
+
+def test_a_perfect_prediction_is_perfect_in_everything(small_categories: Categories, random_segmentation: Draw) -> None:
+    truth = random_segmentation(np.random.default_rng(3), 120, 160, small_categories, things=8)
+    counts = count_image(truth, truth, 5, boundary=True)
+    whole = dense(counts.quality, 5)
+    assert counts.pq(5) == 100 and whole[:, 0].tolist() == whole[:, 1].tolist() and whole[:, 2:].sum() == 0
+    assert (dense(counts.boundary, 5) == whole).all()
+    assert (sum(dense(part, 5) for part in counts.sizes) == whole).all()
+    assert (counts.confusion[:, 0] == counts.confusion[:, 1]).all()
+    assert counts.confusion[:, 2].sum() == len(truth.labels)
+
+
+def test_numbering_changes_nothing_and_parts_add_up(small_categories: Categories, random_segmentation: Draw) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        truth, found = (random_segmentation(rng, 90, 110, small_categories, things=9, crowd=True) for _ in range(2))
+        order = rng.permutation(len(found.labels))
+        table = np.concatenate([[0], np.argsort(order) + 1]).astype(np.int32)
+        again = Segmentation(table[found.segments], found.labels[order])
+        one, two = (count_image(truth, m, 5, boundary=True) for m in (found, again))
+        for part in ("quality", "boundary"):
+            np.testing.assert_allclose(dense(getattr(one, part), 5), dense(getattr(two, part), 5), atol=1e-12)
+        assert (one.confusion == two.confusion).all()
+        np.testing.assert_allclose(sum(dense(part, 5) for part in one.sizes), dense(one.quality, 5), atol=1e-12)
+        # the boundary can only take matches away
+        assert (dense(one.boundary, 5)[:, :2] <= dense(one.quality, 5)[:, :2]).all()
+
+
+def test_sizes_are_those_of_the_truth() -> None:
+    truth = Segmentation(np.zeros((100, 200), np.int32), np.array([0, 0, 1]))
+    truth.segments[:, :100], truth.segments[:10, 100:110], truth.segments[:40, 150:190] = 1, 2, 3
+    found = Segmentation(np.where(truth.segments == 2, 0, truth.segments).astype(np.int32), truth.labels)
+    found.segments[60:64, 100:104] = 2  # a false alarm of class 0 on void
+    small, medium, large = (dense(part, 2)[:, 1:].tolist() for part in count_image(truth, found, 2).sizes)
+    assert list(SIZES) == ["small", "medium", "large"]
+    assert small == [[0, 0, 1], [0, 0, 0]]  # missed; on void nobody is made up
+    assert medium == [[0, 0, 0], [1, 0, 0]] and large == [[1, 0, 0], [0, 0, 0]]
+
+
+def test_confusion_says_what_was_found_as_what() -> None:
+    truth = scene([[1] * 4, [2] * 4, [3, 3, 0, 0]], [0, 1, 1])
+    found = scene([[1] * 4, [2, 2, 2, 3], [3, 0, 0, 0]], [1, 1, 0])
+    table = {(int(a), int(b)): int(n) for a, b, n in count_image(truth, found, 2).confusion}
+    # 1 of class 0 was taken for class 1, one of class 1 was found, one missed, and one of class 0 was made up
+    assert table == {(0, 1): 1, (1, 1): 1, (1, 2): 1, (2, 0): 1}
+
+
+def test_an_image_of_void_is_no_image() -> None:
+    empty = scene([[0, 0]], [])
+    assert np.isnan(count_image(empty, empty, 3).pq(3))
+    found = scene([[1, 1]], [2])
+    counts = count_image(empty, found, 3, boundary=True)
+    assert np.isnan(counts.pq(3)) and len(counts.quality[0]) == 0 and len(counts.confusion) == 0
+    with pytest.raises(ValueError, match="labels run from 2 to 2, expected 0 to 1"):
+        count_image(empty, found, 2)
