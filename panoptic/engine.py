@@ -142,7 +142,7 @@ def train_step(
         last = micro == accumulation - 1
         losses = _backward(model, images, targets, engine, accumulation, last)
         sums = {name: value + sums[name] if sums else value for name, value in losses.items()}
-    norm = clip_gradients(optimiser, optim.clip_norm)
+    norm = clip_gradients(optimiser, optim.clip_norm, optim.clip_value)
     skipped = not _all_finite(sums["total"], norm)
     if skipped:
         restore()
@@ -237,12 +237,19 @@ def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
     torch.manual_seed(int(state[0] >> 1))
 
 
-def clip_gradients(optimiser: torch.optim.Optimizer, largest: float) -> Tensor:
-    """Scale the gradients so that their common norm is at most `largest` (0 = leave them); the norm before."""
+def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
+    """Cut every entry of the gradients to `entry`, then scale them so that their common norm is at most `largest`.
+
+    0 leaves either undone. Returns the norm before both, so that a gradient that is not finite is seen.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if entry > 0:
+        torch.nn.utils.clip_grad_value_(parameters, entry)
     if largest > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        left = torch.nn.utils.get_total_norm(gradients) if entry > 0 else norm
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, left)
     return norm
 
 

@@ -66,6 +66,8 @@ class Optim:
     """Factor at the first step of warm-up."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = not clipped."""
+    clip_value: float = 0.0
+    """Largest absolute value of each entry of the gradient, before its norm is clipped; 0 = not clipped."""
     ema: float = 0.0
     """Decay of the averaged weights that are judged and kept beside the raw ones (less at first); 0 = none."""
 

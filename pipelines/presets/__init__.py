@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.config import Experiment
-from pipelines.presets import deeplab, detr
+from pipelines.presets import deeplab, detr, fcn
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
-    function.__name__.replace("_", "-"): function for module in (deeplab, detr) for function in module.PRESETS
+    function.__name__.replace("_", "-"): function for module in (deeplab, detr, fcn) for function in module.PRESETS
 }
 """Command-line name to function."""

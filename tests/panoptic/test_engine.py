@@ -180,6 +180,20 @@ def test_clipping_bounds_the_norm_and_reports_the_one_before():
     assert float(clip_gradients(run.optimiser, 0.0)) == pytest.approx(0.5, rel=1e-4)
 
 
+def test_entries_are_cut_before_the_norm_and_an_infinite_one_is_seen():
+    run = Run()
+    parameters = list(run.model.parameters())
+    for k, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 3.0 if k % 2 else -0.5)
+    clip_gradients(run.optimiser, 0.0, 1.0)
+    assert all((p.grad == (1.0 if k % 2 else -0.5)).all() for k, p in enumerate(parameters))
+    clip_gradients(run.optimiser, 0.25, 0.75)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    assert float(norm) == pytest.approx(0.25, rel=1e-4)
+    parameters[0].grad.flatten()[0] = torch.inf
+    assert not torch.isfinite(clip_gradients(run.optimiser, 1.0, 1.0))
+
+
 @pytest.mark.parametrize("engine", [Engine(precision="bfloat16"), Engine(channels_last=True)])
 def test_precision_and_memory_format(engine):
     run, plain = Run(engine=engine), Run()

@@ -1,0 +1,247 @@
+"""Panoptic FCN: the published recipes for COCO, Cityscapes and Mapillary Vistas, scenes, photographs of pedestrians.
+
+The ablations of the paper (tables 1 to 8) are options of `panoptic-fcn-r50-coco`, one sweep each:
+
+| table | `--sweep` of jobs/tune.py |
+|---|---|
+| 1 | `model.position_deform=grid(False)` `model.head_convs=grid(1,2,3,4)`; then both options at True and 3 |
+| 2 | `model.kernel_coordinates=grid(False,True)` `model.encoder_coordinates=grid(False,True)` |
+| 3 | `model.fusion_threshold=grid(0.8,0.85,0.9,0.95)`; then `model.class_aware=grid(False)` (both at test time) |
+| 4 | `model.encoder_channels=grid(16,32,64,128)` |
+| 5 | `model.feature=choice("p2","summed","semantic_fpn")` |
+| 6 | `model.points=grid(0,1,3,5,7,9)`, 0 being without weights |
+| 7 | presets `panoptic-fcn-r50-coco`, `-2x`, `-3x` |
+| 8 | presets `panoptic-fcn-r50-coco-3x`, `panoptic-fcn-star-r50-coco` |
+
+Table 9, true positions and classes in place of the network's, is `jobs/oracle.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from panoptic.backbones import Backbone
+from panoptic.engine import Engine
+from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.optim import Optim
+from panoptic.transforms import Augment, Resize
+from pipelines.config import Data, Experiment, Train
+
+CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
+"""Short sides of the recipe for Cityscapes."""
+
+
+def panoptic_fcn_scenes() -> Experiment:
+    """Drawn scenes on two CPU workers, for at most five minutes. Not measured yet.
+
+    `python jobs/train.py panoptic-fcn-scenes`
+    """
+    base = panoptic_fcn_pedestrians()
+    return replace(
+        base,
+        model=replace(base.model, stuff_area=64),
+        data=Data(root="scenes"),
+        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
+        resize=Resize(short=192),
+        train=Train(steps=900, batch=8, workers=2, validate_every=300, log_every=30),
+    )
+
+
+def panoptic_fcn_pedestrians() -> Experiment:
+    """Photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
+
+    Not measured yet; meant for one run of at most 15 minutes. A thread takes 0.40 s for a step of 4 images, which is
+    10 images/s, most of it in convolutions.
+    `python jobs/train.py panoptic-fcn-pedestrians --data.root FOLDER`
+    """
+    return Experiment(
+        model=_small_fcn(),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
+        resize=Resize(short=256),
+        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50),
+    )
+
+
+def panoptic_fcn_r50_coco() -> Experiment:
+    """COCO, ResNet-50, 90k steps ("1x"): PQ 41.1 (AP 32.2, mIoU 41.5) from the reference's table, 41.3 from the paper.
+
+    Needs detectron2's ImageNet weights of MSRA: --model.backbone.weights R-50.pkl. The reference leaves out images
+    without a thing. Its faster variants only cut earlier: --model.thing-threshold 0.2 --model.region-threshold 0.1.
+    """
+    return Experiment(
+        model=PanopticFCNConfig(),
+        data=Data(root="", train="train2017", val="val2017"),
+        augment=Augment(scale="short", sides=(640, 672, 704, 736, 768, 800), longest=1333),
+        resize=Resize(short=800, longest=1333),
+        optim=_sgd(lr=0.01, clip=35.0),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=90_000, batch=16, workers=8, validate_every=10_000, gpu="yes"),
+    )
+
+
+def panoptic_fcn_r50_coco_2x() -> Experiment:
+    """As panoptic-fcn-r50-coco for 180k steps: PQ 43.2 (things 48.8, stuff 34.7) from the paper."""
+    return _longer(panoptic_fcn_r50_coco(), 180_000)
+
+
+def panoptic_fcn_r50_coco_3x() -> Experiment:
+    """As panoptic-fcn-r50-coco for 270k steps: PQ 43.6 (AP 34.4, mIoU 43.6) from the reference's table."""
+    return _longer(panoptic_fcn_r50_coco(), 270_000)
+
+
+def panoptic_fcn_r101_coco() -> Experiment:
+    """As panoptic-fcn-r50-coco-3x with ResNet-101: PQ 45.5 on test-dev from the paper."""
+    base = panoptic_fcn_r50_coco_3x()
+    return replace(base, model=replace(base.model, backbone=replace(base.model.backbone, name="resnet101")))
+
+
+def panoptic_fcn_dcn101_coco() -> Experiment:
+    """As panoptic-fcn-r101-coco with deformable res3 to res5: PQ 47.0 on test-dev from the paper, without a recipe."""
+    base = panoptic_fcn_r101_coco()
+    return replace(base, model=replace(base.model, backbone=replace(base.model.backbone, deformable="v1")))
+
+
+def panoptic_fcn_star_r50_coco() -> Experiment:
+    """As panoptic-fcn-r50-coco-3x, starred: PQ 44.2 (AP 35.6, mIoU 43.9) from the reference's table."""
+    base = panoptic_fcn_r50_coco_3x()
+    return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
+
+
+def panoptic_fcn_r50_coco_400() -> Experiment:
+    """Short side 400: PQ 41.0 (AP 30.7, mIoU 43.6), 22.5 images/s on a V100, from the reference's table."""
+    return _smaller((352, 384, 416, 448, 480, 512), 854, Resize(short=400, longest=666), points=3)
+
+
+def panoptic_fcn_r50_coco_512() -> Experiment:
+    """Short side 512: PQ 42.3 (AP 32.4, mIoU 43.2), 19.8 images/s on a V100, from the reference's table."""
+    return _smaller((352, 384, 416, 448, 480, 512), 854, Resize(short=512, longest=854), points=3)
+
+
+def panoptic_fcn_r50_coco_600() -> Experiment:
+    """Short side 600: PQ 42.7 (AP 33.6, mIoU 43.9), 17.5 images/s on a V100, from the reference's table."""
+    return _smaller((440, 472, 504, 536, 568, 600), 1000, Resize(short=600, longest=1000), points=5)
+
+
+def panoptic_fcn_r50_cityscapes() -> Experiment:
+    """Cityscapes in COCO-panoptic form: PQ 59.0 (things 51.3, stuff 64.6) from the fork that published a recipe.
+
+    The paper has 59.6. Its crops hold an instance each; these are any crops. Weights as panoptic-fcn-r50-coco.
+    """
+    model = PanopticFCNConfig(
+        regions="all",
+        scales=((1, 128), (64, 256), (128, 512), (256, 1024), (512, 2048)),
+        most_things=150,
+        mask_weight=4.0,
+        thing_threshold=0.01,
+        region_threshold=0.1,
+        most_kernels=200,
+        mask_threshold=0.5,
+        fusion_threshold=0.97,
+        stuff_area=2048,
+    )
+    return Experiment(
+        model=model,
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=CITYSCAPES_SIDES, crop=(512, 1024), pad="none"),
+        resize=Resize(short=1024, longest=2048),
+        optim=_sgd(lr=0.02, clip=15.0),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=65_000, batch=32, workers=8, validate_every=5000, gpu="yes"),
+    )
+
+
+def panoptic_fcn_star_r50_cityscapes() -> Experiment:
+    """As panoptic-fcn-r50-cityscapes, starred: PQ 61.4 (things 54.8, stuff 66.6) from the paper."""
+    base = panoptic_fcn_r50_cityscapes()
+    return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
+
+
+def panoptic_fcn_r50_mapillary() -> Experiment:
+    """Mapillary Vistas in COCO-panoptic form: PQ 34.8 (things 30.6, stuff 40.5) from the paper.
+
+    Thresholds, crop and schedule are those that its authors gave; the short sides are a choice of ours, and the
+    published crops hold an instance each. Weights as panoptic-fcn-r50-coco.
+    """
+    model = PanopticFCNConfig(
+        scales=((1, 128), (64, 256), (128, 512), (256, 1024), (512, 4096)),
+        most_things=400,
+        points=3,
+        thing_threshold=0.2,
+        region_threshold=0.1,
+        most_kernels=200,
+        mask_threshold=0.5,
+        fusion_threshold=0.95,
+    )
+    return Experiment(
+        model=model,
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=tuple(range(1024, 2049, 128)), crop=(1024, 1024), pad="none"),
+        resize=Resize(short=2048),
+        optim=_sgd(lr=0.02, clip=15.0),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=150_000, batch=32, workers=8, validate_every=10_000, gpu="yes"),
+    )
+
+
+def panoptic_fcn_star_r50_mapillary() -> Experiment:
+    """As panoptic-fcn-r50-mapillary, starred: PQ 36.9 (things 32.9, stuff 42.3) from the paper."""
+    base = panoptic_fcn_r50_mapillary()
+    return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
+
+
+def _sgd(lr: float, clip: float) -> Optim:
+    """Momentum 0.9, decay of all but norms, poly with 1000 steps of warm-up, gradients clipped entry by entry."""
+    decay = Optim(optimiser="sgd", lr=lr, weight_decay=1e-4, decay="weights_and_biases")
+    return replace(decay, schedule="poly", warmup_steps=1000, clip_value=clip)
+
+
+def _longer(base: Experiment, steps: int) -> Experiment:
+    return replace(base, train=replace(base.train, steps=steps))
+
+
+def _smaller(sides: tuple[int, ...], longest: int, resize: Resize, points: int) -> Experiment:
+    """The 3x schedule at smaller sizes, with fewer kernels a thing, since the coarsest level has fewer cells."""
+    base = panoptic_fcn_r50_coco_3x()
+    augment = replace(base.augment, sides=sides, longest=longest)
+    return replace(base, model=replace(base.model, points=points), augment=augment, resize=resize)
+
+
+def _small_fcn() -> PanopticFCNConfig:
+    """For CPU cores and training from scratch: ResNet-18, narrow heads of plain convolutions, norms that learn."""
+    return PanopticFCNConfig(
+        backbone=Backbone(name="resnet18"),
+        pixel_std=(58.395, 57.12, 57.375),
+        bgr=False,
+        width=96,
+        feature_channels=64,
+        head_convs=2,
+        head_channels=96,
+        position_deform=False,
+        encoder_convs=2,
+        encoder_channels=32,
+        points=3,
+        stuff_area=128,
+    )
+
+
+PRESETS = (
+    panoptic_fcn_scenes,
+    panoptic_fcn_pedestrians,
+    panoptic_fcn_r50_coco,
+    panoptic_fcn_r50_coco_2x,
+    panoptic_fcn_r50_coco_3x,
+    panoptic_fcn_r50_coco_400,
+    panoptic_fcn_r50_coco_512,
+    panoptic_fcn_r50_coco_600,
+    panoptic_fcn_r101_coco,
+    panoptic_fcn_dcn101_coco,
+    panoptic_fcn_star_r50_coco,
+    panoptic_fcn_r50_cityscapes,
+    panoptic_fcn_star_r50_cityscapes,
+    panoptic_fcn_r50_mapillary,
+    panoptic_fcn_star_r50_mapillary,
+)
+"""Of this file, each under its own name."""
