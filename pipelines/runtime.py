@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -99,6 +99,18 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@contextmanager
+def printing_to(folder: str | None) -> Iterator[None]:
+    """Printed lines of this process go to log.txt in a folder, nowhere where that is None, to the console where ""."""
+    if folder == "":
+        yield
+        return
+    if folder is not None:
+        os.makedirs(folder, exist_ok=True)
+    with open(os.devnull if folder is None else os.path.join(folder, "log.txt"), "a") as file, redirect_stdout(file):
+        yield
 
 
 def data_context() -> None:

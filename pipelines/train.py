@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +20,7 @@ from panoptic import checkpoint as checkpoints
 from panoptic.png import encode_image
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment, flatten
+from pipelines.freezing import check_freezing
 from pipelines.manifest import Manifest
 from pipelines.order import limited
 from pipelines.shards import ensure_shards
@@ -60,13 +61,32 @@ class Outcome:
     val: Manifest
 
 
-def train(experiment: Experiment, preset: str, parent: str = "") -> Outcome:
+@dataclass(frozen=True)
+class Child:
+    """What a run that is one trial of a sweep has beside its experiment."""
+
+    parent: str
+    """MLflow run id of the sweep."""
+    label: str
+    """What it is called there: the options in which it differs."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """These options; the others stand in its config.json alone, so that a comparison shows only what differs."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    run_id: str = ""
+    """MLflow run that it goes on with, where an earlier part of the trial has opened one."""
+    begin: str = ""
+    """URI of a checkpoint whose training it takes over: weights, optimiser, step."""
+    callbacks: tuple[Any, ...] = ()
+    """Of Ray Train, in its controller."""
+
+
+def train(experiment: Experiment, preset: str, child: Child | None = None) -> Outcome:
     """Prepare, train, judge and track one experiment.
 
     Args:
         experiment: parsed options.
         preset: its name, for the run's.
-        parent: MLflow run id of the sweep that this run belongs to.
+        child: where the run is a trial of a sweep, which logs the best trial's model and no other.
 
     Raises:
         ValueError: options, data or cluster cannot work; nothing has been started then.
@@ -75,15 +95,17 @@ def train(experiment: Experiment, preset: str, parent: str = "") -> Outcome:
     """
     experiment = _named(experiment, preset)
     accumulation(experiment.train.batch, experiment.train.workers, experiment.train.micro_batch)
+    check_freezing(experiment)
     runtime.connect(_local_cpus(experiment))
     gpu = preflight(experiment)
     train_set, val_set = prepare_data(experiment)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
-    run = _open_run(experiment, preset, parent, folder, train_set, val_set)
+    run = _open_run(experiment, preset, child, folder, train_set, val_set)
     with tracking.ending(run):
-        job = Job(experiment, train_set, val_set, run, folder, gpu)
-        result = _fit(job)
-        return _conclude(job, result)
+        begin, quiet = ("", False) if child is None else (child.begin, True)
+        job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
+        result = _fit(job, () if child is None else child.callbacks)
+        return _conclude(job, result, log_model=child is None)
 
 
 def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
@@ -169,7 +191,7 @@ def _draw_scenes(experiment: Experiment, base: str) -> str:
 
 
 def _open_run(
-    experiment: Experiment, preset: str, parent: str, folder: str, train_set: Manifest, val_set: Manifest
+    experiment: Experiment, preset: str, child: Child | None, folder: str, train_set: Manifest, val_set: Manifest
 ) -> tracking.Run:
     """A new MLflow run, or the one that this name had."""
     flat = json.loads(json.dumps(flatten(experiment)))
@@ -182,12 +204,15 @@ def _open_run(
         check_continuation(before, flat, hashes, experiment.name)
         return tracking.start(options, root, run_id=before["run_id"])
     tags = {"preset": preset, "seed": str(experiment.train.seed), **hashes}
-    params = {**flat, **hashes}
+    params, parent, run_id = {**flat, **hashes}, "", ""
+    if child is not None:
+        options, params, tags = replace(options, name=child.label), dict(child.params), {**tags, **child.tags}
+        parent, run_id = child.parent, child.run_id
     data = [
         tracking.DataSet(PurePosixPath(m.uri).parent.name, m.hash, m.uri, context)
         for m, context in ((train_set, "train"), (val_set, "val"))
     ]
-    run = tracking.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent)
+    run = tracking.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
     content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
     storage.write_bytes(record, json.dumps(content, indent=1).encode())
     return run
@@ -213,7 +238,7 @@ def check_continuation(
         )
 
 
-def _fit(job: Job) -> Any:
+def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -231,6 +256,7 @@ def _fit(job: Job) -> Any:
             name=experiment.name,
             storage_path=path,
             storage_filesystem=filesystem,
+            callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=experiment.train.max_failures),
             checkpoint_config=CheckpointConfig(
@@ -241,7 +267,7 @@ def _fit(job: Job) -> Any:
     return trainer.fit()
 
 
-def _conclude(job: Job, result: Any) -> Outcome:
+def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     """Pick the best checkpoint, log its model."""
     experiment = job.experiment
     ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
@@ -252,9 +278,9 @@ def _conclude(job: Job, result: Any) -> Outcome:
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)
     judged = checkpoints.build_model(record)
-    for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays):
+    for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays if log_model else 0):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
-    model = _log_model(job, record) if finished else ""
+    model = _log_model(job, record) if finished and log_model else ""
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
     tracking.describe(job.run, f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```")
     return Outcome(

@@ -39,6 +39,7 @@ from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
 from pipelines import runtime, storage
 from pipelines.config import Experiment, flatten
 from pipelines.feed import Feed, evaluation_batches
+from pipelines.handover import take_over
 from pipelines.manifest import Manifest
 from pipelines.order import Stream
 from pipelines.tracking import Run, Tracker
@@ -61,6 +62,10 @@ class Job:
     folder: str
     """Of the run: spooled metrics go there when it is local."""
     gpu: bool
+    begin: str = ""
+    """URI of another run's checkpoint whose training this one takes over, with its own options."""
+    quiet: bool = False
+    """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -71,13 +76,17 @@ def loop(config: dict[str, Any]) -> None:
     for name in list(logging.root.manager.loggerDict):  # the one that prints every report is named by its file
         if name.startswith("ray.train") or f"{os.sep}ray{os.sep}train{os.sep}" in name:
             logging.getLogger(name).setLevel(logging.WARNING)
-    context = ray.train.get_context()
-    worker = Worker(config["job"], context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
-    given = ray.train.get_checkpoint()
-    if given is not None:
-        with given.as_directory() as folder:
-            worker.restore(Path(folder) / CHECKPOINT)
-    worker.train()
+    job = config["job"]
+    with runtime.printing_to(_local(job.folder) if job.quiet else ""):
+        context = ray.train.get_context()
+        worker = Worker(job, context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
+        given = ray.train.get_checkpoint()
+        if given is not None:
+            with given.as_directory() as folder:
+                worker.restore(Path(folder) / CHECKPOINT)
+        elif job.begin:
+            worker.take_over(job.begin)
+        worker.train()
 
 
 def accumulation(batch: int, workers: int, micro_batch: int) -> int:
@@ -155,6 +164,14 @@ class Worker:
         self.step = record["step"]
         if self.rank == 0:
             _say(f"continuing at step {self.step}, position {record['position']}")
+
+    def take_over(self, uri: str) -> None:
+        """Go on from a checkpoint of a run with other options: of the optimiser's state what still applies."""
+        record = load_checkpoint(uri)
+        carried = take_over(record, self.model, self.optimiser, self.ema)
+        self.step = record["step"]
+        if self.rank == 0:
+            _say(f"taking over {uri} at step {self.step}, with the optimiser's state of {carried} tensors")
 
     def train(self) -> None:
         """Every step that is left, with validations and checkpoints between them."""

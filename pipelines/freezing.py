@@ -1,0 +1,84 @@
+"""Frozen parts need weights: what a run may freeze, and schedules that thaw it while it trains."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+
+from panoptic.segmentation import Categories
+from pipelines.config import Experiment
+
+STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
+"""Classes with which models are built only to look at them."""
+
+SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)+)\s*")
+
+
+def meta_model(experiment: Experiment) -> torch.nn.Module:
+    """The experiment's model without memory, for two classes.
+
+    Raises:
+        ValueError: the options do not make a model.
+    """
+    config = experiment.model
+    config = replace(config, backbone=replace(config.backbone, weights="none"))  # type: ignore[type-var]
+    with torch.device("meta"):
+        return config.build(STAND_IN)
+
+
+def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
+    """What is frozen though no weights were loaded into it: nothing, the backbone, or other parts of the model."""
+    patterns, trunk = experiment.train.freeze, experiment.model.backbone
+    if experiment.train.weights:
+        return ""
+    frozen: list[str] = []
+    if patterns:
+        names = [name for name, _ in meta_model(experiment).named_parameters()]
+        frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if any(not name.startswith("backbone.") for name in frozen):
+        return "model"
+    return "backbone" if trunk.weights == "none" and (trunk.freeze or frozen) else ""
+
+
+def check_freezing(experiment: Experiment) -> None:
+    """Frozen noise learns nothing and measures nothing.
+
+    Raises:
+        ValueError: names the option and the remedies.
+    """
+    missing = lacking(experiment)
+    if not missing:
+        return
+    trunk, patterns = experiment.model.backbone, " ".join(experiment.train.freeze)
+    named = f"train.freeze {patterns}" if patterns else f"model.backbone.freeze {trunk.freeze}"
+    thaw = "set --train.freeze to nothing" if patterns else "train everything with --model.backbone.freeze 0"
+    weights = "" if missing == "model" else "--model.backbone.weights FILE (or timm, which downloads), or with "
+    raise ValueError(
+        f"{named}: no weights were loaded into what is frozen, and frozen noise measures nothing. Start with {weights}"
+        f"--train.weights CHECKPOINT, or {thaw}"
+    )
+
+
+def parse_schedule(text: Any) -> list[tuple[int, int]]:
+    """`"5 2@500 0@800"`, five stages frozen at first, two from step 500, none from 800: [(0, 5), (500, 2), (800, 0)].
+
+    A number is a schedule of one entry.
+
+    Raises:
+        ValueError: the text is no schedule, or its steps do not rise.
+    """
+    if isinstance(text, int):
+        return [(0, text)]
+    found = SCHEDULE.fullmatch(str(text))
+    if found is None:
+        raise ValueError(f"{text!r}: write a number of stages, or such as '5 2@500': five at first, two from step 500")
+    later = (part.split("@") for part in found[2].split())
+    schedule = [(0, int(found[1])), *((int(step), int(stages)) for stages, step in later)]
+    if any(a[0] >= b[0] for a, b in itertools.pairwise(schedule)):
+        raise ValueError(f"{text!r}: the steps of a schedule of freezing must rise")
+    return schedule
