@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.config import Experiment
-from pipelines.presets import deeplab, detr, fcn
+from pipelines.presets import deeplab, detr, fcn, fpn
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
-    function.__name__.replace("_", "-"): function for module in (deeplab, detr, fcn) for function in module.PRESETS
+    function.__name__.replace("_", "-"): function for module in (deeplab, detr, fcn, fpn) for function in module.PRESETS
 }
 """Command-line name to function."""
