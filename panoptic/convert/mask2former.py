@@ -2,7 +2,7 @@
 
 ResNets and Swins with the deformable pixel decoder. What weights do not tell: attention heads (8) and what the
 losses draw (12,544 points). A ResNet's norms are frozen where the file has no counters of batches (COCO), and
-synchronised where it has (Cityscapes).
+synchronised where it has (Cityscapes); Hugging Face's are plain batch norms.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from panoptic.convert.maskformer import (
     layers,
     renamed,
     transformers_trunk_key,
+    unsynchronised,
     with_pixel_decoder,
 )
 from panoptic.convert.panoptic_deeplab import weight
@@ -162,7 +163,7 @@ ORIGINAL = Family(
 TRANSFORMERS = Family(
     recognise=lambda state: any(re.match(LEVEL_MODULE + "input_projections", key) for key in state),
     rename=renamed(TRANSFORMERS_RULES),
-    build=_build,
+    build=lambda weights, categories: unsynchronised(_build(weights, categories)),
     translate=from_transformers,
 )
 """`Mask2FormerForUniversalSegmentation` of Hugging Face transformers 4 and 5."""

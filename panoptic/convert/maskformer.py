@@ -2,7 +2,7 @@
 
 ResNets and Swins, both pixel decoders. What weights do not tell: attention heads (8), dropout, and batch padding
 (none beyond the largest image with COCO's 133 classes, else to multiples of 32). A ResNet's norms are frozen where
-the file has no counters of batches, and synchronised where it has.
+the file has no counters of batches, and synchronised where it has; Hugging Face's are plain batch norms.
 """
 
 from __future__ import annotations
@@ -154,6 +154,16 @@ def _backbone(trunk: Mapping[str, Tensor]) -> Backbone:
     return replace(found, norm="sync" if "bn1.num_batches_tracked" in trunk else "frozen")
 
 
+def unsynchronised(
+    found: tuple[Any, Mapping[str, Tensor]],
+) -> tuple[Any, Mapping[str, Tensor]]:
+    """The same with plain batch norms where the counters would mean synchronised ones."""
+    config, weights = found
+    if config.backbone.norm == "sync":
+        config = replace(config, backbone=replace(config.backbone, norm="batch"))
+    return config, weights
+
+
 def layers(weights: Mapping[str, Tensor], prefix: str) -> int:
     """How many layers there are below `prefix`, which ends in a dot."""
     return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
@@ -186,7 +196,7 @@ ORIGINAL = Family(
 TRANSFORMERS = Family(
     recognise=lambda state: any(key.startswith("model.pixel_level_module.decoder.fpn.") for key in state),
     rename=renamed(TRANSFORMERS_RULES),
-    build=_build,
+    build=lambda weights, categories: unsynchronised(_build(weights, categories)),
     translate=from_transformers,
 )
 """`MaskFormerForInstanceSegmentation` of Hugging Face transformers 4 and 5."""
