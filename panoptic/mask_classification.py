@@ -23,8 +23,10 @@ from panoptic import losses
 from panoptic.matching import Matches, class_cost, dice_cost, hungarian
 from panoptic.merging.planes import Extent
 from panoptic.merging.queries import merge_queries, query_instances, query_semantics
-from panoptic.models.interface import Outputs
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
+
+Outputs = dict[str, Tensor]
+"""Of `models.interface`, which stands above this module."""
 
 CERTAIN = 30.0
 """Logit of what is true, minus that of what is not: probability 1 in float32."""
