@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ def loop(config: dict[str, Any]) -> None:
     for name in list(logging.root.manager.loggerDict):  # the one that prints every report is named by its file
         if name.startswith("ray.train") or f"{os.sep}ray{os.sep}train{os.sep}" in name:
             logging.getLogger(name).setLevel(logging.WARNING)
+    # Of 1x1 convolutions, whose channels-last gradients lie in memory as the buckets do, whatever their strides say.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     job = config["job"]
     with runtime.printing_to(_local(job.folder) if job.quiet else ""):
         context = ray.train.get_context()
