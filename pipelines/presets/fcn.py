@@ -32,7 +32,7 @@ CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 18
 
 
 def panoptic_fcn_scenes() -> Experiment:
-    """Drawn scenes on two CPU workers, for at most five minutes. Not measured yet.
+    """Drawn scenes on two CPU workers, for at most five minutes; its PQ is not measured yet.
 
     `python jobs/train.py panoptic-fcn-scenes`
     """
@@ -50,8 +50,9 @@ def panoptic_fcn_scenes() -> Experiment:
 def panoptic_fcn_pedestrians() -> Experiment:
     """Photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
-    Not measured yet; meant for one run of at most 15 minutes. A thread takes 0.40 s for a step of 4 images, which is
-    10 images/s, most of it in convolutions.
+    Not measured yet; meant for one run of at most 15 minutes. What copying the labels of the nearest training
+    photograph scores is PQ 53.4, and 34.8 on the photographs that no training photograph resembles. A thread takes
+    0.40 s for a step of 4 images, which is 10 images/s, most of it in convolutions.
     `python jobs/train.py panoptic-fcn-pedestrians --data.root FOLDER`
     """
     return Experiment(
