@@ -12,7 +12,7 @@ Shapes: B images of a micro-batch, H x W the canvas.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.interface import PanopticModel, full_precision
 from panoptic.optim import Optim, learning_rate_factor, set_learning_rate
+from panoptic.oracle import swap
 from panoptic.segmentation import Instances, Segmentation, Targets
 
 
@@ -173,7 +174,12 @@ class Judged(NamedTuple):
 
 
 def evaluation_step(
-    model: PanopticModel, images: Tensor, targets: Targets, engine: Engine, instances: bool = False
+    model: PanopticModel,
+    images: Tensor,
+    targets: Targets,
+    engine: Engine,
+    instances: bool = False,
+    true: Sequence[str] = (),
 ) -> Judged:
     """Losses, merged maps and class maps of one batch, from one pass of the network.
 
@@ -181,6 +187,7 @@ def evaluation_step(
         model: unwrapped and in evaluation mode.
         images: uint8 [B, 3, H, W].
         instances: also want scored instances and region proposals.
+        true: outputs that the truth takes the place of before merging (see `oracle`); not in the losses.
 
     Returns:
         everything but the losses at `targets.frame.output_sizes`.
@@ -199,6 +206,8 @@ def evaluation_step(
         clock.lap("network")
         losses = model.loss(outputs, targets)
         clock.lap("loss")
+        if true:
+            outputs = swap(outputs, model.truth(targets, outputs), true)
         found = model.detections(outputs, frame)
         maps = model.segment(found, frame)
         clock.lap("merge")
@@ -238,17 +247,13 @@ def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
 
 
 def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
-    """Cut every entry of the gradients to `entry`, then scale them so that their common norm is at most `largest`.
-
-    0 leaves either undone. Returns the norm before both, so that a gradient that is not finite is seen.
-    """
+    """Cut every entry to `entry`, then scale all to a norm of at most `largest` (0 = leave them); the norm before."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = left = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if entry > 0:
         torch.nn.utils.clip_grad_value_(parameters, entry)
+        left = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if largest > 0:
-        left = torch.nn.utils.get_total_norm(gradients) if entry > 0 else norm
         torch.nn.utils.clip_grads_with_norm_(parameters, largest, left)
     return norm
 

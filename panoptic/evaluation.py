@@ -35,6 +35,8 @@ class Measures:
     """Boundary PQ."""
     instances: bool = False
     """AP of the instances before merging."""
+    true: tuple[str, ...] = ()
+    """Outputs of the network that the truth takes the place of (see `oracle`)."""
 
 
 class Batch(NamedTuple):
@@ -95,7 +97,7 @@ def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measur
     for batch in batches:
         data = time.perf_counter() - mark
         seed_torch(0, batch.rows[0], 0, 0)  # some losses sample points
-        found = evaluation_step(model, batch.images, batch.targets, engine, measures.instances)
+        found = evaluation_step(model, batch.images, batch.targets, engine, measures.instances, measures.true)
         counting = time.perf_counter()
         part = _counted(batch, found, model.categories, measures)
         part.seconds = {"data": data, **found.seconds, "metric": time.perf_counter() - counting}

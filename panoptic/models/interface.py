@@ -10,6 +10,9 @@ Shapes: B images, H x W the canvas of the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +27,20 @@ Outputs = dict[str, Tensor]
 class PanopticModel(nn.Module, ABC):
     """A network, its losses and its merge rule.
 
-    Subclasses set `categories` and `divisor` (collate pads the canvas to it) and implement the
-    abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
+    Subclasses set `config` (what built them), `categories` and `divisor` (collate pads the canvas to it)
+    and implement the abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
     wanted in evaluation mode too. Losses draw only by `torch.rand` and `torch.randperm`.
     """
 
+    config: Any
     categories: Categories
     divisor: int
     class_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights for other classes, though their shape may not depend on the classes."""
     added_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
+    truth_needs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Outputs of `truth` that say nothing without others: FCN's class without a position."""
 
     @abstractmethod
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -186,7 +187,7 @@ class PanopticFCN(PanopticModel):
     [B, R, h, w] and "kernels_p3" [B, C, h, w], up to "p7". `segment` also takes what `truth` gives.
     """
 
-    truth_needs = {"class": ("position",), "mask": ("class",)}  # noqa: RUF012
+    truth_needs = MappingProxyType({"class": ("position",), "mask": ("class",)})
 
     def __init__(self, config: PanopticFCNConfig, categories: Categories) -> None:
         super().__init__()

@@ -1,0 +1,99 @@
+"""Swapping outputs for the truth, and the table of what each is worth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic.engine import Engine
+from panoptic.evaluation import Batch, Measures, judge, summarise
+from panoptic.metrics.quality import QualityCounts, quality
+from panoptic.metrics.report import Evaluation
+from panoptic.models.interface import PanopticModel
+from panoptic.oracle import missing_needs, subsets, swap, table, truth_names
+from panoptic.segmentation import Categories, Sample, collate
+from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
+
+FCN_NEEDS = {"class": ("position",), "mask": ("class",)}
+
+
+def test_subsets_leave_out_what_says_nothing() -> None:
+    assert subsets(("a", "b"), {}) == [(), ("a",), ("b",), ("a", "b")]
+    names = ("position", "class", "mask")
+    assert subsets(names, FCN_NEEDS) == [names[:count] for count in range(4)]
+    assert missing_needs(["mask", "position"], FCN_NEEDS) == ["class"]
+
+
+def test_a_swap_takes_every_part_of_an_output_and_leaves_the_others() -> None:
+    outputs = {"encoded": torch.zeros(1), "centre": torch.zeros(1)}
+    truth = {"centre": torch.ones(1), "position.things": torch.ones(2), "position.p3": torch.ones(3)}
+    assert swap(outputs, truth, []) == outputs
+    swapped = swap(outputs, truth, ["position"])
+    assert swapped.keys() == {"encoded", "centre", "position.things", "position.p3"}
+    assert swapped["centre"] is outputs["centre"] and swap(outputs, truth, ["centre"])["centre"] is truth["centre"]
+    with pytest.raises(ValueError, match=r"does not stand for offset; it does for centre, position"):
+        swap(outputs, truth, ["offset"])
+
+
+def small(name: str, categories: Categories) -> PanopticModel:
+    torch.manual_seed(0)
+    config = {"deeplab": SMALL_DEEPLAB, "fcn": SMALL_FCN}[name]
+    return config.build(categories).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("deeplab", ("semantic", "centre", "offset", "foreground")), ("fcn", ("position", "class", "mask"))],
+)
+def test_what_the_truth_stands_for(name: str, expected: tuple[str, ...], small_categories) -> None:
+    assert truth_names(small(name, small_categories)) == expected
+
+
+def batches(categories: Categories, draw) -> list[Batch]:
+    truths = [draw(np.random.default_rng(k), 64, 96, categories, things=4, void=False) for k in range(3)]
+    batches = []
+    for row, truth in enumerate(truths):
+        image = np.random.default_rng(row).integers(0, 256, (*truth.size, 3), np.uint8)
+        images, targets = collate([Sample(image, truth, f"image {row}", original=truth)], 32)
+        batches.append(Batch(images, targets, [truth], [row]))
+    return batches
+
+
+@pytest.mark.parametrize("name", ["deeplab", "fcn"])
+def test_judged_with_more_and_more_of_the_truth(name: str, small_categories, random_segmentation) -> None:
+    model = small(name, small_categories)
+    names = truth_names(model)
+    rows = []
+    for chosen in (names[:count] for count in range(len(names) + 1)):
+        measures = Measures(instances=True, true=chosen)
+        tally = judge(model, batches(small_categories, random_segmentation), Engine(), measures)
+        rows.append((chosen, summarise([tally], small_categories)))
+    found = [evaluation.quality.all.pq for _, evaluation in rows]
+    assert found[0] < 50 and found[-1] == pytest.approx(100)
+    losses = [dict(evaluation.losses) for _, evaluation in rows]
+    assert all(other == losses[0] for other in losses)  # they are the network's, whatever is swapped
+    lines = table(names, rows).splitlines()
+    assert len(lines) == len(rows) + 2 and all(f"true {name}" in lines[0] for name in names)
+    assert lines[2].count(" x ") == 0 and lines[-1].count(" x ") == len(names) and "100.0" in lines[-1]
+    assert " ap " in lines[0] and " miou " in lines[0]
+
+
+def test_columns_that_were_not_counted_are_left_out() -> None:
+    categories = Categories(("a", "b"), (True, False), (1, 2), ((0, 0, 0),) * 2)
+    counts = replace(QualityCounts.zeros(2), iou=np.array([0.8, 0.0]), tp=np.array([1, 0]), fn=np.array([1, 0]))
+    printed = table(("centre",), [((), Evaluation(quality(counts, categories)))])
+    header, _, row = printed.splitlines()
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
+        "true centre",
+        "pq",
+        "sq",
+        "rq",
+        "pq things",
+        "pq stuff",
+    ]
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert math.isclose(float(cells[1]), 53.3) and cells[2:] == ["80.0", "66.7", "53.3", "-"]
