@@ -6,13 +6,20 @@ single files are executed by path, with small stand-ins for what their import li
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
+from torch.nn.functional import interpolate
+
+from panoptic.losses import box_corners
 
 PROJECT = "detectron2/projects/Panoptic-DeepLab/panoptic_deeplab"
 
@@ -47,6 +54,46 @@ def target_generator(folder: Path | None) -> ModuleType | None:
 def transforms(folder: Path | None) -> ModuleType | None:
     """detectron2's transforms on PIL; only `ResizeTransform` works under the stand-in for fvcore."""
     return _find(folder, "detectron2/detectron2/data/transforms/transform.py", _fvcore())
+
+
+def detr(folder: Path | None) -> ModuleType | None:
+    """facebookresearch/detr's masks and post-processors; its classes that need the rest of it do not work."""
+    utils = panopticapi_utils(found) if (found := panopticapi(folder)) else None
+    if utils is None:
+        return None
+    names = {"util": (), "util.box_ops": (), "util.misc": ("NestedTensor", "nested_tensor_from_tensor_list")}
+    modules = {name: ModuleType(name) for name in names}
+    for name, needed in names.items():
+        for attribute in needed:
+            setattr(modules[name], attribute, type(attribute, (), {}))
+    modules["util.misc"].interpolate = interpolate  # type: ignore[attr-defined]
+    modules["util.box_ops"].box_cxcywh_to_xyxy = box_corners  # type: ignore[attr-defined]
+    modules["util"].box_ops = modules["util.box_ops"]  # type: ignore[attr-defined]
+    package = {"panopticapi": ModuleType("panopticapi"), "panopticapi.utils": utils}
+    return _find(folder, "detr/models/segmentation.py", modules | package)
+
+
+def transformers() -> ModuleType | None:
+    """Hugging Face's package where it is installed."""
+    return importlib.import_module("transformers") if importlib.util.find_spec("transformers") else None
+
+
+def mask_ops(folder: Path | None) -> ModuleType | None:
+    """detectron2's pasting of masks."""
+    return _find(folder, "detectron2/detectron2/layers/mask_ops.py")
+
+
+def panoptic_merge(folder: Path | None) -> Callable[..., Any] | None:
+    """`combine_semantic_and_instance_outputs` of detectron2's Panoptic FPN, without the rest of its file."""
+    name = "combine_semantic_and_instance_outputs"
+    file = folder / "detectron2/detectron2/modeling/meta_arch/panoptic_fpn.py" if folder else None
+    if file is None or not file.is_file():
+        return None
+    module = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    module.body = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    names: dict[str, Any] = {"torch": torch}
+    exec(compile(module, str(file), "exec"), names)
+    return names[name]
 
 
 def _find(folder: Path | None, path: str, stand_ins: Mapping[str, ModuleType] | None = None) -> ModuleType | None:
