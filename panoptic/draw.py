@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
+from panoptic.metrics.quality import overlaps, pair
 from panoptic.segmentation import VOID, Categories, Segmentation
 
 TINT = 0.58
@@ -54,6 +55,39 @@ def overlay(image: np.ndarray, segmentation: Segmentation, categories: Categorie
     drawn = _outlined(drawn, segmentation, categories)
     result = np.clip(drawn, 0, 255).round().astype(np.uint8)
     return _named(result, segmentation, categories, colours) if names else result
+
+
+RIGHT, MISSED, MADE_UP, EDGE = range(4)
+ERROR_COLOURS = {RIGHT: (120, 190, 130), MISSED: (60, 120, 235), MADE_UP: (235, 70, 60), EDGE: (250, 190, 40)}
+"""Of `errors`: in a matched segment; of a true segment that was not found; of a predicted segment that does not
+exist (also where both hold); of matched segments that meet elsewhere."""
+
+
+def errors(image: np.ndarray, truth: Segmentation, prediction: Segmentation) -> np.ndarray:
+    """What is wrong with a prediction, in `ERROR_COLOURS`, uint8 [H, W, 3]; where the truth is void, the image alone.
+
+    Segments match as they do for PQ.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if image.shape[:2] != truth.size:
+        raise ValueError(f"errors: the image is {image.shape[:2]}, the map {truth.size}; resize one of them")
+    pairs = pair(overlaps(truth, prediction), truth.labels, truth.is_crowd(), prediction.labels)
+    partner = np.zeros(len(truth.labels) + 1, np.int32)
+    partner[pairs.truth + 1] = pairs.prediction + 1
+    missed, false = (np.concatenate([[False], flags]) for flags in (pairs.missed, pairs.false))
+    kind = np.full(truth.size, EDGE)
+    kind[missed[truth.segments]] = MISSED
+    kind[false[prediction.segments]] = MADE_UP
+    kind[(partner[truth.segments] == prediction.segments) & (prediction.segments != VOID)] = RIGHT
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, 2).astype(np.float32)
+    strength = np.array([0.12, 0.6, 0.6, 0.75], np.float32)[kind][..., None]
+    colours = np.array([ERROR_COLOURS[k] for k in range(4)], np.float32)[kind]
+    drawn = 0.8 * grey * (1 - strength) + colours * strength
+    ignored = (truth.segments == VOID) | np.concatenate([[False], truth.is_crowd()])[truth.segments]
+    drawn[ignored] = 0.4 * grey[ignored]
+    return np.clip(drawn, 0, 255).round().astype(np.uint8)
 
 
 def side_by_side(

@@ -94,3 +94,18 @@ def test_legend_shows_the_classes_asked_for(small_categories):
 def test_sizes_that_differ_are_refused(grey, small_categories):
     with pytest.raises(ValueError, match=r"\(60, 80\).*\(30, 40\)"):
         draw.overlay(grey, Segmentation(np.zeros((30, 40), np.int32), np.zeros(0, np.int64)), small_categories)
+
+
+def test_errors_are_told_apart():
+    truth = Segmentation(np.zeros((20, 40), np.int32), np.array([0, 1, 1]))
+    truth.segments[:, :20], truth.segments[:10, 20:], truth.segments[10:, 20:30] = 1, 2, 3
+    found = Segmentation(np.zeros((20, 40), np.int32), np.array([0, 0, 1]))
+    found.segments[:, :18], found.segments[:10, 20:], found.segments[10:12, 30:] = 1, 2, 3
+    picture = draw.errors(np.full((20, 40, 3), 128, np.uint8), truth, found)
+    places = ((5, 5), (5, 19), (5, 30), (15, 25), (18, 35))
+    right, edge, made_up, missed, void = (picture[y, x].astype(int) for y, x in places)
+    assert np.ptp(void) == 0 and np.ptp(right) < 30  # hardly tinted
+    assert made_up[0] > made_up[2] + 60 and missed[2] > missed[0] + 60
+    assert edge[0] > edge[2] + 90 and edge[1] > edge[2] + 60
+    with pytest.raises(ValueError, match="resize"):
+        draw.errors(np.zeros((9, 9, 3), np.uint8), truth, found)

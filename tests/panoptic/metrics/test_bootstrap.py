@@ -1,0 +1,50 @@
+"""Bootstrap: the figure is PQ itself, intervals cover what chance does, a model does not differ from itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from panoptic.metrics.bootstrap import Counts, beyond_noise, differences, intervals
+from panoptic.metrics.quality import QualityCounts, quality
+from panoptic.segmentation import Categories
+
+
+def drawn(seed: int, images: int, hits: float, classes: int = 5) -> Counts:
+    """Images of two segments each, found with the probability `hits`."""
+    rng = np.random.default_rng(seed)
+    sparse = []
+    for _ in range(images):
+        found = rng.random(2) < hits
+        values = np.stack([0.8 * found, found, ~found, ~found], 1).astype(float)
+        sparse.append((np.sort(rng.choice(classes - 1, 2, replace=False)), values))  # the last class never occurs
+    return Counts.of([f"{k}.jpg" for k in range(images)], sparse)
+
+
+def test_the_figure_is_pq_and_lies_in_its_interval(small_categories: Categories) -> None:
+    counts = drawn(0, 60, 0.7)
+    found = intervals(counts, small_categories, rounds=200)
+    total = QualityCounts.from_nonzero(counts.places[:, 1], counts.values, 5)
+    expected = quality(total, small_categories)
+    for name, group in (("all", expected.all), ("things", expected.things), ("stuff", expected.stuff)):
+        assert found[name].value == pytest.approx(group.pq) and found[name].low < group.pq < found[name].high
+    assert [found[str(c)].value for c in range(4)] == pytest.approx(expected.pq[:4].tolist())
+    assert np.isnan([found["4"].value, found["4"].low]).all()
+
+
+def test_more_images_are_surer(small_categories: Categories) -> None:
+    few, many = (intervals(drawn(1, n, 0.7), small_categories, rounds=200)["all"] for n in (30, 480))
+    # sixteen times the images: a quarter of the width, give or take
+    assert 2 < (few.high - few.low) / (many.high - many.low) < 8
+
+
+def test_differences(small_categories: Categories) -> None:
+    one, worse = drawn(2, 80, 0.9), drawn(3, 80, 0.3)
+    same = differences(one, one, small_categories, rounds=50)
+    assert same["all"].value == same["all"].low == same["all"].high == 0 and not same["all"].certain
+    found = differences(worse, one, small_categories, rounds=100)
+    assert found["all"].value > 0 and found["all"].certain and beyond_noise(found)
+    back = differences(one, worse, small_categories, rounds=100)
+    assert back["all"].value == pytest.approx(-found["all"].value) and not beyond_noise(back)
+    with pytest.raises(ValueError, match="different images"):
+        differences(one, drawn(2, 79, 0.9), small_categories)
