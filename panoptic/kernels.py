@@ -50,20 +50,31 @@ def centre_kernels(kernels: Tensor, told: LevelTargets) -> tuple[Tensor, Tensor]
     return picked, torch.ones_like(picked[..., 0])
 
 
-def region_kernels(kernels: Tensor, covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def region_kernels(kernels: Tensor, covered: Tensor, own: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """The regions that a level has.
 
     Args:
         kernels: [B, C, h, w].
         covered: float [B, R, h, w], above 0 where a region is.
+        own: of `mean_kernels`.
 
     Returns:
-        image int64 [P], region class int64 [P], and [P, C] the mean over the whole map of the kernels inside.
+        image int64 [P], region class int64 [P], and [P, C] the mean of the kernels inside.
     """
     masks = (covered > 0).flatten(2)
     image, region = masks.any(2).nonzero().unbind(1)
-    means = masks.to(kernels.dtype) @ kernels.flatten(2).transpose(1, 2) / masks.shape[2]
+    means = mean_kernels(masks.to(kernels.dtype), kernels.flatten(2), own)
     return image, region, means[image, region]
+
+
+def mean_kernels(masks: Tensor, kernels: Tensor, own: bool = False) -> Tensor:
+    """[..., P, C], of each of the masks [..., P, h w] the mean of the kernels [..., C, h w] inside.
+
+    With `own` over the cells of the mask, else over the whole map, as published: then the kernel of a small region
+    is short, which only a long training makes up for.
+    """
+    total = masks @ kernels.transpose(-1, -2)
+    return total / masks.sum(-1, keepdim=True).clamp(min=1) if own else total / masks.shape[-1]
 
 
 def embedded(layer: nn.Conv2d, kernels: Tensor) -> Tensor:

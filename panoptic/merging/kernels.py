@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from panoptic.kernels import mean_kernels
+
 TINY = 1e-8
 """The least norm that a kernel is divided by."""
 
@@ -59,7 +61,11 @@ def collect_things(
 
 
 def collect_regions(
-    levels: Sequence[Level], threshold: float, true: Sequence[Tensor] | None = None, known: bool = False
+    levels: Sequence[Level],
+    threshold: float,
+    true: Sequence[Tensor] | None = None,
+    known: bool = False,
+    own: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The kernels of all regions of all levels.
 
@@ -68,9 +74,10 @@ def collect_regions(
         threshold: of `find_regions`.
         true: of each level float [R, h, w], above 0 where a region is, in place of those found.
         known: whether these regions have their classes too; else each takes the one most probable within.
+        own: of `panoptic.kernels.mean_kernels`.
 
     Returns:
-        kernels [K, C], the means over a whole level of those inside; class int64 [K] and score [K].
+        kernels [K, C], the means of those inside; class int64 [K] and score [K].
     """
     found = []
     for place, level in enumerate(levels):
@@ -83,7 +90,7 @@ def collect_regions(
             score = torch.ones_like(label, dtype=masks.dtype)
             if not known:
                 label = (masks @ level.regions.sigmoid().flatten(1).T).argmax(1)
-        found.append((masks @ level.kernels.flatten(1).T / masks.shape[1], label, score))
+        found.append((mean_kernels(masks, level.kernels.flatten(1), own), label, score))
     kernels, labels, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
     return kernels, labels, scores
 

@@ -9,7 +9,7 @@ Kept as published (dvlab-research/PanopticFCN, on detectron2), though odd:
 - the mean of RGB channels is subtracted from BGR images (`bgr` with an RGB-ordered `pixel_mean`), scale 1;
 - scores are averaged with their window's mean, in which cells beyond the border count as 0;
 - the size ranges of levels include both ends, so a thing of 64 pixels is on three levels;
-- the kernel of a stuff region is its mean over the whole map and not over the region;
+- the kernel of a stuff region is a mean over the whole map, not over the region (`stuff_kernel` chooses);
 - the first coordinate channel is the vertical one; both are of the padded feature map;
 - the bias of -2.19 is on the region maps too; offsets of deformable convolutions start from random weights;
 - the Gaussian's radius is divided by 2 and not by 2a (CornerNet's first formula);
@@ -118,6 +118,8 @@ class PanopticFCNConfig:
     """Normalise in the encoder too."""
     regions: Regions = "with_things"
     """Region classes: one for all things and then stuff; stuff alone; or all classes (published for Cityscapes)."""
+    stuff_kernel: Literal["map", "region"] = "map"
+    """A region's kernel is a mean over the whole map (published), or over its own cells, which learns far sooner."""
     centre: Centre = "mass"
     """A thing's peak is at the centre of mass of its mask, or of its box."""
     scales: tuple[tuple[int, int], ...] = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
@@ -257,7 +259,7 @@ class PanopticFCN(PanopticModel):
             else:
                 chosen = centre_kernels(kernels, told)
             things.append((*chosen, told.image, told.thing))
-            regions.append(region_kernels(kernels, told.regions))
+            regions.append(region_kernels(kernels, told.regions, config.stuff_kernel == "region"))
         thing_kernels, weights, *owners = (torch.cat(parts) for parts in zip(*things, strict=True))
         *areas, means = (torch.cat(parts) for parts in zip(*regions, strict=True))
         drawn = embedded(self.thing_embed, thing_kernels), embedded(self.stuff_embed, means)[:, None]
@@ -355,8 +357,9 @@ class PanopticFCN(PanopticModel):
     def _region_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor]:
         """The fused kernels [K, C] of image b, their region class, ascending, and score."""
         true = [outputs[f"position.{level}"][b] for level in LEVELS] if "position.things" in outputs else None
+        config, known = self.config, "class" in outputs
         kernels, labels, scores = collect_regions(
-            _levels(outputs, b), self.config.region_threshold, true, "class" in outputs
+            _levels(outputs, b), config.region_threshold, true, known, config.stuff_kernel == "region"
         )
         return fuse_classes(embedded(self.stuff_embed, kernels), labels, scores)
 

@@ -224,6 +224,7 @@ def _small_fcn() -> PanopticFCNConfig:
         encoder_convs=2,
         encoder_channels=32,
         points=3,
+        stuff_kernel="region",
         stuff_area=128,
     )
 

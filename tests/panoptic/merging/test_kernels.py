@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 from torch.nn import functional
 
+from panoptic.kernels import region_kernels
 from panoptic.merging.drawing import Things, View, as_instances, class_map, combine, draw_regions, draw_things
 from panoptic.merging.kernels import (
     Level,
@@ -176,6 +177,17 @@ def test_nothing_passes_the_thresholds() -> None:
     assert kernels.shape == (0, 5) and len(labels) == len(scores) == len(owners) == 0
     kernels, labels, scores = collect_regions([level] * 5, 0.05)
     assert kernels.shape == (0, 5) and len(labels) == len(scores) == 0
+
+
+def test_a_kernel_is_a_mean_over_the_map_or_over_its_region() -> None:
+    logits = torch.full((2, 2, 4), -9.0)
+    logits[1, 0, 0] = 9.0  # one cell of eight
+    level = Level(torch.full((1, 2, 4), -9.0), logits, torch.arange(24.0).view(3, 2, 4) + 1)
+    for own, expected in ((False, [1 / 8, 9 / 8, 17 / 8]), (True, [1.0, 9.0, 17.0])):
+        kernels, labels, _ = collect_regions([level], 0.05, own=own)
+        assert labels.tolist() == [1] and kernels.tolist() == [pytest.approx(expected)]
+        image, region, trained = region_kernels(level.kernels[None], (logits > 0).float()[None], own)
+        assert (image.tolist(), region.tolist()) == ([0], [1]) and torch.equal(trained, kernels)
 
 
 def test_the_merged_map_names_the_things_of_a_class_map(small_categories) -> None:
