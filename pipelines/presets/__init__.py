@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.config import Experiment
-from pipelines.presets import deeplab, detr, fcn, fpn
+from pipelines.presets import deeplab, detr, fcn, fpn, jsis, mask2former, maskformer
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
-    function.__name__.replace("_", "-"): function for module in (deeplab, detr, fcn, fpn) for function in module.PRESETS
+    function.__name__.replace("_", "-"): function
+    for module in (deeplab, detr, fcn, fpn, jsis, maskformer, mask2former)
+    for function in module.PRESETS
 }
 """Command-line name to function."""

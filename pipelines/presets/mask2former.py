@@ -1,0 +1,193 @@
+"""Mask2Former: the published recipes, and small ones for two CPU cores.
+
+The paper's figures come from models that started with ImageNet weights: --model.backbone.weights FILE (ResNets:
+torchvision's; Swin-T and S: of ImageNet-1k at 224 pixels, B and L: of ImageNet-22k at 384).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from panoptic.backbones import Backbone
+from panoptic.engine import Engine
+from panoptic.models.mask2former import Mask2FormerConfig
+from panoptic.optim import Optim
+from panoptic.transforms import POLICIES, Augment, Resize
+from pipelines.config import Data, Experiment, Scenes, Train
+
+
+def mask2former_r50_coco() -> Experiment:
+    """COCO, ResNet-50, 50 epochs of 16 images with large-scale jitter: PQ 51.9 from the paper, 8 V100 of 32 GB."""
+    return _coco(Backbone("resnet50", norm="frozen"))
+
+
+def mask2former_r101_coco() -> Experiment:
+    """As mask2former-r50-coco with ResNet-101: PQ 52.6 from the paper."""
+    return _coco(Backbone("resnet101", norm="frozen"))
+
+
+def mask2former_swin_tiny_coco() -> Experiment:
+    """As mask2former-r50-coco with Swin-T: PQ 53.2 from the paper."""
+    return _coco(Backbone("swin_tiny", drop_path=0.3))
+
+
+def mask2former_swin_small_coco() -> Experiment:
+    """As mask2former-r50-coco with Swin-S: PQ 54.6 from the paper."""
+    return _coco(Backbone("swin_small", drop_path=0.3))
+
+
+def mask2former_swin_base_coco() -> Experiment:
+    """As mask2former-r50-coco with Swin-B: PQ 56.4 from the paper."""
+    return _coco(Backbone("swin_base", drop_path=0.3))
+
+
+def mask2former_swin_large_coco() -> Experiment:
+    """As mask2former-r50-coco with Swin-L, 200 queries and 100 epochs: PQ 57.8 from the paper."""
+    base = _coco(Backbone("swin_large", drop_path=0.3))
+    return replace(
+        base,
+        model=replace(base.model, queries=200),
+        optim=replace(base.optim, milestones=(655_556, 710_184)),
+        train=replace(base.train, steps=737_500),
+    )
+
+
+def mask2former_r50_cityscapes() -> Experiment:
+    """Cityscapes, ResNet-50, crops of 512x1024, 16 images a step: PQ 62.1 from the paper, 8 V100 of 32 GB."""
+    return _cityscapes(Backbone("resnet50"))
+
+
+def mask2former_r101_cityscapes() -> Experiment:
+    """As mask2former-r50-cityscapes with ResNet-101: PQ 62.4 from the paper."""
+    return _cityscapes(Backbone("resnet101"))
+
+
+def mask2former_swin_tiny_cityscapes() -> Experiment:
+    """As mask2former-r50-cityscapes with Swin-T: PQ 63.9 from the paper."""
+    return _cityscapes(Backbone("swin_tiny", drop_path=0.3))
+
+
+def mask2former_swin_small_cityscapes() -> Experiment:
+    """As mask2former-r50-cityscapes with Swin-S: PQ 64.8 from the paper."""
+    return _cityscapes(Backbone("swin_small", drop_path=0.3))
+
+
+def mask2former_swin_base_cityscapes() -> Experiment:
+    """As mask2former-r50-cityscapes with Swin-B: PQ 66.1 from the paper."""
+    return _cityscapes(Backbone("swin_base", drop_path=0.3))
+
+
+def mask2former_swin_large_cityscapes() -> Experiment:
+    """As mask2former-r50-cityscapes with Swin-L and 200 queries: PQ 66.6 from the paper."""
+    base = _cityscapes(Backbone("swin_large", drop_path=0.3))
+    return replace(base, model=replace(base.model, queries=200))
+
+
+def mask2former_scenes() -> Experiment:
+    """Drawn scenes, a narrow Mask2Former from scratch, two CPU workers."""
+    return Experiment(
+        model=replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
+        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
+        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
+        resize=Resize(short=192),
+        optim=_small_optim(),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    )
+
+
+def mask2former_pedestrians() -> Experiment:
+    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
+
+    `python jobs/train.py mask2former-pedestrians --data.root FOLDER`
+    """
+    return Experiment(
+        model=_small(),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
+        resize=Resize(short=256),
+        optim=_small_optim(),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=3000, batch=8, workers=2, validate_every=750, log_every=50),
+    )
+
+
+def _coco(backbone: Backbone) -> Experiment:
+    return Experiment(
+        model=Mask2FormerConfig(backbone=backbone),
+        data=Data(root="", train="train2017", val="val2017"),
+        augment=POLICIES["lsj"],
+        resize=Resize(short=800, longest=1333, antialias=True),
+        optim=_optim(schedule="multistep", milestones=(327_778, 355_092)),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=368_750, batch=16, workers=8, validate_every=5000, validation_batch=1, gpu="yes"),
+    )
+
+
+def _cityscapes(backbone: Backbone) -> Experiment:
+    return Experiment(
+        model=Mask2FormerConfig(backbone=backbone),
+        data=Data(root="", train="train", val="val"),
+        augment=POLICIES["cityscapes_m2f"],
+        resize=Resize(short=1024, longest=2048, antialias=True),
+        optim=_optim(schedule="poly"),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(
+            steps=90_000, batch=16, workers=8, sync_bn=True, validate_every=5000, validation_batch=1, gpu="yes"
+        ),
+    )
+
+
+def _optim(schedule: Literal["poly", "multistep"], milestones: tuple[int, ...] = ()) -> Optim:
+    return Optim(
+        optimiser="adamw",
+        lr=1e-4,
+        backbone_lr=0.1,
+        weight_decay=0.05,
+        decay="weights_and_biases",
+        schedule=schedule,
+        milestones=milestones,
+        clip_norm=0.01,
+    )
+
+
+def _small() -> Mask2FormerConfig:
+    """For CPU cores and training from scratch: ResNet-18, 128 channels, MaskFormer's pixel decoder."""
+    return Mask2FormerConfig(
+        backbone=Backbone(name="resnet18"),
+        channels=128,
+        mask_channels=128,
+        pixel_decoder="fpn",
+        encoder_layers=1,
+        encoder_hidden=512,
+        full_precision=False,
+        decoder_layers=4,
+        decoder_hidden=512,
+        heads=4,
+        queries=24,
+        loss_points=2048,
+    )
+
+
+def _small_optim() -> Optim:
+    return Optim(optimiser="adamw", lr=7e-4, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
+
+
+PRESETS = (
+    mask2former_r50_coco,
+    mask2former_r101_coco,
+    mask2former_swin_tiny_coco,
+    mask2former_swin_small_coco,
+    mask2former_swin_base_coco,
+    mask2former_swin_large_coco,
+    mask2former_r50_cityscapes,
+    mask2former_r101_cityscapes,
+    mask2former_swin_tiny_cityscapes,
+    mask2former_swin_small_cityscapes,
+    mask2former_swin_base_cityscapes,
+    mask2former_swin_large_cityscapes,
+    mask2former_scenes,
+    mask2former_pedestrians,
+)
+"""Of this file, each under its own name."""

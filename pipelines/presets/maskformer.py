@@ -1,0 +1,168 @@
+"""MaskFormer: the published recipes, and small ones for two CPU cores.
+
+The paper's figures come from models that started with ImageNet weights: --model.backbone.weights FILE (ResNets:
+torchvision's; Swin-T and S: of ImageNet-1k at 224 pixels, B and L: of ImageNet-22k at 384).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from panoptic.backbones import Backbone
+from panoptic.engine import Engine
+from panoptic.models.maskformer import MaskFormerConfig
+from panoptic.optim import Optim
+from panoptic.transforms import POLICIES, Augment, Resize
+from pipelines.config import Data, Experiment, Scenes, Train
+
+
+def maskformer_r50_coco() -> Experiment:
+    """COCO, ResNet-50 and six transformer layers in the pixel decoder: PQ 46.5 from the paper, 64 V100 of 32 GB.
+
+    554,400 steps of 64 images (300 epochs), the rate divided by ten after two thirds.
+    """
+    return _coco(Backbone("resnet50", norm="frozen"))
+
+
+def maskformer_r101_coco() -> Experiment:
+    """As maskformer-r50-coco with ResNet-101: PQ 47.6 from the paper."""
+    return _coco(Backbone("resnet101", norm="frozen"))
+
+
+def maskformer_swin_tiny_coco() -> Experiment:
+    """COCO, Swin-T and the plain feature pyramid: PQ 47.7 from the paper."""
+    return _swin("swin_tiny")
+
+
+def maskformer_swin_small_coco() -> Experiment:
+    """As maskformer-swin-tiny-coco with Swin-S: PQ 49.7 from the paper."""
+    return _swin("swin_small")
+
+
+def maskformer_swin_base_coco() -> Experiment:
+    """As maskformer-swin-tiny-coco with Swin-B: PQ 51.8 from the paper."""
+    return _swin("swin_base")
+
+
+def maskformer_swin_large_coco() -> Experiment:
+    """As maskformer-swin-tiny-coco with Swin-L, images of 1000 pixels at most: PQ 52.7 from the paper."""
+    base = _swin("swin_large")
+    return replace(base, augment=replace(base.augment, longest=1000))
+
+
+def maskformer_r101_cityscapes() -> Experiment:
+    """Cityscapes, ResNet-101 and the plain feature pyramid, by the recipe that was published for classes alone.
+
+    For panoptic maps nobody published a figure; the authors advise Mask2Former's recipe, which differs in weight
+    decay only.
+    """
+    return Experiment(
+        model=MaskFormerConfig(backbone=Backbone("resnet101"), encoder_layers=0),
+        data=Data(root="", train="train", val="val"),
+        augment=POLICIES["cityscapes_m2f"],
+        resize=Resize(short=1024, longest=2048, antialias=True),
+        optim=Optim(
+            optimiser="adamw",
+            lr=1e-4,
+            backbone_lr=0.1,
+            weight_decay=1e-4,
+            decay="weights_and_biases",
+            schedule="poly",
+            clip_norm=0.01,
+        ),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=90_000, batch=16, workers=8, sync_bn=True, validate_every=5000, gpu="yes"),
+    )
+
+
+def maskformer_scenes() -> Experiment:
+    """Drawn scenes, a narrow MaskFormer from scratch, two CPU workers."""
+    return Experiment(
+        model=replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
+        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
+        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
+        resize=Resize(short=192),
+        optim=_small_optim(),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    )
+
+
+def maskformer_pedestrians() -> Experiment:
+    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
+
+    `python jobs/train.py maskformer-pedestrians --data.root FOLDER`
+    """
+    return Experiment(
+        model=_small(),
+        data=Data(root="", train="train", val="val"),
+        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
+        resize=Resize(short=256),
+        optim=_small_optim(),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50),
+    )
+
+
+def _coco(backbone: Backbone) -> Experiment:
+    return Experiment(
+        model=MaskFormerConfig(backbone=backbone, divisor=1),
+        data=Data(root="", train="train2017", val="val2017"),
+        augment=replace(POLICIES["detr"], rule="detectron2"),
+        resize=Resize(short=800, longest=1333, antialias=True),
+        optim=Optim(
+            optimiser="adamw",
+            lr=1e-4,
+            backbone_lr=0.1,
+            weight_decay=1e-4,
+            decay="weights_and_biases",
+            schedule="multistep",
+            milestones=(369_600,),
+            clip_norm=0.01,
+        ),
+        engine=Engine(channels_last=True),
+        train=Train(steps=554_400, batch=64, workers=64, validate_every=5000, validation_batch=1, gpu="yes"),
+    )
+
+
+def _swin(name: str) -> Experiment:
+    base = _coco(Backbone(name, drop_path=0.3))
+    optim = replace(base.optim, lr=6e-5, backbone_lr=1.0, weight_decay=0.01, warmup_steps=1500, warmup_factor=1e-6)
+    return replace(base, model=replace(base.model, encoder_layers=0), optim=optim)
+
+
+def _small() -> MaskFormerConfig:
+    """For CPU cores and training from scratch: ResNet-18, 128 channels, one transformer layer in the pixel decoder.
+
+    Masks are compared at every fourth pixel, which is the resolution that they have.
+    """
+    return MaskFormerConfig(
+        backbone=Backbone(name="resnet18"),
+        channels=128,
+        mask_channels=128,
+        encoder_layers=1,
+        decoder_layers=4,
+        heads=4,
+        hidden=512,
+        dropout=0.0,
+        queries=24,
+        loss_stride=4,
+    )
+
+
+def _small_optim() -> Optim:
+    return Optim(optimiser="adamw", lr=7e-4, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
+
+
+PRESETS = (
+    maskformer_r50_coco,
+    maskformer_r101_coco,
+    maskformer_swin_tiny_coco,
+    maskformer_swin_small_coco,
+    maskformer_swin_base_coco,
+    maskformer_swin_large_coco,
+    maskformer_r101_cityscapes,
+    maskformer_scenes,
+    maskformer_pedestrians,
+)
+"""Of this file, each under its own name."""
