@@ -21,7 +21,7 @@ from panoptic.engine import Engine, Judged, evaluation_step, seed_torch
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.instances import average_precision, join, match
 from panoptic.metrics.quality import QualityCounts, quality
-from panoptic.metrics.regions import confusion, mean_iou
+from panoptic.metrics.regions import confusion, count_recall, mean_iou
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
 from panoptic.segmentation import Categories, Segmentation, Targets
@@ -34,7 +34,7 @@ class Measures:
     boundary: bool = False
     """Boundary PQ."""
     instances: bool = False
-    """AP of the instances before merging."""
+    """AP of the instances before merging, and recall of region proposals where a model has them."""
     true: tuple[str, ...] = ()
     """Outputs of the network that the truth takes the place of (see `oracle`)."""
 
@@ -110,7 +110,12 @@ def _counted(batch: Batch, found: Judged, categories: Categories, measures: Meas
     tally, classes = Tally(), len(categories)
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
         matches = None if found.instances is None else match(truth, found.instances[k], categories)
-        counts = count_image(truth, found.maps[k], classes, measures.boundary, matches, batch.targets.names[k])
+        recall = None
+        if found.proposals is not None:
+            covered = count_recall(truth, found.proposals[k].cpu().numpy(), categories)
+            recall = int(covered.covered.sum()), int(covered.total.sum())
+        name = batch.targets.names[k]
+        counts = count_image(truth, found.maps[k], classes, measures.boundary, matches, name, recall)
         pixels = confusion(truth.semantic(), found.semantics[k], classes)
         tally.add(Tally({row: counts}, pixels))
     means = {name: float(value) for name, value in found.losses.items()}
@@ -144,6 +149,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
     images = [whole.images[row] for row in sorted(whole.images)]
     single = np.array([image.pq(len(categories)) for image in images])
     matches = [image.matches for image in images if image.matches is not None]
+    recalls = [100 * image.recall[0] / image.recall[1] for image in images if image.recall and image.recall[1]]
     boundary = [image.boundary for image in images if image.boundary is not None]
     return Evaluation(
         quality=quality(_total(lambda image: image.quality, images, categories), categories),
@@ -157,6 +163,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
         },
         boundary=quality(_total(lambda image: image.boundary, images, categories), categories) if boundary else None,
         precision=average_precision(join(matches), categories) if matches else None,
+        proposal_recall=float(np.mean(recalls)) if recalls else float("nan"),
         image_pq=float(np.nanmean(single)) if (~np.isnan(single)).any() else float("nan"),
         confusion=_segments(images, len(categories)),
     )

@@ -41,6 +41,8 @@ class ImageCounts:
     boundary: Sparse | None = None
     matches: Matches | None = None
     """Of instances, for AP."""
+    recall: tuple[int, int] | None = None
+    """True things that some region proposal covers, and all of them."""
     name: str = ""
 
     def pq(self, classes: int) -> float:
@@ -58,6 +60,7 @@ def count_image(
     boundary: bool = False,
     matches: Matches | None = None,
     name: str = "",
+    recall: tuple[int, int] | None = None,
 ) -> ImageCounts:
     """Compare one predicted map with its truth, both at the truth's size.
 
@@ -80,6 +83,7 @@ def count_image(
         confusion=_confusion(pair(table, truth.labels, crowd, prediction.labels, same_class=False), labels, classes),
         boundary=None if inner is None else inner.counts(*labels, classes).nonzero(),
         matches=matches,
+        recall=recall,
         name=name,
     )
 

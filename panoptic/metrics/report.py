@@ -32,6 +32,9 @@ class Evaluation:
     """Boundary PQ; None if it was not counted."""
     precision: Precision | None = None
     """AP of the instances before merging, against panoptic masks; None if it was not counted."""
+    proposal_recall: float = float("nan")
+    """The mean over images of the share of true things that some region proposal covers with IoU 0.5 (JSIS-Net's
+    table 4), in percent; NaN if it was not counted."""
     image_pq: float = float("nan")
     """The mean over images of the PQ of each alone. Not PQ: a class counts only in the images in which it occurs."""
     confusion: np.ndarray | None = None
@@ -56,6 +59,8 @@ def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
         flat |= {f"boundary_pq{s}": g.pq for s, g in zip(("", "_things", "_stuff"), groups, strict=True)}
     if evaluation.precision is not None:
         flat |= {"ap": evaluation.precision.mean_ap, "ap50": evaluation.precision.mean_ap50}
+    if not math.isnan(evaluation.proposal_recall):
+        flat["proposal_recall"] = evaluation.proposal_recall
     if evaluation.regions is not None:
         everything, things, stuff = evaluation.regions.by_kind(quality.categories)
         flat |= {"miou": everything, "miou_things": things, "miou_stuff": stuff}
@@ -104,6 +109,8 @@ def details(evaluation: Evaluation) -> str:
         lines["AP, AP50"] = (
             f"{_number(precision.mean_ap)}, {_number(precision.mean_ap50)} (things, against panoptic masks)"
         )
+    if not math.isnan(evaluation.proposal_recall):
+        lines["recall of proposals"] = f"{_number(evaluation.proposal_recall)} (boxes at IoU 0.5, mean over images)"
     if evaluation.regions is not None:
         lines["pixel accuracy"] = _number(evaluation.regions.pixel_accuracy)
     lines["mean of images' PQ"] = f"{_number(evaluation.image_pq)} (each image alone, which is not PQ)"

@@ -27,8 +27,7 @@ when they are learnt as when they are pasted. True things come from the panoptic
 
 The truth in place of the outputs (`truth`) goes through masks of 28 x 28: see `ORACLE` in the contract tests.
 
-Shapes: B images, C classes, K thing classes, H x W canvas, h x w shared map, A anchors of a cell, P proposals, N
-instances, M side of a mask.
+Shapes: B images, C classes, H x W canvas, h x w shared map of D channels, A anchors of a cell, M side of a mask.
 """
 
 from __future__ import annotations
@@ -84,6 +83,8 @@ class JSISNetConfig:
     """Where the features come from."""
     branches: Literal["both", "semantic", "instances"] = "both"
     """What is trained: both branches, or one of them as in the paper's table 3."""
+    trunks: Literal["shared", "separate"] = "shared"
+    """separate: each branch has a trunk of its own, to merge two models that were trained apart (table 3 again)."""
     divisor: int = 16
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -112,8 +113,6 @@ class JSISNetConfig:
     """Anchors, how they learn, and which become proposals."""
     region_channels: int = 512
     """Width of the region proposal network."""
-    objectness: Literal["softmax", "sigmoid"] = "softmax"
-    """Two logits an anchor, as published, or one."""
     detection: Detection = field(default_factory=lambda: DETECTION)
     """Which regions the head learns from, and which of them are instances."""
     head: c4.StageOptions = field(default_factory=c4.StageOptions)
@@ -177,26 +176,29 @@ class JSISNet(PanopticModel):
         self.backbone = config.backbone.build()
         shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
         reaches_end = config.branches != "semantic" and config.head.width == 0
-        c4.cut_trunk(self.backbone, config.shared_level, reaches_end)
-        self.semantic = self.regions = self.head = None
+        c4.cut_trunk(self.backbone, config.shared_level, head=reaches_end)
+        self.semantic = self.regions = self.head = self.semantic_backbone = None
+        if config.branches == "both" and config.trunks == "separate":
+            self.semantic_backbone = config.backbone.build()
+            c4.cut_trunk(self.semantic_backbone, config.shared_level, head=False)
         if config.branches != "instances":
             pooling = (config.bins, config.bin_channels, config.norm)
             width, classes = config.semantic_channels, len(categories)
             self.semantic = PooledSemantics(shared, width, classes, config.deconvolution, *pooling)
         if config.branches != "semantic":
             anchors = len(config.regions.cells(1)[0])
-            pair = 2 if config.objectness == "softmax" else 1
-            self.regions = RegionHead(shared, config.region_channels, anchors, pair)
+            self.regions = RegionHead(shared, config.region_channels, anchors, logits=2)
             last = self.backbone.channels["res5"]
             self.head = c4.StageHead(shared, last, self.background, config.head, config.norm)
         set_norm_momentum(self, config.norm_momentum)
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes."""
-        features = self._shared(self.pixels(images, frame))
-        outputs: Outputs = {}
+        x, outputs = self.pixels(images, frame), {}
+        features = self._shared(x, self.backbone)
         if self.semantic is not None:
-            outputs["semantic"] = self.semantic(features)
+            other = self.semantic_backbone
+            outputs["semantic"] = self.semantic(features if other is None else self._shared(x, other))
         if self.regions is not None:
             (objectness,), (deltas,) = self.regions([features])
             outputs |= {"features": features, "objectness": objectness, "deltas": deltas}
@@ -219,7 +221,8 @@ class JSISNet(PanopticModel):
         """Merged maps at `frame.output_sizes`; things have the probability of their class as score, stuff has 1."""
         outputs, maps = self.detections(outputs, frame), []
         for b, size in enumerate(frame.output_sizes):
-            found, probabilities = self._found(outputs, frame, b), self._probabilities(outputs, frame, b)
+            found = self._found(outputs, frame, b)
+            probabilities = self._probabilities(outputs, frame, b) if "semantic" in outputs else None
             maps.append(merge_conflicts(found, probabilities, _pair(size), self.categories, self.config.conflicts))
         return maps
 
@@ -238,12 +241,9 @@ class JSISNet(PanopticModel):
         """int32 [H, W] class maps by the semantic branch alone; read off the merged map where there is none."""
         if "semantic" not in outputs:
             return super().semantics(outputs, frame)
-        every, maps = range(len(self.categories)), []
-        for b, size in enumerate(frame.output_sizes):
-            probabilities = self._probabilities(outputs, frame, b)
-            assert probabilities is not None
-            maps.append(best_classes(probabilities, _pair(size), every)[1].int().cpu().numpy())
-        return maps
+        every, sizes = range(len(self.categories)), enumerate(frame.output_sizes)
+        maps = [best_classes(self._probabilities(outputs, frame, b), _pair(size), every)[1] for b, size in sizes]
+        return [classes.int().cpu().numpy() for classes in maps]
 
     @torch.no_grad()
     def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
@@ -288,13 +288,13 @@ class JSISNet(PanopticModel):
         found = true_detections(targets, is_thing(targets, self.categories), self.config.head.mask_side)
         return {"semantic": logits.scatter_(1, classes, CERTAIN), **found}
 
-    def _shared(self, x: Tensor) -> Tensor:
+    def _shared(self, x: Tensor, trunk: nn.Module) -> Tensor:
         """Normalised images to the map that both branches share."""
         if self.config.shared_level == "res5":
-            return self.backbone(x)["res5"]
-        x = self.backbone.stem(x)  # type: ignore[operator]
+            return trunk(x)["res5"]
+        x = trunk.stem(x)  # type: ignore[operator]
         for k in range(1, int(self.config.shared_level[3:])):
-            x = self.backbone.get_submodule(f"layer{k}")(x)
+            x = trunk.get_submodule(f"layer{k}")(x)
         return x
 
     def _region_losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
@@ -341,10 +341,8 @@ class JSISNet(PanopticModel):
 
     def _anchored(self, outputs: Outputs) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Logits, deltas and anchors in one order. Two logits of an anchor count by their difference: the softmax."""
-        logits = outputs["objectness"]
-        if self.config.objectness == "softmax":
-            pairs = logits.unflatten(1, (-1, 2))
-            logits = pairs[:, :, 1] - pairs[:, :, 0]
+        pairs = outputs["objectness"].unflatten(1, (-1, 2))
+        logits = pairs[:, :, 1] - pairs[:, :, 0]
         return *flatten([logits], [outputs["deltas"]]), anchors_of([logits], [self.stride], self.config.regions)
 
     def _proposed(self, outputs: Outputs, frame: Frame, training: bool) -> list[Proposals]:
@@ -386,10 +384,8 @@ class JSISNet(PanopticModel):
         corners = enlarge_boxes(rows[kept, :4], frame, b)
         return Found(corners, outputs["masks"][b][kept], rows[kept, 5].long(), rows[kept, 4])
 
-    def _probabilities(self, outputs: Outputs, frame: Frame, b: int) -> Tensor | None:
+    def _probabilities(self, outputs: Outputs, frame: Frame, b: int) -> Tensor:
         """float [C, height, width] of image b without its batch padding."""
-        if "semantic" not in outputs:
-            return None
         height, width = _pair(frame.sizes[b])
         logits = resize(outputs["semantic"][b : b + 1], frame.canvas, self.config.align_corners)
         return logits[0, :, :height, :width].softmax(0)

@@ -71,6 +71,29 @@ def test_everything_can_be_counted_and_adds_up() -> None:
     assert "against panoptic masks" in details(whole) and "AP" not in details(plain)
 
 
+class Proposing(Tiny):
+    """Proposes the left half of every image."""
+
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
+        return [torch.tensor([[0.0, 0.0, width / 2, float(height)]]) for height, width in frame.output_sizes.tolist()]
+
+
+def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:
+    network, rows = Proposing(TinyConfig(), tiny_categories()).eval(), list(range(12))
+    found = summarise([judge(network, batches(rows), Engine(), Measures(instances=True))], network.categories)
+    shares = []
+    for batch in batches(rows):
+        (truth,) = batch.truths  # two halves; class 1 is the thing
+        things = truth.labels == 1
+        if things.any():
+            shares.append(100 * things[0] / things.sum())
+    assert 0 < len(shares) < 12
+    assert found.proposal_recall == metrics(found)["val/proposal_recall"] == pytest.approx(np.mean(shares))
+    assert "recall of proposals" in details(found)
+    plain = summarise([judge(network, batches(rows), Engine())], network.categories)
+    assert np.isnan(plain.proposal_recall) and "val/proposal_recall" not in metrics(plain)
+
+
 def test_no_row_counts_twice_and_nothing_is_no_result() -> None:
     network = model()
     with pytest.raises(ValueError, match=r"more than once: \[3\]"):

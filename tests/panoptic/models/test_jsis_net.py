@@ -187,17 +187,17 @@ def test_proposals_come_in_pixels_of_the_output(small_categories, random_segment
 
 def test_two_logits_count_by_their_difference(small_categories, random_segmentation) -> None:
     images, targets = batch(random_segmentation, small_categories)
-    pair = build(SMALL_JSIS, small_categories).eval()
-    single = build(replace(SMALL_JSIS, objectness="sigmoid"), small_categories).eval()
+    model = build(SMALL_JSIS, small_categories).eval()
     with torch.no_grad():
-        outputs = pair.network(images)
-        logits = outputs["objectness"].unflatten(1, (-1, 2))
-        reduced = outputs | {"objectness": logits[:, :, 1] - logits[:, :, 0]}
-        torch.manual_seed(0)
-        first = pair.loss(outputs, targets)["objectness"]
-        torch.manual_seed(0)
-        second = single.loss(reduced, targets)["objectness"]
-    assert torch.allclose(first, second)
+        outputs = model.network(images)
+        moved = outputs | {"objectness": outputs["objectness"] + 3.0}
+        turned = outputs | {"objectness": outputs["objectness"] + torch.tensor([1.0, -1.0]).repeat(9).view(-1, 1, 1)}
+        found = []
+        for given in (outputs, moved, turned):
+            torch.manual_seed(0)
+            found.append(float(model.loss(given, targets)["objectness"]))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] != pytest.approx(found[2], rel=1e-3)
 
 
 def given(outputs: dict[str, Tensor], scores: list[float], background: list[float]) -> dict[str, Tensor]:
