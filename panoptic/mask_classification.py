@@ -2,11 +2,11 @@
 
 Such a network has outputs "classes" [B, Q, K + 1] ("no object" last), "embeddings" [B, Q, D] and "features"
 [B, D, h, w]; the mask logits of a query are the product of its embedding with the features. Masks are made only
-of the queries that are asked for. "auxiliary_classes" [L, B, Q, K + 1] and "auxiliary_embeddings" [L, B, Q, D]
+of the queries that are asked for. "auxiliary_classes" [L - 1, B, Q, K + 1] and "auxiliary_embeddings" [L - 1, B, Q, D]
 are those of the earlier layers. In place of the products, "masks" [B, Q, h, w] is taken where it is given:
 logits of any resolution, or bool.
 
-Shapes: B images, Q queries, K classes, D mask channels, h x w stride-4 maps, N targets (padded), M pairs.
+Shapes: B images, Q queries, K classes, D mask channels, h x w stride-4 maps, N targets (padded), L layers.
 """
 
 from __future__ import annotations
@@ -32,16 +32,22 @@ CERTAIN = 30.0
 """Logit of what is true, minus that of what is not: probability 1 in float32."""
 
 CHUNK = 32
-"""Masks compared at once. With more of them, their intermediate values are computed again for the gradient, so
-that the memory of a loss does not grow with the number of targets."""
+"""Masks compared at once."""
+
+KEPT = 320
+"""With more pairs than this in all layers, what is between masks and losses is computed again for the gradient, chunk
+by chunk, so that the memory of a loss does not grow with the number of targets."""
 
 
-def trained_layers(outputs: Outputs) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Suffix of the loss terms, class logits [B, Q, K + 1] and embeddings [B, Q, D]; the last layer first."""
-    yield "", outputs["classes"], outputs["embeddings"]
-    if "auxiliary_classes" in outputs:
-        pairs = zip(outputs["auxiliary_classes"], outputs["auxiliary_embeddings"], strict=True)
-        yield from ((f"_{layer}", classes, embeddings) for layer, (classes, embeddings) in enumerate(pairs))
+def trained_layers(outputs: Outputs) -> tuple[list[str], Tensor, Tensor]:
+    """Of all layers that are trained, the last one first: suffixes of the loss terms (L), class logits
+    [L B, Q, K + 1] and embeddings [L B, Q, D]."""
+    classes, embeddings = outputs["classes"], outputs["embeddings"]
+    if "auxiliary_classes" not in outputs:
+        return [""], classes, embeddings
+    earlier, vectors = outputs["auxiliary_classes"], outputs["auxiliary_embeddings"]
+    suffixes = ["", *(f"_{layer}" for layer in range(len(earlier)))]
+    return suffixes, torch.cat([classes, *earlier]), torch.cat([embeddings, *vectors])
 
 
 def learnt(targets: Targets) -> Tensor:
@@ -67,11 +73,13 @@ def coarse_masks(targets: Targets, wanted: Tensor, size: tuple[int, int]) -> Ten
     return ((small.flatten(2) == numbers[:, None]) & wanted[:, :, None]).float()
 
 
-def class_loss(classes: Tensor, matches: Matches, targets: Targets, no_object_weight: float) -> Tensor:
-    """Cross-entropy of all queries of a layer, [B, Q, K + 1]; those without a target should say "no object"."""
+def class_losses(classes: Tensor, matches: Matches, targets: Targets, no_object_weight: float) -> Tensor:
+    """[L], the cross-entropy of all queries of each layer, [L B, Q, K + 1]; those without a target say "no object"."""
+    images = len(targets.labels)
     wanted = torch.full(classes.shape[:2], classes.shape[2] - 1, device=classes.device)
-    wanted[matches.groups, matches.queries] = targets.labels[matches.groups, matches.targets]
-    return losses.query_cross_entropy(classes.float().flatten(0, 1)[None], wanted.view(1, -1), no_object_weight)[0]
+    wanted[matches.groups, matches.queries] = targets.labels[matches.groups % images, matches.targets]
+    layers = classes.float().unflatten(0, (-1, images)).flatten(1, 2)
+    return losses.query_cross_entropy(layers, wanted.view(len(layers), -1), no_object_weight)
 
 
 def mask_products(embeddings: Tensor, features: Tensor) -> Tensor:
@@ -81,34 +89,39 @@ def mask_products(embeddings: Tensor, features: Tensor) -> Tensor:
 
 
 def compared_masks(
-    embeddings: Tensor, features: Tensor, matches: Matches, compare: Callable[[Tensor, slice], Tensor]
+    embeddings: Tensor, features: Tensor, matches: Matches, compare: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The sums over all pairs of what `compare` says of their masks, float [2], in bounded memory.
+    """The sums over the pairs of each layer of what `compare` says of their masks, float [L, 2], in bounded memory.
 
     Args:
-        embeddings: [B, Q, D].
+        embeddings: [L B, Q, D].
         features: [B, D, h, w].
-        matches: of one layer, ordered by image.
-        compare: mask logits [m, h, w] of a slice of the pairs to the sums of two losses, float [2].
+        matches: of all layers.
+        compare: mask logits [m, h, w] of some pairs, int64 [m], to two losses of each, float [m, 2].
     """
+    images = len(features)
+    layers = len(embeddings) // images
     if not len(matches.queries):  # the graph to all that makes masks is kept
-        return (0 * (embeddings.sum() + features.sum())).expand(2)
+        return (0 * (embeddings.sum() + features.sum())).expand(layers, 2)
     chosen = embeddings[matches.groups, matches.queries]
-    counts = torch.bincount(matches.groups, minlength=len(embeddings)).tolist()
-    total, first = features.new_zeros(2), 0
-    for image, count in enumerate(counts):
-        for start in range(first, first + count, CHUNK):
-            part = slice(start, min(start + CHUNK, first + count))
+    owner = matches.groups % images
+    order = owner.argsort(stable=True)
+    found = []
+    # taken apart once: the gradient of each selection would be as large as all features
+    for maps, pairs in zip(
+        features.unbind(), order.split(torch.bincount(owner, minlength=images).tolist()), strict=True
+    ):
+        for part in pairs.split(CHUNK) if len(pairs) else ():
 
-            def sums(vectors: Tensor, maps: Tensor, part: slice = part) -> Tensor:
+            def values(vectors: Tensor, maps: Tensor, part: Tensor = part) -> Tensor:
                 return compare(mask_products(vectors, maps), part)
 
-            if sum(counts) > CHUNK:
-                total = total + checkpoint(sums, chosen[part], features[image], use_reentrant=False)
+            if len(chosen) > KEPT:
+                found.append(checkpoint(values, chosen[part], maps, use_reentrant=False))
             else:
-                total = total + sums(chosen[part], features[image])
-        first += count
-    return total
+                found.append(values(chosen[part], maps))
+    layer = torch.div(matches.groups[order], images, rounding_mode="floor")
+    return features.new_zeros(layers, 2).index_add(0, layer, torch.cat(found))
 
 
 def segment(

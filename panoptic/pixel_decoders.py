@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from panoptic.attention import Encoder, sine_positions
 from panoptic.deformable_attention import DeformableEncoder
-from panoptic.layers import norm_layer, resize
+from panoptic.layers import Norm, norm_layer, resize
 
 COARSE_TO_FINE = ("res5", "res4", "res3", "res2")
 
@@ -33,13 +33,13 @@ class Decoded(NamedTuple):
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group norm of 32 groups, and ReLU where asked; with the names of the reference."""
+    """Convolution without bias, a norm (published: 32 groups), and ReLU where asked."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, activate: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, activate: bool, norm: Norm) -> None:
         super().__init__()
         self.activate = activate
         self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        self.norm = norm_layer("group", outputs)
+        self.norm = norm_layer(norm, outputs)
         nn.init.kaiming_uniform_(self.conv.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +71,7 @@ class FPNPixelDecoder(nn.Module):
         inputs: channels of the backbone's features, by name.
         channels: C.
         mask_channels: D.
+        norm: after every convolution but the last.
         encoder_layers: of the transformer on res5; 0 = none.
         heads, hidden, dropout: of those layers.
     """
@@ -81,6 +82,7 @@ class FPNPixelDecoder(nn.Module):
         channels: int,
         mask_channels: int,
         *,
+        norm: Norm = "group",
         encoder_layers: int = 0,
         heads: int = 8,
         hidden: int = 2048,
@@ -93,9 +95,9 @@ class FPNPixelDecoder(nn.Module):
             self.project = projection(coarsest, channels)
             self.encoder = Encoder(channels, heads, hidden, encoder_layers, dropout)
             coarsest = channels
-        self.adapters = nn.ModuleList(ConvNorm(inputs[name], channels, 1, False) for name in COARSE_TO_FINE[1:])
+        self.adapters = nn.ModuleList(ConvNorm(inputs[name], channels, 1, False, norm) for name in COARSE_TO_FINE[1:])
         self.layers = nn.ModuleList(
-            ConvNorm(coarsest if k == 0 else channels, channels, 3, True) for k in range(len(COARSE_TO_FINE))
+            ConvNorm(coarsest if k == 0 else channels, channels, 3, True, norm) for k in range(len(COARSE_TO_FINE))
         )
         self.mask_features = projection(channels, mask_channels, 3)
 
@@ -125,6 +127,7 @@ class DeformablePixelDecoder(nn.Module):
         inputs: channels of the backbone's features, by name.
         channels: C.
         mask_channels: D.
+        norm: after every convolution but the last.
         layers, heads, points, hidden, dropout: of the encoder.
     """
 
@@ -134,6 +137,7 @@ class DeformablePixelDecoder(nn.Module):
         channels: int,
         mask_channels: int,
         *,
+        norm: Norm = "group",
         layers: int = 6,
         heads: int = 8,
         points: int = 4,
@@ -143,15 +147,15 @@ class DeformablePixelDecoder(nn.Module):
         super().__init__()
         names = COARSE_TO_FINE[:3]
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs[name], channels, 1), norm_layer("group", channels)) for name in names
+            nn.Sequential(nn.Conv2d(inputs[name], channels, 1), norm_layer(norm, channels)) for name in names
         )
         for conv, _ in self.projections:  # type: ignore[misc]
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
         self.level_embedding = nn.Parameter(torch.randn(len(names), channels))
         self.encoder = DeformableEncoder(channels, heads, hidden, layers, len(names), points, dropout)
-        self.adapter = ConvNorm(inputs["res2"], channels, 1, False)
-        self.layer = ConvNorm(channels, channels, 3, True)
+        self.adapter = ConvNorm(inputs["res2"], channels, 1, False, norm)
+        self.layer = ConvNorm(channels, channels, 3, True, norm)
         self.mask_features = projection(channels, mask_channels)
 
     def forward(self, features: Mapping[str, Tensor]) -> Decoded:

@@ -29,9 +29,9 @@ from torch.nn import functional
 from panoptic import losses, mask_classification, points
 from panoptic.attention import MLP, Attention, initialise_transformer
 from panoptic.backbones import Backbone
-from panoptic.layers import Pixels, resize
-from panoptic.mask_classification import compared_masks, learnt, mask_products, trained_layers
-from panoptic.matching import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian
+from panoptic.layers import Norm, Pixels, resize
+from panoptic.mask_classification import class_losses, compared_masks, learnt, mask_products, trained_layers
+from panoptic.matching import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
 from panoptic.models.interface import Outputs, PanopticModel, world_mean
 from panoptic.pixel_decoders import Decoded, DeformablePixelDecoder, FPNPixelDecoder, map_positions
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
@@ -58,6 +58,8 @@ class Mask2FormerConfig:
     """Of the features and embeddings whose product is a mask."""
     pixel_decoder: Literal["deformable", "fpn"] = "deformable"
     """deformable: attention over three strides; fpn: MaskFormer's pyramid, several times faster on a CPU."""
+    norm: Norm = "group"
+    """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
     encoder_layers: int = 6
     """Transformer layers of the pixel decoder (fpn: on the coarsest map, 0 for none)."""
     encoder_hidden: int = 1024
@@ -155,19 +157,26 @@ class Mask2Former(PanopticModel):
         Prediction 0 is that of the initial queries. Random numbers are drawn prediction by prediction, the last
         one first: points for the cost of each image, candidates, points that may be anywhere.
         """
-        config, features = self.config, outputs["features"]
+        config, features, images = self.config, outputs["features"], len(outputs["classes"])
         wanted = learnt(targets)
         normaliser = world_mean(wanted.sum().float()).clamp(min=1)
+        suffixes, classes, embeddings = trained_layers(outputs)
+        found, where = [], []
+        with torch.no_grad():
+            for logits, vectors in zip(classes.split(images), embeddings.split(images), strict=True):
+                masks = mask_products(vectors, features)
+                matches = hungarian(self._cost(logits, masks, targets), wanted, targets.names)
+                matched = masks[matches.groups, matches.queries]
+                where.append(points.uncertain_points(matched, config.loss_points, config.oversample, config.importance))
+                found.append(matches)
+        matches = stacked(found, images)
+        named = class_losses(classes, matches, targets, config.no_object_weight)
+        entropy, dice = self._mask_losses(embeddings, features, torch.cat(where), targets, matches).unbind(1)
         terms = {}
-        for suffix, classes, embeddings in trained_layers(outputs):
-            with torch.no_grad():
-                masks = mask_products(embeddings, features)
-            matches = hungarian(self._cost(classes, masks, targets), wanted, targets.names)
-            entropy, dice = self._mask_losses(embeddings, features, masks, targets, matches) / normaliser
-            classified = mask_classification.class_loss(classes, matches, targets, config.no_object_weight)
-            terms[f"classes{suffix}"] = config.class_weight * classified
-            terms[f"masks{suffix}"] = config.mask_weight * entropy
-            terms[f"dice{suffix}"] = config.dice_weight * dice
+        for index, suffix in enumerate(suffixes):
+            terms[f"classes{suffix}"] = config.class_weight * named[index]
+            terms[f"masks{suffix}"] = config.mask_weight * entropy[index] / normaliser
+            terms[f"dice{suffix}"] = config.dice_weight * dice[index] / normaliser
         return terms
 
     @torch.no_grad()
@@ -209,19 +218,18 @@ class Mask2Former(PanopticModel):
         return cost + config.dice_weight * dice_cost(logits, truths)
 
     def _mask_losses(
-        self, embeddings: Tensor, features: Tensor, masks: Tensor, targets: Targets, matches: Matches
+        self, embeddings: Tensor, features: Tensor, where: Tensor, targets: Targets, matches: Matches
     ) -> Tensor:
-        """Sums of cross-entropy and dice losses over the matched queries, float [2]; `masks` without gradient."""
-        config = self.config
-        with torch.no_grad():
-            matched = masks[matches.groups, matches.queries]
-            where = points.uncertain_points(matched, config.loss_points, config.oversample, config.importance)
+        """Sums of cross-entropy and dice losses over the matched queries of each layer, float [L, 2].
 
-        def compare(logits: Tensor, part: slice) -> Tensor:
-            truths = points.masks_at(targets.segments, matches.groups[part], matches.targets[part], where[part])
+        `where` is [M, P, 2], the points at which each pair of `matches` is compared.
+        """
+        images = matches.groups % len(features)
+
+        def compare(logits: Tensor, part: Tensor) -> Tensor:
+            truths = points.masks_at(targets.segments, images[part], matches.targets[part], where[part])
             sampled = points.sample(logits[:, None], where[part])[:, 0]
-            entropy, dice = losses.cross_entropy_and_dice(sampled, truths)
-            return torch.stack([entropy.sum(), dice.sum()])
+            return torch.stack(losses.cross_entropy_and_dice(sampled, truths), 1)
 
         return compared_masks(embeddings, features, matches, compare)
 
@@ -231,6 +239,7 @@ def _pixel_decoder(config: Mask2FormerConfig, inputs: dict[str, int]) -> Deforma
     if config.pixel_decoder == "fpn":
         return FPNPixelDecoder(
             *sizes,
+            norm=config.norm,
             encoder_layers=config.encoder_layers,
             heads=config.heads,
             hidden=config.encoder_hidden,
@@ -238,6 +247,7 @@ def _pixel_decoder(config: Mask2FormerConfig, inputs: dict[str, int]) -> Deforma
         )
     return DeformablePixelDecoder(
         *sizes,
+        norm=config.norm,
         layers=config.encoder_layers,
         heads=config.heads,
         points=config.points_per_level,

@@ -27,8 +27,15 @@ from torch.nn import functional
 from panoptic import losses, mask_classification
 from panoptic.attention import MLP, Decoder
 from panoptic.backbones import Backbone
-from panoptic.layers import Pixels
-from panoptic.mask_classification import coarse_masks, compared_masks, learnt, mask_products, trained_layers
+from panoptic.layers import Norm, Pixels
+from panoptic.mask_classification import (
+    class_losses,
+    coarse_masks,
+    compared_masks,
+    learnt,
+    mask_products,
+    trained_layers,
+)
 from panoptic.matching import Matches, class_cost, dice_cost, focal_cost, hungarian
 from panoptic.models.interface import Outputs, PanopticModel, world_mean
 from panoptic.pixel_decoders import FPNPixelDecoder, map_positions, projection
@@ -51,6 +58,8 @@ class MaskFormerConfig:
     """Of the pixel decoder and the transformer."""
     mask_channels: int = 256
     """Of the features and embeddings whose product is a mask."""
+    norm: Norm = "group"
+    """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
     encoder_layers: int = 6
     """Transformer layers on the coarsest map; 0 = the plain feature pyramid (published with Swin)."""
     decoder_layers: int = 6
@@ -111,6 +120,7 @@ class MaskFormer(PanopticModel):
             self.backbone.channels,
             channels,
             config.mask_channels,
+            norm=config.norm,
             encoder_layers=config.encoder_layers,
             heads=config.heads,
             hidden=config.hidden,
@@ -143,17 +153,17 @@ class MaskFormer(PanopticModel):
         config, features = self.config, outputs["features"]
         wanted = learnt(targets)
         normaliser = world_mean(wanted.sum().float()).clamp(min=1)
-        layers = list(trained_layers(outputs))
-        cost = torch.cat([self._cost(classes, vectors, features, targets, wanted) for _, classes, vectors in layers])
+        suffixes, classes, embeddings = trained_layers(outputs)
+        layers = zip(classes.split(len(wanted)), embeddings.split(len(wanted)), strict=True)
+        cost = torch.cat([self._cost(logits, vectors, features, targets, wanted) for logits, vectors in layers])
         matches = hungarian(cost, wanted, targets.names)
+        named = class_losses(classes, matches, targets, config.no_object_weight)
+        focal, dice = self._mask_losses(embeddings, features, targets, matches).unbind(1)
         terms = {}
-        for index, (suffix, classes, embeddings) in enumerate(layers):
-            pairs = matches.of(index * len(wanted), len(wanted))
-            focal, dice = self._mask_losses(embeddings, features, targets, pairs) / normaliser
-            classified = mask_classification.class_loss(classes, pairs, targets, config.no_object_weight)
-            terms[f"classes{suffix}"] = config.class_weight * classified
-            terms[f"masks{suffix}"] = config.mask_weight * focal
-            terms[f"dice{suffix}"] = config.dice_weight * dice
+        for index, suffix in enumerate(suffixes):
+            terms[f"classes{suffix}"] = config.class_weight * named[index]
+            terms[f"masks{suffix}"] = config.mask_weight * focal[index] / normaliser
+            terms[f"dice{suffix}"] = config.dice_weight * dice[index] / normaliser
         return terms
 
     @torch.no_grad()
@@ -188,15 +198,15 @@ class MaskFormer(PanopticModel):
         return cost + config.dice_weight * dice_cost(logits.flatten(2), masks)
 
     def _mask_losses(self, embeddings: Tensor, features: Tensor, targets: Targets, matches: Matches) -> Tensor:
-        """Sums of focal and dice losses over the matched queries, float [2], at canvas resolution."""
+        """Sums of focal and dice losses over the matched queries of each layer, float [L, 2], at canvas resolution."""
         stride = self.config.loss_stride
         segments = targets.segments[:, stride // 2 :: stride, stride // 2 :: stride]
+        images = matches.groups % len(segments)
 
-        def compare(logits: Tensor, part: slice) -> Tensor:
-            masks = segments[matches.groups[part]] == (matches.targets[part] + 1)[:, None, None]
+        def compare(logits: Tensor, part: Tensor) -> Tensor:
+            masks = segments[images[part]] == (matches.targets[part] + 1)[:, None, None]
             size = masks.shape[1:]
             logits = functional.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
-            focal, dice = losses.focal_and_dice(logits.flatten(1), masks.flatten(1))
-            return torch.stack([focal.sum(), dice.sum()])
+            return torch.stack(losses.focal_and_dice(logits.flatten(1), masks.flatten(1)), 1)
 
         return compared_masks(embeddings, features, matches, compare)

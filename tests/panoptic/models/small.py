@@ -120,6 +120,7 @@ SMALL = {
             SMALL_MASKFORMER,
             backbone=Backbone("resnet18", norm="frozen", freeze=2),
             encoder_layers=1,
+            norm="batch",
             divisor=1,
             deep_supervision=False,
             loss_stride=2,

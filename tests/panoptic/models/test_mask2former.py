@@ -108,8 +108,8 @@ def test_chunks_change_neither_losses_nor_gradients(small_categories, monkeypatc
     model = built(small_categories, queries=100)
     images, targets = batch(small_categories, (120,))
     found = []
-    for chunk in (1000, 32):
-        monkeypatch.setattr(mask_classification, "CHUNK", chunk)
+    for chunk in (10_000, 320):
+        monkeypatch.setattr(mask_classification, "KEPT", chunk)
         model.zero_grad()
         torch.manual_seed(1)
         losses = model.loss(model.network(images), targets)
@@ -144,11 +144,11 @@ def test_memory_of_the_losses_is_bounded(small_categories, monkeypatch) -> None:
     with torch.no_grad():
         outputs = model.network(images)
     kept = {}
-    for chunk in (1000, 32):
-        monkeypatch.setattr(mask_classification, "CHUNK", chunk)
+    for chunk in (10_000, 320):
+        monkeypatch.setattr(mask_classification, "KEPT", chunk)
         kept[chunk] = kept_bytes(outputs, model, targets)
     # of each layer the points and no masks: 100 masks of 1024 points with two coordinates
-    assert kept[32] < 0.4 * kept[1000]
+    assert kept[320] < 0.4 * kept[10_000]
 
 
 def test_an_output_that_is_not_finite_names_its_image(small_categories) -> None:

@@ -123,8 +123,8 @@ def test_masks_are_compared_in_bounded_memory(small_categories, monkeypatch) -> 
     torch.manual_seed(0)
     model = SMALL_MASKFORMER.build(c).eval()
     found = []
-    for chunk in (100, 5):
-        monkeypatch.setattr(mask_classification, "CHUNK", chunk)
+    for chunk in (1000, 5):
+        monkeypatch.setattr(mask_classification, "KEPT", chunk)
         model.zero_grad()
         losses = model.loss(model.network(images), targets)
         sum(losses.values()).backward()
