@@ -155,6 +155,12 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     return name, _cli(preset, arguments, description)
 
 
+def parse_known(options: type[Any], argv: Sequence[str], description: str) -> tuple[Any, list[str]]:
+    """The fields of a dataclass from a command line, and the arguments that are not its own, in their order."""
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+    return tyro.cli(options, args=list(argv), return_unknown_args=True, config=settings, description=description)
+
+
 def override(config: Any, changes: Mapping[str, Any]) -> Any:
     """A config with some dotted paths changed, parsed as the command line would be.
 

@@ -56,6 +56,11 @@ class Domain:
     values: tuple[Any, ...]
     """Those of grid and choice, else the arguments."""
 
+    @property
+    def constant(self) -> bool:
+        """Whether there is only one value."""
+        return self.kind in ENUMERATED and len(self.values) == 1
+
     def probes(self) -> tuple[Any, ...]:
         """Values that a dry run tries: all that are listed, or both ends."""
         if self.kind in ENUMERATED:

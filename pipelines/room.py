@@ -1,0 +1,77 @@
+"""Room for trials: how many a cluster holds at once, and what each may use of a machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from pipelines import runtime, storage, tracking
+from pipelines.config import Experiment
+from pipelines.train import prepare_data, worker_cpus
+from pipelines.trial import DRIVER_CPUS
+
+
+def join_cluster(wanted: int, bases: Sequence[Experiment]) -> int:
+    """Join or start Ray, and say how many trials may run at once."""
+    import ray
+
+    most = max(bases, key=lambda base: base.train.workers)
+    workers, data = most.train.workers, most.feed.tasks * most.feed.cpus
+    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        cores = os.cpu_count() or 1
+        at_once = wanted or max(1, cores // workers)
+        each = workers * ((most.train.cpus_per_worker or 1.0) + data) + DRIVER_CPUS
+        runtime.connect(max(cores, 2 * workers, math.ceil(at_once * each)))
+        gpus = ray.cluster_resources().get("GPU", 0)
+        wanted = at_once if not gpus else wanted
+    runtime.connect()
+    there = ray.cluster_resources()
+    needed = [(base.train.workers, worker_cpus(base) + base.feed.tasks * base.feed.cpus) for base in bases]
+    gpu = most.train.gpu == "yes" or (most.train.gpu == "auto" and there.get("GPU", 0) >= workers)
+    return min(concurrency(there, count, cpus, gpu, wanted) for count, cpus in needed)
+
+
+def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool, wanted: int = 0) -> int:
+    """Trials that a cluster holds at once without any waiting for CPUs or GPUs that another has.
+
+    Args:
+        there: the cluster's resources.
+        workers: of a trial.
+        cpus: of a worker and its data.
+        gpu: whether each worker takes one.
+        wanted: at most so many; 0 = no such limit.
+
+    Raises:
+        ValueError: it does not hold one; names what is missing.
+    """
+    each = workers * cpus + DRIVER_CPUS
+    most = math.floor(there.get("CPU", 0) / each + 1e-9)
+    if gpu:
+        most = min(most, math.floor(there.get("GPU", 0) / workers))
+    if most < 1:
+        asked = f"{each:g} CPUs" + (f" and {workers} GPUs" if gpu else "")
+        raise ValueError(
+            f"one trial needs {asked} ({workers} workers, their data and the trial itself), the cluster has "
+            f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs; lower --train.workers or "
+            "--train.cpus-per-worker"
+        )
+    return min(most, wanted) if wanted else most
+
+
+def ready(base: Experiment, concurrent: int, first: Experiment) -> Experiment:
+    """A base with paths that hold in every process, its data prepared, and as many threads as its trials may have."""
+    root = storage.absolute(first.storage)
+    data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
+    if data.root != "scenes":
+        data = replace(data, root=storage.absolute(data.root)) if data.root else data
+    local = first.storage if "://" not in first.storage else "runs"
+    uri = tracking.resolve_uri(first.tracking, local)
+    threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))
+    named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
+    train_set, _ = prepare_data(named)
+    if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
+        named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
+    return replace(named, train=replace(named.train, threads=threads))

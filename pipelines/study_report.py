@@ -1,0 +1,212 @@
+"""A study's table: the paper's figures and ours, what exceeds the noise of the seeds, Markdown, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from scipy.stats import t as student
+
+from pipelines.studies.table import Study
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a row."""
+
+    paper: float | None
+    ours: tuple[float, ...]
+    """One a seed; NaN where a run has none."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Those that there are."""
+        return tuple(value for value in self.ours if value == value)
+
+    @property
+    def mean(self) -> float:
+        """NaN without any."""
+        return sum(self.values) / len(self.values) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Of the sample (n - 1); NaN below two."""
+        if len(self.values) < 2:
+            return math.nan
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
+
+    def text(self) -> str:
+        """`42.10 ± 0.31`."""
+        if not self.values:
+            return "-"
+        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A study in every form."""
+
+    text: str
+    markdown: str
+    rows: list[dict[str, str | float]]
+    plot: str
+    """SVG."""
+
+    @property
+    def csv(self) -> str:
+        """The rows as a file."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return buffer.getvalue()
+
+
+def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: str) -> Table:
+    """Every form of a study.
+
+    Args:
+        name: of the study.
+        study: its rows and columns.
+        cells: a list a row, a cell a column.
+        budget: steps and seeds, as words.
+    """
+    labels = [row.label for row in study.rows]
+    head = ["", *(f"{column} {who}" for column in study.columns for who in ("paper", "ours"))]
+    body = [
+        [label, *(text for cell in row for text in (_paper(cell.paper), cell.text()))]
+        for label, row in zip(labels, cells, strict=True)
+    ]
+    leading = "PQ" if "PQ" in study.columns else study.columns[0]
+    place = study.columns.index(leading)
+    notes = [*verdict(labels, [row[place] for row in cells], leading), *([study.note] if study.note else [])]
+    title = f"{name}: {study.title}. Ours: {budget}"
+    return Table(
+        text="\n".join([title, _aligned([head, *body]), *notes]),
+        markdown="\n".join([f"**{title}**", "", *_markdown([head, *body]), "", *(f"- {note}" for note in notes)]),
+        rows=[csv_row(label, study.columns, row) for label, row in zip(labels, cells, strict=True)],
+        plot=plot(title, labels, [row[place] for row in cells], leading),
+    )
+
+
+def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str, str | float]:
+    """A row's figures: the paper's, our mean, deviation and number of seeds."""
+    flat: dict[str, str | float] = {"row": label}
+    for column, cell in zip(columns, row, strict=True):
+        flat |= {
+            f"{column} paper": "" if cell.paper is None else cell.paper,
+            f"{column} mean": cell.mean,
+            f"{column} deviation": cell.deviation,
+            f"{column} seeds": len(cell.values),
+        }
+    return flat
+
+
+def noise(cells: Sequence[Cell]) -> tuple[float, int]:
+    """Deviation of a single run, pooled over all rows, and its degrees of freedom; NaN and 0 with one seed."""
+    several = [cell for cell in cells if len(cell.values) > 1]
+    freedom = sum(len(cell.values) - 1 for cell in several)
+    if not freedom:
+        return math.nan, 0
+    squares = sum((len(cell.values) - 1) * cell.deviation**2 for cell in several)
+    return math.sqrt(squares / freedom), freedom
+
+
+def least_difference(a: Cell, b: Cell, deviation: float, freedom: int) -> float:
+    """What two rows must differ by to exceed the noise: Student's two-sided 95 % on the pooled deviation."""
+    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, freedom))
+    return quantile * deviation * math.sqrt(1 / len(a.values) + 1 / len(b.values))
+
+
+def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
+    """Which differences of `column` exceed the noise of the seeds, in words."""
+    there = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.values]
+    if len(there) < 2:
+        return ["Fewer than two rows have a figure: nothing to compare."]
+    deviation, freedom = noise([cell for _, cell in there])
+    if not freedom:
+        return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
+    exceeding, within = [], []
+    for (a, first), (b, second) in itertools.combinations(there, 2):
+        if first.mean < second.mean:
+            a, b, first, second = b, a, second, first
+        difference, least = first.mean - second.mean, least_difference(first, second, deviation, freedom)
+        text = f"{a} over {b} by {difference:.2f}"
+        (exceeding if difference > least else within).append(text)
+    least = least_difference(there[0][1], there[1][1], deviation, freedom)
+    lines = [
+        f"Noise of one run: {column} ± {deviation:.2f} (pooled over rows, {freedom} degrees of freedom); rows differ "
+        f"beyond it from {least:.2f} on."
+    ]
+    lines.append(f"Beyond the noise: {'; '.join(exceeding) or 'no difference'}.")
+    if within:
+        lines.append(f"Within it: {'; '.join(within)}.")
+    return [*lines, *orders(labels, cells)]
+
+
+def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """The paper's order of the rows beside ours, where it has two or more."""
+    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper is not None and cell.values]
+    if len(both) < 2:
+        return []
+    paper = [label for label, cell in sorted(both, key=lambda entry: -float(entry[1].paper or 0))]
+    ours = [label for label, cell in sorted(both, key=lambda entry: -entry[1].mean)]
+    if paper == ours:
+        return [f"The order of the means is the paper's: {' > '.join(ours)}."]
+    return [f"Order of the means: {' > '.join(ours)}; the paper's: {' > '.join(paper)}."]
+
+
+def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) -> str:
+    """Bars of the paper's figure and ours a row, with the deviation of the seeds, as SVG."""
+    heights = [value for cell in cells for value in (cell.paper, cell.mean) if value is not None and value == value]
+    top = max([*heights, 1.0]) * 1.15
+    width, high, left, base = max(420, 130 * len(labels) + 60), 320, 50, 260
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{high}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="18" font-weight="bold">{escape(title)}</text>',
+        f'<text x="10" y="36">{escape(column)}: paper (grey), ours (blue)</text>',
+        f'<line x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}" stroke="black"/>',
+    ]
+    for k, (label, cell) in enumerate(zip(labels, cells, strict=True)):
+        x = left + 10 + 130 * k
+        for shift, value, colour in ((0, cell.paper, "#999999"), (48, cell.mean, "#3b6fb6")):
+            if value is None or value != value:
+                continue
+            tall = 200 * max(value, 0.0) / top
+            parts.append(
+                f'<rect x="{x + shift}" y="{base - tall:.1f}" width="44" height="{tall:.1f}" fill="{colour}"/>'
+            )
+            parts.append(
+                f'<text x="{x + shift + 22}" y="{base - tall - 6:.1f}" text-anchor="middle">{value:.1f}</text>'
+            )
+        if cell.deviation == cell.deviation and cell.mean == cell.mean:
+            low, upper = (base - 200 * max(cell.mean + sign * cell.deviation, 0) / top for sign in (-1, 1))
+            parts.append(f'<line x1="{x + 70}" y1="{low:.1f}" x2="{x + 70}" y2="{upper:.1f}" stroke="black"/>')
+        parts.append(f'<text x="{x + 46}" y="{base + 18}" text-anchor="middle">{escape(label)}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def _paper(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
