@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
-from pipelines.benchmark import deeplab, detection, detr, loading, metric, throughput
+from pipelines.benchmark import deeplab, detection, detr, fcn, loading, metric, throughput
 from pipelines.benchmark.timing import Case, Row, hardware, measure, table
 
-ROWS = ("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "7b", "7c", "7d", "detr", "fpn", "fpn-semantic", "feed")
+ROWS = ("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "7b", "7c", "7d", "detr", "fpn", "fpn-semantic", "fcn", "feed")
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
@@ -68,6 +68,7 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             *deeplab.cases(names, given.scale, given.peers),
             *detection.cases(names, given.scale, given.peers),
             *detr.cases(names, given.scale, given.peers),
+            *fcn.cases(names, given.scale),
             *([loading.case(photograph, side(640), given.peers)] if "4" in names else []),
         ]
         for case in cases:

@@ -161,13 +161,17 @@ def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
     if not len(labels):
         return np.zeros((height, width), np.int32)
     wide = logits.sigmoid() @ view.across.T  # [K, y, W]
-    best = torch.empty(height, width, dtype=torch.int64, device=logits.device)
+    best = torch.zeros(height, width, dtype=torch.uint8 if len(labels) < 256 else torch.int32, device=logits.device)
     for first in range(0, height, LINES):
         down = view.down[first : first + LINES]
         cells = down.sum(0).nonzero()[:, 0]
         y = slice(int(cells[0]), int(cells[-1]) + 1)
-        best[first : first + LINES] = (down[:, y] @ wide[:, y]).argmax(0)
-    return labels.int()[best].cpu().numpy()
+        planes = down[:, y] @ wide[:, y]
+        highest = planes[0]
+        for k in range(1, len(planes)):  # ten times faster on a CPU than argmax over the first axis
+            best[first : first + LINES].masked_fill_(planes[k] > highest, k)
+            highest = torch.maximum(highest, planes[k])
+    return labels.int()[best.int()].cpu().numpy()
 
 
 def combine(
