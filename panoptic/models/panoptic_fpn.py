@@ -28,6 +28,7 @@ side of a mask. "p2" to "p6" have strides 4 to 64.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -119,6 +120,8 @@ class PanopticFPN(PanopticModel):
     detecting anything.
     """
 
+    truth_needs = MappingProxyType({"masks": ("detections",)})
+
     def __init__(self, config: PanopticFPNConfig, categories: Categories) -> None:
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
@@ -171,7 +174,7 @@ class PanopticFPN(PanopticModel):
         is_thing = np.array([*self.categories.is_thing, False])
         found = []
         for b, segmentation in enumerate(self.segment(outputs, frame)):
-            classes = table[self._classes(outputs["semantic"], frame, b)]
+            classes = table[self.semantic_classes(outputs["semantic"], frame, b)]
             merged = segmentation.semantic()
             found.append(np.where((classes == IGNORE) & is_thing[merged], merged, classes))
         return found
@@ -213,14 +216,14 @@ class PanopticFPN(PanopticModel):
             pasted,
             rows[:, 5].long().tolist(),
             rows[:, 4].tolist(),
-            self._classes(outputs["semantic"], frame, b),
+            self.semantic_classes(outputs["semantic"], frame, b),
             self.categories,
             confidence=self.config.confidence,
             overlap=self.config.overlap,
             stuff_area=self.config.stuff_area,
         )
 
-    def _classes(self, logits: Tensor, frame: Frame, b: int) -> np.ndarray:
+    def semantic_classes(self, logits: Tensor, frame: Frame, b: int) -> np.ndarray:
         """uint8 or int16 [H, W] of image b at output size: the best class of the semantic branch."""
         height, width = _pair(frame.sizes[b])
         output = _pair(frame.output_sizes[b])

@@ -223,5 +223,4 @@ def paste_detections(
     kept = (rows[:, 5] != IGNORE) & (rows[:, 4] >= least) & ~is_empty(corners)
     listed = torch.cat([corners, rows[:, 4:]], 1)[kept].cpu()
     planes = outputs["masks"][image][kept].cpu().numpy()
-    pasted = [paste(plane, row[:4], (height, width)) for plane, row in zip(planes, listed.tolist(), strict=True)]
-    return pasted, listed
+    return paste(planes, listed[:, :4].numpy(), (height, width)), listed

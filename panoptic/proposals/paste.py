@@ -9,12 +9,13 @@ Shapes: H x W the image, S side of a mask, h x w a window.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as rle
+
+SMALL, HUGE = 1 << 19, 1 << 22
+"""Bytes: less is taken as it comes, more in huge pages."""
 
 
 @dataclass(frozen=True)
@@ -33,32 +34,80 @@ class Pasted:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def paste(probabilities: np.ndarray, box: Sequence[float], size: tuple[int, int], threshold: float = 0.5) -> Pasted:
-    """One mask at its place.
+def paste(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> list[Pasted]:
+    """Masks at their places.
 
     Args:
-        probabilities: float32 [S, S].
-        box: x0, y0, x1, y1 in pixels of the image; neither side is 0.
+        probabilities: float32 [N, S, S].
+        boxes: float32 [N, 4], x0 y0 x1 y1 in pixels of the image; no side is 0.
         size: height and width of the image.
         threshold: pixels of at least this probability belong to the instance.
     """
-    x0, y0, x1, y1 = box
-    down, top = _weights(y0, y1, size[0], probabilities.shape[0])
-    across, left = _weights(x0, x1, size[1], probabilities.shape[1])
-    return Pasted(top, left, down @ probabilities @ across.T >= threshold)
+    if not len(boxes):
+        return []
+    side = probabilities.shape[1]
+    tops, heights = _spans(boxes[:, 1], boxes[:, 3], size[0])
+    lefts, widths = _spans(boxes[:, 0], boxes[:, 2], size[1])
+    ends = np.cumsum(heights * widths)
+    rows, columns, plane, mask = _block(
+        (heights.sum() * side, np.float32),
+        (widths.sum() * side, np.float32),
+        (int((heights * widths).max()), np.float32),
+        (int(ends[-1]), np.bool_),
+    )
+    down = _weights(boxes[:, 1], boxes[:, 3], tops, heights, rows.reshape(-1, side))
+    across = _weights(boxes[:, 0], boxes[:, 2], lefts, widths, columns.reshape(-1, side))
+    pasted = []
+    for k, (first, last) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
+        shape = len(down[k]), len(across[k])
+        window, inside = plane[: last - first].reshape(shape), mask[first:last].reshape(shape)
+        np.matmul(down[k] @ probabilities[k], across[k].T, out=window)
+        np.greater_equal(window, threshold, out=inside)
+        pasted.append(Pasted(int(tops[k]), int(lefts[k]), inside))
+    return pasted
 
 
-def _weights(low: float, high: float, limit: int, side: int) -> tuple[np.ndarray, int]:
-    """How much each of the mask's S cells counts at each pixel of an axis, float32 [h, S], and the first pixel.
+def _spans(low: np.ndarray, high: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """First pixel and number of pixels of each window, int64 [N]; a pixel and a half beside a box, all is 0."""
+    first = np.clip(np.floor(low).astype(np.int64) - 1, 0, limit)
+    return first, np.maximum(np.clip(np.ceil(high).astype(np.int64) + 1, 0, limit) - first, 0)
 
-    Computed in float32 in the order of torch's `grid_sample`. From a pixel and a half beside the box on, all is 0.
+
+def _weights(
+    low: np.ndarray, high: np.ndarray, first: np.ndarray, counts: np.ndarray, out: np.ndarray
+) -> list[np.ndarray]:
+    """How much each of a mask's S cells counts at each pixel of an axis, in float32 in the order of `grid_sample`.
+
+    Args:
+        low, high: float32 [N], the ends of the boxes.
+        first, counts: of `_spans`.
+        out: float32 [sum of counts, S], filled and cut into the [h, S] of each mask.
     """
-    first, last = max(0, math.floor(low) - 1), min(limit, math.ceil(high) + 1)
-    pixels = np.arange(first, max(first, last), dtype=np.float32) + np.float32(0.5)
-    grid = (pixels - np.float32(low)) / np.float32(np.float32(high) - np.float32(low)) * np.float32(2) - np.float32(1)
-    places = ((grid + np.float32(1)) * np.float32(side) - np.float32(1)) * np.float32(0.5)
-    distance = np.abs(places[:, None] - np.arange(side, dtype=np.float32))
-    return np.maximum(np.float32(1) - distance, np.float32(0), out=distance), first
+    starts = np.cumsum(counts) - counts
+    side, one, two, half = out.shape[1], np.float32(1), np.float32(2), np.float32(0.5)
+    pixels = (np.arange(len(out)) + np.repeat(first - starts, counts)).astype(np.float32) + half
+    grid = (pixels - np.repeat(low, counts)) / np.repeat(high - low, counts) * two - one
+    places = ((grid + one) * np.float32(side) - one) * half
+    np.subtract(places[:, None], np.arange(side, dtype=np.float32), out=out)
+    np.abs(out, out=out)
+    np.subtract(one, out, out=out)
+    np.maximum(out, 0, out=out)
+    return [out[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+
+
+def _block(*kinds: tuple[int, type]) -> list[np.ndarray]:
+    """Uninitialised vectors in one piece of memory.
+
+    NumPy asks the kernel for huge pages from 4 MB on; touching that much in small ones for the first time takes
+    longer than all the arithmetic of `paste`.
+    """
+    sizes = [-(-count * np.dtype(kind).itemsize // 64) * 64 for count, kind in kinds]
+    starts = np.cumsum([0, *sizes]).tolist()
+    memory = np.empty(starts[-1] if starts[-1] < SMALL else max(starts[-1], HUGE), np.uint8)
+    return [
+        memory[start : start + int(count) * np.dtype(kind).itemsize].view(kind)
+        for start, (count, kind) in zip(starts, kinds, strict=False)
+    ]
 
 
 def encode(pasted: Pasted, size: tuple[int, int]) -> dict:

@@ -33,8 +33,8 @@ def whole(pasted: Pasted, size: tuple[int, int]) -> np.ndarray:
 
 def test_pasting_agrees_with_detectron2(fixture_arrays) -> None:
     arrays, _ = fixture_arrays("pfpn_units")
-    for k, expected in enumerate(unpacked(arrays["paste_out"], 90)):
-        pasted = paste(arrays["paste_masks"][k], arrays["paste_boxes"][k].tolist(), (60, 90))
+    found = paste(arrays["paste_masks"], arrays["paste_boxes"], (60, 90))
+    for pasted, expected in zip(found, unpacked(arrays["paste_out"], 90), strict=True):
         np.testing.assert_array_equal(whole(pasted, (60, 90)), expected)
 
 
@@ -108,10 +108,17 @@ def test_windows_hold_everything_that_the_plain_rule_finds(seed: int) -> None:
         across, down = torch.meshgrid(*grids, indexing="xy")
         grid = torch.stack([across, down], -1)[None].float()
         expected = torch.nn.functional.grid_sample(torch.from_numpy(mask)[None, None], grid, align_corners=False)[0, 0]
-        pasted = paste(mask, box, size)
+        (pasted,) = paste(mask[None], np.array([box], np.float32), size)
         sure = (expected - 0.5).abs().numpy() > 1e-4
         np.testing.assert_array_equal(whole(pasted, size)[sure], (expected.numpy() >= 0.5)[sure])
         np.testing.assert_array_equal(rle.decode(encode(pasted, size)).astype(bool), whole(pasted, size))
+
+
+def test_boxes_outside_the_image_have_no_pixel() -> None:
+    boxes = np.array([[-9, -9, -4, -4], [60, 2, 70, 8], [2, 2, 6, 6], [1, 40, 5, 50]], np.float32)
+    found = paste(np.ones((4, 28, 28), np.float32), boxes, (20, 30))
+    assert [int(instance.mask.sum()) for instance in found] == [0, 0, 16, 0]
+    assert paste(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), (20, 30)) == []
 
 
 def test_masks_that_touch_the_corners_are_encoded() -> None:

@@ -130,7 +130,7 @@ def test_merged_maps(reference, outputs) -> None:
         assert [s["category_id"] + (0 if s["isthing"] else 79) for s in segments] == merged.labels.tolist()
         np.testing.assert_allclose(merged.scores, [s.get("score", 1.0) for s in segments], atol=1e-5)
         assert (merged.segments != arrays[f"im{i}/panoptic"]).mean() < 5e-4
-        classes = model._classes(outputs["semantic"], frame, i)
+        classes = model.semantic_classes(outputs["semantic"], frame, i)
         assert (classes != arrays[f"im{i}/sem_argmax"]).mean() < 5e-4
         stuff = model.semantics(outputs, frame)[i]
         np.testing.assert_array_equal(np.where(stuff >= 80, stuff - 79, 0), classes)

@@ -104,7 +104,7 @@ def test_stuff_is_judged_by_its_branch_and_things_by_the_map(model, small_catego
     with torch.no_grad():
         outputs = model.network(images)
     merged, (found,) = model.segment(outputs, frame)[0].semantic(), model.semantics(outputs, frame)
-    branch = model._classes(outputs["semantic"], frame, 0)
+    branch = model.semantic_classes(outputs["semantic"], frame, 0)
     assert np.array_equal(found[branch > 0], np.array(small_categories.stuff)[branch[branch > 0] - 1])
     things = np.isin(merged, small_categories.things)
     assert np.array_equal(found[(branch == 0) & things], merged[(branch == 0) & things])
