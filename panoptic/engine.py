@@ -180,6 +180,7 @@ def evaluation_step(
     engine: Engine,
     instances: bool = False,
     true: Sequence[str] = (),
+    losses: bool = True,
 ) -> Judged:
     """Losses, merged maps and class maps of one batch, from one pass of the network.
 
@@ -188,6 +189,7 @@ def evaluation_step(
         images: uint8 [B, 3, H, W].
         instances: also want scored instances and region proposals.
         true: outputs that the truth takes the place of before merging (see `oracle`); not in the losses.
+        losses: want the losses; there are none otherwise.
 
     Returns:
         everything but the losses at `targets.frame.output_sizes`.
@@ -204,21 +206,20 @@ def evaluation_step(
             outputs = model.network(images, frame)
         outputs = full_precision(outputs)
         clock.lap("network")
-        losses = model.loss(outputs, targets)
+        terms = model.loss(outputs, targets) if losses else {}
         clock.lap("loss")
         if true:
             outputs = swap(outputs, model.truth(targets, outputs), true)
         found = model.detections(outputs, frame)
         maps = model.segment(found, frame)
         clock.lap("merge")
-        if type(model).semantics is PanopticModel.semantics:  # which would merge once more
-            semantics = [segmentation.semantic() for segmentation in maps]
-        else:
-            semantics = model.semantics(found, frame)
+        own = type(model).semantics is not PanopticModel.semantics  # the default would merge once more
+        semantics = model.semantics(found, frame) if own else [merged.semantic() for merged in maps]
         scored = model.instances(found, frame) if instances else None
         proposals = model.proposals(found, frame) if instances else None
         clock.lap("extra")
-    return Judged({**losses, "total": _sum(losses)}, maps, semantics, scored, proposals, clock.seconds)
+    terms = {**terms, "total": _sum(terms)} if terms else {}
+    return Judged(terms, maps, semantics, scored, proposals, clock.seconds)
 
 
 class _Clock:

@@ -37,6 +37,8 @@ class Measures:
     """AP of the instances before merging, and recall of region proposals where a model has them."""
     true: tuple[str, ...] = ()
     """Outputs of the network that the truth takes the place of (see `oracle`)."""
+    losses: bool = True
+    """The losses, too."""
 
 
 class Batch(NamedTuple):
@@ -97,7 +99,9 @@ def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measur
     for batch in batches:
         data = time.perf_counter() - mark
         seed_torch(0, batch.rows[0], 0, 0)  # some losses sample points
-        found = evaluation_step(model, batch.images, batch.targets, engine, measures.instances, measures.true)
+        found = evaluation_step(
+            model, batch.images, batch.targets, engine, measures.instances, measures.true, measures.losses
+        )
         counting = time.perf_counter()
         part = _counted(batch, found, model.categories, measures)
         part.seconds = {"data": data, **found.seconds, "metric": time.perf_counter() - counting}

@@ -1,24 +1,42 @@
 """Judging a stored model on a prepared split: the figures that its training run printed.
 
-The images run through `judge` exactly as in a validation while training: the same view, the same
-batches, counts added in the order of the rows.
+The images run through `judge` exactly as in a validation while training: the same view, the same batches
+(a chunk of rows is always the same, whoever judges it), counts added in the order of the rows. So the figures
+are the same to the last bit for one process and for many.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 
 from panoptic import checkpoint as checkpoints
 from panoptic.checkpoint import check_categories
-from panoptic.evaluation import judge, summarise
+from panoptic.engine import prepare
+from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
+from pipelines import storage
+from pipelines.actors import Pool, each
 from pipelines.config import Experiment, override
+from pipelines.feed import WINDOW, evaluation_batches
 from pipelines.manifest import Manifest
-from pipelines.worker import load_checkpoint, validation_batches
+from pipelines.worker import CHECKPOINT, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+REGISTRY = ("models:/", "runs:/")
+"""How the URIs of models in MLflow begin."""
+
+VIEW = ("resize.", "engine.", "train.validation_batch")
+"""Options that decide what an evaluation computes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
     Raises:
         ValueError: nothing is there, or it is no model of this project.
     """
-    if uri.startswith(("models:/", "runs:/")):
+    if uri.startswith(REGISTRY):
         from pipelines import mlflow_model
 
         packaged = mlflow_model.load_packaged(uri, tracking_uri)
@@ -47,21 +65,158 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
     """`base` with the evaluation view, precision and batch that the stored model was judged with."""
-    wanted = ("resize.", "engine.", "train.validation_batch")
-    return override(base, {path: value for path, value in stored.options.items() if path.startswith(wanted)})
+    return override(base, {path: value for path, value in stored.options.items() if path.startswith(VIEW)})
 
 
-def evaluate(stored: Stored, manifest: Manifest, experiment: Experiment) -> Evaluation:
-    """Every image of the split once, in this process (on a GPU when there is one).
+@dataclass(frozen=True)
+class Task:
+    """Which model, on which images, how; what every actor is told."""
+
+    uri: str
+    """Of the model; of one version of it, so that every actor loads the same."""
+    tracking_uri: str
+    identity: str
+    """What tells this model from every other: see `identify`."""
+    manifest: Manifest
+    experiment: Experiment
+    """Its evaluation view, precision and batch."""
+    measures: Measures
+
+
+def assign(
+    uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
+) -> Task:
+    """The task of judging a stored model as its training did.
 
     Raises:
-        ValueError: the classes of model and data differ.
+        ValueError: nothing is there, or the classes of model and data differ.
     """
-    model = stored.model
-    check_categories(model.categories, manifest.categories)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = torch.channels_last if experiment.engine.channels_last else torch.preserve_format
-    model = model.to(device=device, memory_format=memory).eval()  # type: ignore[call-overload]
-    return summarise(
-        [judge(model, validation_batches(manifest, experiment, model.divisor), experiment.engine)], manifest.categories
-    )
+    task = assign_images(uri, manifest, base, tracking_uri)
+    check_categories(placed(task).categories, manifest.categories)
+    return replace(task, measures=measures or Measures(boundary=True, instances=True, losses=False))
+
+
+def assign_images(uri: str, manifest: Manifest | None, base: Experiment, tracking_uri: str = "") -> Task:
+    """The task of predicting images, of a split (whose categories may be others) or of none.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    fixed, identity = identify(uri, tracking_uri)
+    stored = _load_once(fixed, tracking_uri, identity)
+    return Task(fixed, tracking_uri, identity, manifest or _nothing(stored), options_of(stored, base), Measures())
+
+
+def _nothing(stored: Stored) -> Manifest:
+    """Of no images."""
+    categories = stored.model.categories
+    empty = (0,) * len(categories)
+    return Manifest(0, "", 0, "", categories, (), 0, 0, empty, 0, 0, 0, (), 0, {})
+
+
+def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
+    """The URI of one fixed version, and its identity: name and version in the registry, or the content of the file.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    if uri.startswith(REGISTRY):
+        from pipelines import registry
+
+        fixed = registry.pin(uri, tracking_uri)
+        return fixed, fixed
+    file = storage.absolute(uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT))
+    if not storage.exists(file):
+        raise ValueError(f"{file}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file")
+    return file, "sha256:" + hashlib.sha256(storage.read_bytes(file)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a task."""
+
+    task: Task
+    evaluation: Evaluation
+    tally: Tally
+    """Image by image."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Of one chunk, by one actor."""
+
+    tally: Tally
+    begin: float
+    """Seconds of the clock that all machines share."""
+    end: float
+
+
+def evaluate(task: Task, pool: Pool) -> Judgement:
+    """Every image of the split exactly once.
+
+    Raises:
+        ValueError: the split is empty.
+    """
+    manifest, tally = task.manifest, Tally()
+    size = WINDOW * task.experiment.train.validation_batch
+    chunks = [range(first, min(first + size, manifest.rows)) for first in range(0, manifest.rows, size)]
+    begin, end = float("inf"), 0.0
+    for part in _narrated(each(counter, (task,), chunks, pool), manifest.rows):
+        tally.add(part.tally)
+        begin, end = min(begin, part.begin), max(end, part.end)
+    missing = sorted(set(range(manifest.rows)) - tally.images.keys())
+    if missing:
+        raise RuntimeError(f"{len(missing)} images were not judged, the rows {missing[:10]} among them")
+    evaluation = summarise([tally], manifest.categories)
+    timings = {**evaluation.timings, "images_per_second": manifest.rows / max(end - begin, 1e-9)}
+    return Judgement(task, replace(evaluation, timings=timings), tally)
+
+
+def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
+    """The function of an actor: rows to their counts."""
+    model = placed(task)
+
+    def work(rows: Sequence[int]) -> _Part:
+        begin = time.time()
+        tally = judge(model, batches(task, model.divisor, rows), task.experiment.engine, task.measures)
+        return _Part(tally, begin, time.time())
+
+    return work
+
+
+def placed(task: Task) -> PanopticModel:
+    """The task's model, ready to judge: on the GPU when there is one."""
+    model = _load_once(task.uri, task.tracking_uri, task.identity).model
+    return prepare(model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
+
+
+def batches(task: Task, divisor: int, rows: Sequence[int]) -> Iterator[Batch]:
+    """Some rows of the split, as `judge` takes them."""
+    experiment = task.experiment
+    for images, targets, samples in evaluation_batches(
+        task.manifest,
+        experiment.resize,
+        experiment.train.validation_batch,
+        divisor=divisor,
+        threads=experiment.feed.threads,
+        rows=rows,
+    ):
+        truths = [sample.original for sample in samples if sample.original is not None]
+        yield Batch(images, targets, truths, [sample.position for sample in samples])
+
+
+@lru_cache(maxsize=2)
+def _load_once(uri: str, tracking_uri: str, identity: str) -> Stored:
+    """One load a process; `identity` is there so that another content under the same name is loaded anew."""
+    return load(uri, tracking_uri)
+
+
+def _narrated(parts: Iterator[_Part], total: int) -> Iterator[_Part]:
+    """Say every ten seconds how far it has come."""
+    done, last = 0, time.monotonic()
+    for part in parts:
+        done += len(part.tally.images)
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            log.info("judged %d of %d images", done, total)
+        yield part

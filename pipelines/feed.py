@@ -14,7 +14,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -239,8 +239,9 @@ def evaluation_batches(
     world: int = 1,
     divisor: int = 1,
     threads: int = 2,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Targets, list[Sample]]]:
-    """Every row of this rank once; the next batch is decoded while the last one is judged.
+    """Every row of this rank (or of `rows`) once; the next batch is decoded while the last one is judged.
 
     Only images of one size share a batch: padding would change what a network that pools over the whole
     canvas says, and so the figures would depend on the batch. Within a window of rows they are sorted for it.
@@ -256,7 +257,7 @@ def evaluation_batches(
         return evaluation_view(replace(read_row(row), position=row["position"]), resize)
 
     def decoding(pool: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
-        mine = evaluation_rows(manifest.rows, rank, world)
+        mine = evaluation_rows(manifest.rows, rank, world) if rows is None else rows
         window = batch if batch == 1 else WINDOW * batch
         for first in range(0, len(mine), window):
             numbers = mine[first : first + window]

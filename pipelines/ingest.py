@@ -88,7 +88,7 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
     name, size, record = row["name"], (row["height"], row["width"]), json.loads(row["record"])
     try:
         image = storage.read_bytes(row["image"])
-        if _is_cut(image):
+        if is_cut(image):
             raise ValueError("the JPEG ends before its image does (partial download?)")
         found = decode_image(image, name).shape[:2]
         if found != size:
@@ -112,7 +112,7 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
     return _Good(columns, _digest(columns, truth), len(area_mismatches(truth, record)))
 
 
-def _is_cut(data: bytes) -> bool:
+def is_cut(data: bytes) -> bool:
     """Whether a JPEG lacks its end marker. Some versions of OpenCV fill the missing rows with grey and say nothing."""
     return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 

@@ -107,6 +107,41 @@ def _write_local(path: str, data: bytes | memoryview) -> None:
             os.remove(temporary)
 
 
+def create(uri: Uri, data: bytes) -> bool:
+    """Write a file unless there is one of this name; whether it was written. Of several who try at once one succeeds.
+
+    A local file appears before its content; an S3 object with it.
+    """
+    filesystem, path = resolve(uri)
+    with _naming(uri, "created"):
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            return _put_if_absent(path, data)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        return True
+
+
+def _put_if_absent(path: str, data: bytes) -> bool:
+    """S3's conditional put, which pyarrow does not offer."""
+    import boto3
+    from botocore.exceptions import ClientError
+
+    bucket, key = path.split("/", 1)
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    try:
+        boto3.client("s3", region_name=region).put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
+            return False
+        raise OSError(str(error)) from error
+    return True
+
+
 def exists(uri: Uri) -> bool:
     """Whether there is a file or a folder."""
     filesystem, path = resolve(uri)

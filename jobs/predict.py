@@ -1,0 +1,65 @@
+"""Segment images: `python jobs/predict.py MODEL IMAGES --out FOLDER`.
+
+MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. IMAGES is a folder of photographs, one
+photograph, an s3:// prefix, or a folder of shards. An image that cannot be read is named in a line, and the others
+are predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines import runtime
+from pipelines.actors import Pool
+from pipelines.evaluate import assign_images
+from pipelines.manifest import Manifest, is_shards
+from pipelines.predict import FORMATS, Output, Predicted, photographs, predict, rows
+from pipelines.presets import PRESETS
+from pipelines.tracking import Tracking, resolve_uri
+
+
+def main(arguments: list[str] | None = None) -> list[Predicted]:
+    """Predict and write; a line for each image that could not be read.
+
+    Raises:
+        ValueError: no image could be read, or the arguments do not fit.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="checkpoint folder, .pt file, models:/name@alias or runs:/id/model")
+    parser.add_argument("images", help="folder of photographs or of shards, one photograph, or an s3:// prefix")
+    parser.add_argument("--out", required=True, help="folder or s3:// prefix")
+    parser.add_argument("--formats", nargs="+", default=["coco", "overlay"], choices=FORMATS, help="what to write")
+    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
+    parser.add_argument("--actors", type=int, default=-1, help="processes; default: one a GPU or core; 0: no Ray")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads of each; default: cores shared out")
+    given = parser.parse_args(arguments)
+    shards = is_shards(given.images)
+    manifest = Manifest.load(given.images) if shards else None
+    images = rows(manifest) if manifest is not None else photographs(given.images)
+    tracking_uri = resolve_uri(Tracking(uri=given.tracking_uri), "runs")
+    task = assign_images(given.model, manifest, PRESETS["demo"](), tracking_uri)
+    if given.actors:
+        runtime.connect()
+    pool = Pool(given.actors, given.threads)
+    results = list(predict(task, images, Output(given.out, tuple(given.formats)), pool))
+    for one in results:
+        if one.problem:
+            print(f"{one.image.file_name}: left out: {one.problem}")
+    done = sum(not one.problem for one in results)
+    print(f"{done} of {len(results)} images predicted: {', '.join(given.formats)} in {given.out}")
+    if not done:
+        raise ValueError(f"{given.images}: no image could be read")
+    return results
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,204 @@
+"""An evaluation as it is asked for: judge, report, record in MLflow; once for each key when it is scheduled.
+
+The key is (model version, hash of the data, what is computed). A finished MLflow run with this key is the
+evaluation; whoever asks again gets its figures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from panoptic.evaluation import Tally
+from panoptic.metrics.bootstrap import Counts, beyond_noise, differences
+from panoptic.metrics.report import class_rows, class_table, details, metrics, table
+from panoptic.segmentation import Categories
+from pipelines import lease, registry, storage, tracking
+from pipelines.actors import Pool
+from pipelines.config import flatten
+from pipelines.evaluate import VIEW, Judgement, Task, evaluate
+from pipelines.report.examples import choose, pictures
+from pipelines.report.page import Model, page
+
+log = logging.getLogger(__name__)
+
+REPORT, COUNTS = "report.html", "counts.npz"
+
+
+class Worse(ValueError):
+    """PQ fell below the reference by more than the margin."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an evaluation is recorded."""
+
+    tracking_uri: str
+    experiment: str = "evaluation"
+    """Of MLflow."""
+    folder: str = "runs/evaluations"
+    """Local or s3://: a copy of each report, and the leases of scheduled evaluations."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an MLflow run of an evaluation holds."""
+
+    run: tracking.Run
+    pq: float
+    counts: Counts
+
+
+def key_of(task: Task) -> str:
+    """Of the model version, the content of the data and all that decides the figures."""
+    parts = [task.identity, task.manifest.hash, _options(task)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def title_of(task: Task) -> str:
+    """A short name of the model: "street 3" of models:/street/3, "run/step_000100" of a checkpoint."""
+    path = PurePosixPath(task.uri.split(":", 1)[-1] if "://" in task.uri or task.uri.startswith("models") else task.uri)
+    parts = [part for part in path.parts if part not in ("/", "models:", "checkpoint.pt")]
+    return (" " if task.uri.startswith("models:/") else "/").join(parts[-2:]) or task.uri
+
+
+def model_of(judgement: Judgement) -> Model:
+    """As a report takes it."""
+    return Model(title_of(judgement.task), judgement.evaluation, counts_of(judgement.tally))
+
+
+def counts_of(tally: Tally) -> Counts:
+    """The PQ counts of each image, in the order of the rows."""
+    images = [tally.images[row] for row in sorted(tally.images)]
+    return Counts.of([image.name for image in images], [image.quality for image in images])
+
+
+def html(judgement: Judgement, others: Sequence[Judgement] = (), examples: int = 12) -> str:
+    """The report; draws `examples` of the worst and as many typical images."""
+    task, tally = judgement.task, judgement.tally
+    worst, typical = choose(tally, len(task.manifest.categories), examples)
+    drawn = pictures(task, tally, [*worst, *typical])
+    compared = [model_of(other) for other in others]
+    return page(model_of(judgement), compared, drawn[: len(worst)], drawn[len(worst) :], facts(task))
+
+
+def facts(task: Task) -> dict[str, str]:
+    """Identity of model, data and evaluation, for people."""
+    manifest = task.manifest
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "model": task.uri,
+        "model content": task.identity if task.identity != task.uri else "",
+        "data": f"{manifest.rows} images of {manifest.split}, {manifest.uri}",
+        "data content": manifest.hash,
+        "evaluation": key_of(task),
+        **{name: str(value) for name, value in _options(task).items()},
+        "device": device,
+        "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in tracking.code_version().items()),
+    }
+
+
+def text(judgement: Judgement) -> str:
+    """The tables that a job prints."""
+    evaluation = judgement.evaluation
+    return f"{class_table(evaluation)}\n\n{table(evaluation)}\n{details(evaluation)}"
+
+
+def record(judgement: Judgement, places: Places, report: str) -> Record:
+    """One MLflow run with the figures, the tables, the report and the counts of each image.
+
+    Raises:
+        ConnectionError: the store does not take it.
+    """
+    task, evaluation, key = judgement.task, judgement.evaluation, key_of(judgement.task)
+    tags = {registry.KEY: key, "model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
+    data = [tracking.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
+    options = tracking.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
+    run = tracking.start(options, "runs", params={"model": task.uri, **_options(task)}, tags=tags, data=data)
+    counts = counts_of(judgement.tally)
+    with tracking.ending(run):
+        tracker = tracking.Tracker(run)
+        tracker.metrics(0, metrics(evaluation))
+        tracker.table("classes", class_rows(evaluation), text(judgement))
+        if not tracker.flush():
+            raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
+        registry.log_artifact(run, REPORT, report.encode())
+        registry.log_artifact(run, COUNTS, _pack(counts))
+        tracking.describe(run, f"```\n{table(evaluation)}\n{details(evaluation)}\n```")
+    storage.write_bytes(storage.join(places.folder, f"{key}.html"), report.encode())
+    return Record(run, evaluation.quality.all.pq, counts)
+
+
+def find(task: Task, places: Places) -> Record | None:
+    """The evaluation with this key, when it was made before."""
+    run = registry.find_evaluation(key_of(task), places.experiment, places.tracking_uri)
+    if run is None:
+        return None
+    return Record(run, registry.metrics_of(run)["val/pq"], _unpack(registry.read_artifact(run, COUNTS)))
+
+
+def once(task: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY) -> tuple[Record | None, bool]:
+    """The evaluation of a task, made unless it is there; two at once make it once.
+
+    Returns:
+        the record, None while another process is at it, and whether it was made now.
+    """
+    found = find(task, places)
+    if found is not None:
+        return found, False
+    folder = storage.join(places.folder, "leases", key_of(task))
+    held = lease.acquire(folder, seconds)
+    if held is None:
+        print(f"{title_of(task)}: being evaluated by {lease.holder(folder)}")
+        return None, False
+    with held.kept():
+        found = find(task, places)  # somebody may have finished between the first look and the lease
+        if found is not None:
+            return found, False
+        judgement = evaluate(task, pool)
+        report = html(judgement)
+        if not held.held():
+            print(f"{title_of(task)}: taken over by {lease.holder(folder)}; nothing was recorded")
+            return None, False
+        print(text(judgement))
+        made = record(judgement, places, report)
+    return made, True
+
+
+def check(found: Record, reference: Record, categories: Categories, margin: float) -> bool:
+    """Whether the model is better than the reference by more than the bootstrap noise.
+
+    Raises:
+        Worse: its PQ is lower by more than `margin` points.
+    """
+    if found.pq < reference.pq - margin:
+        raise Worse(
+            f"PQ {found.pq:.2f} is {reference.pq - found.pq:.2f} below the reference's {reference.pq:.2f}, "
+            f"more than the margin of {margin:g}"
+        )
+    return beyond_noise(differences(reference.counts, found.counts, categories))
+
+
+def _options(task: Task) -> dict[str, Any]:
+    flat = {name: value for name, value in flatten(task.experiment).items() if name.startswith(VIEW)}
+    return json.loads(json.dumps({**flat, **{f"measures.{k}": v for k, v in vars(task.measures).items()}}))
+
+
+def _pack(counts: Counts) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, names=np.array(counts.names), places=counts.places, values=counts.values)
+    return buffer.getvalue()
+
+
+def _unpack(data: bytes) -> Counts:
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return Counts(tuple(file["names"].tolist()), file["places"], file["values"])

@@ -1,0 +1,74 @@
+"""Which images a report shows, and their pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from panoptic.draw import errors, overlay
+from panoptic.engine import evaluation_step
+from panoptic.evaluation import Tally
+from panoptic.segmentation import Categories, Sample, Segmentation
+from pipelines.evaluate import Task, placed
+from pipelines.feed import evaluation_batches
+from pipelines.report.page import Example
+
+WIDTH = 520
+"""Pixels of a panel, at most."""
+QUALITY = 82
+"""Of the JPEGs."""
+
+
+def choose(tally: Tally, classes: int, number: int) -> tuple[list[int], list[int]]:
+    """Rows of the worst images by their own PQ, and of those around the median that are not among them."""
+    scored = [(image.pq(classes), row) for row, image in tally.images.items()]
+    ranked = [row for pq, row in sorted((pq, row) for pq, row in scored if not math.isnan(pq))]
+    worst = ranked[:number]
+    middle = max(len(worst), len(ranked) // 2 - number // 2)
+    return worst, ranked[middle : middle + number]
+
+
+def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
+    """Image, truth, prediction and errors of some rows, in their order."""
+    model, experiment = placed(task), task.experiment
+    found: dict[int, Example] = {}
+    for images, targets, samples in evaluation_batches(
+        task.manifest, experiment.resize, 1, divisor=model.divisor, threads=1, rows=sorted(rows)
+    ):
+        prediction = evaluation_step(model, images, targets, experiment.engine, losses=False).maps[0]
+        sample = samples[0]
+        own = tally.images[sample.position].pq(len(model.categories))
+        found[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories))
+    return [found[row] for row in rows]
+
+
+def _panels(sample: Sample, prediction: Segmentation, categories: Categories) -> dict[str, bytes]:
+    truth = sample.original
+    assert truth is not None
+    height, width = truth.size
+    scale = min(1.0, WIDTH / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    image = cv2.resize(sample.image, size, interpolation=cv2.INTER_AREA)
+    whole = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_LINEAR)
+    drawn = {
+        "image": image,
+        "truth": overlay(image, _resized(truth, size), categories),
+        "prediction": overlay(image, _resized(prediction, size), categories),
+        # matched at the size at which PQ is counted
+        "errors": cv2.resize(errors(whole, truth, prediction), size, interpolation=cv2.INTER_AREA),
+    }
+    return {name: _jpeg(picture) for name, picture in drawn.items()}
+
+
+def _resized(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
+    segments = cv2.resize(segmentation.segments, size, interpolation=cv2.INTER_NEAREST)
+    return replace(segmentation, segments=segments)
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()

@@ -1,0 +1,153 @@
+"""`report.html`: what a person wants to know of an evaluation, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from panoptic.draw import ERROR_COLOURS
+from panoptic.metrics.bootstrap import Counts, Interval, differences, intervals
+from panoptic.metrics.report import Evaluation
+from pipelines.report import charts
+from pipelines.report.charts import number
+from pipelines.report.style import CSS
+
+ERROR_KEY = ("right", "missed", "made up", "outline elsewhere")
+"""In the order of `draw.ERROR_COLOURS`."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One judged model."""
+
+    title: str
+    """Short, for lists and plots."""
+    evaluation: Evaluation
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image as the report shows it."""
+
+    name: str
+    pq: float
+    """Of this image alone."""
+    panels: Mapping[str, bytes]
+    """Title to JPEG: image, truth, prediction, errors."""
+
+
+def page(
+    model: Model,
+    others: Sequence[Model],
+    worst: Sequence[Example],
+    typical: Sequence[Example],
+    facts: Mapping[str, str],
+) -> str:
+    """The report of `model`, compared with each of `others`.
+
+    Args:
+        worst, typical: images to show.
+        facts: identity of model, data and evaluation.
+    """
+    evaluation, categories = model.evaluation, model.evaluation.quality.categories
+    parts = [
+        f"<h1>{escape(model.title)}</h1><p>{evaluation.images} images</p>",
+        charts.tiles(_tiles(evaluation, intervals(model.counts, categories)["all"])),
+        charts.headline(evaluation),
+        "<p>In percent. AP is that of the instances before merging, against the things of the panoptic truth, which "
+        "never overlap: it compares with other figures “against panoptic masks” only. To AP, as to COCO, void is "
+        "background; PQ leaves it out.</p>",
+        *(_comparison(model, other) for other in others),
+        _section("Classes", "What each class scores and to what it loses; in front the one that costs the average "
+                 "most. The last column is how much of the mean PQ it takes away.", charts.class_bars(evaluation)),
+        _section("Size of segments", "Matched and missed segments by the area of the truth, made-up ones by their own. "
+                 "Pixels of the original image.", charts.size_table(evaluation)),
+        _confusion(evaluation),
+        _section("Speed", f"{facts.get('device', '')}. Milliseconds an image of one process; images a second of all "
+                 "together, reading and counting included.", _speed(model, others)),
+        _examples("Worst images", "Lowest PQ of the image alone.", worst),
+        _examples("Typical images", "Around the median.", typical),
+        _section("What was judged", "", charts.table([[k, v] for k, v in facts.items() if v], "facts")),
+    ]  # fmt: skip
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    return (
+        f'<!doctype html><html lang="en"><head>{head}<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(model.title)}: {number(evaluation.quality.all.pq)} PQ</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(parts)}</main></body></html>"
+    )
+
+
+def _section(title: str, text: str, content: str) -> str:
+    return f"<h2>{escape(title)}</h2>{f'<p>{escape(text)}</p>' if text else ''}{content}"
+
+
+def _tiles(evaluation: Evaluation, interval: Interval) -> list[tuple[str, str]]:
+    spread = f"{number(interval.low)} to {number(interval.high)}"
+    entries = [(f"PQ, 95 % within {spread}", number(evaluation.quality.all.pq, 2))]
+    if evaluation.boundary is not None:
+        entries.append(("boundary PQ", number(evaluation.boundary.all.pq)))
+    if evaluation.regions is not None:
+        entries.append(("mIoU", number(evaluation.regions.mean_iou)))
+        entries.append(("pixel accuracy", number(evaluation.regions.pixel_accuracy)))
+    if evaluation.precision is not None:
+        entries.append(("AP against panoptic masks", number(evaluation.precision.mean_ap)))
+    entries.append(("mean of the images' own PQ, which is not PQ", number(evaluation.image_pq)))
+    if "images_per_second" in evaluation.timings:
+        entries.append(("images a second, end to end", number(evaluation.timings["images_per_second"])))
+    return entries
+
+
+def _comparison(model: Model, other: Model) -> str:
+    categories = model.evaluation.quality.categories
+    found = differences(other.counts, model.counts, categories)
+    verdict = "The difference is within chance." if not found["all"].certain else (
+        "This model is better by more than chance." if found["all"].value > 0 else "This model is worse by more than "
+        "chance.")  # fmt: skip
+    text = (
+        f"PQ of {model.title} minus PQ of {other.title} ({number(other.evaluation.quality.all.pq, 2)}), on the same "
+        f"images. {verdict} The lines hold 95 % of {len(model.counts.names)} images drawn again and again; a dot is "
+        "coloured where they leave out 0."
+    )
+    return _section(f"Against {other.title}", text, charts.difference_bars(found, categories))
+
+
+def _confusion(evaluation: Evaluation) -> str:
+    if evaluation.confusion is None:
+        return ""
+    text = "Segments matched by IoU alone, whatever their classes; “nothing” are those missed and those made up."
+    return _section(
+        "Who is taken for what", text, charts.confusions(evaluation.confusion, evaluation.quality.categories)
+    )
+
+
+def _speed(model: Model, others: Sequence[Model]) -> str:
+    rows, points = [["", "network ms", "merging ms", "images/s", "PQ"]], []
+    for one in (model, *others):
+        speed, pq = one.evaluation.timings, one.evaluation.quality.all.pq
+        network, merge = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "merge"))
+        rate = speed.get("images_per_second", float("nan"))
+        rows.append([one.title, number(network), number(merge), number(rate, 2), number(pq)])
+        if network == network:
+            points.append((one.title, network + merge, pq))
+    plot = charts.speed_plot(points) if len(points) > 1 else ""
+    return charts.table(rows) + plot
+
+
+def _examples(title: str, text: str, examples: Sequence[Example]) -> str:
+    if not examples:
+        return ""
+    colours = zip(ERROR_KEY, ERROR_COLOURS.values(), strict=True)
+    key = "".join(f'<span><i style="background:rgb{colour}"></i>{name}</span>' for name, colour in colours)
+    figures = []
+    for example in examples:
+        panels = "".join(
+            f'<div><img alt="{escape(name)} of {escape(example.name)}" loading="lazy" '
+            f'src="data:image/jpeg;base64,{base64.b64encode(data).decode()}"><span>{escape(name)}</span></div>'
+            for name, data in example.panels.items()
+        )
+        caption = f"<figcaption><b>{number(example.pq)}</b> {escape(example.name)}</figcaption>"
+        figures.append(f'<figure>{caption}<div class="panels">{panels}</div></figure>')
+    return _section(title, text, f'<div class="key">{key}</div>{"".join(figures)}')
