@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from panoptic.backbones import Backbone
+from panoptic.freezing import freeze_parameters, training_mode
 from panoptic.models import detr
 from panoptic.optim import Optim, parameter_groups
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from pipelines.presets.detr import DETECTOR
+from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL_DETR
 
 
@@ -115,3 +119,39 @@ def test_learning_rates_of_the_paper(small_categories) -> None:
 def test_contradictions_are_named(change, message, small_categories) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL_DETR, **change).build(small_categories)
+
+
+def test_the_second_stage_trains_the_mask_head_alone(small_categories) -> None:
+    model = SMALL_DETR.build(small_categories)
+    freeze_parameters(model, DETECTOR)
+    training_mode(model, frozen_dropout=True)
+    assert model.encoder.layers[0].dropout.training
+    losses, _ = model(*collate([sample(grid(3, small_categories))]))
+    sum(losses.values()).backward()
+    learnt = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert learnt == {"mask_attention", "mask_head"}
+    assert losses.keys() >= {"class", "box", "giou", "mask", "dice"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_four_photographs_are_learnt(shared) -> None:
+    """Of COCO, from scratch at 96 pixels: the loss falls.
+
+    Measured: the total goes from 25.6 to 6.3 in 250 steps. Its queries are not yet certain enough to merge (PQ 0): DETR
+    is slow, the paper trains for 300 epochs of COCO.
+    """
+    config = replace(
+        SMALL_DETR,
+        backbone=Backbone("resnet18", norm="group", output_stride=16),
+        channels=64,
+        heads=8,
+        hidden=128,
+        queries=40,
+        mask_channels=128,
+        dropout=0.0,
+        threshold=0.5,
+    )
+    optim = Optim(optimiser="adamw", lr=1e-3, schedule="poly", warmup_steps=20, clip_norm=1.0)
+    losses, _ = learn(config, *photographs(shared), steps=250, optim=optim)
+    assert losses[-1] < 0.35 * losses[0]
