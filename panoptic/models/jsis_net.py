@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -167,6 +168,8 @@ class JSISNet(PanopticModel):
     detecting anything "detections" [B, N, 6] (x0 y0 x1 y1 in pixels of the canvas, score, class, `IGNORE` for none)
     with "masks" [B, N, M, M], probabilities.
     """
+
+    truth_needs = MappingProxyType({"masks": ("detections",)})
 
     def __init__(self, config: JSISNetConfig, categories: Categories) -> None:
         super().__init__()
