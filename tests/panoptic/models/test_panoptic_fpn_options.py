@@ -176,9 +176,7 @@ def test_four_photographs_are_learnt(shared) -> None:
         semantic_weight=1.0,
         confidence=0.5,
         detector=DetectorConfig(
-            Regions(
-                (8, 16, 32, 64, 128), samples=64, train_before=200, train_after=100, test_before=200, test_after=100
-            ),
+            replace(CONFIG.detector.regions, train_before=200, train_after=100, test_before=200, test_after=100),
             Detection(samples=64),
             Heads(box_width=64, mask_width=32, mask_layers=2),
         ),
