@@ -57,8 +57,8 @@ def table(lines: Sequence[Line], metric: str = "PQ", mode: str = "max", most: in
     head = f"{len(lines)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)
     ordered = ranked(lines, mode)
     if len(ordered) > most:
-        kept = {id(line) for line in sorted(ordered, key=lambda line: STATES.index(line.state))[: most // 2]}
-        kept |= {id(line) for line in ordered[: most - len(kept)]}
+        first = sorted(ordered, key=lambda line: STATES.index(line.state))[: most // 2]
+        kept = {id(line) for line in [*first, *[line for line in ordered if line not in first][: most - len(first)]]}
         head += f"; {len(kept)} of them:"
         ordered = [line for line in ordered if id(line) in kept]
     rows = [["trial", "state", "step", metric, "best", ""]]

@@ -16,10 +16,10 @@ from pipelines.progress import Line
 from pipelines.room import join_cluster
 from pipelines.studies import STUDIES
 from pipelines.studies.table import METRICS, SMALL, Row, Study
+from pipelines.study_judging import COSTLY, judged
 from pipelines.study_report import Cell, Table, table_of
 from pipelines.train import prepare_data
 from pipelines.tune import Checker, Finished, Sweep, Trials, execute, split_preset
-from pipelines.worker import load_checkpoint
 
 Presets = Mapping[str, Callable[[], Experiment]]
 
@@ -77,8 +77,7 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     Raises:
         ValueError: nothing was started; the message says what to change.
     """
-    chosen = check(options, rest, presets)
-    given = chosen[1]
+    given = check(options, rest, presets)
     planned = plan(options, rest, presets)
     names = sorted({entry.preset for entry in planned})
     bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
@@ -88,7 +87,9 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
         try:
             checker.check(entry.preset, entry.changes)
         except ValueError as error:
-            raise ValueError(f"{entry.label}: {error}{'' if given else PRETRAIN}") from error
+            raise ValueError(
+                f"{entry.label}: {error}{'' if given or 'noise' not in str(error) else PRETRAIN}"
+            ) from error
     first = bases[names[0]]
     name = first.name or f"study-{'-'.join(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
     join_cluster(options.concurrent, list(bases.values()))
@@ -110,18 +111,19 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     done = execute(options, Trials(bases, names[0], rows=rows), name, record)
     lines = {line.label: line for line in done.lines}
     found = {key: results(lines.get(distinct[key].label), done.folder) for key in ordered}
-    tables = {
-        study: build(study, [(entry, *found[key]) for entry, key in zip(planned, keys, strict=True)], options)
-        for study in options.study
-    }
+    figures = [
+        (entry, measured(entry, *found[key], bases[entry.preset], done.folder))
+        for entry, key in zip(planned, keys, strict=True)
+    ]
+    tables = {study: build(study, figures, options) for study in options.study}
     return finish(tables, done)
 
 
 PRETRAIN = "; or let the study train them on drawn scenes first: --pretrain-steps 600"
 
 
-def check(options: Options, rest: Sequence[str], presets: Presets) -> tuple[str, bool]:
-    """The preset that was given and whether one was.
+def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
+    """Whether a preset is given in place of the studies' own.
 
     Raises:
         ValueError: unknown studies or presets, or options that studies do not take.
@@ -142,7 +144,7 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> tuple[str,
     missing = sorted({name for name in needed if name not in presets})
     if missing:
         raise ValueError(f"preset {', '.join(missing)} is unknown; there are: {', '.join(sorted(presets))}")
-    return (rest[0] if given else ""), given
+    return given
 
 
 def preset_of(study: Study, row: Row, small: bool) -> str:
@@ -242,49 +244,29 @@ def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
     """URI and metrics of a trial's last checkpoint; "" and none where it did not come to its end."""
     if line is None or line.state != "finished":
         return "", {}
-    prefix = trial.trial_name(line.identity)
-    folders = {name.split("/")[0] for name in storage.list_files(folder) if name.startswith(prefix)}
-    kept = [entry for part in folders for entry in trial.checkpoints(storage.join(folder, part)).items()]
+    kept = list(trial.all_checkpoints(folder, line.identity).items())
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def judged(checkpoint: str, changes: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of a trained model under other options of its judging."""
-    from panoptic import checkpoint as checkpoints
-    from panoptic.metrics.report import metrics
-    from pipelines.evaluate import Stored, evaluate, options_of
-    from pipelines.presets.deeplab import demo
-
-    record = load_checkpoint(checkpoint)
-    model = override(Holder(checkpoints.read_config(record["config"])), changes).model
-    stored = Stored(
-        checkpoints.build_model({**record, "config": checkpoints.to_plain(model)}), dict(record["experiment"])
-    )
-    options = stored.options
-    data = replace(demo().data, **{key: options[f"data.{key}"] for key in ("root", "train", "val", "reader", "shards")})
-    _, val = prepare_data(replace(demo(), data=data, storage=options["storage"]))
-    return metrics(evaluate(stored, val, options_of(stored, demo())))
+def measured(entry: Planned, uri: str, values: dict[str, float], base: Experiment, folder: str) -> dict[str, float]:
+    """The metrics of a run, with those that its study asks for beyond its own validation."""
+    study = STUDIES[entry.study]
+    changes = study.rows[entry.row].judge
+    if not uri or not (changes or set(study.columns) & set(COSTLY)):
+        return values
+    return {**values, **judged(uri, changes, base, folder)}
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Gives a model's options the paths that they have in an experiment."""
-
-    model: Any
-
-
-def build(study: str, entries: list[tuple[Planned, str, dict[str, float]]], options: Options) -> Table:
+def build(study: str, entries: list[tuple[Planned, dict[str, float]]], options: Options) -> Table:
     """The table of one study from the results of its rows."""
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
     for index, row in enumerate(definition.rows):
-        mine = [(uri, values) for entry, uri, values in entries if entry.study == study and entry.row == index]
-        if row.judge:
-            mine = [(uri, judged(uri, row.judge) if uri else {}) for uri, _ in mine]
+        mine = [values for entry, values in entries if entry.study == study and entry.row == index]
         paper = (*row.paper, *([None] * (len(definition.columns) - len(row.paper))))
         cells.append(
             [
-                Cell(paper[k], tuple(values.get(METRICS[column], math.nan) for _, values in mine))
+                Cell(paper[k], tuple(values.get(METRICS[column], math.nan) for values in mine))
                 for k, column in enumerate(definition.columns)
             ]
         )

@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,24 @@ def checkpoints(folder: str) -> dict[str, dict[str, float]]:
         storage.join(folder, name.split("/")[0]): json.loads(storage.read_bytes(storage.join(folder, name)))
         for name in found
     }
+
+
+def best_of(kept: Mapping[str, Mapping[str, float]], metric: str, mode: str) -> str:
+    """URI of the checkpoint with the best figure, "" where none has one."""
+    sign = 1 if mode == "max" else -1
+    scored = [
+        (sign * metrics[metric], uri)
+        for uri, metrics in kept.items()
+        if metrics.get(metric, nan) == metrics.get(metric)
+    ]
+    return max(scored)[1] if scored else ""
+
+
+def all_checkpoints(folder: str, identity: str) -> dict[str, dict[str, float]]:
+    """Of every run folder of a trial of the sweep in `folder`."""
+    prefix = trial_name(identity)
+    parts = {name.split("/")[0] for name in storage.list_files(folder) if name.startswith(prefix)}
+    return {uri: values for part in sorted(parts) for uri, values in checkpoints(storage.join(folder, part)).items()}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -233,11 +233,12 @@ def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool)
     before = json.loads(storage.read_bytes(file))
     if not resume:
         raise ValueError(f"a sweep {name!r} is there already; go on with --resume, or choose another --name")
-    if before["sweep"] != record["sweep"]:
-        raise ValueError(
-            f"sweep {name!r} was started with {' '.join(before['sweep'])}, not {' '.join(record['sweep'])}; resume it "
-            "as it was, or choose another --name"
-        )
+    for key in ("sweep", "arguments"):
+        if before[key] != record[key]:
+            raise ValueError(
+                f"sweep {name!r} was started with {' '.join(before[key])}, not {' '.join(record[key])}; resume it "
+                "as it was, or choose another --name"
+            )
     return before
 
 
@@ -318,7 +319,7 @@ def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experimen
     best = ordered[0] if ordered and ordered[0].best == ordered[0].best else None
     checkpoint = model = ""
     if best is not None:
-        checkpoint = best_checkpoint(plan, best.identity)
+        checkpoint = trial.best_of(trial.all_checkpoints(plan.folder, best.identity), plan.metric, plan.mode)
         tracker.metrics(best.step, {f"best/{plan.metric}": best.best})
         tracker.tags({"best_trial": best.label, "best_checkpoint": checkpoint})
     tracker.close()
@@ -327,16 +328,6 @@ def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experimen
     told = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
     tracking.describe(plan.parent, f"{told}```\n{text}\n```")
     return Finished(name, plan.folder, lines, best, checkpoint, model, plan.parent, text)
-
-
-def best_checkpoint(plan: Plan, identity: str) -> str:
-    """URI of a trial's best checkpoint among those that its run folders keep; "" where none is left."""
-    prefix, sign = trial.trial_name(identity), 1 if plan.mode == "max" else -1
-    folders = {name.split("/")[0] for name in storage.list_files(plan.folder) if name.startswith(prefix)}
-    kept = [entry for folder in folders for entry in trial.checkpoints(storage.join(plan.folder, folder)).items()]
-    scored = [(sign * metrics[plan.metric], uri) for uri, metrics in kept if plan.metric in metrics]
-    scored = [entry for entry in scored if entry[0] == entry[0]]
-    return max(scored)[1] if scored else ""
 
 
 def log_best(parent: tracking.Run, checkpoint: str, first: Experiment) -> str:

@@ -1,0 +1,64 @@
+"""Figures of a study that no validation has: AP, recall of proposals, models that are judged under other options."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from panoptic import checkpoint as checkpoints
+from panoptic.evaluation import Measures
+from panoptic.metrics.report import metrics
+from pipelines import storage
+from pipelines.actors import Pool
+from pipelines.config import Experiment, override
+from pipelines.evaluate import assign, evaluate
+from pipelines.train import prepare_data
+from pipelines.worker import load_checkpoint
+
+COSTLY = ("AP", "AP50", "recall")
+"""Columns that are counted here and not while training."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Gives a model's options the paths that they have in an experiment."""
+
+    model: Any
+
+
+def judged(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
+    """Metrics of a trained model on the validation split.
+
+    Args:
+        checkpoint: URI.
+        changes: options of the model, by their path in an experiment, that do not change its weights' shapes.
+        base: names the data.
+        folder: where a checkpoint with these options is kept.
+    """
+    uri = with_options(checkpoint, changes, folder) if changes else checkpoint
+    task = assign(uri, prepare_data(base)[1], base, measures=Measures(instances=True, losses=False))
+    return metrics(evaluate(task, Pool(actors=-1 if _gpus() else 0)).evaluation)
+
+
+def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> str:
+    """URI of a copy of a checkpoint whose model has other options."""
+    digest = hashlib.sha256(repr((checkpoint, sorted(changes.items()))).encode()).hexdigest()[:12]
+    uri = storage.join(folder, "judged", f"{digest}.pt")
+    if not storage.exists(uri):
+        record = load_checkpoint(checkpoint)
+        model = override(Holder(checkpoints.read_config(record["config"])), changes).model
+        buffer = io.BytesIO()
+        torch.save({**record, "optimiser": None, "config": checkpoints.to_plain(model)}, buffer)
+        storage.write_bytes(uri, buffer.getvalue())
+    return uri
+
+
+def _gpus() -> bool:
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
