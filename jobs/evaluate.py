@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.evaluation import Measures
 from panoptic.metrics.report import Evaluation
-from pipelines import runtime, storage
+from pipelines import storage
 from pipelines.actors import Pool
 from pipelines.evaluate import assign, evaluate
 from pipelines.judging import Places, html, key_of, record, text
@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> Evaluation | None:
     """Print PQ and all other figures; the evaluation, None when it was scheduled."""
     given = _parser().parse_args(arguments)
     places = Places(resolve_uri(Tracking(uri=given.tracking_uri), "runs"), given.experiment, given.out)
-    runtime.connect()
     manifest = ensure_shards(given.data, given.split, given.shards)
     measures = Measures(boundary=not given.quick, instances=not given.quick, losses=False)
     pool = Pool(given.actors, given.threads)

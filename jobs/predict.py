@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import runtime
 from pipelines.actors import Pool
 from pipelines.evaluate import assign_images
 from pipelines.manifest import Manifest, is_shards
@@ -43,8 +42,6 @@ def main(arguments: list[str] | None = None) -> list[Predicted]:
     images = rows(manifest) if manifest is not None else photographs(given.images)
     tracking_uri = resolve_uri(Tracking(uri=given.tracking_uri), "runs")
     task = assign_images(given.model, manifest, PRESETS["demo"](), tracking_uri)
-    if given.actors:
-        runtime.connect()
     pool = Pool(given.actors, given.threads)
     results = list(predict(task, images, Output(given.out, tuple(given.formats)), pool))
     for one in results:

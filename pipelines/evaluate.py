@@ -92,7 +92,7 @@ def assign(
         ValueError: nothing is there, or the classes of model and data differ.
     """
     task = assign_images(uri, manifest, base, tracking_uri)
-    check_categories(placed(task).categories, manifest.categories)
+    check_categories(stored_of(task).model.categories, manifest.categories)
     return replace(task, measures=measures or Measures(boundary=True, instances=True, losses=False))
 
 
@@ -184,10 +184,14 @@ def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
     return work
 
 
+def stored_of(task: Task) -> Stored:
+    """The task's model where it was loaded, on the CPU or wherever `placed` put it."""
+    return _load_once(task.uri, task.tracking_uri, task.identity)
+
+
 def placed(task: Task) -> PanopticModel:
     """The task's model, ready to judge: on the GPU when there is one."""
-    model = _load_once(task.uri, task.tracking_uri, task.identity).model
-    return prepare(model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
+    return prepare(stored_of(task).model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
 
 
 def batches(task: Task, divisor: int, rows: Sequence[int]) -> Iterator[Batch]:

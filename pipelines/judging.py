@@ -12,7 +12,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,9 @@ def record(judgement: Judgement, places: Places, report: str) -> Record:
     tags = {registry.KEY: key, "model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
     data = [tracking.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
     options = tracking.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
-    run = tracking.start(options, "runs", params={"model": task.uri, **_options(task)}, tags=tags, data=data)
+    local = places.tracking_uri.removeprefix("sqlite:///")
+    root = Path(local).parent if local != places.tracking_uri else "runs"  # artifacts beside the database
+    run = tracking.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
     counts = counts_of(judgement.tally)
     with tracking.ending(run):
         tracker = tracking.Tracker(run)

@@ -30,7 +30,7 @@ from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.transforms import evaluation_view
 from pipelines import storage
 from pipelines.actors import Pool, each
-from pipelines.evaluate import Task, placed
+from pipelines.evaluate import Task, placed, stored_of
 from pipelines.feed import evaluation_batches
 from pipelines.ingest import is_cut
 from pipelines.manifest import Manifest
@@ -125,7 +125,7 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
     unknown = [name for name in output.formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats {', '.join(unknown)}: there are {', '.join(FORMATS)}")
-    categories = placed(task).categories
+    categories = stored_of(task).model.categories
     if "cityscapes" in output.formats:
         check_cityscapes(categories)
     output = replace(output, folder=storage.absolute(output.folder))
