@@ -94,7 +94,7 @@ def html(judgement: Judgement, others: Sequence[Judgement] = (), examples: int =
 def facts(task: Task) -> dict[str, str]:
     """Identity of model, data and evaluation, for people."""
     manifest = task.manifest
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {
         "model": task.uri,
         "model content": task.identity if task.identity != task.uri else "",
