@@ -178,8 +178,6 @@ def changes_of(study: Study, row: Row, base: Experiment, options: Options, publi
     own = changes.pop("train.steps", base.train.steps)
     usual = shared.get("train.steps", base.train.steps)
     budget = options.steps or usual
-    if options.steps == 0 and not published and whole:
-        budget = base.train.steps
     steps = max(1, round(own * budget / whole)) if whole else budget
     return {**changes, **shortened(override(base, changes), steps)}
 
@@ -310,8 +308,7 @@ def unavailable(name: str, presets: Presets) -> str:
         options = Options(study=(name,), small=small)
         try:
             check(options, [], presets)
-            for entry in plan(options, [], presets):
-                trial.apply(parse([entry.preset], presets)[1], entry.changes)
+            plan(options, [], presets)  # refuses options that do not exist
         except ValueError as error:
             return str(error)
     return ""
