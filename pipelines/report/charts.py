@@ -167,7 +167,8 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
     label = f"{axis}ms an image, network and merging</text>"
     title = f'<text class="faint" x="{left}" y="10">PQ</text>'
     body = f"{''.join(marks)}{label}{title}"
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>'
+    drawing = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>'
+    return f'<div class="scroll">{drawing}</div>'
 
 
 def _step(reach: float) -> float:

@@ -47,7 +47,7 @@ figcaption b { color: var(--ink); }
 .panels { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; }
 .panels img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .panels span { font-size: 12px; color: var(--faint); }
-svg { max-width: 100%; height: auto; margin-top: 14px; }
+svg { max-width: 100%; min-width: 560px; height: auto; margin-top: 14px; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg .faint { fill: var(--faint); } svg line { stroke: var(--line); } svg circle { fill: var(--accent); }
 @media (max-width: 720px) { .panels { grid-template-columns: repeat(2, 1fr); } main { padding: 18px 12px 40px; }

@@ -143,3 +143,25 @@ def test_errors_name_the_path(tmp_path: Path) -> None:
         storage.write_bytes(tmp_path / "file" / "below", b"")
     with pytest.raises(ValueError, match="refuses to delete"):
         storage.delete("/")
+
+
+def check_create(root: str) -> None:
+    """Of eight who create one file one succeeds, and its content stays."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    file = storage.join(root, "below", "one.json")
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda k: storage.create(file, f"number {k}".encode()), range(8)))
+    assert sum(done) == 1
+    assert storage.read_bytes(file) == f"number {done.index(True)}".encode()
+    assert not storage.create(file, b"late") and storage.read_bytes(file) != b"late"
+
+
+def test_a_local_file_is_created_once(tmp_path: Path):
+    check_create(str(tmp_path))
+
+
+def test_an_object_is_created_once(bucket: str):
+    check_create(bucket)
+    with pytest.raises(OSError, match="could not be created"):
+        storage.create("s3://no-such-bucket-of-ours/key", b"x")
