@@ -54,7 +54,13 @@ CITYSCAPES: dict[str, Any] = {
 
 
 def _rename(state: Mapping[str, object]) -> dict[str, str | None]:
-    return {key: _key(key) for key in state}
+    """Where a convolution is deformable, the name of a plain one is none of the reference's."""
+    deformable = {key.rpartition(".offset_mask_conv.")[0] for key in state if ".offset_mask_conv." in key}
+    names = {key: _key(key) for key in state}
+    for key in state:
+        if any(re.fullmatch(rf"{re.escape(layer)}\.(weight|bias|norm\..*)", key) for layer in deformable):
+            names[key] = None
+    return names
 
 
 def _key(key: str) -> str | None:
