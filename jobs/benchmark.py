@@ -1,7 +1,7 @@
 """Measure us against the published implementations: `python jobs/benchmark.py [ROWS …] [--peers DIR]`.
 
-DIR holds clones of the peers: DIR/panopticapi, DIR/detectron2 and DIR/detr; Hugging Face's transformers is taken where
-it is installed. Where a peer is missing, the row is absolute.
+DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detectron2, DIR/detr and DIR/Mask2Former;
+Hugging Face's transformers is taken where it is installed. Where a peer is missing, the row is absolute.
 Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the same
 inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
 """
@@ -20,17 +20,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
-from pipelines.benchmark import deeplab, detection, detr, fcn, loading, metric, throughput
+from pipelines.benchmark import deeplab, detection, detr, evaluating, fcn, loading, metric, queries, throughput
 from pipelines.benchmark.timing import Case, Row, hardware, measure, table
 
-ROWS = ("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "7b", "7c", "7d", "detr", "fpn", "fpn-semantic", "fcn", "feed")
+ROWS = (
+    *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "7a", "7b", "7c", "7d"),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "feed"),
+)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure the rows, print them as a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROWS", help=f"of {', '.join(ROWS)}; default: all")
-    parser.add_argument("--peers", type=Path, help="folder with clones of panopticapi, detectron2 and detr")
+    parser.add_argument("--peers", type=Path, help="folder with clones of the peers, see above")
     parser.add_argument("--repeat", type=int, default=15, help="rounds of which the median counts")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the sides of all maps, to try it out")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -68,12 +71,15 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             *deeplab.cases(names, given.scale, given.peers),
             *detection.cases(names, given.scale, given.peers),
             *detr.cases(names, given.scale, given.peers),
+            *queries.cases(names, given.scale, given.peers),
             *fcn.cases(names, given.scale),
             *([loading.case(photograph, side(640), given.peers)] if "4" in names else []),
         ]
         for case in cases:
             rows += measure(case, given.repeat)
             print(f"measured {case.name}", file=sys.stderr, flush=True)
+        if "evaluate" in names:
+            rows += evaluating.rows(photograph)
         if "feed" in names:
             count = max(16, round(100 * given.scale))
             shards = Path(folder) / "feed"

@@ -1,4 +1,4 @@
-"""Panoptic quality of one image against panopticapi (rows 1a, 1b, 1c)."""
+"""Panoptic quality of one image against panopticapi and cityscapesScripts (rows 1a, 1b, 1c)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,18 @@ def cases(names: Sequence[str], size: tuple[int, int], folder: Path, peers_folde
     classes = inputs.categories(80, 53)
     truths = [inputs.draw_truth(rng, size, 14, 7, classes) for _ in range(IMAGES)]
     pairs = [(truth, inputs.disturb(rng, truth, classes)) for truth in truths]
-    make = {"1a": _from_files, "1b": _in_memory, "1c": _from_prediction}
+    make = {"1b": _in_memory, "1c": _from_prediction}
     # a module for each, as 1b changes its own
-    return [make[name](pairs, classes, folder, peers.panopticapi(peers_folder)) for name in names if name in make]
+    found = [make[name](pairs, classes, folder, peers.panopticapi(peers_folder)) for name in names if name in make]
+    if "1a" in names:
+        official = {"panopticapi": peers.panopticapi(peers_folder), "cityscapesScripts": peers.cityscapes(peers_folder)}
+        found.insert(0, _from_files(pairs, classes, folder, official))
+    return found
 
 
-def _from_files(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
+def _from_files(
+    pairs: list[Pair], classes: Categories, folder: Path, official: Mapping[str, ModuleType | None]
+) -> Case:
     truths = [_write(truth, classes, folder / f"truth-{k}.png") for k, (truth, _) in enumerate(pairs)]
     predictions = [_write(found, classes, folder / f"prediction-{k}.png") for k, (_, found) in enumerate(pairs)]
 
@@ -50,10 +56,11 @@ def _from_files(pairs: list[Pair], classes: Categories, folder: Path, peer: Modu
         (a, first), (b, second) = truths[k], predictions[k]
         return count_coco((a.read_bytes(), first), (b.read_bytes(), second), classes, f"image {k}")
 
-    def theirs(k: int) -> Any:
-        return _judge(peer, truths[k][1], predictions[k][1], folder, classes)
+    def theirs(peer: ModuleType) -> Callable[[int], Any]:
+        return lambda k: _judge(peer, truths[k][1], predictions[k][1], folder, classes)
 
-    return _case("1a", f"PQ from two COCO PNGs, {_content(pairs)}", ours, theirs, peer, classes)
+    found = {name: theirs(peer) for name, peer in official.items() if peer is not None}
+    return _case("1a", f"PQ from two COCO PNGs, {_content(pairs)}", ours, found, classes)
 
 
 def _in_memory(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
@@ -74,7 +81,8 @@ def _in_memory(pairs: list[Pair], classes: Categories, folder: Path, peer: Modul
         truth, prediction = records[k]
         return _judge(peer, truth, prediction, folder, classes)
 
-    return _case("1b", f"PQ of maps in memory, {_content(pairs)}", ours, theirs, peer, classes)
+    found = {} if peer is None else {"panopticapi": theirs}
+    return _case("1b", f"PQ of maps in memory, {_content(pairs)}", ours, found, classes)
 
 
 def _from_prediction(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:
@@ -94,17 +102,15 @@ def _from_prediction(pairs: list[Pair], classes: Categories, folder: Path, peer:
         return _judge(peer, truths[k][1], records[k], folder, classes)
 
     work = f"PQ of a prediction in memory and a COCO PNG, {_content(pairs)}"
-    return _case("1c", work, ours, theirs, peer, classes, "detectron2: write PNG, panopticapi")
+    return _case("1c", work, ours, {} if peer is None else {"detectron2: write PNG, panopticapi": theirs}, classes)
 
 
 def _case(
     name: str,
     work: str,
     ours: Callable[[int], QualityCounts],
-    theirs: Callable[[int], Any],
-    peer: ModuleType | None,
+    theirs: Mapping[str, Callable[[int], Any]],
     classes: Categories,
-    called: str = "panopticapi",
 ) -> Case:
     def compare(mine: QualityCounts, other: Any) -> None:
         for k, identity in enumerate(classes.ids):
@@ -113,8 +119,7 @@ def _case(
             if mine_of_class != (found.iou, found.tp, found.fp, found.fn):
                 raise ValueError(f"class {identity}: ours {mine_of_class}, theirs {vars(found)}")
 
-    theirs_found = {} if peer is None else {called: theirs}
-    return Case(name, work, ours, theirs_found, dict.fromkeys(theirs_found, compare), IMAGES)
+    return Case(name, work, ours, theirs, dict.fromkeys(theirs, compare), IMAGES)
 
 
 def _judge(peer: ModuleType | None, truth: Mapping, prediction: Mapping, folder: Path, classes: Categories) -> Any:

@@ -17,11 +17,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.nn.functional import interpolate
 
 from panoptic.losses import box_corners
 
 PROJECT = "detectron2/projects/Panoptic-DeepLab/panoptic_deeplab"
+
+MERGE = "panoptic_inference"
+"""Of Mask2Former's model."""
 
 
 def panopticapi(folder: Path | None) -> ModuleType | None:
@@ -39,6 +43,21 @@ def panopticapi(folder: Path | None) -> ModuleType | None:
 def panopticapi_utils(module: ModuleType) -> ModuleType:
     """`panopticapi.utils` beside what `panopticapi` returned."""
     return _load(Path(str(module.__file__)).with_name("utils.py"), {})
+
+
+def cityscapes(folder: Path | None) -> ModuleType | None:
+    """The panoptic evaluation of FOLDER/cityscapesScripts (or of the installed package); None where it is not found."""
+    file = "evaluation/evalPanopticSemanticLabeling.py"
+    root = folder / "cityscapesScripts" / "cityscapesscripts" if folder else None
+    if root is None or not (root / file).is_file():
+        found = importlib.util.find_spec("cityscapesscripts")
+        if found is None or not found.submodule_search_locations:
+            return None
+        root = Path(found.submodule_search_locations[0])
+    helpers, labels = (ModuleType(f"cityscapesscripts.helpers.{name}") for name in ("csHelpers", "labels"))
+    helpers.printError, labels.labels = print, []  # type: ignore[attr-defined]
+    packages = {name: ModuleType(name) for name in ("cityscapesscripts", "cityscapesscripts.helpers")}
+    return _load(root / file, {**packages, helpers.__name__: helpers, labels.__name__: labels})
 
 
 def post_processing(folder: Path | None) -> ModuleType | None:
@@ -94,6 +113,19 @@ def panoptic_merge(folder: Path | None) -> Callable[..., Any] | None:
     names: dict[str, Any] = {"torch": torch}
     exec(compile(module, str(file), "exec"), names)
     return names[name]
+
+
+def mask2former(folder: Path | None) -> Callable[..., Any] | None:
+    """`panoptic_inference` of facebookresearch/Mask2Former's model, without the rest of its file; takes a `self`."""
+    file = folder / "Mask2Former/mask2former/maskformer_model.py" if folder else None
+    if file is None or not file.is_file():
+        return None
+    module = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    found = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and node.name == MERGE]
+    module.body = [*found]
+    names: dict[str, Any] = {"torch": torch, "F": functional}
+    exec(compile(module, str(file), "exec"), names)
+    return names[MERGE]
 
 
 def _find(folder: Path | None, path: str, stand_ins: Mapping[str, ModuleType] | None = None) -> ModuleType | None:
