@@ -134,7 +134,7 @@ def panoptic_fpn_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
     Measured once on 2 cores of an AMD EPYC (Zen 5), 485 training photographs, 1450 steps (11,600 images) in 14
-    minutes from the command to its last line, 14 to 16 images/s, 2.0 GiB a worker (a step of 4 takes 0.37 s of one core,
+    minutes from the command to its last line, 14 to 16 images/s, 2.0 GiB a worker (4 images take 0.37 s of one core,
     half of it in convolutions, a tenth in RoIAlign). PQ on the 127 val photographs: 47.3 at step 725, 60.2 at 1450
     (things 45.9, stuff 63.8; SQ 82.0, RQ 70.7). On the 58 of them that no training photograph resembles: 49.7 (things
     29.9, stuff 54.6); copying the nearest training photograph's labels scores 34.8 there.
