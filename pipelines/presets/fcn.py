@@ -32,8 +32,10 @@ CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 18
 
 
 def panoptic_fcn_scenes() -> Experiment:
-    """Drawn scenes on two CPU workers, for at most five minutes; its PQ is not measured yet.
+    """Drawn scenes on two CPU workers, from scratch.
 
+    Measured once on 2 cores of an AMD EPYC (Zen 5) that did other work too, hence 8 minutes: PQ on 96 scenes 19.6 at
+    step 300, 35.1 at 600, 45.3 at 900 (things 35.3, stuff 58.7; SQ 74.4, RQ 59.9); 1.6 GiB a worker.
     `python jobs/train.py panoptic-fcn-scenes`
     """
     base = panoptic_fcn_pedestrians()
