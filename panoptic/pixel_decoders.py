@@ -72,6 +72,7 @@ class FPNPixelDecoder(nn.Module):
         channels: C.
         mask_channels: D.
         norm: after every convolution but the last.
+        mask_kernel: of the last convolution (MaskFormer: 3; Mask2Former's own decoder: 1).
         encoder_layers: of the transformer on res5; 0 = none.
         heads, hidden, dropout: of those layers.
     """
@@ -83,6 +84,7 @@ class FPNPixelDecoder(nn.Module):
         mask_channels: int,
         *,
         norm: Norm = "group",
+        mask_kernel: int = 3,
         encoder_layers: int = 0,
         heads: int = 8,
         hidden: int = 2048,
@@ -99,7 +101,7 @@ class FPNPixelDecoder(nn.Module):
         self.layers = nn.ModuleList(
             ConvNorm(coarsest if k == 0 else channels, channels, 3, True, norm) for k in range(len(COARSE_TO_FINE))
         )
-        self.mask_features = projection(channels, mask_channels, 3)
+        self.mask_features = projection(channels, mask_channels, mask_kernel)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Decoded, Tensor]:
         """The backbone's features to ours, and the coarsest map [B, C, h, w] before the pyramid.

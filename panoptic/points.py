@@ -28,28 +28,32 @@ def segments_at(segments: Tensor, images: Tensor, points: Tensor) -> tuple[Tenso
         points: [M, P, 2].
 
     Returns:
-        int64 and float32 [M, 4, P]; pixels outside of the image count 0.
+        int32 and float32 [M, 4, P]; pixels outside of the image count 0.
     """
     height, width = segments.shape[1:]
     x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)
-    left, top = x.floor(), y.floor()
-    across, down = x - left, y - top
-    found, shares = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column, row = left.long() + dx, top.long() + dy
-            share = (across if dx else 1 - across) * (down if dy else 1 - down)
-            shares.append(share * ((column >= 0) & (column < width) & (row >= 0) & (row < height)))
-            index = row.clamp_(0, height - 1).mul_(width).add_(column.clamp_(0, width - 1))
-            found.append(segments.view(-1)[index + images[:, None] * (height * width)])
-    return torch.stack(found, 1).long(), torch.stack(shares, 1)
+    columns, rows = _neighbours(x, width), _neighbours(y, height)
+    images = (images * (height * width)).to(torch.int32)[:, None]
+    index = [(images + row * width + column) for row, _ in rows for column, _ in columns]
+    shares = torch.stack([down * across for _, down in rows for _, across in columns], 1)
+    found = segments.view(-1).index_select(0, torch.stack(index, 1).view(-1))
+    return found.view(shares.shape), shares
+
+
+def _neighbours(positions: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two pixels (int32) around positions along an axis, and their shares; 0 where there is none."""
+    low = positions.floor()
+    share = positions - low
+    first, second = (1 - share) * (low >= 0), share * (low < size - 1)
+    low = low.to(torch.int32)
+    return [(low.clamp(min=0, max=size - 1), first), ((low + 1).clamp_(min=0, max=size - 1), second)]
 
 
 def every_mask_at(segments: Tensor, points: Tensor, count: int) -> Tensor:
     """float32 [B, N, P], all masks of each image at the points [B, P, 2] of that image; `count` is N."""
     found, shares = segments_at(segments, torch.arange(len(points), device=points.device), points)
     masks = shares.new_zeros(len(points), count + 1, points.shape[1])  # one entry more, for void
-    return masks.scatter_add_(1, found, shares)[:, 1:]
+    return masks.scatter_add_(1, found.long(), shares)[:, 1:]
 
 
 def masks_at(segments: Tensor, images: Tensor, entries: Tensor, points: Tensor) -> Tensor:
@@ -75,5 +79,5 @@ def uncertain_points(masks: Tensor, count: int, oversample: float, importance: f
     if not len(masks):  # of which nothing can be sampled
         return anywhere.new_zeros(0, count, 2)
     certainty = sample(masks.detach()[:, None], candidates)[:, 0].abs()
-    index = certainty.topk(chosen, 1, largest=False).indices
+    index = certainty.topk(chosen, 1, largest=False, sorted=False).indices
     return torch.cat([candidates.gather(1, index[:, :, None].expand(-1, -1, 2)), anywhere], 1)

@@ -10,8 +10,9 @@ What masks attention is the product of the embeddings with resized features inst
 linear, the numbers are the same to rounding), so that masks at stride 4 are made of the queries that need one only.
 
 Deviations: segments without a pixel are no targets (the reference keeps empty masks); boxes of instances are
-those of their masks (the reference has none); `pixel_decoder="fpn"` is MaskFormer's, which the reference's code
-offers as well, and `full_precision=False` lets autocast into the pixel decoder, both for CPUs.
+those of their masks (the reference has none). For CPUs: `pixel_decoder="fpn"` is MaskFormer's, which the reference's
+code offers as well, here with the last convolution of the deformable one; `full_precision=False` lets autocast into
+the pixel decoder; `norm` may be batch norm.
 
 Shapes: B images, Q queries, K classes, C channels, D mask channels, h x w stride-4 maps, N targets, P points.
 """
@@ -57,7 +58,7 @@ class Mask2FormerConfig:
     mask_channels: int = 256
     """Of the features and embeddings whose product is a mask."""
     pixel_decoder: Literal["deformable", "fpn"] = "deformable"
-    """deformable: attention over three strides; fpn: MaskFormer's pyramid, several times faster on a CPU."""
+    """deformable: attention over three strides; fpn: MaskFormer's pyramid, twice as fast on a CPU."""
     norm: Norm = "group"
     """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
     encoder_layers: int = 6
@@ -157,7 +158,8 @@ class Mask2Former(PanopticModel):
         Prediction 0 is that of the initial queries. Random numbers are drawn prediction by prediction, the last
         one first: points for the cost of each image, candidates, points that may be anywhere.
         """
-        config, features, images = self.config, outputs["features"], len(outputs["classes"])
+        config, images = self.config, len(outputs["classes"])
+        features = outputs["features"].contiguous()  # once, instead of at every product
         wanted = learnt(targets)
         normaliser = world_mean(wanted.sum().float()).clamp(min=1)
         suffixes, classes, embeddings = trained_layers(outputs)
@@ -240,6 +242,7 @@ def _pixel_decoder(config: Mask2FormerConfig, inputs: dict[str, int]) -> Deforma
         return FPNPixelDecoder(
             *sizes,
             norm=config.norm,
+            mask_kernel=1,
             encoder_layers=config.encoder_layers,
             heads=config.heads,
             hidden=config.encoder_hidden,

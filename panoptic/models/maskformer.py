@@ -150,7 +150,8 @@ class MaskFormer(PanopticModel):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Terms "classes", "masks" (focal) and "dice"; of decoder layer i but the last with the suffix `_i`."""
-        config, features = self.config, outputs["features"]
+        config = self.config
+        features = outputs["features"].contiguous()  # once, instead of at every product
         wanted = learnt(targets)
         normaliser = world_mean(wanted.sum().float()).clamp(min=1)
         suffixes, classes, embeddings = trained_layers(outputs)

@@ -153,12 +153,19 @@ def _optim(schedule: Literal["poly", "multistep"], milestones: tuple[int, ...] =
 
 
 def _small() -> Mask2FormerConfig:
-    """For CPU cores and training from scratch: ResNet-18, 128 channels, MaskFormer's pixel decoder."""
+    """For CPU cores and training from scratch: ResNet-18, 128 channels, a pyramid with batch norm as pixel decoder.
+
+    On one core of a busy AMD EPYC (Zen 5) a step of 4 images of 192x320 took 390 ms: 211 the backbone, 72 the pixel
+    decoder, 31 the masked decoder, 59 matching and losses, 16 the update. With two layers of deformable attention and
+    group norm it was 820 ms. Queries are merged from a probability of 1/2 on: after so few images they are less sure
+    of themselves than the published 0.8 expects.
+    """
     return Mask2FormerConfig(
         backbone=Backbone(name="resnet18"),
         channels=128,
         mask_channels=128,
         pixel_decoder="fpn",
+        norm="batch",
         encoder_layers=1,
         encoder_hidden=512,
         full_precision=False,
@@ -167,6 +174,7 @@ def _small() -> Mask2FormerConfig:
         heads=4,
         queries=24,
         loss_points=2048,
+        threshold=0.5,
     )
 
 

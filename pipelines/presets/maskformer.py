@@ -140,6 +140,7 @@ def _small() -> MaskFormerConfig:
         backbone=Backbone(name="resnet18"),
         channels=128,
         mask_channels=128,
+        norm="batch",
         encoder_layers=1,
         decoder_layers=4,
         heads=4,
@@ -147,6 +148,8 @@ def _small() -> MaskFormerConfig:
         dropout=0.0,
         queries=24,
         loss_stride=4,
+        threshold=0.5,
+        inside=True,
     )
 
 
