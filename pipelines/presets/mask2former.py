@@ -109,7 +109,7 @@ def mask2former_pedestrians() -> Experiment:
         resize=Resize(short=256),
         optim=_small_optim(),
         engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=3000, batch=8, workers=2, validate_every=750, log_every=50),
+        train=Train(steps=3600, batch=8, workers=2, validate_every=900, log_every=50),
     )
 
 
