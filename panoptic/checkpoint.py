@@ -233,7 +233,7 @@ def check_categories(found: Categories, wanted: Categories, name: str = "checkpo
 
 def architectures() -> dict[str, type]:
     """Every configuration class of `panoptic.models.Architecture`, by name."""
-    union = models.Architecture
+    union: Any = models.Architecture
     return {kind.__name__: kind for kind in typing.get_args(union) or (union,)}
 
 

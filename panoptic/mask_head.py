@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,13 +52,14 @@ class MaskHead(nn.Module):
         Returns:
             four maps, from coarse to fine.
         """
-        first = self.convs[0]
+        first = cast(nn.Conv2d, self.convs[0])
         base = functional.conv2d(source, first.weight[:, : self.width], first.bias, padding=1)
         return [base, *(adapter(x) for adapter, x in zip(self.adapters, fine, strict=True))]
 
     def forward(self, looks: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """Attention maps [n, M, h, w] of queries of an image and its `levels` [1, ...] to logits [n, H / 4, W / 4]."""
-        x = functional.conv2d(looks, self.convs[0].weight[:, self.width :], padding=1) + levels[0]
+        first = cast(nn.Conv2d, self.convs[0])
+        x = functional.conv2d(looks, first.weight[:, self.width :], padding=1) + levels[0]
         x = functional.relu(self.norms[0](x))
         for i in range(1, 5):
             x = functional.relu(self.norms[i](self.convs[i](x)))

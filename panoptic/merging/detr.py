@@ -115,8 +115,8 @@ def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], wante
     for part in pixels.split(max(1, BLOCK // len(masks))):
         y, x = part // size[1], part % size[1]
         upper, lower, before, after = top[y] * width, bottom[y] * width, left[x], right[x]
-        first = torch.lerp(*(table.index_select(0, upper + side) for side in (before, after)), across[x, None])
-        second = torch.lerp(*(table.index_select(0, lower + side) for side in (before, after)), across[x, None])
+        corners = [table.index_select(0, line + side) for line in (upper, lower) for side in (before, after)]
+        first, second = (torch.lerp(corners[k], corners[k + 1], across[x, None]) for k in (0, 2))
         owners.view(-1)[part] = torch.lerp(first, second, down[y, None]).argmax(1).int()
     return owners
 
