@@ -148,11 +148,10 @@ class DeformableEncoder(nn.Module):
         self, channels: int, heads: int, hidden: int, layers: int, levels: int, points: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            DeformableEncoderLayer(channels, heads, hidden, levels, points, dropout) for _ in range(layers)
-        )
+        made = [DeformableEncoderLayer(channels, heads, hidden, levels, points, dropout) for _ in range(layers)]
+        self.layers = nn.ModuleList(made)
         initialise_transformer(self)
-        for layer in self.layers:
+        for layer in made:
             layer.self_attention.initialise()
 
     def forward(self, x: Tensor, positions: Tensor, sizes: Sizes) -> Tensor:

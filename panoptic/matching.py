@@ -58,7 +58,7 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     columns = valid.cpu().numpy()
     broken = np.flatnonzero(~np.isfinite(table).all((1, 2)))
     if len(broken):
-        unique = dict.fromkeys(names[g % images] for g in broken)
+        unique = dict.fromkeys(names[g % images] for g in broken.tolist())
         raise FloatingPointError(
             f"matching: the cost is not finite for {', '.join(unique)}; outputs of the network are not finite or "
             "beyond float32. Lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"

@@ -52,6 +52,7 @@ def projection(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
     """A convolution with bias, initialised uniformly by fan-in as Caffe2's Xavier."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
 

@@ -18,6 +18,7 @@ import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
@@ -72,8 +73,7 @@ def match(truth: Segmentation, found: Instances, categories: Categories) -> Matc
         ValueError: an instance has a class of stuff, a score that is not finite, or a mask of another size.
     """
     _check(truth, found, categories)
-    judge = COCOeval(iouType="segm")
-    judge.params.maxDets, judge.params.areaRng = [LIMIT], [ANY_AREA]
+    judge = _judge([LIMIT])
     truths = _fill(judge, truth, found, categories)
     parts = []
     for label in sorted({label for _, label in [*judge._gts, *judge._dts]}):
@@ -111,9 +111,8 @@ def join(parts: Sequence[Matches]) -> Matches:
 
 def average_precision(matches: Matches, categories: Categories) -> Precision:
     """AP and AP50 as COCO defines them: precision at 101 recalls, interpolated, averaged."""
-    judge = COCOeval(iouType="segm")
+    judge = _judge([max(1, len(matches.labels))])
     judge.params.imgIds, judge.params.catIds = [0], list(categories.things)
-    judge.params.maxDets, judge.params.areaRng = [max(1, len(matches.labels))], [ANY_AREA]
     judge.evalImgs = [_class_record(matches, label) for label in categories.things]
     judge._paramsEval = copy.deepcopy(judge.params)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
@@ -127,6 +126,13 @@ def average_precision(matches: Matches, categories: Categories) -> Precision:
     return Precision(ap, ap50, _mean(ap), _mean(ap50))
 
 
+def _judge(limits: list[int]) -> Any:
+    """pycocotools' evaluation without files: `Any`, as its type stubs leave out what it reads and writes itself."""
+    judge = COCOeval(iouType="segm")
+    judge.params.maxDets, judge.params.areaRng = limits, [ANY_AREA]
+    return judge
+
+
 def _check(truth: Segmentation, found: Instances, categories: Categories) -> None:
     stuff = sorted({categories.names[label] for label in found.labels.tolist() if not categories.is_thing[label]})
     if stuff:
@@ -138,7 +144,7 @@ def _check(truth: Segmentation, found: Instances, categories: Categories) -> Non
         raise ValueError(f"instances: a mask is {wrong[0]} but the truth {truth.size}; give both the same size")
 
 
-def _fill(judge: COCOeval, truth: Segmentation, found: Instances, categories: Categories) -> np.ndarray:
+def _fill(judge: Any, truth: Segmentation, found: Instances, categories: Categories) -> np.ndarray:
     """Hand truths and instances of image 0 to pycocotools; int64 [C], the truths that are no crowd."""
     truths = np.zeros(len(categories), np.int64)
     things = np.flatnonzero(np.array(categories.is_thing, bool)[truth.labels] & (truth.areas() > 0))
