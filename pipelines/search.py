@@ -66,7 +66,7 @@ class Domain:
         if self.kind in ENUMERATED:
             return self.values
         low, high = self.values[:2]
-        return (low, high - 1) if self.kind == "randint" else (low, high)
+        return (low, high - 1) if self.kind == "randint" else (self.cleaned(low), self.cleaned(high))
 
     def cleaned(self, value: Any) -> Any:
         """A drawn value as an option takes it: whole steps of whole numbers are whole numbers, too."""

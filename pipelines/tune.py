@@ -184,11 +184,11 @@ class Checker:
         accumulation(options.batch, options.workers, options.micro_batch)
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(trunk, freeze=stages)))
-            if not self.allow_lacking:
-                check_freezing(part)
             if repr(part.model) not in self._built:
                 meta_model(part)
                 self._built.add(repr(part.model))
+            if not self.allow_lacking:
+                check_freezing(part)
         self.experiments.append(experiment)
         return experiment
 

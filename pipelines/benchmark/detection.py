@@ -87,8 +87,9 @@ def _pasting(scale: float, folder: Path | None) -> Case:
     def similar(mine: list[Pasted], other: Tensor) -> None:
         ours, theirs = _whole_masks(mine, size), other.numpy()
         shared = (ours & theirs).sum((1, 2)) / np.maximum(1, (ours | theirs).sum((1, 2)))
-        if np.median(shared) < 0.9:  # it moves boxes to whole pixels
-            raise ValueError(f"masks overlap by {np.median(shared):.2f} in the median, at least 0.9 expected")
+        least = 0.9 if min(size) > 400 else 0.8  # it moves boxes to whole pixels, which small ones feel more
+        if np.median(shared) < least:
+            raise ValueError(f"masks overlap by {np.median(shared):.2f} in the median, at least {least} expected")
 
     def equal(mine: list[Pasted], other: Tensor) -> None:
         _nearly_equal(_whole_masks(mine, size), other.numpy())

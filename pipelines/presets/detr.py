@@ -61,7 +61,7 @@ def detr_r50_coco_masks() -> Experiment:
 def detr_r50_cityscapes() -> Experiment:
     """Cityscapes from a converted COCO checkpoint (`--train.weights CHECKPOINT`): only the class layer is fresh.
 
-    Nobody published a figure for it. Frames of more than 100 segments lose the rest: --model.queries.
+    Nobody published a PQ for it. Frames of more than 100 segments lose the rest: --model.queries.
     """
     images, batch, epochs = 2975, 16, 200
     return Experiment(
@@ -75,7 +75,7 @@ def detr_r50_cityscapes() -> Experiment:
 
 
 def detr_004_cityscapes() -> Experiment:
-    """The seed work's table, its version 119: 1200 frames at 400 pixels, 100 epochs of 4, Adam, one rate for all.
+    """The slides' table, version 119: 1200 frames at 400 pixels, 100 epochs of 4, Adam, one rate for all.
 
     From the slides: PQ 6.66, SQ 37.51, RQ 17.76, mIoU 18.63. Started from a converted Hugging Face checkpoint
     (facebook/detr-resnet-50-panoptic): `--train.weights CHECKPOINT`; the classification head is fresh. Variations of
@@ -111,7 +111,7 @@ def detr_004_cityscapes_augmented() -> Experiment:
 
 
 def detr_scenes() -> Experiment:
-    """Drawn scenes, a narrow DETR from scratch, two CPU workers."""
+    """Drawn scenes, a narrow DETR from scratch, 1200 steps of 8 images on two CPU workers. PQ not measured yet."""
     return Experiment(
         model=replace(_small(), backbone=Backbone(name="resnet10t", output_stride=16)),
         data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
@@ -126,6 +126,8 @@ def detr_scenes() -> Experiment:
 def detr_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
+    A step of 4 images takes a thread 0.45 s. PQ has not been measured yet; in 150 steps of a probe the losses of boxes
+    fell from 4.6 to 1.7 and the focal loss of masks from 0.3 to 0.06, while their dice loss stayed above 0.8.
     `python jobs/train.py detr-pedestrians --data.root FOLDER`
     """
     return Experiment(

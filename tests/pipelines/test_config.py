@@ -14,8 +14,8 @@ from pipelines.presets import PRESETS
 def test_a_flat_config_is_the_config(name: str) -> None:
     preset = PRESETS[name]()
     assert override(preset, flatten(preset)) == preset
-    changed = override(preset, {"optim.lr": 0.25, "model.backbone.freeze": 2, "augment.crop": (33, 65)})
-    assert (changed.optim.lr, changed.model.backbone.freeze, changed.augment.crop) == (0.25, 2, (33, 65))
+    changed = override(preset, {"optim.lr": 0.25, "model.backbone.freeze": 2, "resize.canvas": (33, 65)})
+    assert (changed.optim.lr, changed.model.backbone.freeze, changed.resize.canvas) == (0.25, 2, (33, 65))
     assert override(preset, flatten(changed)) == changed != preset
 
 

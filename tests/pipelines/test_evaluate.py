@@ -1,0 +1,116 @@
+"""Evaluation of a stored model: the same figures from one process and from actors of which one dies; the report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    from pipelines.shards import ensure_shards
+
+    return ensure_shards(scenes16, "val", tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`assigned(seed)` is the task of judging a random model."""
+    from pipelines.evaluate import assign
+    from pipelines.presets import PRESETS
+    from tests.pipelines.stored import write_model
+
+    folder = tmp_path_factory.mktemp("models")
+    return lambda seed=0: assign(write_model(folder / f"random-{seed}", val.categories, seed), val, PRESETS["demo"]())
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images to an item of work."""
+    monkeypatch.setattr("pipelines.evaluate.WINDOW", 1)
+
+
+def figures(evaluation) -> dict[str, float]:
+    from panoptic.metrics.report import metrics
+
+    return {name: value for name, value in metrics(evaluation).items() if "time/" not in name}
+
+
+def test_a_killed_actor_costs_time_only(assigned: Callable, small_chunks: None, tmp_path: Path) -> None:
+    from panoptic.evaluation import summarise
+    from pipelines.actors import Pool, each
+    from pipelines.evaluate import evaluate
+    from tests.pipelines.stored import mortal
+
+    task = assigned()
+    alone = evaluate(task, Pool(0)).evaluation
+    assert alone.images == 8 and alone.timings["images_per_second"] > 0
+    chunks = [range(first, first + 2) for first in range(0, 8, 2)]
+    parts = list(each(mortal, (task, str(tmp_path / "died")), chunks, Pool(2, threads=1)))
+    assert (tmp_path / "died").exists() and len(parts) == 4
+    again = summarise([part.tally for part in parts], task.manifest.categories)
+    np.testing.assert_equal(figures(again), figures(alone))
+
+
+def test_batches_are_like_single_images(assigned: Callable) -> None:
+    from panoptic.engine import evaluation_step
+    from pipelines.evaluate import batches, placed
+
+    task = assigned()
+    model = placed(task)
+    one = replace(task, experiment=replace(task.experiment, train=replace(task.experiment.train, validation_batch=1)))
+    found = []
+    for each_task in (task, one):
+        maps = {}
+        for batch in batches(each_task, model.divisor, range(6)):
+            step = evaluation_step(model, batch.images, batch.targets, task.experiment.engine, losses=False)
+            assert step.losses == {}
+            maps |= dict(zip(batch.rows, step.maps, strict=True))
+        found.append(maps)
+    for row in range(6):
+        assert (found[0][row].segments == found[1][row].segments).mean() > 0.999  # kernels may differ in the last bit
+
+
+def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import evaluate
+    from pipelines.actors import Pool
+
+    monkeypatch.setattr(evaluate, "each", lambda *_: iter(()))
+    with pytest.raises(RuntimeError, match="8 images were not judged"):
+        evaluate.evaluate(assigned(), Pool(0))
+
+
+def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -> None:
+    from pipelines.evaluate import identify
+    from tests.pipelines.stored import write_model
+
+    uri, first = identify(write_model(tmp_path / "a", small_categories))
+    assert uri.endswith("a/checkpoint.pt") and identify(uri) == (uri, first)
+    assert identify(write_model(tmp_path / "a", small_categories, seed=1))[1] != first
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        identify(str(tmp_path / "b"))
+
+
+def test_the_report_is_one_file_with_everything(assigned: Callable) -> None:
+    from pipelines.actors import Pool
+    from pipelines.evaluate import evaluate
+    from pipelines.judging import html
+
+    first, second = (evaluate(assigned(seed), Pool(0)) for seed in (0, 1))
+    text = html(first, [second], examples=2)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|<script|https?://", text)
+    for title in ("Classes", "Size of segments", "Who is taken for what", "Speed", "Worst images", "What was judged"):
+        assert f"<h2>{title}</h2>" in text
+    assert re.search(r"<h2>Against models\d*/random-1</h2>", text) and text.count("<h2>Against ") == 1
+    assert text.count('src="data:image/jpeg;base64,') == 4 * 4  # panels of two worst and two typical images
+    assert text.count("<circle") == 2  # speed against PQ
+    assert first.task.manifest.hash in text and first.task.identity in text
+    assert all(name in text for name in first.task.manifest.categories.names[:3])
+    assert not re.search(r">\s*[+-]?nan|:nan", text)
