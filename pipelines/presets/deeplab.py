@@ -9,7 +9,8 @@ from panoptic.engine import Engine
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.optim import Optim
 from panoptic.transforms import Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
 """Short sides of detectron2's recipe for Cityscapes."""
@@ -23,14 +24,10 @@ def demo() -> Experiment:
     38 images/s, 1.6 GiB a worker. An earlier run, alone on the machine, ended with 57.3 after 5 min 16 s. `make demo`
     """
     model = _small_deeplab(sigma=5, stuff_area=64, small_area=1024)
-    return Experiment(
-        model=replace(model, backbone=Backbone(name="resnet10t"), semantic_loss="cross_entropy"),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
-        resize=Resize(short=192),
-        optim=Optim(optimiser="adamw", lr=2e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    return on_scenes(
+        replace(model, backbone=Backbone(name="resnet10t"), semantic_loss="cross_entropy"),
+        Optim(optimiser="adamw", lr=2e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
+        Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
     )
 
 
@@ -45,14 +42,10 @@ def panoptic_deeplab_pedestrians() -> Experiment:
     reached 52.7 and 45.8 in 31 minutes: what counts is how often each photograph is seen.
     `python jobs/train.py panoptic-deeplab-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small_deeplab(sigma=6, stuff_area=128, small_area=4096),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=Optim(optimiser="adamw", lr=1.4e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=2300, batch=16, workers=2, validate_every=575, log_every=50),
+    return on_photographs(
+        _small_deeplab(sigma=6, stuff_area=128, small_area=4096),
+        Optim(optimiser="adamw", lr=1.4e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
+        Train(steps=2300, batch=16, workers=2, validate_every=575, log_every=50),
     )
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.engine import Engine
 from panoptic.models.detr import DETRConfig
 from panoptic.optim import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 COCO_IMAGES = 118_287
 
@@ -112,14 +112,10 @@ def detr_004_cityscapes_augmented() -> Experiment:
 
 def detr_scenes() -> Experiment:
     """Drawn scenes, a narrow DETR from scratch, 1200 steps of 8 images on two CPU workers. PQ not measured yet."""
-    return Experiment(
-        model=replace(_small(), backbone=Backbone(name="resnet10t", output_stride=16)),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
-        resize=Resize(short=192),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    return on_scenes(
+        replace(_small(), backbone=Backbone(name="resnet10t", output_stride=16)),
+        _small_optim(),
+        Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
     )
 
 
@@ -130,14 +126,8 @@ def detr_pedestrians() -> Experiment:
     fell from 4.6 to 1.7 and the focal loss of masks from 0.3 to 0.06, while their dice loss stayed above 0.8.
     `python jobs/train.py detr-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small(),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50),
+    return on_photographs(
+        _small(), _small_optim(), Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50)
     )
 
 

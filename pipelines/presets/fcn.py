@@ -26,6 +26,7 @@ from panoptic.models.panoptic_fcn import PanopticFCNConfig
 from panoptic.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
 """Short sides of the recipe for Cityscapes."""
@@ -39,14 +40,8 @@ def panoptic_fcn_scenes() -> Experiment:
     `python jobs/train.py panoptic-fcn-scenes`
     """
     base = panoptic_fcn_pedestrians()
-    return replace(
-        base,
-        model=replace(base.model, stuff_area=64),
-        data=Data(root="scenes"),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
-        resize=Resize(short=192),
-        train=Train(steps=900, batch=8, workers=2, validate_every=300, log_every=30),
-    )
+    train = Train(steps=900, batch=8, workers=2, validate_every=300, log_every=30)
+    return on_scenes(replace(base.model, stuff_area=64), base.optim, train)
 
 
 def panoptic_fcn_pedestrians() -> Experiment:
@@ -60,14 +55,10 @@ def panoptic_fcn_pedestrians() -> Experiment:
     published (`--model.stuff-kernel map`), the same recipe reached 36.5 and 30.1 in 1350 steps: sky was never drawn.
     `python jobs/train.py panoptic-fcn-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small_fcn(),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
+    return on_photographs(
+        _small_fcn(),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
+        Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
     )
 
 

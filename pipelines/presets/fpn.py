@@ -12,8 +12,9 @@ from panoptic.proposals.detector import DetectorConfig, Heads
 from panoptic.proposals.heads import Detection
 from panoptic.proposals.regions import Regions
 from panoptic.transforms import Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from pipelines.config import Data, Experiment, Train
 from pipelines.presets.deeplab import CITYSCAPES_SIDES
+from pipelines.presets.small import on_photographs, on_scenes
 
 RGB = PanopticFPNConfig(
     pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), bgr=False, backbone=Backbone()
@@ -119,14 +120,11 @@ def panoptic_fpn_scenes() -> Experiment:
 
     `python jobs/train.py panoptic-fpn-scenes`
     """
-    return Experiment(
-        model=replace(_small(stuff_area=64), backbone=Backbone(name="resnet10t")),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(160, 224)),
-        resize=Resize(short=192),
-        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1000, batch=8, workers=2, validate_every=500, log_every=40),
+    return on_scenes(
+        replace(_small(stuff_area=64), backbone=Backbone(name="resnet10t")),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
+        Train(steps=1000, batch=8, workers=2, validate_every=500, log_every=40),
+        crop=(160, 224),
     )
 
 
@@ -140,14 +138,10 @@ def panoptic_fpn_pedestrians() -> Experiment:
     29.9, stuff 54.6); copying the nearest training photograph's labels scores 34.8 there.
     `python jobs/train.py panoptic-fpn-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small(stuff_area=128),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
+    return on_photographs(
+        _small(stuff_area=128),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
+        Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
     )
 
 

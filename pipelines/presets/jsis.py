@@ -11,7 +11,8 @@ from panoptic.models.jsis_net import DETECTION, REGIONS, JSISNetConfig
 from panoptic.optim import Optim
 from panoptic.proposals.c4 import StageOptions
 from panoptic.transforms import Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 
 def jsis_net_r50_coco() -> Experiment:
@@ -67,14 +68,11 @@ def jsis_net_scenes() -> Experiment:
 
     `python jobs/train.py jsis-net-scenes`
     """
-    return Experiment(
-        model=_small(stuff_area=64),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(160, 224)),
-        resize=Resize(short=192),
-        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1000, batch=8, workers=2, validate_every=500, log_every=40),
+    return on_scenes(
+        _small(stuff_area=64),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
+        Train(steps=1000, batch=8, workers=2, validate_every=500, log_every=40),
+        crop=(160, 224),
     )
 
 
@@ -85,14 +83,10 @@ def jsis_net_pedestrians() -> Experiment:
     ReLUs, a tenth in RoIAlign; 0.30 s at stride 16. PQ has not been measured yet.
     `python jobs/train.py jsis-net-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small(stuff_area=128),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50),
+    return on_photographs(
+        _small(stuff_area=128),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
+        Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50),
     )
 
 

@@ -13,8 +13,9 @@ from panoptic.backbones import Backbone
 from panoptic.engine import Engine
 from panoptic.models.mask2former import Mask2FormerConfig
 from panoptic.optim import Optim
-from panoptic.transforms import POLICIES, Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from panoptic.transforms import POLICIES, Resize
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 
 def mask2former_r50_coco() -> Experiment:
@@ -86,14 +87,10 @@ def mask2former_swin_large_cityscapes() -> Experiment:
 
 def mask2former_scenes() -> Experiment:
     """Drawn scenes, a narrow Mask2Former from scratch on two CPU workers (2 cores). PQ not measured yet."""
-    return Experiment(
-        model=replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
-        resize=Resize(short=192),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    return on_scenes(
+        replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
+        _small_optim(),
+        Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
     )
 
 
@@ -103,14 +100,8 @@ def mask2former_pedestrians() -> Experiment:
     Meant for half an hour; PQ has not been measured yet.
     `python jobs/train.py mask2former-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small(),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=3600, batch=8, workers=2, validate_every=900, log_every=50),
+    return on_photographs(
+        _small(), _small_optim(), Train(steps=3600, batch=8, workers=2, validate_every=900, log_every=50)
     )
 
 

@@ -12,8 +12,9 @@ from panoptic.backbones import Backbone
 from panoptic.engine import Engine
 from panoptic.models.maskformer import MaskFormerConfig
 from panoptic.optim import Optim
-from panoptic.transforms import POLICIES, Augment, Resize
-from pipelines.config import Data, Experiment, Scenes, Train
+from panoptic.transforms import POLICIES, Resize
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
 
 
 def maskformer_r50_coco() -> Experiment:
@@ -77,14 +78,10 @@ def maskformer_r101_cityscapes() -> Experiment:
 
 def maskformer_scenes() -> Experiment:
     """Drawn scenes, a narrow MaskFormer from scratch on two CPU workers (2 cores). PQ not measured yet."""
-    return Experiment(
-        model=replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
-        data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
-        augment=Augment(scale="short", sides=(144, 160, 176, 192, 208, 224, 240), crop=(144, 208)),
-        resize=Resize(short=192),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
+    return on_scenes(
+        replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
+        _small_optim(),
+        Train(steps=1200, batch=8, workers=2, validate_every=400, log_every=40),
     )
 
 
@@ -94,14 +91,8 @@ def maskformer_pedestrians() -> Experiment:
     Meant for at most 15 minutes; PQ has not been measured yet.
     `python jobs/train.py maskformer-pedestrians --data.root FOLDER`
     """
-    return Experiment(
-        model=_small(),
-        data=Data(root="", train="train", val="val"),
-        augment=Augment(scale="short", sides=(192, 224, 256, 288, 320), crop=(192, 320), colour="ssd"),
-        resize=Resize(short=256),
-        optim=_small_optim(),
-        engine=Engine(precision="bfloat16", channels_last=True),
-        train=Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50),
+    return on_photographs(
+        _small(), _small_optim(), Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50)
     )
 
 
