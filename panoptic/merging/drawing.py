@@ -196,7 +196,7 @@ def combine(
     segments = np.zeros(things.size, np.int32)
     labels: list[int] = []
     scores: list[float] = []
-    for k in np.flatnonzero(things.scores >= lowest):
+    for k in np.flatnonzero(things.scores >= lowest).tolist():
         mask, part = things.masks[k], segments[things.window(k)]
         area, free = int(mask.sum()), mask & (part == 0)
         if area == 0 or (area - int(free.sum())) / area > overlap:

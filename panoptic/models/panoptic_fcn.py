@@ -260,11 +260,11 @@ class PanopticFCN(PanopticModel):
                 chosen = centre_kernels(kernels, told)
             things.append((*chosen, told.image, told.thing))
             regions.append(region_kernels(kernels, told.regions, config.stuff_kernel == "region"))
-        thing_kernels, weights, *owners = (torch.cat(parts) for parts in zip(*things, strict=True))
-        *areas, means = (torch.cat(parts) for parts in zip(*regions, strict=True))
+        thing_kernels, weights, image, thing = (torch.cat(parts) for parts in zip(*things, strict=True))
+        at, region, means = (torch.cat(parts) for parts in zip(*regions, strict=True))
         drawn = embedded(self.thing_embed, thing_kernels), embedded(self.stuff_embed, means)[:, None]
-        thing_mask = kernel_dice_loss(encoded, truth.masks, drawn[0], *owners, weights)
-        stuff_mask = kernel_dice_loss(encoded, truth.region_masks, drawn[1], *areas, torch.ones_like(drawn[1][..., 0]))
+        thing_mask = kernel_dice_loss(encoded, truth.masks, drawn[0], image, thing, weights)
+        stuff_mask = kernel_dice_loss(encoded, truth.region_masks, drawn[1], at, region, torch.ones_like(means[:, :1]))
         count, regions_count = max(1, len(weights)), max(1, len(means))
         return {
             "thing_position": config.position_weight * thing_position / count,

@@ -170,7 +170,10 @@ def test_every_ablation_is_an_option(changes, small_categories, random_segmentat
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_four_photographs_are_learnt(shared) -> None:
-    """Of COCO, from scratch at 128 pixels, with narrow heads: the loss falls and PQ passes 30."""
+    """Of COCO, from scratch at 128 pixels, with narrow heads: the loss falls and PQ passes 33.
+
+    Measured: loss 9.70 to 0.88, PQ 40.0 after 200 steps (34.8 after 125); what is left are things of a few pixels.
+    """
     found, categories = photographs(shared, 128)
     config = replace(
         SMALL_FCN,
@@ -188,6 +191,5 @@ def test_four_photographs_are_learnt(shared) -> None:
     losses, pq = learn(
         config, found, categories, 200, Optim(optimiser="adamw", lr=2e-3, warmup_steps=20, clip_norm=5.0)
     )
-    print(f"loss {losses[0]:.3f} to {losses[-1]:.3f}, PQ {pq:.1f}")
-    assert losses[-1] < 0.3 * losses[0]
-    assert pq > 30
+    assert losses[-1] < 0.15 * losses[0]
+    assert pq > 33

@@ -1,0 +1,54 @@
+"""The oracle job on a model that was never trained: with everything true nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.oracle import main
+from panoptic import checkpoint
+from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.segmentation import Categories
+from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
+
+
+def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root: Path) -> str:
+    """A checkpoint of random weights for the classes of the folder `root`."""
+    content = json.loads((root / "annotations" / "panoptic_val.json").read_text())
+    categories = Categories.from_coco(content["categories"])
+    torch.manual_seed(0)
+    file = folder / "model.pt"
+    checkpoint.save(
+        str(file),
+        config=config,
+        model=config.build(categories),
+        experiment={"train.validation_batch": 2, "resize.short": 0},
+    )
+    return str(file)
+
+
+@pytest.mark.slow
+def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: Path, capsys) -> None:
+    shards = str(tmp_path / "shards")
+    model = stored(tmp_path, SMALL_FCN, scenes16)
+    rows = main([model, "--data", str(scenes16), "--shards", shards, "--ap"])
+    assert [chosen for chosen, _ in rows] == [(), ("position",), ("position", "class"), ("position", "class", "mask")]
+    assert rows[0][1].quality.all.pq < 50 < 99 < rows[-1][1].quality.all.pq
+    printed = capsys.readouterr().out
+    assert (
+        "true position" in printed
+        and " ap " in printed
+        and sum(line.startswith("|") for line in printed.splitlines()) == 6
+    )
+    coarse = stored(tmp_path, replace(SMALL_DEEPLAB, stuff_area=10**6), scenes16)
+    options = ["--swap", "none", "semantic+centre+offset+foreground", "--any-stuff-area"]
+    rows = main([coarse, "--data", str(scenes16), "--shards", shards, *options])
+    found = [evaluation.quality for _, evaluation in rows]
+    assert len(found) == 3 and found[1].stuff.pq == 0 and found[2].all.pq > 99
+    with pytest.raises(ValueError, match="offsets is none of semantic, centre, offset, foreground"):
+        main([coarse, "--data", str(scenes16), "--shards", shards, "--swap", "offsets"])
