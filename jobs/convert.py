@@ -1,7 +1,7 @@
 """Published weights as our checkpoint: `python jobs/convert.py FILE --source SOURCE --categories JSON --out MODEL.pt`.
 
-FILE is a .pth or .pkl of bowenc0221/panoptic-deeplab (source panoptic-deeplab) or of detectron2's Panoptic-DeepLab
-(source detectron2). What the weights cannot tell keeps the published default; `--set image_pool=[512,1024]` changes it.
+FILE is a .pth or .pkl that the project SOURCE published; `panoptic.convert` lists the projects and their architectures.
+What the weights cannot tell keeps the published default; `--set image_pool=[512,1024]` changes it.
 """
 
 from __future__ import annotations

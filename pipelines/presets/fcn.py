@@ -8,7 +8,7 @@ The ablations of the paper (tables 1 to 8) are options of `panoptic-fcn-r50-coco
 | 2 | `model.kernel_coordinates=grid(False,True)` `model.encoder_coordinates=grid(False,True)` |
 | 3 | `model.fusion_threshold=grid(0.8,0.85,0.9,0.95)`; then `model.class_aware=grid(False)` (both at test time) |
 | 4 | `model.encoder_channels=grid(16,32,64,128)` |
-| 5 | `model.feature=choice("p2","summed","semantic_fpn")` |
+| 5 | `model.feature=grid("p2","summed","semantic_fpn")` |
 | 6 | `model.points=grid(0,1,3,5,7,9)`, 0 being without weights |
 | 7 | presets `panoptic-fcn-r50-coco`, `-2x`, `-3x` |
 | 8 | presets `panoptic-fcn-r50-coco-3x`, `panoptic-fcn-star-r50-coco` |
