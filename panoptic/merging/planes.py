@@ -10,11 +10,13 @@ Shapes: n masks, h x w their cells, which cover the canvas, H x W the output.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pixels resampled at once: what fits a core's cache, or what keeps a GPU busy within bounded memory."""
 
 Span = tuple[int, int]
@@ -70,12 +72,34 @@ class Step:
 
 
 class Axis:
-    """One axis of an extent: from the cells of a mask to the pixels of the output."""
+    """One axis of an extent: from the cells of a mask to the pixels of the output.
+
+    Each pixel belongs to the cell nearest to it and depends on that one and the two beside it alone.
+    """
 
     def __init__(self, cells: int, canvas: int, size: int, output: int) -> None:
         self.coarse, self.fine = Step.between(cells, canvas, size), Step.between(size, output, output)
-        self.anchors = (self.coarse.before[self.fine.before] + 1).clamp(max=cells - 1)
-        """int64 [pixels], the middle one of the three cells at most that each pixel depends on."""
+        coarse, fine = self.coarse, self.fine
+        ends = [(fine.before, 1 - fine.share), (fine.after, fine.share)]
+        touched = torch.stack([cell[end] for end, _ in ends for cell in (coarse.before, coarse.after)])
+        shares = torch.stack(
+            [part * other for end, part in ends for other in (1 - coarse.share[end], coarse.share[end])]
+        )
+        first = torch.where(shares > 0, touched, cells).amin(0)
+        last = torch.where(shares > 0, touched, 0).amax(0)
+        nearest = ((shares * touched).sum(0) + 0.5).long()
+        self.owners = torch.minimum(torch.maximum(nearest, last - 1), first + 1).clamp(0, cells - 1)
+        """int64 [pixels], the cell that each pixel belongs to."""
+        self.weights = torch.zeros(output + 1, 3)
+        """What each pixel takes of the cell before its own, of its own and of the one after; last row: none."""
+        places = (touched - self.owners + 1).clamp(0, 2)
+        self.weights[:-1].scatter_add_(1, places.t(), shares.t())
+        self.counts = torch.bincount(self.owners, minlength=cells)
+        """int64 [cells], the pixels of each cell."""
+        within = torch.arange(int(self.counts.max()))
+        starts = self.counts.cumsum(0) - self.counts
+        self.members = torch.where(within < self.counts[:, None], starts[:, None] + within, output)
+        """int64 [cells, most], the pixels of each cell; `output` where it has fewer."""
 
     def needs(self, pixels: Span) -> Span:
         """The cells that these pixels depend on."""
@@ -90,6 +114,8 @@ class Planes:
     """Masks [n, h, w] as planes of the output's size."""
 
     def __init__(self, masks: Tensor, extent: Extent) -> None:
+        if masks.shape[-2] > extent.canvas[0] or masks.shape[-1] > extent.canvas[1]:
+            masks = functional.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)[0]
         self.masks, self.size = masks, extent.output
         sides = zip(masks.shape[-2:], extent.canvas, extent.size, extent.output, strict=True)
         self.rows, self.columns = (Axis(*side) for side in sides)
@@ -103,11 +129,34 @@ class Planes:
         x = self.columns.resample(x, x.ndim - 2, columns).transpose(-1, -2).contiguous()
         return self.rows.resample(x, x.ndim - 2, rows)
 
+    @cached_property
+    def _padded(self) -> Tensor:
+        """[n, h + 2, w + 2], with the border repeated."""
+        return functional.pad(self.masks[None], (1, 1, 1, 1), mode="replicate")[0]
+
+    def pixels(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [m, R] and columns [m, C] of the pixels of some cells (int64 [m], flat); H and W where there is none."""
+        device, width = self.masks.device, self.masks.shape[-1]
+        row, column = torch.div(cells, width, rounding_mode="floor"), cells % width
+        return self.rows.members.to(device)[row], self.columns.members.to(device)[column]
+
+    def values(self, masks: Tensor, cells: Tensor) -> Tensor:
+        """[m, R, C], one mask (int64 [m]) at the pixels of one cell each, as `pixels` orders them."""
+        device, (height, width) = self.masks.device, self.masks.shape[-2:]
+        corner = masks * (height + 2) + torch.div(cells, width, rounding_mode="floor")
+        corner = corner * (width + 2) + cells % width
+        steps = torch.arange(3, device=device)
+        around = (corner[:, None, None] + steps[:, None] * (width + 2) + steps).view(-1)
+        rows, columns = self.pixels(cells)
+        down, across = self.rows.weights.to(device)[rows], self.columns.weights.to(device)[columns]
+        values = self._padded.view(-1).index_select(0, around).view(-1, 3, 3)
+        return torch.bmm(torch.bmm(down, values), across.transpose(1, 2))
+
     def covered(self, cells: Tensor) -> tuple[Span, Span] | None:
         """The rows and columns of the output that may depend on `cells`, bool [h, w]; None where there is none."""
         spans = []
         for axis, dim in ((self.rows, 1), (self.columns, 0)):
-            found = cells.any(dim).cpu()[axis.anchors].nonzero()
+            found = cells.any(dim).cpu()[axis.owners].nonzero()
             if not len(found):
                 return None
             spans.append((int(found[0]), int(found[-1]) + 1))

@@ -54,10 +54,10 @@ def cases(names: Sequence[str], scale: float, peers_folder: Path | None) -> list
 
 def _merging(scale: float, peers_folder: Path | None) -> Case:
     height, width = (max(64, round(side * scale)) for side in (800, 1333))
-    canvas = -(-height // 32) * 32, -(-width // 32) * 32
+    size = height, width  # without padding, which Hugging Face does not cut off
     categories = inputs.categories(80, 53)
-    classes, masks = answers((canvas[0] // 4, canvas[1] // 4), categories)
-    extent = Extent(canvas, (height, width), (height, width))
+    classes, masks = answers((-(-height // 4), -(-width // 4)), categories)
+    extent = Extent(size, size, size)
     original, module = peers.mask2former(peers_folder), peers.transformers()
     runs: dict[str, Callable[[int], Any]] = {}
     checks: dict[str, Callable[[Any, Any], None]] = {}
@@ -69,8 +69,8 @@ def _merging(scale: float, peers_folder: Path | None) -> Case:
         merge = _of_class(original, categories)
 
         def theirs(_: int) -> Tensor:
-            x = functional.interpolate(masks[None], size=canvas, mode="bilinear", align_corners=False)
-            return merge(classes, x[0, :, :height, :width])[0]
+            x = functional.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)
+            return merge(classes, x[0])[0]
 
         runs["Mask2Former"] = theirs
         checks["Mask2Former"] = lambda mine, other: same_partition(mine.segments, other.numpy(), TIES, "segments")
@@ -79,7 +79,7 @@ def _merging(scale: float, peers_folder: Path | None) -> Case:
         processor = module.Mask2FormerImageProcessor()
 
         def hugging_face(_: int) -> Tensor:
-            return _post_processed(processor, answer, categories, (height, width))
+            return _post_processed(processor, answer, categories, size)
 
         runs["Hugging Face"] = hugging_face
         checks["Hugging Face"] = lambda mine, other: same_partition(mine.segments, other.numpy(), LOOSE, "segments")
