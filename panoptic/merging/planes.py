@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -101,6 +102,14 @@ class Axis:
         self.members = torch.where(within < self.counts[:, None], starts[:, None] + within, output)
         """int64 [cells, most], the pixels of each cell; `output` where it has fewer."""
 
+    def around(self, cells: np.ndarray) -> list[Span | None]:
+        """The pixels from the first to the last of each row of `cells`, bool [n, cells]; None where there is none."""
+        stops = self.counts.cumsum(0).tolist()
+        starts = [0, *stops]
+        first, last = cells.argmax(1), cells.shape[1] - 1 - cells[:, ::-1].argmax(1)
+        spans = [(starts[a], stops[b]) for a, b in zip(first, last, strict=True)]
+        return [span if any_ and span[0] < span[1] else None for span, any_ in zip(spans, cells.any(1), strict=True)]
+
     def needs(self, pixels: Span) -> Span:
         """The cells that these pixels depend on."""
         return self.coarse.needs(self.fine.needs(pixels))
@@ -152,15 +161,11 @@ class Planes:
         values = self._padded.view(-1).index_select(0, around).view(-1, 3, 3)
         return torch.bmm(torch.bmm(down, values), across.transpose(1, 2))
 
-    def covered(self, cells: Tensor) -> tuple[Span, Span] | None:
-        """The rows and columns of the output that may depend on `cells`, bool [h, w]; None where there is none."""
-        spans = []
-        for axis, dim in ((self.rows, 1), (self.columns, 0)):
-            found = cells.any(dim).cpu()[axis.owners].nonzero()
-            if not len(found):
-                return None
-            spans.append((int(found[0]), int(found[-1]) + 1))
-        return spans[0], spans[1]
+    def covered(self, cells: Tensor) -> list[tuple[Span, Span] | None]:
+        """Rows and columns of the output around all pixels of `cells`, bool [n, h, w]; None where there is none."""
+        found = cells.cpu().numpy()
+        rows, columns = self.rows.around(found.any(2)), self.columns.around(found.any(1))
+        return [(row, column) if row and column else None for row, column in zip(rows, columns, strict=True)]
 
     def bands(self, rows: Span, width: int) -> list[Span]:
         """The rows, cut into bands that are small enough to be handled at once, where one is so many pixels wide."""

@@ -19,7 +19,8 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from panoptic.merging.planes import BLOCK, Extent, Planes, extremes
+from panoptic.merging.contest import hold_contest
+from panoptic.merging.planes import Extent, Planes, extremes
 from panoptic.segmentation import VOID, Categories, Instances, Segmentation
 
 Masks = Callable[[Tensor], Tensor]
@@ -58,7 +59,7 @@ def merge_queries(
             np.full(extent.output, VOID, np.int32), np.zeros(0, np.int64), scores=np.zeros(0, np.float32)
         )
     labels, scores = labels[kept], scores[kept]
-    contest = _Contest(Planes(masks(kept).float(), extent), scores)
+    contest = hold_contest(Planes(masks(kept).float(), extent), scores)
     won, whole = contest.won, contest.whole
     painted = won[:, 1] if inside else won.sum(1)
     accepted = (painted > 0) & (whole > 0) & (won.sum(1) >= overlap * whole)
@@ -67,95 +68,6 @@ def merge_queries(
     table[2::2], table[3::2] = (torch.zeros_like(numbers) if inside else numbers), numbers
     segments = table[contest.codes.cpu()]
     return Segmentation(segments.numpy(), labels[chosen].cpu().numpy(), scores=scores[chosen].cpu().numpy())
-
-
-class _Contest:
-    """Who is highest in each pixel.
-
-    Where all that a pixel can depend on is known to be higher for one query than for all others, the cell is
-    settled as a whole; only the queries that contend for the other cells are interpolated, and those whose own
-    mask begins or ends there, because its pixels have to be counted.
-
-    `codes`, int32 [H, W], is 2 k + 1 where query k (1..n) wins and its mask is at least 1/2, 2 k where it is less.
-    `won`, int64 [n, 2], counts the pixels of both kinds, the lesser first; `whole`, int64 [n], those where the
-    mask is at least 1/2, won or not. Both are on the CPU.
-    """
-
-    def __init__(self, planes: Planes, scores: Tensor) -> None:
-        self.planes, self.scores = planes, scores
-        count, height, width = planes.masks.shape
-        device = planes.masks.device
-        products = planes.masks.sigmoid().mul_(scores[:, None, None])
-        low, high = (extreme.flatten(1) for extreme in extremes(products))
-        half = scores[:, None] / 2
-        contends = high >= low.amax(0)
-        disputed = contends.sum(0, dtype=torch.int32) > 1
-        whole_inside = low >= half
-        edge = (high >= half) & ~whole_inside
-        # of cells without dispute; as a product of matrices ten times faster than as the place of a maximum
-        owner = (torch.arange(float(count), device=device) @ contends.float()).long().clamp_(max=count - 1)
-        unclear = disputed | edge.gather(0, owner[None])[0]
-        rows, columns = (axis.counts.to(device).float() for axis in (planes.rows, planes.columns))
-        inside = whole_inside.view(count, height, width).float() @ columns
-        self.whole = (inside.double() @ rows.double()).long().cpu()
-        settled = owner * 2 + 2 + whole_inside.gather(0, owner[None])[0]
-        areas = (rows[:, None] * columns).view(-1).double()
-        areas = torch.bincount(settled, areas * ~unclear, 2 * count + 2)
-        self.won = areas.long().view(-1, 2)[1:].cpu()
-        # one row and column more take what is written for pixels that a cell does not have
-        spread = [torch.cat([axis.owners, axis.owners[-1:]]).to(device) for axis in (planes.rows, planes.columns)]
-        self.codes = settled.to(torch.int32).view(height, width).index_select(0, spread[0]).index_select(1, spread[1])
-        contends &= unclear
-        asked = (edge | contends).sum(0, dtype=torch.int32)
-        cells = torch.nonzero(asked)[:, 0]
-        budget = BLOCK["cpu" if device.type == "cpu" else "cuda"] // (rows.amax() * columns.amax()).long()
-        step = int((budget * len(cells) // asked.sum().clamp(min=1)).clamp(min=1))
-        for part in cells.split(step) if len(cells) else ():
-            self._evaluate(part, edge[:, part], contends[:, part], unclear[part])
-        self.codes = self.codes[:-1, :-1]
-
-    def _evaluate(self, cells: Tensor, edge: Tensor, contends: Tensor, unclear: Tensor) -> None:
-        """The pixels of some cells (int64 [m]); bool [n, m]: which masks end there, and which queries contend."""
-        place, query = torch.nonzero((edge | contends).t()).unbind(1)  # ordered by cell, then by query
-        x = self.planes.values(query, cells[place]).sigmoid_()
-        rows, columns = self.planes.pixels(cells)
-        exists = (rows < self.planes.size[0])[:, :, None] & (columns < self.planes.size[1])[:, None]
-        ends = torch.nonzero(edge[query, place])[:, 0]
-        own = ((x[ends] >= 0.5) & exists[place[ends]]).sum((1, 2))
-        self.whole += torch.bincount(query[ends], own.double(), len(self.scores)).long().cpu()
-        rivals = torch.nonzero(contends[query, place])[:, 0]
-        codes = self._highest(x[rivals].flatten(1), place[rivals], query[rivals], len(cells)).view(-1, *x.shape[1:])
-        chosen = torch.nonzero(unclear)[:, 0]
-        rows, columns, codes, exists = rows[chosen], columns[chosen], codes[chosen], exists[chosen]
-        found = torch.bincount((codes * exists).view(-1), minlength=2 * len(self.scores) + 2)
-        self.won += found.view(-1, 2)[1:].cpu()
-        self.codes[rows[:, :, None].expand(codes.shape), columns[:, None].expand(codes.shape)] = codes
-
-    def _highest(self, x: Tensor, place: Tensor, query: Tensor, cells: int) -> Tensor:
-        """int32 [cells, P], the codes of the highest products.
-
-        Args:
-            x: [m, P], the mask probability of one query in the pixels of one cell each.
-            place: int64 [m], the cell, ascending.
-            query: int64 [m], ascending within a cell.
-            cells: how many there are.
-        """
-        counts = torch.bincount(place, minlength=cells)
-        rank = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
-        scores = self.scores[query, None]
-        x = x.mul_(scores)
-        codes = (query * 2 + 2).to(torch.int32)[:, None] + (x * 2 >= scores)
-        best = x.new_full((cells, x.shape[1]), -1.0)
-        chosen = torch.zeros(best.shape, dtype=torch.int32, device=x.device)
-        for k in range(int(counts.max())):
-            at = torch.nonzero(rank == k)[:, 0]
-            cell, value = place[at], x.index_select(0, at)
-            before = best.index_select(0, cell)
-            # later queries have higher codes: a maximum says who won last, without a branch for each pixel
-            won = codes.index_select(0, at).mul_(value > before)
-            chosen.index_copy_(0, cell, torch.maximum(chosen.index_select(0, cell), won))
-            best.index_copy_(0, cell, torch.maximum(before, value))
-        return chosen
 
 
 def _numbered(accepted: list[bool], labels: list[int], categories: Categories) -> tuple[Tensor, Tensor]:
@@ -212,10 +124,10 @@ def _encoded(planes: Planes) -> tuple[list[dict], Tensor]:
     """COCO RLE of each mask where it is positive, and its mean probability there, float [n]."""
     _, high = extremes(planes.masks)
     encoded, quality = [], []
-    for mask, cells in zip(planes.masks, high > 0, strict=True):
+    for mask, window in zip(planes.masks, planes.covered(high > 0), strict=True):
         whole = np.zeros(planes.size, np.uint8, order="F")
         total, area = 0.0, 0
-        if (window := planes.covered(cells)) is not None:
+        if window is not None:
             rows, columns = window
             for band in planes.bands(rows, columns[1] - columns[0]):
                 x = planes.window(mask, band, columns)

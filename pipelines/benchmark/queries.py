@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.convert import convert
-from panoptic.engine import Engine, Health, train_step
+from panoptic.engine import Engine, Health, prepare, train_step
 from panoptic.mask_classification import learnt, mask_products, trained_layers
 from panoptic.matching import Matches, hungarian
 from panoptic.merging.planes import Extent
@@ -126,7 +126,7 @@ def answers(size: tuple[int, int], categories: Categories) -> tuple[Tensor, Tens
 
 
 def _image(name: str, scale: float) -> Case:
-    """Forward pass and merge, ResNet-50, with the same certain queries."""
+    """Forward pass and merge, ResNet-50, with the same certain queries; ours in the memory format of our presets."""
     height, width = (max(64, round(side * scale / 32) * 32) for side in (480, 640))
     categories = inputs.categories(80, 53)
     module = peers.transformers()
@@ -135,7 +135,8 @@ def _image(name: str, scale: float) -> Case:
     images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
     frame = Frame.full(images)
     peer = None if module is None else _hugging_face(name, module)
-    model = _ours(name, peer, categories)
+    model = prepare(_ours(name, peer, categories), "cpu", Engine(channels_last=True))
+    images = images.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def ours(_: int) -> Outputs:
@@ -146,7 +147,7 @@ def _image(name: str, scale: float) -> Case:
     @torch.inference_mode()
     def theirs(_: int) -> Any:
         assert module is not None and peer is not None
-        answer = peer(pixel_values=model.pixels(images))
+        answer = peer(pixel_values=model.pixels(images).contiguous())
         found = answer.class_queries_logits, answer.masks_queries_logits
         answer.class_queries_logits = classes[None]
         processor = getattr(module, f"{MODELS[name]}ImageProcessor")()

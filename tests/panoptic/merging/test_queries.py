@@ -9,6 +9,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
+from panoptic.merging import contest, planes
 from panoptic.merging.planes import Extent, Planes, extremes
 from panoptic.merging.queries import merge_queries, query_instances, query_semantics
 from panoptic.segmentation import Categories
@@ -39,9 +40,9 @@ def test_published_maps(shared, model: str, case: str) -> None:
 def test_published_class_maps(shared, model: str, case: str) -> None:
     reference, _, classes, masks, extent = fixture(shared, f"{model}_post_synth_{case}")
     assert (query_semantics(classes, masks, extent) != reference["sem_argmax"]).mean() <= 5e-4
-    planes = Planes(masks(torch.arange(100)), extent)
+    whole = Planes(masks(torch.arange(100)), extent)
     height, width = extent.output
-    shares = planes.window(planes.masks, (0, height), (0, width)).sigmoid().flatten(1)
+    shares = whole.window(whole.masks, (0, height), (0, width)).sigmoid().flatten(1)
     highest = (classes.softmax(1)[:, :-1].T @ shares).amax(0).view(height, width)
     np.testing.assert_allclose(highest, reference["sem_max"].astype(np.float32), rtol=2e-3)  # stored as float16
 
@@ -78,12 +79,12 @@ def full_size(masks: Tensor, extent: Extent) -> Tensor:
     return functional.interpolate(x, size=extent.output, mode="bilinear", align_corners=False)[0]
 
 
-def plain(classes: Tensor, planes: Tensor, categories: Categories, inside: bool) -> tuple[np.ndarray, list[int]]:
+def plain(classes: Tensor, masks: Tensor, categories: Categories, inside: bool) -> tuple[np.ndarray, list[int]]:
     """The references' loop over the kept queries."""
     scores, labels = classes.softmax(1).max(1)
     kept = (labels != len(categories)) & (scores > 0.6)
-    scores, labels, shares = scores[kept], labels[kept], planes[kept].sigmoid()
-    segments, found, stuff = np.zeros(planes.shape[1:], np.int32), [], {}
+    scores, labels, shares = scores[kept], labels[kept], masks[kept].sigmoid()
+    segments, found, stuff = np.zeros(masks.shape[1:], np.int32), [], {}
     if not len(labels):
         return segments, found
     owners = (scores[:, None, None] * shares).argmax(0)
@@ -114,10 +115,11 @@ EXTENTS = [
 
 @pytest.mark.parametrize(("extent", "cells"), EXTENTS)
 @pytest.mark.parametrize("inside", [True, False])
-def test_merge_against_a_plain_loop(extent, cells, inside: bool, small_categories, monkeypatch) -> None:
-    from panoptic.merging import planes
-
+@pytest.mark.parametrize("vague", [0.0, 1.0])
+def test_merge_against_a_plain_loop(extent, cells, inside: bool, vague: float, small_categories, monkeypatch) -> None:
+    """By windows and by cells."""
     monkeypatch.setitem(planes.BLOCK, "cpu", 500)  # many bands
+    monkeypatch.setattr(contest, "VAGUE", vague)
     c = small_categories
     for seed in range(6):
         classes, masks = scene(seed, extent, cells)
@@ -131,10 +133,10 @@ def test_merge_against_a_plain_loop(extent, cells, inside: bool, small_categorie
 @pytest.mark.parametrize(("extent", "cells"), EXTENTS)
 def test_windows_are_cut_from_the_whole(extent, cells) -> None:
     _, masks = scene(0, extent, cells)
-    planes, whole = Planes(masks, extent), full_size(masks, extent)
+    cut, whole = Planes(masks, extent), full_size(masks, extent)
     height, width = extent.output
     for rows, columns in (((0, height), (0, width)), ((height // 3, height), (1, width // 2 + 1))):
-        found = planes.window(masks, rows, columns)
+        found = cut.window(masks, rows, columns)
         torch.testing.assert_close(found, whole[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-4)
 
 
