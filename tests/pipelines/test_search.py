@@ -98,7 +98,7 @@ def test_a_dry_run_names_the_values_that_fail_and_hints():
         if probe["optim.lr"] == 2.0:
             raise ValueError("train.batch: expected int")
 
-    with pytest.raises(ValueError, match=r"cannot take optim\.lr=2\.0 train\.batch=1: .*use randint"):
+    with pytest.raises(ValueError, match=r"cannot take optim\.lr=2\.0 train\.batch=1\.0: .*use randint"):
         dry_run(space, check)
     assert dry_run(space, lambda probe: None) == 4
 
