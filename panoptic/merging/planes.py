@@ -108,7 +108,8 @@ class Axis:
         starts = [0, *stops]
         first, last = cells.argmax(1), cells.shape[1] - 1 - cells[:, ::-1].argmax(1)
         spans = [(starts[a], stops[b]) for a, b in zip(first, last, strict=True)]
-        return [span if any_ and span[0] < span[1] else None for span, any_ in zip(spans, cells.any(1), strict=True)]
+        seen = np.asarray(cells.any(1)).tolist()
+        return [span if some and span[0] < span[1] else None for span, some in zip(spans, seen, strict=True)]
 
     def needs(self, pixels: Span) -> Span:
         """The cells that these pixels depend on."""
@@ -164,7 +165,7 @@ class Planes:
     def covered(self, cells: Tensor) -> list[tuple[Span, Span] | None]:
         """Rows and columns of the output around all pixels of `cells`, bool [n, h, w]; None where there is none."""
         found = cells.cpu().numpy()
-        rows, columns = self.rows.around(found.any(2)), self.columns.around(found.any(1))
+        rows, columns = self.rows.around(np.asarray(found.any(2))), self.columns.around(np.asarray(found.any(1)))
         return [(row, column) if row and column else None for row, column in zip(rows, columns, strict=True)]
 
     def bands(self, rows: Span, width: int) -> list[Span]:

@@ -66,8 +66,8 @@ def merge_queries(
     numbers, chosen = _numbered(accepted.tolist(), labels.tolist(), categories)
     table = torch.zeros(2 * len(kept) + 2, dtype=torch.int32)
     table[2::2], table[3::2] = (torch.zeros_like(numbers) if inside else numbers), numbers
-    segments = table[contest.codes.cpu()]
-    return Segmentation(segments.numpy(), labels[chosen].cpu().numpy(), scores=scores[chosen].cpu().numpy())
+    segments = table.to(contest.codes.device).index_select(0, contest.codes.reshape(-1)).view(extent.output)
+    return Segmentation(segments.cpu().numpy(), labels[chosen].cpu().numpy(), scores=scores[chosen].cpu().numpy())
 
 
 def _numbered(accepted: list[bool], labels: list[int], categories: Categories) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,8 @@ def _image(name: str, scale: float) -> Case:
     @torch.inference_mode()
     def theirs(_: int) -> Any:
         assert module is not None and peer is not None
-        answer = peer(pixel_values=model.pixels(images).contiguous())
+        pixels: Any = model.pixels
+        answer = peer(pixel_values=pixels(images).contiguous())
         found = answer.class_queries_logits, answer.masks_queries_logits
         answer.class_queries_logits = classes[None]
         processor = getattr(module, f"{MODELS[name]}ImageProcessor")()
