@@ -204,7 +204,7 @@ def test_options_out_of_range_are_named(option, message, small_categories) -> No
 def test_four_photographs_are_learnt(shared) -> None:
     """Of COCO, with its crowd and its void, from scratch at 96 pixels: the loss falls and the maps follow.
 
-    Measured: after 300 steps the total has gone from 72.1 to 9.9 and PQ is 68.3.
+    Measured: after 200 steps the total has gone from 72.1 to 15.6 and PQ is 58.3; after 300 it is 68.3.
     """
     config = replace(
         SMALL_MASK2FORMER,
@@ -218,6 +218,6 @@ def test_four_photographs_are_learnt(shared) -> None:
         overlap=0.5,
     )
     optim = Optim(optimiser="adamw", lr=1e-3, schedule="poly", warmup_steps=20, clip_norm=1.0)
-    losses, pq = learn(config, *photographs(shared), steps=300, optim=optim)
-    assert losses[-1] < 0.25 * losses[0]
-    assert pq > 45
+    losses, pq = learn(config, *photographs(shared), steps=200, optim=optim)
+    assert losses[-1] < 0.3 * losses[0]
+    assert pq > 40
