@@ -147,9 +147,9 @@ def _optim(schedule: Literal["poly", "multistep"], milestones: tuple[int, ...] =
 def _small() -> Mask2FormerConfig:
     """For CPU cores and training from scratch: ResNet-18, 128 channels, a pyramid with batch norm as pixel decoder.
 
-    On one core of a busy AMD EPYC (Zen 5) a step of 4 images of 192x320 took 390 ms: 211 the backbone, 72 the pixel
-    decoder, 31 the masked decoder, 59 matching and losses, 16 the update. With two layers of deformable attention and
-    group norm it was 820 ms. Queries are merged from a probability of 1/2 on: after so few images they are less sure
+    On one core of an AMD EPYC (Zen 5) a step of 4 images of 192x320 took 360 to 410 ms: 220 the backbone, 74 the pixel
+    decoder, 31 the masked decoder, 63 matching and losses, 16 to 28 the update. With two layers of deformable attention
+    and group norm it was 820 ms, on a busier machine. Queries are merged from a probability of 1/2 on: after so few images they are less sure
     of themselves than the published 0.8 expects.
     """
     return Mask2FormerConfig(
