@@ -149,8 +149,8 @@ def _small() -> Mask2FormerConfig:
 
     On one core of an AMD EPYC (Zen 5) a step of 4 images of 192x320 took 360 to 410 ms: 220 the backbone, 74 the pixel
     decoder, 31 the masked decoder, 63 matching and losses, 16 to 28 the update. With two layers of deformable attention
-    and group norm it was 820 ms, on a busier machine. Queries are merged from a probability of 1/2 on: after so few images they are less sure
-    of themselves than the published 0.8 expects.
+    and group norm it was 820 ms, on a busier machine. Queries are merged from a probability of 1/2 on: after so few
+    images they are less sure of themselves than the published 0.8 expects.
     """
     return Mask2FormerConfig(
         backbone=Backbone(name="resnet18"),
