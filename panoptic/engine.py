@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic.models.interface import PanopticModel, full_precision
+from panoptic.models.interface import PanopticModel, alone, full_precision
 from panoptic.optim import Optim, learning_rate_factor, set_learning_rate
 from panoptic.oracle import swap
 from panoptic.segmentation import Instances, Segmentation, Targets
@@ -201,7 +201,7 @@ def evaluation_step(
         raise ValueError("evaluation_step: the model is in training mode; call model.eval() first")
     images, targets = _place(model, images, targets, engine)
     frame, clock = targets.frame, _Clock(images.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), alone():
         with _autocast(images, engine):
             outputs = model.network(images, frame)
         outputs = full_precision(outputs)
@@ -213,9 +213,8 @@ def evaluation_step(
         found = model.detections(outputs, frame)
         maps = model.segment(found, frame)
         clock.lap("merge")
-        own = type(model).semantics is not PanopticModel.semantics  # the default would merge once more
-        semantics = model.semantics(found, frame) if own else [merged.semantic() for merged in maps]
-        scored = model.instances(found, frame) if instances else None
+        semantics = model.semantics(found, frame, maps)
+        scored = model.instances(found, frame, maps) if instances else None
         proposals = model.proposals(found, frame) if instances else None
         clock.lap("extra")
     terms = {**terms, "total": _sum(terms)} if terms else {}

@@ -204,6 +204,16 @@ class Frame:
         sizes = torch.tensor([[height, width]] * images.shape[0], dtype=torch.int64).reshape(-1, 2)
         return cls((height, width), sizes, sizes)
 
+    def size(self, image: int) -> tuple[int, int]:
+        """Height and width of an image inside its padding."""
+        height, width = self.sizes[image].tolist()
+        return height, width
+
+    def output_size(self, image: int) -> tuple[int, int]:
+        """Height and width at which its map is wanted."""
+        height, width = self.output_sizes[image].tolist()
+        return height, width
+
     def valid(self, device: torch.device | str = "cpu") -> Tensor:
         """bool [B, H, W], True inside each image and False in batch padding."""
         rows = torch.arange(self.canvas[0], device=device)[None, :, None]

@@ -19,6 +19,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
+from panoptic.layers import mixed_cells
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]
@@ -236,51 +237,90 @@ def _budget(device: torch.device) -> int:
 
 
 def scored_instances(
-    segmentation: Segmentation, logits: Tensor, heatmap: Tensor, categories: Categories, score: Score = "both"
+    segmentation: Segmentation,
+    logits: Tensor,
+    heatmap: Tensor,
+    categories: Categories,
+    score: Score = "both",
+    *,
+    enlarged: tuple[int, int] | None = None,
+    align_corners: bool = False,
 ) -> Instances:
     """The things of a merged map as scored instances, in the order of its segments.
 
     Args:
         segmentation: from `merge_centres`.
-        logits: float [C, H, W], the semantic logits at the map's size.
+        logits: float [C, h, w], the semantic logits; they are enlarged where there are things and nowhere else.
         heatmap: float [H, W].
         categories: tell things from stuff.
         score: what ranks an instance.
+        enlarged: the size to which the logits are to be enlarged bilinearly; the map is its upper left part. None
+            where they have the size of the map.
+        align_corners: of the enlargement.
     """
     things = np.flatnonzero(np.array(categories.is_thing, bool)[segmentation.labels])
     labels = segmentation.labels[things]
     number = np.zeros(len(segmentation.labels) + 1, np.int32)
     number[things + 1] = np.arange(1, len(things) + 1)
     instances = torch.from_numpy(number[segmentation.segments]).to(logits.device)
-    scores = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), logits, heatmap, score)
+    certainty = _Certainty(logits, enlarged or segmentation.size, align_corners) if score != "instance" else None
+    at_centroid, certain = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), certainty, heatmap)
+    ranks = {"instance": at_centroid, "semantic": certain, "both": at_centroid * certain}[score]
     masks = encode_masks(segmentation.segments, things + 1)
     boxes = np.zeros((0, 4))
     if masks:
         boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
         boxes[:, 2:] += boxes[:, :2]
-    return Instances(masks, labels, scores.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
+    return Instances(masks, labels, ranks.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
 
 
-def _instance_scores(instances: Tensor, labels: Tensor, logits: Tensor, heatmap: Tensor, score: Score) -> Tensor:
-    """float64 [K]. `instances` is int32 [H, W], 0 or 1..K, `labels` int64 [K]."""
+class _Certainty:
+    """The probability of a class at some pixels of the enlarged logits, which are never made as a whole."""
+
+    def __init__(self, logits: Tensor, size: tuple[int, int], align_corners: bool) -> None:
+        self._table = logits.permute(1, 2, 0).reshape(-1, len(logits))  # the classes of a place lie side by side
+        self._width = logits.shape[2]
+        self._axes = [
+            mixed_cells(cells, pixels, None, align_corners, logits.device)
+            for cells, pixels in zip(logits.shape[1:], size, strict=True)
+        ]
+        self.most = max(1, _budget(logits.device) // len(logits))
+        """Pixels at once that bound the memory."""
+
+    def __call__(self, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
+        """float [P] of int64 [P] each."""
+        (top, bottom, down), (left, right, across) = self._axes
+        across, down = across[columns, None], down[rows, None]
+        upper, lower = (
+            torch.lerp(self._at(line[rows], left[columns]), self._at(line[rows], right[columns]), across)
+            for line in (top, bottom)
+        )
+        return torch.lerp(upper, lower, down).softmax(1).gather(1, labels[:, None])[:, 0]
+
+    def _at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._table.index_select(0, rows * self._width + columns)
+
+
+def _instance_scores(instances: Tensor, labels: Tensor, certainty: _Certainty | None, heatmap: Tensor) -> Tensor:
+    """float64 [2, K], the heatmap at the centroid and the mean certainty (0 where it is None).
+
+    `instances` is int32 [H, W], 0 or 1..K, `labels` int64 [K].
+    """
     width = instances.shape[1]
-    sums = torch.zeros(4, len(labels) + 1, dtype=torch.float64, device=logits.device)  # pixels, rows, columns, p
-    for lines in _blocks(instances.shape, instances.device):
-        owners = instances[lines].reshape(-1)
-        pixels = torch.nonzero(owners)[:, 0]
-        owners = owners[pixels].long()
-        values = [torch.ones_like(pixels), pixels // width + lines.start, pixels % width]
-        if score != "instance":
-            columns = logits[:, lines].reshape(len(logits), -1).index_select(1, pixels)
-            values.append(columns.softmax(0).gather(0, labels[owners - 1][None])[0])
+    sums = torch.zeros(4, len(labels) + 1, dtype=torch.float64, device=heatmap.device)  # pixels, rows, columns, p
+    pixels = torch.nonzero(instances.view(-1))[:, 0]
+    for part in pixels.split(_budget(heatmap.device) if certainty is None else certainty.most):
+        owners = instances.view(-1)[part].long()
+        rows, columns = torch.div(part, width, rounding_mode="floor"), part % width
+        values = [torch.ones_like(part), rows, columns]
+        if certainty is not None:
+            values.append(certainty(rows, columns, labels[owners - 1]))
         for total, value in zip(sums, values, strict=False):
             total.index_add_(0, owners, value.double())
     areas, rows, columns, probability = sums[:, 1:]
     areas = areas.clamp(min=1)  # a truth may list things without a pixel
     at_centroid = heatmap[(rows / areas).long(), (columns / areas).long()].double()
-    if score == "instance":
-        return at_centroid
-    return probability / areas if score == "semantic" else probability / areas * at_centroid
+    return torch.stack([at_centroid, probability / areas])
 
 
 def encode_masks(segments: np.ndarray, wanted: np.ndarray) -> list[dict]:

@@ -19,6 +19,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
+from panoptic.layers import mixed_cells
 from panoptic.segmentation import VOID, Categories, Segmentation
 
 BLOCK = 1 << 18
@@ -101,7 +102,7 @@ def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], wante
         return best[: size[0], : size[1]].contiguous()
     height, width = best.shape
     (top, bottom, down), (left, right, across) = (
-        _corners(*sides, masks.device) for sides in zip((height, width), canvas, size, strict=True)
+        mixed_cells(*sides, device=masks.device) for sides in zip((height, width), canvas, size, strict=True)
     )
     below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
     level = best == best[:, beside]
@@ -119,14 +120,6 @@ def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], wante
         first, second = (torch.lerp(corners[k], corners[k + 1], across[x, None]) for k in (0, 2))
         owners.view(-1)[part] = torch.lerp(first, second, down[y, None]).argmax(1).int()
     return owners
-
-
-def _corners(coarse: int, fine: int, count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Both neighbours of the first `count` positions of a bilinear resize, and the second one's share."""
-    positions = torch.arange(count, device=device, dtype=torch.float32)
-    positions = ((positions + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
-    before = positions.long()
-    return before, (before + 1).clamp(max=coarse - 1), positions - before
 
 
 def _resized(owners: Tensor, size: tuple[int, int]) -> Tensor:

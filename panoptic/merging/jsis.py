@@ -22,10 +22,8 @@ import torch
 from torch import Tensor
 
 from panoptic.layers import resize
-from panoptic.segmentation import VOID, Categories, Segmentation
-
-CHUNK = 16
-"""Classes upsampled at once: bounds the memory of many classes at many pixels."""
+from panoptic.merging.classes import best_classes
+from panoptic.segmentation import Categories, Segmentation
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def stuff_map(
         conflicts: thresholds.
         covered: bool [H, W], pixels of instances.
     """
-    best, classes = best_classes(probabilities, size, categories.stuff)
+    best, classes = most_probable(probabilities, size, categories.stuff)
     counted = classes[~covered] if conflicts.count_after_things else classes.view(-1)
     counts = torch.bincount(counted, minlength=len(categories))[list(categories.stuff)]
     least = conflicts.stuff_area
@@ -152,29 +150,23 @@ def stuff_map(
     allowed = [c for c, count in zip(categories.stuff, counts.tolist(), strict=True) if count >= least]
     allowed = allowed or [categories.stuff[int(counts.argmax())]]
     if set(classes.unique().tolist()) - set(allowed):
-        best, classes = best_classes(probabilities, size, allowed)
+        best, classes = most_probable(probabilities, size, allowed)
     if conflicts.stuff_threshold:
         classes = torch.where(best > conflicts.stuff_threshold, classes, -1)
     return classes
 
 
-def best_classes(probabilities: Tensor, size: tuple[int, int], wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+def most_probable(probabilities: Tensor, size: tuple[int, int], wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The most probable of some classes at each output pixel, the first of equals.
 
     Args:
-        probabilities: float [C, h, w], resized bilinearly, a few classes at a time.
+        probabilities: float [C, h, w], resized bilinearly.
         size: H, W.
         wanted: at least one class.
 
     Returns:
         its probability [H, W], and the class int64 [H, W].
     """
-    best = torch.full(size, -torch.inf, device=probabilities.device)
-    classes = torch.full(size, VOID, dtype=torch.int64, device=probabilities.device)
-    for start in range(0, len(wanted), CHUNK):
-        part = list(wanted[start : start + CHUNK])
-        value, index = resize(probabilities[part][None], size, False)[0].max(0)
-        better = value > best
-        best = torch.where(better, value, best)
-        classes = torch.where(better, torch.tensor(part, device=index.device)[index], classes)
-    return best, classes
+    table = torch.tensor(wanted, device=probabilities.device)
+    best, index = best_classes(probabilities[table], lambda x: resize(x, size, False))
+    return best, table[index]

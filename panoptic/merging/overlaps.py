@@ -5,17 +5,12 @@ Shapes: H x W pixels, D instances, S stuff classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from panoptic.proposals.paste import Pasted
 from panoptic.segmentation import Categories, Segmentation
-
-CHUNK = 16
-"""Classes upsampled at once: bounds the memory of 133 classes at 2 megapixels."""
 
 
 def merge_instances(
@@ -76,22 +71,3 @@ def _free_stuff(segments: np.ndarray, stuff: np.ndarray, classes: int) -> tuple[
     """`stuff` where no segment is, 0 elsewhere, and the pixels of each class int64 [S + 1]."""
     found = np.multiply(stuff, segments == 0)
     return found, np.bincount(found.reshape(-1), minlength=classes + 1)
-
-
-def best_classes(logits: Tensor, enlarge: Callable[[Tensor], Tensor]) -> Tensor:
-    """int64 [H, W], the class of the highest logit after `enlarge`, the first of equally high ones.
-
-    Args:
-        logits: [C, h, w].
-        enlarge: linear interpolation of [1, some classes, h, w] to [1, some classes, H, W]. It is given a few
-            classes at a time, so that the memory does not grow with their number.
-    """
-    best: Tensor | None = None
-    for start in range(0, len(logits), CHUNK):
-        value, index = enlarge(logits[None, start : start + CHUNK])[0].max(0)
-        if best is None:
-            best, classes = value, index
-            continue
-        classes = torch.where(value > best, index + start, classes)
-        best = torch.maximum(value, best)
-    return classes

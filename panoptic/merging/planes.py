@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from panoptic.layers import mixed_cells
+
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pixels resampled at once: what fits a core's cache, or what keeps a GPU busy within bounded memory."""
 
@@ -49,9 +51,7 @@ class Step:
     @classmethod
     def between(cls, cells: int, pixels: int, count: int) -> Step:
         """The first `count` pixels of a resize from `cells` to `pixels` (corners not aligned)."""
-        positions = ((torch.arange(count) + 0.5) * (cells / pixels) - 0.5).clamp(min=0)
-        before = positions.long().clamp(max=cells - 1)
-        return cls(before, (before + 1).clamp(max=cells - 1), positions - before, cells == pixels)
+        return cls(*mixed_cells(cells, pixels, count), cells == pixels)
 
     def needs(self, pixels: Span) -> Span:
         """The positions that these pixels mix."""

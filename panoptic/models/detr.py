@@ -40,7 +40,7 @@ from panoptic.layers import Pixels
 from panoptic.mask_head import MaskHead
 from panoptic.matching import Matches, class_cost, hungarian
 from panoptic.merging.detr import binary_masks, box_masks, encode, merge_boxes, merge_masks
-from panoptic.models.interface import Outputs, PanopticModel, world_mean
+from panoptic.models.interface import Merged, Outputs, PanopticModel, world_mean
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.instances import boxes as segment_boxes
 
@@ -259,7 +259,7 @@ class DETR(PanopticModel):
         return merged
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """The queries whose most probable class is a thing, "no object" left aside; no other suppression."""
         found = []
         things = torch.tensor([*self.categories.is_thing, False], device=outputs["logits"].device)

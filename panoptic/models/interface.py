@@ -10,7 +10,9 @@ Shapes: B images, H x W the canvas of the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +24,9 @@ from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Ta
 
 Outputs = dict[str, Tensor]
 """Named tensors that `network` returns."""
+
+Merged = Sequence[Segmentation] | None
+"""What `segment` made of the same outputs, one an image, so that no model merges twice; None where nobody has it."""
 
 
 class PanopticModel(nn.Module, ABC):
@@ -59,7 +64,7 @@ class PanopticModel(nn.Module, ABC):
         """Merged panoptic maps, one an image, at `frame.output_sizes`."""
 
     @abstractmethod
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """Scored instances before merging, one an image, at `frame.output_sizes`; for AP."""
 
     @abstractmethod
@@ -69,7 +74,8 @@ class PanopticModel(nn.Module, ABC):
     def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
         """`outputs` and what `segment`, `instances` and `semantics` would each compute by layers of their own.
 
-        So regions go through their heads once where more than one of the three is wanted. Most models add nothing.
+        So regions go through their heads once, and logits are enlarged once, where more than one of the three is
+        wanted. Most models add nothing.
         """
         return outputs
 
@@ -80,9 +86,9 @@ class PanopticModel(nn.Module, ABC):
         """
         return None
 
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """int32 [H, W] class maps at `frame.output_sizes`, for mIoU; here read off the merged map."""
-        return [segmentation.semantic() for segmentation in self.segment(outputs, frame)]
+        return [found.semantic() for found in (self.segment(outputs, frame) if merged is None else merged)]
 
     def forward(
         self,
@@ -118,12 +124,25 @@ def full_precision(outputs: Outputs) -> Outputs:
     return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it `world_mean` asks no other worker: each evaluates its own images, and not equally many batches."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def world_mean(count: Tensor) -> Tensor:
     """The mean of a normaliser over all workers, as the references that all-reduce their counts do.
 
-    A scalar tensor; without a process group it comes back as it is. Carries no gradient.
+    A scalar tensor; without a process group, or within `alone`, it comes back as it is. Carries no gradient.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if _alone.get() or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return count
     total = count.detach().clone()
     torch.distributed.all_reduce(total)

@@ -45,8 +45,8 @@ from torch.nn.functional import pad
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers import Norm, Pixels, resize, set_norm_momentum
-from panoptic.merging.jsis import Conflicts, Found, best_classes, merge_conflicts
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.merging.jsis import Conflicts, Found, merge_conflicts, most_probable
+from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.proposals import c4
 from panoptic.proposals.detector import enlarge_boxes, paste_detections, true_detections
 from panoptic.proposals.heads import Detection, Sampled, box_losses, mask_loss, sample_regions
@@ -223,29 +223,31 @@ class JSISNet(PanopticModel):
     def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
         """Merged maps at `frame.output_sizes`; things have the probability of their class as score, stuff has 1."""
         outputs, maps = self.detections(outputs, frame), []
-        for b, size in enumerate(frame.output_sizes):
+        for b in range(len(frame.sizes)):
             found = self._found(outputs, frame, b)
             probabilities = self._probabilities(outputs, frame, b) if "semantic" in outputs else None
-            maps.append(merge_conflicts(found, probabilities, _pair(size), self.categories, self.config.conflicts))
+            maps.append(
+                merge_conflicts(found, probabilities, frame.output_size(b), self.categories, self.config.conflicts)
+            )
         return maps
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """All detections, best first: those of `instance_threshold`."""
         outputs, scored = self.detections(outputs, frame), []
-        for b, size in enumerate(frame.output_sizes):
+        for b in range(len(frame.sizes)):
             pasted, rows = paste_detections(outputs, frame, b, -np.inf)
-            masks = [encode(instance, _pair(size)) for instance in pasted]
+            masks = [encode(instance, frame.output_size(b)) for instance in pasted]
             scored.append(Instances(masks, rows[:, 5].long().numpy(), rows[:, 4].numpy(), rows[:, :4].numpy()))
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """int32 [H, W] class maps by the semantic branch alone; read off the merged map where there is none."""
         if "semantic" not in outputs:
-            return super().semantics(outputs, frame)
-        every, sizes = range(len(self.categories)), enumerate(frame.output_sizes)
-        maps = [best_classes(self._probabilities(outputs, frame, b), _pair(size), every)[1] for b, size in sizes]
+            return super().semantics(outputs, frame, merged)
+        every, images = range(len(self.categories)), range(len(frame.sizes))
+        maps = [most_probable(self._probabilities(outputs, frame, b), frame.output_size(b), every)[1] for b in images]
         return [classes.int().cpu().numpy() for classes in maps]
 
     @torch.no_grad()
@@ -370,7 +372,7 @@ class JSISNet(PanopticModel):
         detection, found = replace(self.config.detection, threshold=threshold), []
         things = torch.tensor(self.categories.things, device=outputs["features"].device)
         for b, proposed in enumerate(self._proposed(outputs, frame, training=False)):
-            features, size = outputs["features"][b : b + 1], _pair(frame.sizes[b])
+            features, size = outputs["features"][b : b + 1], frame.size(b)
             best, background = self.head.detect(
                 features, self.stride, proposed.boxes, size, detection, self._last_stage()
             )
@@ -389,11 +391,6 @@ class JSISNet(PanopticModel):
 
     def _probabilities(self, outputs: Outputs, frame: Frame, b: int) -> Tensor:
         """float [C, height, width] of image b without its batch padding."""
-        height, width = _pair(frame.sizes[b])
+        height, width = frame.size(b)
         logits = resize(outputs["semantic"][b : b + 1], frame.canvas, self.config.align_corners)
         return logits[0, :, :height, :width].softmax(0)
-
-
-def _pair(size: Tensor) -> tuple[int, int]:
-    height, width = size.tolist()
-    return height, width

@@ -33,7 +33,7 @@ from panoptic.backbones import Backbone
 from panoptic.layers import Norm, Pixels, resize
 from panoptic.mask_classification import class_losses, compared_masks, learnt, mask_products, trained_layers
 from panoptic.matching import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
-from panoptic.models.interface import Outputs, PanopticModel, world_mean
+from panoptic.models.interface import Merged, Outputs, PanopticModel, world_mean
 from panoptic.pixel_decoders import Decoded, DeformablePixelDecoder, FPNPixelDecoder, map_positions
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
@@ -188,12 +188,12 @@ class Mask2Former(PanopticModel):
         return mask_classification.segment(outputs, frame, self.categories, **options, inside=self.config.inside)
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """Things as `query_instances` scores them."""
         return mask_classification.instances(outputs, frame, self.categories, self.config.top_k)
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """Class maps as `query_semantics` makes them."""
         return mask_classification.semantics(outputs, frame)
 

@@ -37,7 +37,7 @@ from panoptic.mask_classification import (
     trained_layers,
 )
 from panoptic.matching import Matches, class_cost, dice_cost, focal_cost, hungarian
-from panoptic.models.interface import Outputs, PanopticModel, world_mean
+from panoptic.models.interface import Merged, Outputs, PanopticModel, world_mean
 from panoptic.pixel_decoders import FPNPixelDecoder, map_positions, projection
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
@@ -174,12 +174,12 @@ class MaskFormer(PanopticModel):
         return mask_classification.segment(outputs, frame, self.categories, **options, inside=self.config.inside)
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """Things as `query_instances` scores them."""
         return mask_classification.instances(outputs, frame, self.categories, self.config.top_k)
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """Class maps as `query_semantics` makes them."""
         return mask_classification.semantics(outputs, frame)
 

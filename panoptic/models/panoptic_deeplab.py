@@ -38,6 +38,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
@@ -53,7 +54,9 @@ from panoptic.layers import (
     set_norm_momentum,
 )
 from panoptic.merging.centres import Score, merge_centres, scored_instances
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.merging.classes import best_classes
+from panoptic.merging.enlarging import Enlarging
+from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.pixels import (
     Rounding,
@@ -64,9 +67,6 @@ from panoptic.targets.pixels import (
     semantic_map,
     thing_mask,
 )
-
-CHUNK = 16
-"""Classes upsampled at once when a class map is made: bounds the memory of 133 classes at 2 megapixels."""
 
 CERTAIN = 30.0
 """The logit of a true class in `truth`: its softmax is 1 in float32."""
@@ -207,6 +207,7 @@ class PanopticDeepLab(PanopticModel):
         if unknown:
             raise ValueError(f"low_level: {unknown} are no features of {config.backbone.name}; it has {list(channels)}")
         self.stride = strides[config.low_level[-1]]
+        self.enlarging = Enlarging(self.standalone, self.stride)
         aspp = partial(
             ASPP,
             channels["res5"],
@@ -273,7 +274,7 @@ class PanopticDeepLab(PanopticModel):
             ignore_crowd=config.ignore_crowd,
             stuff_offsets=config.stuff_offsets,
         )
-        maps = {name: self._on_canvas(value, canvas) for name, value in outputs.items()}
+        maps = {name: self.enlarging.canvas(value, canvas) for name, value in outputs.items()}
         semantic = self.semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights)
         centre = losses.masked_squared_error(maps["centre"], truth.centre, truth.centre_weights)
         offset = losses.masked_absolute_error(
@@ -296,23 +297,41 @@ class PanopticDeepLab(PanopticModel):
         return [self._finish(self._merge(outputs, frame, b), frame, b) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """The things of the merged maps, scored as `instance_score` says."""
         scored = []
-        for b, segmentation in enumerate(self.segment(outputs, frame)):
-            logits, heatmap = (
-                resize(self._cropped(outputs[name], frame, b), segmentation.size, False)[0]
-                for name in ("semantic", "centre")
+        for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
+            logits, heatmap = outputs["semantic"][b], self.enlarging.image(outputs["centre"][b : b + 1], frame, b)
+            enlarged, aligned = self.enlarging.whole(logits, frame.canvas), self.standalone
+            if heatmap.shape[-2:] != segmentation.size:  # two resizes are not one
+                logits = self.enlarging.image(logits[None], frame, b)[0]
+                enlarged, aligned = segmentation.size, False
+            scored.append(
+                scored_instances(
+                    segmentation,
+                    logits,
+                    resize(heatmap, segmentation.size, False)[0, 0],
+                    self.categories,
+                    self.config.instance_score,
+                    enlarged=enlarged,
+                    align_corners=aligned,
+                )
             )
-            ranking = self.config.instance_score
-            scored.append(scored_instances(segmentation, logits, heatmap[0], self.categories, ranking))
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """int32 [H, W] class maps by the semantic branch alone, as both references compute mIoU."""
-        maps = [self._classes(outputs["semantic"], frame, b).int().cpu().numpy() for b in range(len(frame.sizes))]
-        return [_nearest(classes, _pair(size)) for classes, size in zip(maps, frame.output_sizes, strict=True)]
+        classes = [self._classes(outputs, frame, b).int().cpu().numpy() for b in range(len(frame.sizes))]
+        return [_nearest(found, frame.output_size(b)) for b, found in enumerate(classes)]
+
+    @torch.no_grad()
+    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
+        """`outputs` with "classes", int32 [B, H, W] at the size at which the flavour merges, padded with IGNORE."""
+        maps = [self._classes(outputs, frame, b).int() for b in range(len(frame.sizes))]
+        height, width = (max(part.shape[k] for part in maps) for k in range(2))
+        padded = [pad(part, (0, width - part.shape[1], 0, height - part.shape[0]), value=IGNORE) for part in maps]
+        return outputs | {"classes": torch.stack(padded)}
 
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
@@ -336,65 +355,41 @@ class PanopticDeepLab(PanopticModel):
             "foreground": torch.where(foreground, CERTAIN, -CERTAIN),
         }
 
-    def _on_canvas(self, x: Tensor, canvas: tuple[int, int]) -> Tensor:
-        """[B, C, h, w] to [B, C, H, W]; what has that size already stays as it is."""
-        if tuple(x.shape[-2:]) == tuple(canvas) or self.standalone:
-            return resize(x, canvas, self.standalone)
-        size = (x.shape[-2] * self.stride, x.shape[-1] * self.stride)
-        return resize(x, size, False)[..., : canvas[0], : canvas[1]]
-
-    def _cropped(self, x: Tensor, frame: Frame, b: int) -> Tensor:
-        """Image b of [B, C, ...] as [1, C, ...] at canvas resolution without its batch padding."""
-        height, width = _pair(frame.sizes[b])
-        return self._on_canvas(x[b : b + 1], frame.canvas)[..., :height, :width]
-
-    def _merge_size(self, x: Tensor, frame: Frame, b: int) -> Tensor:
-        """Image b of [B, C, ...] as [C, ...] at the size at which the flavour merges."""
-        size = frame.sizes[b] if self.standalone else frame.output_sizes[b]
-        return resize(self._cropped(x, frame, b), _pair(size), False)[0].contiguous()
-
-    def _classes(self, logits: Tensor, frame: Frame, b: int) -> Tensor:
-        """int64 [H, W], the best class of each pixel of image b, the first of equally good ones.
-
-        Classes are upsampled a few at a time, so the memory does not grow with their number.
-        """
-        best, classes = self._merge_size(logits[:, :CHUNK], frame, b).max(0)
-        for start in range(CHUNK, logits.shape[1], CHUNK):
-            value, index = self._merge_size(logits[:, start : start + CHUNK], frame, b).max(0)
-            better = value > best
-            best, classes = torch.where(better, value, best), torch.where(better, index + start, classes)
-        return classes
+    def _classes(self, outputs: Outputs, frame: Frame, b: int) -> Tensor:
+        """int [H, W], the best class of each pixel of image b, the first of equally good ones."""
+        if "classes" in outputs:
+            height, width = self.enlarging.size(frame, b)
+            return outputs["classes"][b, :height, :width]
+        return best_classes(outputs["semantic"][b], lambda x: self.enlarging.merged(x, frame, b))[1]
 
     def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
         config = self.config
-        offset = self._merge_size(outputs["offset"], frame, b)
+        centre, offset, *foreground = (
+            self.enlarging.merged(outputs[name][b : b + 1], frame, b)[0].contiguous()
+            for name in ("centre", "offset", "foreground")
+            if name in outputs
+        )
         if not self.standalone and config.rescale_offset:
             factor = frame.output_sizes[b].double() / frame.sizes[b]
             offset = offset * factor.to(offset)[:, None, None]
-        foreground = outputs.get("foreground")
         return merge_centres(
-            self._classes(outputs["semantic"], frame, b),
-            self._merge_size(outputs["centre"], frame, b)[0],
+            self._classes(outputs, frame, b),
+            centre[0],
             offset,
             self.categories,
             threshold=config.threshold,
             kernel=config.nms_kernel,
             top_k=config.top_k,
             stuff_area=config.stuff_area,
-            foreground=None if foreground is None else self._merge_size(foreground, frame, b)[0] > 0,
+            foreground=foreground[0][0] > 0 if foreground else None,
         )
 
     def _finish(self, segmentation: Segmentation, frame: Frame, b: int) -> Segmentation:
         """The merged map at output size; segments that vanish when it shrinks are dropped."""
-        size = _pair(frame.output_sizes[b])
+        size = frame.output_size(b)
         return replace(segmentation, segments=_nearest(segmentation.segments, size)).compact()
 
 
 def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """int32 [H, W] at another size, by OpenCV's nearest neighbour as in the standalone code."""
     return values if values.shape == size else cv2.resize(values, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def _pair(size: Tensor) -> tuple[int, int]:
-    height, width = size.tolist()
-    return height, width

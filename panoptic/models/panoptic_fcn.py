@@ -55,7 +55,7 @@ from panoptic.merging.drawing import (
     true_masks,
 )
 from panoptic.merging.kernels import Level, collect_regions, collect_things, fuse, fuse_classes, similar
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.pyramid import FPN, SemanticFPN
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.kernels import Centre, KernelTargets, Regions, kernel_numbers, kernel_targets, region_classes
@@ -287,12 +287,12 @@ class PanopticFCN(PanopticModel):
         return [self._merge(*self._draw(outputs, frame, b)) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """The things that score at least `lowest_score`."""
         return [as_instances(self._draw(outputs, frame, b)[0]) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """int32 [H, W] class maps: what the region kernels draw, as the reference scores its mIoU.
 
         Its region classes know things only as one; there the merged map says which.

@@ -38,8 +38,9 @@ from torch.nn import functional
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers import Norm, Pixels, resize
-from panoptic.merging.overlaps import best_classes, merge_instances
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.merging.classes import best_classes
+from panoptic.merging.overlaps import merge_instances
+from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.proposals.detector import Detector, DetectorConfig, enlarge_boxes, paste_detections
 from panoptic.proposals.paste import encode
 from panoptic.pyramid import FPN, LEVELS, SemanticFPN
@@ -158,25 +159,25 @@ class PanopticFPN(PanopticModel):
         return [self._merge(outputs, frame, b) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         """All detections, best first."""
         outputs, scored = self.detections(outputs, frame), []
-        for b, size in enumerate(frame.output_sizes):
+        for b in range(len(frame.sizes)):
             pasted, rows = paste_detections(outputs, frame, b, -np.inf)
-            masks = [encode(instance, _pair(size)) for instance in pasted]
+            masks = [encode(instance, frame.output_size(b)) for instance in pasted]
             scored.append(Instances(masks, rows[:, 5].long().numpy(), rows[:, 4].numpy(), rows[:, :4].numpy()))
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
         """int32 [H, W] class maps: stuff by the semantic branch alone, things from the merged map."""
         table = np.array([IGNORE, *self.categories.stuff], np.int32)
         is_thing = np.array([*self.categories.is_thing, False])
         found = []
-        for b, segmentation in enumerate(self.segment(outputs, frame)):
+        for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
             classes = table[self.semantic_classes(outputs["semantic"], frame, b)]
-            merged = segmentation.semantic()
-            found.append(np.where((classes == IGNORE) & is_thing[merged], merged, classes))
+            drawn = segmentation.semantic()
+            found.append(np.where((classes == IGNORE) & is_thing[drawn], drawn, classes))
         return found
 
     @torch.no_grad()
@@ -225,14 +226,14 @@ class PanopticFPN(PanopticModel):
 
     def semantic_classes(self, logits: Tensor, frame: Frame, b: int) -> np.ndarray:
         """uint8 or int16 [H, W] of image b at output size: the best class of the semantic branch."""
-        height, width = _pair(frame.sizes[b])
-        output = _pair(frame.output_sizes[b])
+        height, width = frame.size(b)
+        output = frame.output_size(b)
 
         def enlarge(x: Tensor) -> Tensor:
             return resize(self._on_canvas(x, frame)[:, :, :height, :width], output, False)
 
         kind = torch.uint8 if logits.shape[1] <= 256 else torch.int16
-        return best_classes(logits[b], enlarge).to(kind).cpu().numpy()
+        return best_classes(logits[b], enlarge)[1].to(kind).cpu().numpy()
 
     def _on_canvas(self, x: Tensor, frame: Frame) -> Tensor:
         """[B, C, h, w] to the size of the padded canvas; what has that size already stays as it is."""
@@ -242,8 +243,3 @@ class PanopticFPN(PanopticModel):
         """The canvas in whole cells of the coarsest level."""
         height, width = frame.canvas
         return -(-height // COARSEST) * COARSEST, -(-width // COARSEST) * COARSEST
-
-
-def _pair(size: Tensor) -> tuple[int, int]:
-    height, width = size.tolist()
-    return height, width

@@ -214,6 +214,21 @@ def test_instances_have_the_masks_of_their_segments(random_segmentation, small_c
         np.testing.assert_array_equal(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_logits_are_enlarged_where_there_are_things(align_corners, random_segmentation, small_categories, monkeypatch):
+    monkeypatch.setattr(merging, "BLOCK", {"cpu": 100})
+    truth = random_segmentation(np.random.default_rng(1), 37, 53, small_categories)
+    coarse, heatmap, size = torch.randn(5, 10, 14), torch.rand(37, 53), (40, 56)
+    whole = torch.nn.functional.interpolate(coarse[None], size=size, mode="bilinear", align_corners=align_corners)[0]
+    expected = merging.scored_instances(truth, whole[:, :37, :53], heatmap, small_categories)
+    instances = merging.scored_instances(
+        truth, coarse, heatmap, small_categories, enlarged=size, align_corners=align_corners
+    )
+    assert len(expected.scores) > 1
+    np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)
+    assert instances.masks == expected.masks
+
+
 def test_no_instance_gives_empty_instances():
     nothing = Segmentation(np.zeros((4, 5), np.int32), np.zeros(0, np.int64))
     instances = merging.scored_instances(nothing, torch.zeros(4, 4, 5), torch.zeros(4, 5), CATEGORIES)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from panoptic.merging.jsis import Conflicts, Found, best_classes, merge_conflicts, own_pixels
+from panoptic.merging.jsis import Conflicts, Found, merge_conflicts, most_probable, own_pixels
 from panoptic.segmentation import Categories
 
 SKY, ROAD = 1, 3
@@ -166,7 +166,7 @@ def test_without_a_semantic_branch_the_rest_is_void(small_categories: Categories
 def test_classes_are_chosen_a_few_at_a_time() -> None:
     torch.manual_seed(0)
     probabilities, wanted = torch.rand(40, 9, 7), list(range(1, 40, 2))
-    best, chosen = best_classes(probabilities, (31, 20), wanted)
+    best, chosen = most_probable(probabilities, (31, 20), wanted)
     whole = functional.interpolate(probabilities[None], (31, 20), mode="bilinear")[0][wanted]
     assert torch.allclose(best, whole.amax(0))
     assert torch.equal(chosen, torch.tensor(wanted)[whole.argmax(0)])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from panoptic.merging.overlaps import best_classes, merge_instances
+from panoptic.merging.classes import best_classes
+from panoptic.merging.overlaps import merge_instances
 from panoptic.proposals.paste import Pasted, encode, paste
 from panoptic.segmentation import Categories
 
@@ -137,4 +138,6 @@ def test_classes_are_the_same_in_chunks() -> None:
     def twice(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
 
-    assert torch.equal(best_classes(logits, twice), twice(logits[None])[0].argmax(0))
+    best, classes = best_classes(logits, twice)
+    assert torch.equal(classes, twice(logits[None])[0].argmax(0))
+    assert torch.equal(best, twice(logits[None])[0].amax(0))

@@ -11,6 +11,7 @@ import torch
 
 from panoptic import models
 from panoptic.checkpoint import build_model, load, save
+from panoptic.engine import Engine, evaluation_step
 from panoptic.models.interface import PanopticModel
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
@@ -152,6 +153,44 @@ def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
     for instances in model.instances(outputs, frame):
         assert len(instances.labels) == len(instances.scores) == len(instances.boxes) == len(instances.masks)
         assert all(tuple(mask["size"]) == output for mask in instances.masks)
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_an_evaluation_waits_for_no_other_worker(config, small_categories, random_segmentation, monkeypatch) -> None:
+    """Workers judge different numbers of batches: a collective in a loss would wait for ever."""
+
+    def collective(*_: object, **__: object) -> None:
+        raise AssertionError("a collective in an evaluation")
+
+    model = build(config, small_categories).eval()
+    truth = random_segmentation(np.random.default_rng(0), 64, 96, small_categories)
+    images, targets = collate([Sample(np.zeros((64, 96, 3), np.uint8), truth, "a")], model.divisor)
+    alone = evaluation_step(model, images, targets, Engine(), instances=True).losses
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", collective)
+    assert evaluation_step(model, images, targets, Engine(), instances=True).losses.keys() == alone.keys()
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_an_evaluation_merges_once(config, small_categories, monkeypatch) -> None:
+    """What is computed before serves the instances and class maps, and changes nothing about them."""
+    model = build(config, small_categories).eval()
+    images = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
+    frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([[65, 97], [90, 80]]))
+    with torch.no_grad():
+        outputs = model.network(images, frame)
+    instances, semantics = model.instances(outputs, frame), model.semantics(outputs, frame)
+    found = model.detections(outputs, frame)
+    merged = model.segment(found, frame)
+    for a, b in zip(merged, model.segment(outputs, frame), strict=True):
+        np.testing.assert_array_equal(a.segments, b.segments)
+    monkeypatch.setattr(type(model), "segment", None)
+    for a, b in zip(instances, model.instances(found, frame, merged), strict=True):
+        assert a.masks == b.masks
+        np.testing.assert_array_equal(a.labels, b.labels)
+        np.testing.assert_array_equal(a.scores, b.scores)
+    for a, b in zip(semantics, model.semantics(found, frame, merged), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("config", CASES)
