@@ -1,9 +1,9 @@
 """Measure us against the published implementations: `python jobs/benchmark.py [ROWS …] [--peers DIR]`.
 
 DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detectron2, DIR/detr and DIR/Mask2Former;
-Hugging Face's transformers is taken where it is installed. Where a peer is missing, the row is absolute.
-Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the same
-inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
+Hugging Face's transformers and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
+absolute. Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the
+same inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
-from pipelines.benchmark import deeplab, detection, detr, evaluating, fcn, loading, metric, queries, throughput
+from pipelines.benchmark import (
+    deeplab,
+    detection,
+    detr,
+    evaluating,
+    fcn,
+    loading,
+    metric,
+    precision,
+    queries,
+    throughput,
+)
 from pipelines.benchmark.timing import Case, Row, hardware, measure, table
 
 ROWS = (
-    *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "7a", "7b", "7c", "7d"),
+    *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
     *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "feed"),
 )
 
@@ -68,6 +79,7 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         cases: list[Case] = [
             *metric.cases(names, photograph, Path(folder), given.peers),
+            *precision.cases(names, photograph),
             *deeplab.cases(names, given.scale, given.peers),
             *detection.cases(names, given.scale, given.peers),
             *detr.cases(names, given.scale, given.peers),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from pycocotools import mask as rle
@@ -331,7 +332,7 @@ def encode_masks(segments: np.ndarray, wanted: np.ndarray) -> list[dict]:
         wanted: int [K], distinct segment numbers.
     """
     height, width = segments.shape
-    flat = np.ascontiguousarray(segments.T).reshape(-1)  # RLE runs down the columns
+    flat = cv2.transpose(segments).reshape(-1)  # RLE runs down the columns
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends = np.append(starts[1:], flat.size)
     owners = flat[starts]

@@ -2,7 +2,8 @@
 
 Matching and accumulation are pycocotools' own, so that the figures are the official ones. Of each image a
 worker keeps only what accumulation needs (`Matches`), never masks: records are small, can be joined in any
-grouping, and memory does not grow with the size of the images.
+grouping, and memory does not grow with the size of the images. faster-coco-eval gives the same figures, but what
+it matched cannot be read per image, and `jobs/benchmark.py 5` shows that there is little to gain.
 
 The truths are the things of the panoptic map and so never overlap, unlike COCO's instance annotations:
 figures compare among themselves and with others "against panoptic masks" only. A crowd takes any number of
@@ -147,8 +148,8 @@ def _check(truth: Segmentation, found: Instances, categories: Categories) -> Non
 def _fill(judge: Any, truth: Segmentation, found: Instances, categories: Categories) -> np.ndarray:
     """Hand truths and instances of image 0 to pycocotools; int64 [C], the truths that are no crowd."""
     truths = np.zeros(len(categories), np.int64)
-    things = np.flatnonzero(np.array(categories.is_thing, bool)[truth.labels] & (truth.areas() > 0))
     crowd, areas = truth.is_crowd(), truth.areas()
+    things = np.flatnonzero(np.array(categories.is_thing, bool)[truth.labels] & (areas > 0))
     for k, mask in zip(things, encode_masks(truth.segments, things + 1), strict=True):
         label = int(truth.labels[k])
         truths[label] += not crowd[k]

@@ -111,6 +111,33 @@ def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.parquet"]
 
 
+def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_categories) -> None:
+    """Model, photographs and results, none of them on this machine."""
+    import json
+
+    import cv2
+    import numpy as np
+
+    from jobs import predict
+    from panoptic.png import from_coco
+    from tests.pipelines.stored import write_model
+
+    model, photos, out = (storage.join(bucket, name) for name in ("model", "photos", "out"))
+    storage.upload_directory(write_model(tmp_path / "model", small_categories), model)
+    picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    for name in ("a.png", "below/b.png"):
+        storage.write_bytes(storage.join(photos, name), cv2.imencode(".png", picture)[1].tobytes())
+    arguments = [model, photos, "--out", out, "--formats", "coco", "overlay", "--actors", "0"]
+    assert len(predict.main([*arguments, "--tracking-uri", "unused"])) == 2
+    names = {"panoptic.json", *(f"panoptic/{k}.png" for k in ("a", "below/b"))}
+    assert set(storage.list_files(out)) == names | {f"overlays/{k}.jpg" for k in ("a", "below/b")}
+    content = json.loads(storage.read_bytes(storage.join(out, "panoptic.json")))
+    for entry in content["annotations"]:
+        png = storage.read_bytes(storage.join(out, "panoptic", entry["file_name"]))
+        found = from_coco(png, entry, small_categories, entry["file_name"], (50, 70))
+        assert found.areas().tolist() == [info["area"] for info in entry["segments_info"]]
+
+
 def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("a/../b") == str(tmp_path / "b")
