@@ -16,19 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import study, tune
+from pipelines import tune
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
+from pipelines.studies import running
 
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run it and print the table; a study's result is its report, a sweep's what it left."""
-    options, rest = parse_known(study.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
+    options, rest = parse_known(running.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
     if options.study == ("list",):
-        print(study.listing(PRESETS))
+        print(running.listing(PRESETS))
         return None
     if options.study:
-        report = study.run(options, rest, PRESETS)
+        report = running.run(options, rest, PRESETS)
         print(report.text, flush=True)
         return report
     done = tune.sweep(options, rest, PRESETS)

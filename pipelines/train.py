@@ -20,10 +20,10 @@ from panoptic import checkpoint as checkpoints
 from panoptic.png import encode_image
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment, flatten
-from pipelines.freezing import check_freezing
 from pipelines.manifest import Manifest
 from pipelines.order import limited
 from pipelines.shards import ensure_shards
+from pipelines.sweeps.freezing import check_freezing
 from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
 log = logging.getLogger(__name__)

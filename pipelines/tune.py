@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pipelines import progress, search, storage, tracking, trial
+from pipelines import storage, tracking
 from pipelines.config import Experiment, parse
-from pipelines.freezing import check_freezing, meta_model
-from pipelines.room import join_cluster, ready
-from pipelines.schedulers import scheduler, searcher
-from pipelines.search import PRESET, Space
-from pipelines.trial import Plan, Row
+from pipelines.sweeps import progress, search, trial
+from pipelines.sweeps.freezing import check_freezing, meta_model
+from pipelines.sweeps.room import join_cluster, ready
+from pipelines.sweeps.schedulers import scheduler, searcher
+from pipelines.sweeps.search import PRESET, Space
+from pipelines.sweeps.trial import Plan, Row
 from pipelines.worker import accumulation, load_checkpoint
 
 STATE = "tune"

@@ -40,9 +40,9 @@ from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
 from pipelines import runtime, storage
 from pipelines.config import Experiment, flatten
 from pipelines.feed import Feed, evaluation_batches
-from pipelines.handover import take_over
 from pipelines.manifest import Manifest
 from pipelines.order import Stream
+from pipelines.sweeps.handover import take_over
 from pipelines.tracking import Run, Tracker
 
 log = logging.getLogger(__name__)

@@ -93,7 +93,8 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Drawn:
     annotations, results = [], []
     for image, (truth, instances) in enumerate(zip(truths, found, strict=True)):
         things, areas, crowd = _things(truth, classes), truth.areas(), truth.is_crowd()
-        for k, mask in zip(things, encode_masks(truth.segments, things + 1), strict=True):
+        masks: list[Any] = encode_masks(truth.segments, things + 1)
+        for k, mask in zip(things, masks, strict=True):
             record = {"image_id": image, "category_id": int(truth.labels[k]), "segmentation": mask}
             box = rle.toBbox(mask).tolist()
             record |= {"id": len(annotations) + 1, "area": int(areas[k]), "iscrowd": int(crowd[k]), "bbox": box}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipelines.config import override
-from pipelines.freezing import STAND_IN, check_freezing, lacking, parse_schedule
 from pipelines.presets.deeplab import demo
+from pipelines.sweeps.freezing import STAND_IN, check_freezing, lacking, parse_schedule
 
 TINY = {
     "model.backbone.name": "resnet18",
@@ -109,7 +109,7 @@ def state_by_name(model: Any, optimiser: torch.optim.Optimizer) -> dict[str, tor
     ],
 )
 def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, Any], after: dict[str, Any]):
-    from pipelines.handover import take_over
+    from pipelines.sweeps.handover import take_over
 
     old, old_optimiser, old_experiment = trained(before, 2)
     record = saved(old, old_optimiser, old_experiment)
@@ -128,7 +128,7 @@ def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, A
 
 
 def test_a_checkpoint_without_an_optimiser_gives_its_weights():
-    from pipelines.handover import take_over
+    from pipelines.sweeps.handover import take_over
 
     old, _, experiment = trained({}, 0)
     record = {**saved(old, None, experiment)}

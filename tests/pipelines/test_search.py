@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipelines.search import Domain, dry_run, label, parse, probes, short_names, size
+from pipelines.sweeps.search import Domain, dry_run, label, parse, probes, short_names, size
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_grid_of_a_space():
 def test_the_space_of_tune():
     from ray.tune.search.sample import Categorical, Float, Integer
 
-    from pipelines.search import to_tune
+    from pipelines.sweeps.search import to_tune
 
     space = parse(["a=grid(1,2)", "b=choice(x,y)", "c=loguniform(1e-4,1)", "d=randint(2,9)", "e=quniform(2,8,2)"])
     found = to_tune(space)

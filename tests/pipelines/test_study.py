@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from pipelines import study
-from pipelines.freezing import meta_model
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.studies import STUDIES
+from pipelines.studies import STUDIES, running
+from pipelines.studies.results import Cell, least_difference, noise, plot, table_of, verdict
+from pipelines.studies.running import Options, changes_of, key_of, limited, plan, shortened, with_weights
 from pipelines.studies.table import METRICS, Row
-from pipelines.study import Options, changes_of, key_of, limited, plan, shortened, with_weights
-from pipelines.study_report import Cell, least_difference, noise, plot, table_of, verdict
-from pipelines.trial import apply
+from pipelines.sweeps.freezing import meta_model
+from pipelines.sweeps.trial import apply
 
 PAPERS_TABLES = {
     "freezing-r50": 4,
@@ -70,10 +69,10 @@ def test_tables_are_whole(name: str):
 
 
 def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(study, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
+    monkeypatch.setattr(running, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
     some = {name: preset for name, preset in PRESETS.items() if name != "panoptic-fcn-pedestrians"}
-    assert "panoptic-fcn-pedestrians is unknown" in study.unavailable("fcn-points", some)
-    lines = study.listing(some).splitlines()
+    assert "panoptic-fcn-pedestrians is unknown" in running.unavailable("fcn-points", some)
+    lines = running.listing(some).splitlines()
     assert len(lines) == 3 and lines[0].startswith("aspp ") and "Table 4" in lines[0] and "not yet: preset" in lines[2]
 
 
@@ -90,7 +89,7 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
 )
 def test_what_is_refused(options: Options, rest: list[str], message: str):
     with pytest.raises(ValueError, match=message):
-        study.run(options, rest, PRESETS)
+        running.run(options, rest, PRESETS)
 
 
 def test_small_studies_map_trunks_and_leave_the_recipe_out():
@@ -144,7 +143,7 @@ def test_lengths_of_the_data_set_are_shares_of_it(monkeypatch: pytest.MonkeyPatc
     class Shards:
         rows = 485
 
-    monkeypatch.setattr(study, "prepare_data", lambda experiment: (Shards, Shards))
+    monkeypatch.setattr(running, "prepare_data", lambda experiment: (Shards, Shards))
     planned = plan(Options(study=("detr-length",), small=True, steps=40), [], PRESETS)
     found = limited(planned, {entry.preset: PRESETS[entry.preset]() for entry in planned})
     assert [entry.changes["data.limit"] for entry in found] == [163, 196, 485]
@@ -157,7 +156,7 @@ def test_all_rows_of_a_freezing_study_start_from_the_same_weights(monkeypatch: p
         asked.append((experiment.model.backbone.name, kind, steps))
         return {"model.backbone.weights": f"{experiment.model.backbone.name}.pt"}
 
-    monkeypatch.setattr(study, "pretrained", stand_in)
+    monkeypatch.setattr(running, "pretrained", stand_in)
     planned = plan(Options(study=("freezing-r50", "weight-decay"), small=True, steps=40), [], PRESETS)
     bases = {entry.preset: PRESETS[entry.preset]() for entry in planned}
     found = with_weights(planned, bases, 50)
@@ -171,7 +170,7 @@ def test_all_rows_of_a_freezing_study_start_from_the_same_weights(monkeypatch: p
 
 
 def test_pretraining_is_keyed_by_the_backbone_alone():
-    from pipelines.pretrain import pretraining
+    from pipelines.sweeps.pretrain import pretraining
 
     planned = plan(Options(study=("freezing-r101", "aspp"), small=True, steps=40), [], PRESETS)
     experiments = [apply(PRESETS[entry.preset](), entry.changes)[0] for entry in planned]

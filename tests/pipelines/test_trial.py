@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines import progress, search
 from pipelines.presets.deeplab import demo
-from pipelines.progress import Display, Line, table
-from pipelines.tracking import Run
-from pipelines.trial import (
+from pipelines.sweeps import progress, search
+from pipelines.sweeps.progress import Display, Line, table
+from pipelines.sweeps.trial import (
     Plan,
     Resolved,
     Row,
@@ -26,6 +25,7 @@ from pipelines.trial import (
     report,
     resolve,
 )
+from pipelines.tracking import Run
 
 RUN = Run("sqlite:///none.db", "parent", "0")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import search
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.room import concurrency
+from pipelines.sweeps import search
+from pipelines.sweeps.room import concurrency
 from pipelines.tune import Checker, Sweep, Trials, check_options, read_record, split_preset, sweep
 
 TINY = """
@@ -133,9 +133,9 @@ def test_the_job_lists_its_options(capsys):
 
 @pytest.mark.parametrize("kind", ["none", "asha", "hyperband", "median", "pbt"])
 def test_every_scheduler_is_made(kind: str):
-    from pipelines.schedulers import scheduler
+    from pipelines.sweeps.schedulers import scheduler
+    from pipelines.sweeps.trial import Plan
     from pipelines.tracking import Run
-    from pipelines.trial import Plan
 
     space = search.parse(["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)"])
     plan = Plan({"demo": demo()}, "demo", "/nowhere", Run("", "", ""), space)

@@ -21,8 +21,8 @@ from typing import Any
 
 from pipelines import storage, tracking
 from pipelines.config import Experiment, override
-from pipelines.freezing import parse_schedule
-from pipelines.search import PRESET, Space, label
+from pipelines.sweeps.freezing import parse_schedule
+from pipelines.sweeps.search import PRESET, Space, label
 from pipelines.train import Child, train
 from pipelines.worker import METRICS
 

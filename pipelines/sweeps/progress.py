@@ -17,7 +17,7 @@ from typing import Any
 from ray.tune import Callback
 
 from pipelines import storage, tracking
-from pipelines.trial import WORST, Plan, row_of, run_id
+from pipelines.sweeps.trial import WORST, Plan, row_of, run_id
 
 TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 30.0

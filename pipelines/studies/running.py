@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines import storage, tracking, trial
+from pipelines import storage, tracking
 from pipelines.config import Experiment, flatten, override, parse
-from pipelines.freezing import lacking
-from pipelines.pretrain import pretrained
-from pipelines.progress import Line
-from pipelines.room import join_cluster
 from pipelines.studies import STUDIES
+from pipelines.studies.judging import COSTLY, judged
+from pipelines.studies.results import Cell, Table, table_of
 from pipelines.studies.table import METRICS, SMALL, Row, Study
-from pipelines.study_judging import COSTLY, judged
-from pipelines.study_report import Cell, Table, table_of
+from pipelines.sweeps import trial
+from pipelines.sweeps.freezing import lacking
+from pipelines.sweeps.pretrain import pretrained
+from pipelines.sweeps.progress import Line
+from pipelines.sweeps.room import join_cluster
 from pipelines.train import prepare_data
 from pipelines.tune import Checker, Finished, Sweep, Trials, execute, split_preset
 

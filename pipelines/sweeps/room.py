@@ -10,8 +10,8 @@ from pathlib import PurePosixPath
 
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment
+from pipelines.sweeps.trial import DRIVER_CPUS
 from pipelines.train import prepare_data, worker_cpus
-from pipelines.trial import DRIVER_CPUS
 
 
 def join_cluster(wanted: int, bases: Sequence[Experiment]) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from pipelines import search
-from pipelines.search import Space
-from pipelines.trial import Plan
+from pipelines.sweeps import search
+from pipelines.sweeps.search import Space
+from pipelines.sweeps.trial import Plan
 
 
 class Schedule(Protocol):
