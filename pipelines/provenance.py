@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,13 @@ def origin() -> dict[str, str]:
         user = {"mlflow.user": getpass.getuser()}
     except (KeyError, OSError):  # a container without an entry for its user
         user = {}
-    return {**user, "mlflow.source.name": " ".join(sys.argv), "mlflow.source.type": "LOCAL"}
+    # MLflow's pages show what follows the last slash of the source, which of a whole command is part of an argument.
+    return {
+        **user,
+        "mlflow.source.name": sys.argv[0],
+        "mlflow.source.type": "LOCAL",
+        "command": shlex.join(sys.argv)[:5000],
+    }
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -51,7 +53,8 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
     data = client.get_run(run.run_id).data
     assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
     assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
-    assert data.tags["mlflow.source.name"] and data.tags["mlflow.source.type"] == "LOCAL"
+    assert data.tags["mlflow.source.name"] == sys.argv[0] and data.tags["mlflow.source.type"] == "LOCAL"
+    assert shlex.split(data.tags["command"]) == sys.argv
     (used,) = client.get_run(run.run_id).inputs.dataset_inputs
     assert (used.dataset.name, used.dataset.digest, used.tags[0].value) == ("photographs", "d" * 36, "train")
     assert json.loads(used.dataset.source) == {"uri": "s3://bucket/train"}
