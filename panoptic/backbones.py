@@ -41,16 +41,17 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """Of our own backbones, the options beside `ALWAYS` that each has; a timm model has the output stride."""
 
 TIMM_NAMES = {
+    **{name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
     "res2net50_v1b_26w_4s": "res2net50d",
     "res2net101_v1b_26w_4s": "res2net101d",
-    "resnet50_double3x3": "resnet50",
-    "resnet101_double3x3": "resnet101",
-    "swin_tiny": "swin_tiny_patch4_window7_224",
-    "swin_small": "swin_small_patch4_window7_224",
-    "swin_base": "swin_base_patch4_window12_384",
-    "swin_large": "swin_large_patch4_window12_384",
+    "resnet50_double3x3": "resnet50.tv_in1k",
+    "resnet101_double3x3": "resnet101.tv_in1k",
+    "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
+    "swin_small": "swin_small_patch4_window7_224.ms_in1k",
+    "swin_base": "swin_base_patch4_window12_384.ms_in22k",
+    "swin_large": "swin_large_patch4_window12_384.ms_in22k",
 }
-"""What timm calls ours, where it differs."""
+"""What timm calls ours, where it differs: the weights that the published models began with, not timm's own recipes."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Backbone:
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
     swin_tiny small base large, or any timm model whose features have strides 4 to 32."""
     weights: str = "none"
-    """none (from scratch), timm (downloaded by timm), or a file that the pipeline opens and `load_weights` reads."""
+    """none (from scratch), timm (downloaded by timm: of ResNets torchvision's first, of Swin the papers'), or a file
+    that the pipeline opens and `load_weights` reads."""
     output_stride: Literal[8, 16, 32] = 32
     """Stride of the last feature map; later stages trade their stride for dilation."""
     stem: Literal["conv7", "deeplab"] = "conv7"

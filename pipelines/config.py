@@ -89,7 +89,7 @@ class Train:
     seed: int = 0
     """Of initialisation, order, augmentation and dropout."""
     deterministic: bool = False
-    """Only deterministic kernels; slower on GPU."""
+    """Only deterministic kernels; slower on GPU, where an operation that has none stops the run by its name."""
     log_every: int = 20
     """Steps between console lines and logged losses."""
     validate_every: int = 250

@@ -117,12 +117,12 @@ def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[DETRC
 
 
 def class_index(logits: int, categories: Categories) -> Tensor:
-    """int64 [C], the logit of each category: its id, or its place where there are as many logits as categories.
+    """int64 [C], the logit of each category: its id, or its place where as many logits as categories have other ids.
 
     Raises:
         ValueError: an id has no logit.
     """
-    if logits == len(categories):
+    if logits == len(categories) and set(categories.ids) != set(range(logits)):
         return torch.arange(logits)
     beyond = [f"{i} ({name})" for i, name in zip(categories.ids, categories.names, strict=True) if not 0 <= i < logits]
     if beyond:

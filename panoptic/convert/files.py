@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
@@ -32,7 +33,7 @@ BUILTINS = ("bool", "bytes", "bytearray", "complex", "dict", "float", "frozenset
 
 
 def read_checkpoint(file: BinaryIO, name: str = "checkpoint") -> dict[str, Tensor]:
-    """The weights of a `.pth`, `.pth.tar` or `.pkl` checkpoint, on the CPU; their optimiser state is left behind.
+    """The weights of a `.pth`, `.pth.tar`, `.pkl` or `.safetensors` file, on the CPU, without their optimiser's state.
 
     Args:
         file: seekable, opened for reading bytes.
@@ -43,6 +44,11 @@ def read_checkpoint(file: BinaryIO, name: str = "checkpoint") -> dict[str, Tenso
     """
     start = file.read(32)
     file.seek(0)
+    if start[8:9] == b"{":  # the length of a header, then the header in JSON
+        try:
+            return _weights(safetensors.torch.load(file.read()), name)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{name}: a safetensors file that is cut short or broken ({error})") from error
     try:
         content = _torch_load(file) if start.startswith(TORCH_MAGIC) else _Unpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:

@@ -2,7 +2,8 @@
 
 ResNets and Swins, both pixel decoders. What weights do not tell: attention heads (8), dropout, and batch padding
 (none beyond the largest image with COCO's 133 classes, else to multiples of 32). A ResNet's norms are frozen where
-the file has no counters of batches, and synchronised where it has; Hugging Face's are plain batch norms.
+the file has no counters of batches, and synchronised where it has; Hugging Face's are plain batch norms. One with three
+convolutions as stem is taken for the published R101c, whose last stage dilates its blocks by 1, 2 and 4.
 """
 
 from __future__ import annotations
@@ -151,15 +152,17 @@ def _backbone(trunk: Mapping[str, Tensor]) -> Backbone:
     found = backbone_config(trunk)
     if found.name.startswith("swin"):
         return found
+    if found.stem == "deeplab":  # the published R101c
+        found = replace(found, multigrid=(1, 2, 4))
     return replace(found, norm="sync" if "bn1.num_batches_tracked" in trunk else "frozen")
 
 
 def unsynchronised(
     found: tuple[Any, Mapping[str, Tensor]],
 ) -> tuple[Any, Mapping[str, Tensor]]:
-    """The same with plain batch norms where the counters would mean synchronised ones."""
+    """The same with plain batch norms in a ResNet, whatever its counters would mean in the original's files."""
     config, weights = found
-    if config.backbone.norm == "sync":
+    if not config.backbone.name.startswith("swin"):
         config = replace(config, backbone=replace(config.backbone, norm="batch"))
     return config, weights
 

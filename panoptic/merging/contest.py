@@ -81,7 +81,8 @@ class _Cells:
         self.whole = (inside.double() @ rows.double()).long().cpu()
         settled = self.owner * 2 + 2 + self.inside.gather(0, self.owner[None])[0]
         areas = (rows[:, None] * columns).view(-1).double() * ~self.unclear
-        self.won = torch.bincount(settled, areas, 2 * count + 2).long().view(-1, 2)[1:].cpu()
+        # not bincount, which has no deterministic kernel for weights on a GPU
+        self.won = areas.new_zeros(2 * count + 2).index_add_(0, settled, areas).long().view(-1, 2)[1:].cpu()
         # one row and column more take what is written for pixels that a cell does not have
         spread = [torch.cat([axis.owners, axis.owners[-1:]]).to(device) for axis in (planes.rows, planes.columns)]
         codes = settled.to(torch.int32).view(height, width)
@@ -103,7 +104,7 @@ class _Cells:
         exists = (rows < self.planes.size[0])[:, :, None] & (columns < self.planes.size[1])[:, None]
         ends = torch.nonzero(edge[query, place])[:, 0]
         own = ((x[ends] >= 0.5) & exists[place[ends]]).sum((1, 2))
-        self.whole += torch.bincount(query[ends], own.double(), len(self.scores)).long().cpu()
+        self.whole += own.new_zeros(len(self.scores)).index_add_(0, query[ends], own).cpu()
         rivals = torch.nonzero(contends[query, place])[:, 0]
         codes = self._highest(x[rivals].flatten(1), place[rivals], query[rivals], len(cells)).view(-1, *x.shape[1:])
         chosen = torch.nonzero(unclear)[:, 0]

@@ -71,7 +71,7 @@ def maskformer_r101_cityscapes() -> Experiment:
             schedule="poly",
             clip_norm=0.01,
         ),
-        engine=Engine(precision="bfloat16", channels_last=True),
+        engine=Engine(channels_last=True),
         train=Train(steps=90_000, batch=16, workers=8, sync_bn=True, validate_every=5000, gpu="yes"),
     )
 

@@ -123,10 +123,18 @@ def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
     whole = create("resnet18", pretrained=False)
     monkeypatch.setattr(timm, "create_model", offline)
     backbone = Backbone("resnet18", weights="timm", freeze=1).build()
-    assert asked == [("resnet18", True)]
+    assert asked == [("resnet18.tv_in1k", True)]
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in backbone.state_dict().items())
     with pytest.raises(ValueError, match="check backbone"):
         Backbone("resnet18", weights="timm", stem="deeplab").build()
+
+
+def test_the_weights_that_timm_is_asked_for_are_published() -> None:
+    import timm
+
+    from panoptic.backbones import TIMM_NAMES
+
+    assert all(name in timm.list_pretrained(f"{name}*") for name in TIMM_NAMES.values() if "." in name)
 
 
 @pytest.mark.parametrize(

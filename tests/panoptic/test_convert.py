@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from panoptic.backbones import Backbone
@@ -213,6 +214,13 @@ def test_torch_files_are_read(archive: bool, wrapper: str | None) -> None:
     torch.save({wrapper: WEIGHTS, **extra} if wrapper else WEIGHTS, file, _use_new_zipfile_serialization=archive)
     file.seek(0)
     check(read_checkpoint(file))
+
+
+def test_safetensors_are_read() -> None:
+    data = safetensors.torch.save(WEIGHTS, {"format": "pt"})
+    check(read_checkpoint(io.BytesIO(data)))
+    with pytest.raises(ValueError, match="cut short or broken"):
+        read_checkpoint(io.BytesIO(data[:-3]), "model.safetensors")
 
 
 class Malicious:

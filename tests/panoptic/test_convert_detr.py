@@ -13,6 +13,7 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.checkpoint import load, load_for_finetune, save
 from panoptic.convert import convert
+from panoptic.convert.detr import class_index
 from panoptic.models.detr import DETRConfig
 from panoptic.segmentation import Categories, Sample, collate
 from tests.conftest import draw_segmentation
@@ -228,3 +229,16 @@ def test_the_mask_head_is_trained_in_a_second_stage() -> None:
     assert torch.equal(model.box_head.layers[0].weight, record["weights"]["box_head.layers.0.weight"])
     with pytest.raises(ValueError, match=r"unexpected: mask_attention"):
         load_for_finetune(DETRConfig(**SMALL, masks=False).build(FEW), saved(DETRConfig(**SMALL), FEW))
+
+
+def test_the_logit_of_a_category() -> None:
+    """Its id where the logits are ids, in whatever order they are listed, else its place in the list."""
+
+    def of(*ids: int) -> Categories:
+        return Categories.from_coco([{"id": i, "name": f"class {i}", "isthing": i % 2} for i in ids])
+
+    assert class_index(3, of(2, 0, 1)).tolist() == list(of(2, 0, 1).ids)
+    assert class_index(3, of(5, 7, 9)).tolist() == [0, 1, 2]
+    assert class_index(10, of(5, 7, 9)).tolist() == [5, 7, 9]
+    with pytest.raises(ValueError, match=r"none for .*12 \(class 12\)"):
+        class_index(10, of(5, 12))

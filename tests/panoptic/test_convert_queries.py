@@ -93,6 +93,18 @@ def test_older_files(shared) -> None:
     )
 
 
+def test_a_stem_of_three_convolutions_is_the_published_one() -> None:
+    """R101c, whose blocks of the last stage are dilated by factors that leave no trace in the weights."""
+    from panoptic.backbones import Backbone
+    from panoptic.convert.maskformer import common
+
+    for stem, expected in (("deeplab", (1, 2, 4)), ("conv7", (1, 1, 1))):
+        trunk = Backbone("resnet101", stem=stem).build().state_dict()
+        weights = {f"backbone.{key}": value for key, value in trunk.items()} | {"class_head.weight": torch.zeros(20, 8)}
+        fields, _ = common(weights, categories(19))
+        assert (fields["backbone"].name, fields["backbone"].multigrid) == ("resnet101", expected)
+
+
 def test_class_weights_are_read(shared) -> None:
     state = published(shared, "maskformer_fpn_original")
     state["criterion.empty_weight"] = class_weights(134, 0.4)
