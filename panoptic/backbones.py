@@ -99,6 +99,11 @@ class Backbone:
             pyramid.freeze_stages(self.freeze)
             return pyramid
         module = self._own()
+        if self.weights == "timm" and self.stride_in_1x1:
+            raise ValueError(
+                "backbone.weights: timm's bottlenecks stride in the 3x3: set backbone.stride_in_1x1 false (and the "
+                "model's pixels to RGB with mean 123.675 116.28 103.53, deviation 58.395 57.12 57.375)"
+            )
         if self.weights == "timm":  # its names are those of the published files
             name = TIMM_NAMES.get(self.name, self.name)
             load_weights(module, timm.create_model(name, pretrained=True).state_dict())

@@ -53,10 +53,12 @@ def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeR
     An image whose short side is right already keeps its size (huggingface32: up to that multiple).
     """
     if rule == "detectron2":
-        factor = short / min(size)
-        height, width = size[0] * factor, size[1] * factor
-        cap = min(1.0, longest / max(height, width))
-        return max(1, int(height * cap + 0.5)), max(1, int(width * cap + 0.5))
+        # the short side is exact before the cap: twice rounded it would decide some ties otherwise
+        height, width = (float(short) if side == min(size) else short / min(size) * side for side in size)
+        cap = longest / max(height, width)
+        if cap < 1:
+            height, width = height * cap, width * cap
+        return max(1, int(height + 0.5)), max(1, int(width + 0.5))
     exact: float = short
     if max(size) / min(size) * short > longest:
         exact = longest * min(size) / max(size)

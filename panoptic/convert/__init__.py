@@ -33,6 +33,7 @@ from panoptic.convert.files import read_checkpoint
 from panoptic.convert.trunks import trunk_config
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
+from panoptic.trunk_weights import CLASSIFIER
 
 __all__ = ["FAMILIES", "convert", "convert_trunk", "read_checkpoint", "reference_keys"]
 
@@ -68,13 +69,13 @@ def convert(state: Mapping[str, Tensor], source: str, categories: Categories) ->
 
 
 def convert_trunk(state: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tensor]]:
-    """The configuration and the weights of torchvision's ResNet classifier, without the classifier.
+    """The configuration and the weights of one of torchvision's ResNets or VGGs, without the classifier.
 
     Raises:
         ValueError: as `convert`.
     """
     state = _unwrapped(state)
-    names = {key: key for key in state if not key.startswith("fc.")}
+    names = {key: key for key in state if not key.startswith(CLASSIFIER)}
     weights = {key: torch.as_tensor(state[key]) for key in names}
     trunk = trunk_config(weights)
     return trunk, _fit(weights, trunk.build, names, "torchvision")

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from panoptic.backbones import trunk_key
 from panoptic.convert.family import Family, State
-from panoptic.convert.trunks import part, trunk_config
+from panoptic.convert.trunks import frozen_trunk, part, trunk_config
 from panoptic.models.panoptic_fcn import PanopticFCNConfig
 from panoptic.segmentation import Categories
 from panoptic.targets.kernels import Regions
@@ -99,7 +98,7 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, S
         raise ValueError("convert: position head and kernel head differ in their number of convolutions")
     trunk = trunk_config(part(weights, "backbone."))
     config = PanopticFCNConfig(
-        backbone=replace(trunk, stride_in_1x1=True, norm="frozen", freeze=2),
+        backbone=frozen_trunk(trunk),
         width=pyramid,
         feature="p2" if semantic is None else "semantic_fpn",
         feature_channels=PanopticFCNConfig.feature_channels if semantic is None else entering,

@@ -2,7 +2,8 @@
 
 blue, green, red with Caffe2's mean and scale 1, the stride of a bottleneck in its first 1x1, fixed batch norms, a
 frozen stem and res2, anchors, thresholds and merge rule as `PanopticFPNConfig` has them. Sizes of all layers are read
-off the weights. For weights that began as torchvision's, `dataclasses.replace` their order, mean and stride.
+off the weights. Res2Net's fork is recognised and takes red, green, blue with ImageNet's mean and deviation; for weights
+that began as torchvision's, `dataclasses.replace` their order, mean and stride.
 
 Buffers that hold no weights (anchors, pixel mean and deviation of older files) are left out. Norms without
 statistics, as files of Caffe2 origin have them, get mean 0 and variance 1.
@@ -12,15 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
 from panoptic.backbones import trunk_key
 from panoptic.convert.family import Family, State, weight
-from panoptic.convert.trunks import part, trunk_config
-from panoptic.models.panoptic_fpn import CAFFE2, PanopticFPNConfig
+from panoptic.convert.trunks import frozen_trunk, part, trunk_config
+from panoptic.models.panoptic_fpn import PanopticFPNConfig
 from panoptic.proposals.detector import DetectorConfig, Heads
+from panoptic.res2net import RES2NETS
 from panoptic.segmentation import Categories
 
 HEADS = {
@@ -36,6 +37,9 @@ HEADS = {
     "sem_seg_head.predictor": "classifier",
 }
 """Layers that have another name here and nothing else."""
+
+RGB = {"bgr": False, "pixel_mean": (123.675, 116.28, 103.53), "pixel_std": (58.395, 57.12, 57.375)}
+"""The pixels of Res2Net's fork."""
 
 CONSTANTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d+")
 """Buffers that older files hold and no weight depends on."""
@@ -88,7 +92,8 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFPNConfig, S
     )
     trunk = trunk_config(part(weights, "backbone."))
     config = PanopticFPNConfig(
-        backbone=replace(trunk, stride_in_1x1=CAFFE2.stride_in_1x1, norm=CAFFE2.norm, freeze=CAFFE2.freeze),
+        backbone=frozen_trunk(trunk),
+        **(RGB if trunk.name in RES2NETS else {}),
         width=width,
         semantic_width=weight(weights, "classifier.weight").shape[1],
         detector=DetectorConfig(heads=heads),

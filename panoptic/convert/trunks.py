@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones import Backbone
+from panoptic.backbones import OPTIONS, Backbone
 from panoptic.res2net import RES2NETS
 from panoptic.resnet import DEPTHS, STAGES
 from panoptic.swin import SWINS
@@ -64,6 +64,16 @@ def _deformable(trunk: Mapping[str, Tensor]) -> dict[str, Any]:
         return {}
     stages = tuple(stage for k, stage in enumerate(STAGES, 1) if any(key.startswith(f"layer{k}.") for key in offsets))
     return {"deformable": "v2" if len(next(iter(offsets.values()))) == 27 else "v1", "deformable_stages": stages}
+
+
+def frozen_trunk(trunk: Backbone) -> Backbone:
+    """As detectron2 trains it: fixed norms, stem and res2 frozen, the stride in the first 1x1.
+
+    Of a Res2Net only the fork for v1b strides there.
+    """
+    wanted = {"norm": "frozen", "stride_in_1x1": trunk.name not in RES2NETS or "v1b" in trunk.name}
+    has = OPTIONS.get(trunk.name, ())
+    return replace(trunk, freeze=2, **{name: value for name, value in wanted.items() if name in has})
 
 
 def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -150,7 +150,9 @@ def _span(lines: Tensor, axis: Tensor) -> tuple[slice, slice]:
 
 
 def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
-    """int32 [H, W], the most probable region class of each pixel, the first of equal ones; 0 where there is none.
+    """int32 [H, W], the most probable region class of each pixel, the first of equal ones.
+
+    0 where there is none, or none that is more probable than 0 in float32.
 
     Args:
         logits: float [K, y, x], one plane a class.
@@ -161,15 +163,16 @@ def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
     if not len(labels):
         return np.zeros((height, width), np.int32)
     wide = logits.sigmoid() @ view.across.T  # [K, y, W]
-    best = torch.zeros(height, width, dtype=torch.uint8 if len(labels) < 256 else torch.int32, device=logits.device)
+    labels = functional.pad(labels, (1, 0))
+    best = torch.zeros(height, width, dtype=torch.uint8 if len(labels) <= 256 else torch.int32, device=logits.device)
     for first in range(0, height, LINES):
         down = view.down[first : first + LINES]
         cells = down.sum(0).nonzero()[:, 0]
         y = slice(int(cells[0]), int(cells[-1]) + 1)
         planes = down[:, y] @ wide[:, y]
-        highest = planes[0]
-        for k in range(1, len(planes)):  # ten times faster on a CPU than argmax over the first axis
-            best[first : first + LINES].masked_fill_(planes[k] > highest, k)
+        highest = torch.zeros_like(planes[0])
+        for k in range(len(planes)):  # ten times faster on a CPU than argmax over the first axis
+            best[first : first + LINES].masked_fill_(planes[k] > highest, k + 1)
             highest = torch.maximum(highest, planes[k])
     return labels.int()[best.int()].cpu().numpy()
 

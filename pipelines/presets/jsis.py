@@ -79,14 +79,17 @@ def jsis_net_scenes() -> Experiment:
 def jsis_net_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
-    A step of 4 crops takes 0.45 s of one core of an AMD EPYC (Zen 5), nearly half of it in convolutions, a tenth in
-    ReLUs, a tenth in RoIAlign; 0.30 s at stride 16. PQ has not been measured yet.
+    Measured once on 2 cores of an AMD EPYC (Zen 5), 485 training photographs, 1400 steps (11,200 images) in 12 min 26 s
+    from the command to its last line, 15 to 17 images/s, 1.8 GiB a worker. PQ on the 127 val photographs: 43.8 at step
+    700, 54.4 at 1400 (things 22.2, stuff 62.4; SQ 72.6, RQ 64.1). On the 58 of them that no training photograph
+    resembles: 47.9 (things 12.9, stuff 56.6); copying the nearest training photograph's labels scores 34.8 there. Of a
+    step nearly half goes to convolutions, a tenth to ReLUs, a tenth to RoIAlign; at stride 16 it takes two thirds.
     `python jobs/train.py jsis-net-pedestrians --data.root FOLDER`
     """
     return on_photographs(
         _small(stuff_area=128),
         Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
-        Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50),
+        Train(steps=1400, batch=8, workers=2, validate_every=700, log_every=50),
     )
 
 

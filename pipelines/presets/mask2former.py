@@ -97,11 +97,15 @@ def mask2former_scenes() -> Experiment:
 def mask2former_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
-    Meant for half an hour; PQ has not been measured yet.
+    Measured once on 2 cores of an AMD EPYC (Zen 5), 485 training photographs, 3300 steps (26,400 images) in 28 min 43 s
+    from the command to its last line, 15 to 17 images/s, 2.0 GiB a worker. PQ on the 127 val photographs: 57.2 at step
+    1100, 69.4 at 2200, 74.3 at 3300 (things 45.8, stuff 81.5; SQ 85.9, RQ 85.2). On the 58 of them that no training
+    photograph resembles: 67.1 (things 30.6, stuff 76.2). Hugging Face's Mask2Former, set up alike, reaches 62.4 and
+    52.1 in half an hour of training on 2 cores; copying the nearest training photograph's labels scores 34.8 on the 58.
     `python jobs/train.py mask2former-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small(), _small_optim(), Train(steps=3600, batch=8, workers=2, validate_every=900, log_every=50)
+        _small(), _small_optim(), Train(steps=3300, batch=8, workers=2, validate_every=1100, log_every=50)
     )
 
 

@@ -127,6 +127,8 @@ def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in backbone.state_dict().items())
     with pytest.raises(ValueError, match="check backbone"):
         Backbone("resnet18", weights="timm", stem="deeplab").build()
+    with pytest.raises(ValueError, match=r"stride in the 3x3: set backbone\.stride_in_1x1 false"):
+        Backbone("resnet50", weights="timm", stride_in_1x1=True).build()
 
 
 def test_the_weights_that_timm_is_asked_for_are_published() -> None:

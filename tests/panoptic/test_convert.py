@@ -136,6 +136,27 @@ def test_panoptic_fpn_of_other_sizes_and_ages(fpn) -> None:
     assert config.build(kinds(8, 11)).load_state_dict(weights).missing_keys == []
 
 
+def test_panoptic_fpn_of_other_trunks(fpn) -> None:
+    """Whose fork read red, green, blue, and which trunks stride where."""
+    rest = {key: value for key, value in fpn.items() if not key.startswith("backbone.bottom_up.")}
+    for name, stride, bgr in (
+        ("res2net50_v1b_26w_4s", True, False),
+        ("res2net50_26w_4s", False, False),
+        ("resnet50_double3x3", True, True),
+        ("vgg16_bn", False, True),
+    ):
+        norms = {} if name == "vgg16" else {"norm": "frozen"}
+        trunk = Backbone(name, **norms).build()
+        state = {f"backbone.bottom_up.{key}": value for key, value in trunk.state_dict().items()}
+        lateral = {
+            f"backbone.fpn_lateral{k}.weight": torch.zeros(256, trunk.channels[f"res{k}"], 1, 1) for k in range(2, 6)
+        }
+        config, _ = convert({**rest, **state, **lateral}, "detectron2", kinds(80, 53))
+        found = config.backbone
+        assert (found.name, found.stride_in_1x1, found.freeze, found.norm) == (name, stride, 2, "frozen")
+        assert (config.bgr, config.pixel_mean[0]) == (bgr, 103.53 if bgr else 123.675)
+
+
 def test_panoptic_fpn_refuses_what_it_does_not_know(fpn) -> None:
     with pytest.raises(ValueError, match="80 thing and 53 stuff classes, the list has 8 and 11"):
         convert(fpn, "detectron2", kinds(8, 11))
@@ -146,11 +167,14 @@ def test_panoptic_fpn_refuses_what_it_does_not_know(fpn) -> None:
         convert(lacking, "detectron2", kinds(80, 53))
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("resnet50", 23_508_032), ("resnet101", 42_500_160)])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet50", 23_508_032), ("resnet101", 42_500_160), ("vgg16", 14_714_688), ("vgg16_bn", 14_723_136)],
+)
 def test_torchvision_trunks(shared, name: str, parameters: int) -> None:
     config, weights = convert_trunk(published(shared, f"torchvision_{name}"))
     assert config == Backbone(name)
-    assert not any(key.startswith("fc.") for key in weights)
+    assert not any(key.startswith(("fc.", "classifier.")) for key in weights)
     assert sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked"))) == parameters
 
 

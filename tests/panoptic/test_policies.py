@@ -31,6 +31,19 @@ SIZES = [
 RULES: tuple[SizeRule, ...] = ("detr", "huggingface", "huggingface32", "detectron2")
 
 
+def test_ties_of_the_capped_side_are_those_of_detectron2() -> None:
+    """Its arithmetic step by step: the short side is set, not multiplied."""
+    for height, width, short, longest in ((300, 600, 672, 1333), (289, 612, 400, 666), (480, 640, 800, 1333)):
+        sides = {"h": short * 1.0, "w": short / height * width}
+        if sides["w"] > longest:
+            factor = longest / sides["w"]
+            sides = {name: side * factor for name, side in sides.items()}
+        expected = int(sides["h"] + 0.5), int(sides["w"] + 0.5)
+        assert short_side_size((height, width), short, longest) == expected
+        assert short_side_size((width, height), short, longest) == expected[::-1]
+    assert short_side_size((300, 600), 672, 1333) == (666, 1333)
+
+
 @pytest.mark.parametrize("row", SIZES, ids=lambda row: f"{row[0][0]}x{row[0][1]}-{row[1][0]}")
 def test_the_references_sizes(row: tuple) -> None:
     (width, height), (short, longest), *expected = row

@@ -171,6 +171,15 @@ def test_nothing_found_is_an_empty_map() -> None:
     assert as_instances(things).boxes.shape == (0, 4)
 
 
+def test_a_pixel_without_any_probability_has_no_region() -> None:
+    """The reference scatters the classes over zeros before it takes the highest."""
+    view = View.of((4, 4), (16, 16), (16, 16), torch.zeros(()))
+    logits = torch.full((2, 4, 4), -200.0)
+    logits[1, :, 2:] = 3.0
+    regions = draw_regions(logits, torch.tensor([3, 5]), view)
+    assert (regions[:, :6] == 0).all() and (regions[:, 8:] == 5).all()
+
+
 def test_nothing_passes_the_thresholds() -> None:
     level = Level(torch.full((2, 3, 4), -9.0), torch.full((3, 3, 4), -9.0), torch.ones(5, 3, 4))
     kernels, labels, scores, owners = collect_things([level] * 5, (3,) * 5, 0.05, 50)
