@@ -88,11 +88,14 @@ def maskformer_scenes() -> Experiment:
 def maskformer_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
 
-    Meant for at most 15 minutes; PQ has not been measured yet.
+    Measured once on 2 cores of an AMD EPYC (Zen 5), 485 training photographs, 1600 steps (12,800 images) in 13 min 22 s
+    from the command to its last line, 17 images/s, 1.9 GiB a worker. PQ on the 127 val photographs: 47.8 at step 800,
+    54.4 at 1600 (things 22.0, stuff 62.5; SQ 67.0, RQ 64.1). On the 58 of them that no training photograph resembles:
+    43.6 (things 5.0, stuff 53.2); copying the nearest training photograph's labels scores 34.8 there.
     `python jobs/train.py maskformer-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small(), _small_optim(), Train(steps=1800, batch=8, workers=2, validate_every=450, log_every=50)
+        _small(), _small_optim(), Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50)
     )
 
 
