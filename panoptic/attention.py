@@ -253,12 +253,13 @@ class AttentionMap(nn.Module):
     """Where the queries look in a map, by head: attention without values (DETR's mask head).
 
     The softmax is taken over heads and cells together, so that the maps of all heads of a query sum to 1: odd,
-    and so published.
+    and so published. `unit_mean` multiplies them by heads and cells: what is 1/2000 at first is lost beside features
+    around 1, and a mask head that starts from nothing hardly learns to see it.
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, unit_mean: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.unit_mean = heads, unit_mean
         self.query, self.key = nn.Linear(channels, channels), nn.Linear(channels, channels)
         for layer in (self.query, self.key):
             nn.init.xavier_uniform_(layer.weight)
@@ -273,4 +274,5 @@ class AttentionMap(nn.Module):
         if valid is not None:
             weights = weights.masked_fill(~valid.flatten(1)[:, None, None], -math.inf)
         weights = weights.transpose(1, 2)
-        return weights.flatten(2).softmax(-1).view(weights.shape).unflatten(-1, size)
+        maps = weights.flatten(2).softmax(-1).view(weights.shape).unflatten(-1, size)
+        return maps * (self.heads * size[0] * size[1]) if self.unit_mean else maps

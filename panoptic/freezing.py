@@ -7,7 +7,7 @@ inside parts of which every parameter is frozen are off, as in evaluation, or st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -41,6 +41,27 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         model.get_parameter(name).requires_grad_(False)
     freeze_parts(model, [name for name, module in model.named_modules() if _fixed_norm(module)] if frozen else [])
     return frozen
+
+
+def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
+    """Nothing may be frozen that got no weights: frozen noise measures nothing.
+
+    Args:
+        model: with all that is frozen.
+        fresh: keys that no weights were loaded into.
+
+    Raises:
+        ValueError: names the parameters and the remedies.
+    """
+    wanted = set(fresh)
+    noise = [name for name, p in model.named_parameters() if not p.requires_grad and name in wanted]
+    if noise:
+        more = f" and {len(noise) - SHOWN} more" if len(noise) > SHOWN else ""
+        raise ValueError(
+            f"{', '.join(noise[:SHOWN])}{more}: frozen, but the weights have nothing for them, and frozen noise "
+            "measures nothing. Take weights that have them, or freeze less: fewer stages (--model.backbone.freeze), "
+            "patterns that leave them out (--train.freeze)"
+        )
 
 
 def training_mode(model: nn.Module, frozen_dropout: bool = False) -> None:

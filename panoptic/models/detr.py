@@ -91,6 +91,8 @@ class DETRConfig:
     """The panoptic head; without it the model finds boxes (first stage) and `segment` paints them."""
     mask_channels: int = 256
     """Width of the mask head after its first convolution, halved at each finer level."""
+    unit_mean_attention: bool = False
+    """The maps of where a query looks have the mean 1 in the mask head, not the sum (published), for short trainings."""
     logits: int = 0
     """Logits without "no object"; 0 = one a class. Published: 250 for COCO's panoptic, 91 for its detection ids."""
     class_hidden: tuple[int, ...] = ()
@@ -164,7 +166,7 @@ class DETR(PanopticModel):
         self.box_head = MLP((width, width, width, 4))
         self.mask_attention = self.mask_head = None
         if config.masks:
-            self.mask_attention = AttentionMap(width, config.heads)
+            self.mask_attention = AttentionMap(width, config.heads, config.unit_mean_attention)
             fine = [channels[name] for name in LEVELS]
             self.mask_head = MaskHead(width, config.heads, config.mask_channels, fine)
 

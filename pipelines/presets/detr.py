@@ -171,12 +171,14 @@ def _small() -> DETRConfig:
         queries=30,
         dropout=0.0,
         mask_channels=128,
+        unit_mean_attention=True,
+        dice_weight=5.0,
         threshold=0.5,
     )
 
 
 def _small_optim() -> Optim:
-    return Optim(optimiser="adamw", lr=1e-3, weight_decay=1e-4, warmup_steps=100, clip_norm=1.0, ema=0.99)
+    return Optim(optimiser="adamw", lr=3e-4, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
 
 
 PRESETS = (
