@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -25,6 +26,9 @@ from panoptic.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.feed import FeedConfig
 from pipelines.tracking import Tracking
+
+UNRANKED = -1e9
+"""Rank of a checkpoint without a figure."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,11 @@ class Train:
     overlays: int = 4
     """Validation images whose overlay is logged at every validation (always the same ones)."""
     keep: int = 2
-    """Checkpoints kept: the best so many by PQ, and the last."""
+    """Checkpoints kept: the best so many by --score, and the last."""
+    score: str = "val/pq"
+    """Metric of the validation that says which checkpoint is best."""
+    score_mode: Literal["max", "min"] = "max"
+    """Whether more of it is better."""
     max_failures: int = 2
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
     freeze: tuple[str, ...] = ()
@@ -111,6 +119,13 @@ class Train:
     """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
     stop_after: int = 0
     """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
+
+    def rank(self, values: Mapping[str, float]) -> float:
+        """What a checkpoint with these metrics is ranked by, more is better; NaN cannot be ranked."""
+        value = values.get(self.score, math.nan)
+        if value != value:
+            return UNRANKED
+        return value if self.score_mode == "max" else -value
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint
 
 log = logging.getLogger(__name__)
 
-FREE = ("train.steps", "train.workers", "train.threads", "train.stop_after", "train.keep", "train.log_every")
+FREE = (
+    *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
+    *("train.keep", "train.score", "train.score_mode"),
+)
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Options that a continued run may change; any other would make it another experiment."""
 

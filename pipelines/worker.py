@@ -33,7 +33,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.draw import side_by_side
 from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch, share_buffers, train_step, world_size
 from panoptic.evaluation import Batch, Tally, judge, summarise
-from panoptic.freezing import freeze_parameters, training_mode
+from panoptic.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.interface import PanopticModel
 from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
@@ -131,8 +131,9 @@ class Worker:
         self.model: PanopticModel = prepare(
             experiment.model.build(job.train.categories), self.device, experiment.engine
         )
-        self._initial_weights()
+        fresh = self._initial_weights()
         frozen = freeze_parameters(self.model, options.freeze)
+        refuse_frozen(self.model, fresh)
         if frozen and rank == 0:
             _say(f"train.freeze: {len(frozen)} tensors are frozen, {frozen[0]} to {frozen[-1]}")
         if options.sync_bn and job.gpu:
@@ -145,20 +146,23 @@ class Worker:
         self.accumulation = accumulation(options.batch, world, options.micro_batch)
         self.tracker = Tracker(job.run, _local(job.folder)) if rank == 0 else None
 
-    def _initial_weights(self) -> None:
-        experiment = self.experiment
+    def _initial_weights(self) -> list[str]:
+        """Load the weights that the experiment names; what they left fresh."""
+        experiment, fresh = self.experiment, []
         backbone = experiment.model.backbone.weights
         if backbone not in ("none", "timm"):
             state = read_checkpoint(io.BytesIO(storage.read_bytes(backbone)))
-            fresh = load_weights(self.model.get_submodule("backbone"), state)
-            if fresh and self.rank == 0:
-                _say(f"backbone.weights: {backbone} has nothing for these, so fresh: {', '.join(fresh)}")
+            lacking = load_weights(self.model.get_submodule("backbone"), state)
+            fresh = [f"backbone.{name}" for name in lacking]
+            if lacking and self.rank == 0:
+                _say(f"backbone.weights: {backbone} has nothing for these, so fresh: {', '.join(lacking)}")
         if experiment.train.weights:
             record = load_checkpoint(experiment.train.weights)
             fresh = checkpoints.load_for_finetune(self.model, record)
             if fresh and self.rank == 0:
                 names = ", ".join(fresh)
                 _say(f"starting from {experiment.train.weights}; of other classes or not in it, so fresh: {names}")
+        return fresh
 
     def restore(self, file: Path) -> None:
         """Go on from a checkpoint of this run."""
@@ -263,7 +267,6 @@ class Worker:
         batches = validation_batches(self.job.val, experiment, judged.divisor, self.rank, self.world)
         evaluation = summarise(_gathered(judge(judged, batches, experiment.engine)), categories)
         values = metrics(evaluation)
-        score = values["val/pq"] if values["val/pq"] == values["val/pq"] else -1.0  # NaN cannot be ranked
         with tempfile.TemporaryDirectory() as folder:
             given = None
             if self.tracker is not None:
@@ -274,7 +277,9 @@ class Worker:
                 _say(f"validation at {report}\nworst classes\n{class_table(evaluation, 5)}\n({seconds:.0f} s)")
                 given = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(
-                {"score": score, "step": step, **values}, checkpoint=given, checkpoint_dir_name=f"step_{step:06d}"
+                {"score": experiment.train.rank(values), "step": step, **values},
+                checkpoint=given,
+                checkpoint_dir_name=f"step_{step:06d}",
             )
         # Until the controller has committed it, a crash would restart from the checkpoint before.
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)

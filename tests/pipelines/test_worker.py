@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from panoptic.checkpoint import save
 from panoptic.layers import FrozenBatchNorm
 from panoptic.segmentation import Categories
-from pipelines.config import Data
+from pipelines.config import UNRANKED, Data, Train
 from pipelines.manifest import Manifest
 from pipelines.presets import PRESETS
+from pipelines.sweeps.freezing import STAND_IN
 from pipelines.tracking import Run
 from pipelines.worker import Job, Worker
 
@@ -72,3 +76,21 @@ def test_the_stream_is_cut_and_doubled_as_the_options_say(job: Job) -> None:
     job = replace(job, experiment=replace(experiment, data=Data(limit=6, limit_seed=4), augment=augment))
     stream = Worker(job, rank=1, world=2)._stream(10)
     assert (stream.rows, stream.limit, stream.limit_seed, stream.copies, stream.samples) == (20, 6, 4, 2, 12)
+
+
+def test_what_got_no_weights_may_not_be_frozen(job: Job, tmp_path: Path) -> None:
+    """A checkpoint of other classes leaves the class layer fresh, which a pattern may freeze with the rest."""
+    model = job.experiment.model.build(STAND_IN)
+    file = str(tmp_path / "other.pt")
+    save(file, config=job.experiment.model, model=model, step=1)
+    with pytest.raises(ValueError, match=r"semantic_\S+: frozen, but the weights have nothing for them") as refused:
+        Worker(with_options(job, weights=file, freeze=("semantic_*",)), rank=1, world=2)
+    assert "--train.freeze" in str(refused.value)
+    Worker(with_options(job, weights=file, freeze=("backbone.*",)), rank=1, world=2)
+
+
+def test_checkpoints_are_ranked_by_any_metric() -> None:
+    values = {"val/pq": 40.0, "val/loss/total": 2.5, "val/miou": math.nan}
+    assert Train().rank(values) == 40.0
+    assert Train(score="val/loss/total", score_mode="min").rank(values) == -2.5
+    assert Train(score="val/miou").rank(values) == Train(score="val/none").rank(values) == UNRANKED < -1e6
