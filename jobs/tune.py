@@ -20,6 +20,7 @@ from pipelines import tune
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
 from pipelines.studies import running
+from pipelines.sweeps.closing import closing_words
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> Any:
         print(report.text, flush=True)
         return report
     done = tune.sweep(options, rest, PRESETS)
-    print(tune.closing_words(done), flush=True)
+    print(closing_words(done), flush=True)
     return done
 
 
@@ -43,3 +44,6 @@ if __name__ == "__main__":
         main()
     except (ValueError, ConnectionError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --name NAME and --resume goes on", file=sys.stderr)
+        sys.exit(130)

@@ -225,6 +225,14 @@ class Tracker:
             text = str(value)[:TAG_LENGTH]
             self._try(f"tag {key}", lambda key=key, text=text: self._client.set_tag(self.run.run_id, key, text))
 
+    def figures(self, values: Mapping[str, float]) -> None:
+        """Set metrics that have no step; an existing one is overwritten."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        entries = [Metric(metric_name(key), float(value), now, 0) for key, value in values.items()]
+        self._try("figures", lambda: self._client.log_batch(self.run.run_id, metrics=entries))
+
     def text(self, name: str, text: str) -> None:
         """Keep a text as the artifact `name`."""
         self._try(name, lambda: self._client.log_text(self.run.run_id, text, name))

@@ -11,25 +11,25 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pipelines import storage, tracking
 from pipelines.config import Experiment, parse
 from pipelines.sweeps import progress, search, trial
+from pipelines.sweeps.closing import Finished, conclude
+from pipelines.sweeps.endings import close_children
 from pipelines.sweeps.freezing import check_freezing, meta_model
+from pipelines.sweeps.gate import open_gate
+from pipelines.sweeps.handover import COUNTER
+from pipelines.sweeps.plan import Plan, Row
+from pipelines.sweeps.restoring import RECORD, STATE, read_record, restorable
 from pipelines.sweeps.room import join_cluster, ready
-from pipelines.sweeps.schedulers import scheduler, searcher
+from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
 from pipelines.sweeps.search import PRESET, Space
-from pipelines.sweeps.trial import Plan, Row
-from pipelines.worker import accumulation, load_checkpoint
-
-STATE = "tune"
-RECORD = "sweep.json"
+from pipelines.worker import accumulation
 
 ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
 """Of Ray Tune: MLflow and our table take the place of its loggers."""
@@ -47,9 +47,10 @@ class Sweep:
     searcher: Literal["random", "grid", "optuna"] = "random"
     """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
     scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
-    """Which trials end early. pbt: population based training, the worst take over weights and options of the best."""
+    """Which trials end early. hyperband: asha with several brackets, which begin to end trials later and later. pbt:
+    population based training, the worst take over weights and options of the best."""
     metric: str = "val/pq"
-    """What the trials are compared by: any metric of a validation."""
+    """What the trials are compared by, and which of their checkpoints are kept: any metric of a validation."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better."""
     grace: int = 1
@@ -72,22 +73,8 @@ class Trials:
     preset: str
     space: Space = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a sweep leaves."""
-
-    name: str
-    folder: str
-    lines: list[progress.Line]
-    best: progress.Line | None
-    checkpoint: str
-    """Best one of the best trial, "" without one."""
-    model: str
-    """MLflow URI of its model."""
-    parent: tracking.Run
-    table: str
+    experiments: tuple[Experiment, ...] = ()
+    """Of the dry run: every kind of trial that may be drawn. What the cluster must hold, and for how long."""
 
 
 def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]) -> Finished:
@@ -111,11 +98,14 @@ def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[]
     if unknown:
         raise ValueError(f"preset {', '.join(unknown)} is unknown; there are: {', '.join(sorted(presets))}")
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
-    trials = Trials(bases, names[0], space)
-    search.dry_run(space, Checker(trials))
+    checker = Checker(Trials(bases, names[0], space))
+    search.dry_run(space, checker)
+    if options.scheduler == "pbt":
+        checker.check_exchange()
     first = bases[names[0]]
     name = first.name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    return execute(options, trials, name, {"sweep": list(options.sweep), "arguments": list(rest)})
+    trials = replace(checker.trials, experiments=tuple(checker.experiments))
+    return execute(options, trials, name, {"arguments": list(rest)})
 
 
 def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
@@ -138,6 +128,8 @@ def check_options(options: Sweep, space: Space) -> None:
     if gridded and (options.searcher == "optuna" or options.scheduler == "pbt"):
         which = "--searcher optuna" if options.searcher == "optuna" else "--scheduler pbt"
         raise ValueError(f"{which} draws values: write choice(…) instead of grid(…) for {', '.join(gridded)}")
+    if options.searcher == "optuna" and all(domain.constant for domain in space.values()):
+        raise ValueError("--searcher optuna: every path has one value, so there is nothing to draw")
     if options.searcher == "optuna" and options.scheduler == "pbt":
         raise ValueError("--scheduler pbt changes options itself and takes no --searcher optuna; leave that out")
     if options.scheduler == "pbt" and options.samples < 2:
@@ -155,6 +147,9 @@ def check_options(options: Sweep, space: Space) -> None:
             ) from error
 
 
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
 class Checker:
     """Whether a draw makes an experiment that can train; models are built without memory, each once."""
 
@@ -165,7 +160,7 @@ class Checker:
         """
         self.trials, self.allow_lacking = trials, allow_lacking
         self.experiments: list[Experiment] = []
-        self._built: set[str] = set()
+        self._built: dict[str, Shapes] = {}
 
     def __call__(self, values: Mapping[str, Any]) -> Experiment:
         """Raises:
@@ -185,13 +180,36 @@ class Checker:
         accumulation(options.batch, options.workers, options.micro_batch)
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(trunk, freeze=stages)))
-            if repr(part.model) not in self._built:
-                meta_model(part)
-                self._built.add(repr(part.model))
+            self._shapes(part)
             if not self.allow_lacking:
                 check_freezing(part)
         self.experiments.append(experiment)
         return experiment
+
+    def _shapes(self, experiment: Experiment) -> Shapes:
+        """Of all tensors of its model."""
+        key = repr(experiment.model)
+        if key not in self._built:
+            state = meta_model(experiment).state_dict()
+            # A frozen norm holds the same tensors in another order, timm's without the counter.
+            shapes = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
+            self._built[key] = tuple(sorted(shapes.items()))
+        return self._built[key]
+
+    def check_exchange(self) -> None:
+        """Population based training moves weights between trials.
+
+        Raises:
+            ValueError: a path of the space changes their shapes.
+        """
+        first = next(search.probes(self.trials.space))
+        for path, domain in self.trials.space.items():
+            drawn = [self({**first, path: value}) for value in domain.probes()]
+            if len({self._shapes(experiment) for experiment in drawn}) > 1:
+                raise ValueError(
+                    f"--scheduler pbt: {path} changes the shapes of the model's weights, which no trial could take "
+                    "over from another; leave it out, or choose another scheduler"
+                )
 
 
 def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]) -> Finished:
@@ -207,10 +225,18 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
         ValueError: another sweep of that name is there, none is there to be resumed, or the cluster is too small.
     """
     first = next(iter(trials.bases.values()))
+    check_storage(trials.bases.values())
     folder = storage.join(storage.absolute(first.storage), name)
+    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
+    record = json.loads(json.dumps({**given, **record}))
     before = read_record(folder, name, record, options.resume)
-    concurrent = join_cluster(options.concurrent, list(trials.bases.values()))
-    bases = {key: ready(base, concurrent, first) for key, base in trials.bases.items()}
+    experiments = trials.experiments or tuple(trials.bases.values())
+    concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
+    bases = {key: ready(base, concurrent, first, options.metric, options.mode) for key, base in trials.bases.items()}
+    if options.scheduler == "pbt":
+        check_population(options.samples, concurrent)
+        # What one trial takes over another may have left behind for better ones.
+        bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
     parent = open_parent(options, trials, bases, folder, name, before)
     if not before:
         content = {"run_id": parent.run_id, **record}
@@ -218,29 +244,36 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     names = search.short_names([path for path, domain in trials.space.items() if not domain.constant])
     plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.rows, options.metric, options.mode)
     with tracking.ending(parent):
-        lines = run(options, plan, concurrent)
+        lines = run(options, plan, concurrent, rounds)
         return conclude(name, lines, plan, first)
 
 
-def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool) -> dict[str, Any]:
-    """What the sweep of this name was started with; {} for a new one."""
-    file = storage.join(folder, RECORD)
-    if not storage.exists(file):
-        if resume:
-            raise ValueError(f"--resume: there is no sweep {name!r} in {PurePosixPath(folder).parent}; give its --name")
-        if storage.exists(folder):
-            raise ValueError(f"{folder} exists and is no sweep; choose another --name")
-        return {}
-    before = json.loads(storage.read_bytes(file))
-    if not resume:
-        raise ValueError(f"a sweep {name!r} is there already; go on with --resume, or choose another --name")
-    for key in ("sweep", "arguments"):
-        if before[key] != record[key]:
+def check_storage(bases: Iterable[Experiment]) -> None:
+    """Drawn scenes need a local folder.
+
+    Raises:
+        ValueError: says so before anything is started.
+    """
+    for base in bases:
+        if base.data.root == "scenes" and "://" in base.storage:
             raise ValueError(
-                f"sweep {name!r} was started with {' '.join(before[key])}, not {' '.join(record[key])}; resume it "
-                "as it was, or choose another --name"
+                f"data.root scenes: the scenes are drawn into a local folder, but storage is {base.storage}; set "
+                "--storage to one, or give --data.root"
             )
-    return before
+
+
+def check_population(samples: int, concurrent: int) -> None:
+    """A population exchanges only while all of it trains.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if concurrent < samples:
+        raise ValueError(
+            f"--scheduler pbt: a population of --samples {samples} must train at once, and {concurrent} trials do; "
+            f"lower --samples to {concurrent}, raise --concurrent where it is given, or give each trial less with "
+            "--train.workers and --train.cpus-per-worker"
+        )
 
 
 def open_parent(
@@ -264,96 +297,67 @@ def open_parent(
     return tracking.start(named, local, params=params, tags=tags)
 
 
-def run(options: Sweep, plan: Plan, concurrent: int) -> list[progress.Line]:
-    """All trials, through Ray Tune."""
+def run(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> list[progress.Line]:
+    """All trials, through Ray Tune.
+
+    Raises:
+        KeyboardInterrupt: they were interrupted.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from ray import tune
-
     for name in ("ray.tune", "ray.tune.analysis.experiment_analysis"):  # reasons stand in our table
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    import ray
+
+    tuner = tuner_of(options, plan, concurrent, rounds)
+    gate = open_gate(plan.parent.run_id, concurrent)
+    try:
+        tuner.fit()
+    finally:
+        close_children(plan.parent)
+        if ray.is_initialized():  # its handler of SIGTERM may have ended it
+            ray.kill(gate)
+    lines = progress.read(plan.folder)
+    if not all(line.ended for line in lines):  # Tune takes the first Ctrl-C for an end as any other
+        raise KeyboardInterrupt
+    return lines
+
+
+def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
+    """A new tuner, or the one that the sweep had."""
+    from ray import tune
+
     filesystem, path = storage.resolve(plan.folder)
     function = tune.with_parameters(trial.run_trial, plan=plan)
     trainable = tune.with_resources(function, {"CPU": trial.DRIVER_CPUS})
-    state = storage.join(path, STATE)
-    if storage.exists(storage.join(plan.folder, STATE, "tuner.pkl")):
-        tuner = tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
-    else:
-        space = search.to_tune(plan.space, options.searcher == "grid")
-        if plan.rows:
-            space = {"row": tune.grid_search(list(range(len(plan.rows))))}
-        tuner = tune.Tuner(
-            trainable,
-            param_space=space,
-            tune_config=tune.TuneConfig(
-                metric="objective",
-                mode=options.mode,
-                num_samples=options.samples,
-                search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent),
-                scheduler=scheduler(options, plan),
-                max_concurrent_trials=concurrent if options.searcher == "optuna" else None,
-                trial_dirname_creator=folder_name,
-            ),
-            run_config=tune.RunConfig(
-                name=STATE,
-                storage_path=path,
-                storage_filesystem=filesystem,
-                callbacks=[progress.Progress(plan)],
-                verbose=0,
-            ),
-        )
-    tuner.fit()
-    return progress.read(plan.folder)
+    if restorable(plan.folder):
+        state = storage.join(path, STATE)
+        return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
+    space = search.to_tune(plan.space, options.searcher == "grid")
+    if plan.rows:
+        space = {"row": tune.grid_search(list(range(len(plan.rows))))}
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode=options.mode,
+            num_samples=options.samples,
+            search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent),
+            scheduler=scheduler(options, plan.space, rounds),
+            max_concurrent_trials=concurrent if options.searcher == "optuna" else None,
+            trial_dirname_creator=folder_name,
+        ),
+        run_config=tune.RunConfig(
+            name=STATE,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=[progress.Progress(plan)],
+            verbose=0,
+        ),
+    )
 
 
 def folder_name(one: Any) -> str:
     """Of a trial in Tune's state: without the options, which may hold slashes."""
     return one.trial_id
-
-
-def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experiment) -> Finished:
-    """The table in MLflow, and the best trial's model."""
-    tracker = tracking.Tracker(plan.parent)
-    text = progress.table(lines, progress.short_metric(plan.metric), plan.mode, most=len(lines) + 1)
-    tracker.table("trials", progress.rows(lines, plan.metric), text)
-    ordered = progress.ranked(lines, plan.mode)
-    best = ordered[0] if ordered and ordered[0].best == ordered[0].best else None
-    checkpoint = model = ""
-    if best is not None:
-        checkpoint = trial.best_of(trial.all_checkpoints(plan.folder, best.identity), plan.metric, plan.mode)
-        tracker.metrics(best.step, {f"best/{plan.metric}": best.best})
-        tracker.tags({"best_trial": best.label, "best_checkpoint": checkpoint})
-    tracker.close()
-    if checkpoint:
-        model = log_best(plan.parent, checkpoint, first)
-    told = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
-    tracking.describe(plan.parent, f"{told}```\n{text}\n```")
-    return Finished(name, plan.folder, lines, best, checkpoint, model, plan.parent, text)
-
-
-def log_best(parent: tracking.Run, checkpoint: str, first: Experiment) -> str:
-    """MLflow URI of a checkpoint's model, logged with the sweep and registered where `tracking.register` says so."""
-    from pipelines.mlflow_model import log_model
-
-    names = first.tracking
-    try:
-        return log_model(parent, load_checkpoint(checkpoint), first.resize, register=names.register, alias=names.alias)
-    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise: the checkpoint is safe
-        print(f"the best model could not be logged ({error}); its checkpoint is {checkpoint}", file=sys.stderr)
-        return ""
-
-
-def closing_words(done: Finished) -> str:
-    """The table, and where things lie."""
-    return "\n".join(
-        [
-            "",
-            done.table,
-            "",
-            f"sweep       {done.folder}",
-            f"best        {done.best.label if done.best else 'no trial reported a validation'}",
-            f"checkpoint  {done.checkpoint or '-'}",
-            f"model       {done.model or '-'}",
-            f"MLflow      {done.parent.tracking_uri}, run {done.parent.run_id}",
-        ]
-    )

@@ -20,6 +20,9 @@ from panoptic.freezing import freeze_parameters
 from panoptic.models.interface import PanopticModel
 from panoptic.optim import Optim, parameter_groups
 
+COUNTER = "num_batches_tracked"
+"""Of a norm that learns: how many batches its statistics have seen."""
+
 
 def take_over(
     record: Mapping[str, Any],
@@ -41,20 +44,28 @@ def take_over(
     Raises:
         ValueError: other categories, keys or shapes.
     """
+    own = model.state_dict()
+    record = {**record, **{kind: counted(record[kind], own) for kind in ("weights", "ema") if record[kind] is not None}}
     checkpoints.restore(record, model, None, ema)
     if record["optimiser"] is None:
         return 0
     before = dict(zip(trained_names(record), _positions(record["optimiser"]), strict=True))
     there = record["optimiser"]["state"]
-    own = optimiser.state_dict()
+    settings = optimiser.state_dict()
     names = _names(model, [p for group in optimiser.param_groups for p in group["params"]])
     state = {}
-    for position, name in zip(_positions(own), names, strict=True):
+    for position, name in zip(_positions(settings), names, strict=True):
         found = there.get(before.get(name, -1))
         if found is not None:
             state[position] = found
-    optimiser.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    optimiser.load_state_dict({"state": state, "param_groups": settings["param_groups"]})
     return len(state)
+
+
+def counted(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights with the counters of norms that a model has: timm's frozen norms have none."""
+    theirs = {key: value for key, value in weights.items() if key in own or not key.endswith(COUNTER)}
+    return {**{key: value for key, value in own.items() if key.endswith(COUNTER)}, **theirs}
 
 
 def trained_names(record: Mapping[str, Any]) -> list[str]:

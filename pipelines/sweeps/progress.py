@@ -7,17 +7,25 @@ On a terminal the table is drawn in place. In a log it is written when a trial s
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
 from pipelines import storage, tracking
-from pipelines.sweeps.trial import WORST, Plan, row_of, run_id
+from pipelines.sweeps import gate
+from pipelines.sweeps.endings import record_failure
+from pipelines.sweeps.plan import Plan, failure_file, run_id
+from pipelines.sweeps.trial import WORST, row_of
+
+log = logging.getLogger(__name__)
 
 TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 30.0
@@ -108,7 +116,10 @@ class Display:
         return waited >= (LOG_SECONDS if states != self._states else QUIET_SECONDS)
 
     def write(self, text: str, now: float, states: str) -> None:
-        """Write it, over the last one on a terminal."""
+        """Write it, over the last one on a terminal, where a line that is too long would take two."""
+        if self.terminal:
+            width = shutil.get_terminal_size().columns
+            text = "\n".join(line[:width] for line in text.splitlines())
         if text != self._text:
             up = f"\x1b[{self._height}F\x1b[J" if self.terminal and self._height else ""
             print(up + text if self.terminal else f"\n{text}", flush=True)
@@ -124,17 +135,41 @@ class Progress(Callback):
         plan: of the sweep.
         """
         self.plan = plan
+        self._forget()
+
+    def _forget(self) -> None:
+        """What does not outlive the process."""
         self._display: Display | None = None
+        self._gate: Any = None
+        self._running: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "_display": None}
+        return {"plan": self.plan}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.plan = state["plan"]
+        self._forget()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Of Tune's loop."""
+        self.let_through([trial.trial_id for trial in trials if trial.status == "RUNNING"])
         self.show(trials)
 
+    def let_through(self, running: list[str]) -> None:
+        """Tell the gate which trials Tune has started, where that changed."""
+        if running == self._running:
+            return
+        if self._gate is None:
+            self._gate = gate.find_gate(self.plan.parent.run_id)
+        if self._gate is not None:
+            self._gate.update.remote(running)
+            self._running = running
+
     def show(self, trials: Sequence[Any], last: bool = False) -> None:
-        """Write the table if it is due, or because it is the last."""
+        """Write the table if it is due, or because it is the last; what fails in it must not end the sweep."""
+        _guarded("the table could not be shown", lambda: self._show(trials, last))
+
+    def _show(self, trials: Sequence[Any], last: bool) -> None:
         if self._display is None:
             self._display = Display(sys.stdout.isatty())
         now, states = time.monotonic(), " ".join(f"{trial.trial_id}:{trial.status}" for trial in trials)
@@ -150,6 +185,9 @@ class Progress(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Finished, or stopped by the scheduler."""
+        _guarded("a trial's state was not written", lambda: self._complete(trial))
+
+    def _complete(self, trial: Any) -> None:
         line = line_of(trial, self.plan, ended=True)
         known = run_id(self.plan.folder, trial.trial_id)
         if not known:
@@ -159,17 +197,39 @@ class Progress(Callback):
         tracking.Tracker(run).tags({"state": state})
         tracking.finish(run, "KILLED" if line.state == "pruned" else "FINISHED")
 
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial whose process died could not leave its reason."""
+        _guarded("a trial's failure was not written", lambda: self._fail(trial))
+
+    def _fail(self, trial: Any) -> None:
+        if storage.exists(failure_file(self.plan.folder, trial.trial_id)):
+            return
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        reason = lines[-1] if lines else "its process died"
+        record_failure(self.plan, row_of(trial.config, self.plan), trial.trial_id, reason)
+
+
+def _guarded(what: str, work: Callable[[], None]) -> None:
+    """Do what only tells of a sweep: a store that is away must not end it."""
+    try:
+        work()
+    except Exception as error:  # whatever the storage, MLflow or the terminal raise
+        log.warning("%s (%s: %s)", what, type(error).__name__, error)
+
 
 def line_of(trial: Any, plan: Plan, ended: bool = False) -> Line:
     """A trial of Tune as a line of the table."""
     last = trial.last_result or {}
     step, total = int(last.get("step", 0)), int(last.get("total", 0))
     state = STATUS.get(trial.status, "waiting")
-    if ended or state == "finished":
+    if ended or (state == "finished" and (last.get("done") or 0 < total <= step)):
         state = "finished" if step >= total else "pruned"
+    elif state == "finished":  # Tune was interrupted, and ends what runs as if it were done
+        state = "waiting"
     reason = ""
     if trial.status == "ERROR":
-        file = storage.join(plan.folder, "failures", f"{trial.trial_id}.txt")
+        file = failure_file(plan.folder, trial.trial_id)
         reason = storage.read_bytes(file).decode() if storage.exists(file) else "see its log"
     value = float(last.get(plan.metric, math.nan))
     found = (trial.metric_analysis or {}).get("objective", {}).get(plan.mode, math.nan)

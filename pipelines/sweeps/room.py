@@ -14,24 +14,35 @@ from pipelines.sweeps.trial import DRIVER_CPUS
 from pipelines.train import prepare_data, worker_cpus
 
 
-def join_cluster(wanted: int, bases: Sequence[Experiment]) -> int:
-    """Join or start Ray, and say how many trials may run at once."""
+def join_cluster(wanted: int, experiments: Sequence[Experiment]) -> int:
+    """Join or start Ray, and say how many trials may run at once.
+
+    Args:
+        wanted: at most so many; 0 = no such limit.
+        experiments: every trial that may be drawn; the largest one counts.
+    """
     import ray
 
-    most = max(bases, key=lambda base: base.train.workers)
-    workers, data = most.train.workers, most.feed.tasks * most.feed.cpus
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
         cores = os.cpu_count() or 1
+        workers = max(one.train.workers for one in experiments)
         at_once = wanted or max(1, cores // workers)
-        each = workers * ((most.train.cpus_per_worker or 1.0) + data) + DRIVER_CPUS
-        runtime.connect(max(cores, 2 * workers, math.ceil(at_once * each)))
+        each = max(one.train.workers * ((one.train.cpus_per_worker or 1.0) + _data(one)) for one in experiments)
+        runtime.connect(max(cores, 2 * workers, math.ceil(at_once * (each + DRIVER_CPUS))))
         gpus = ray.cluster_resources().get("GPU", 0)
         wanted = at_once if not gpus else wanted
     runtime.connect()
     there = ray.cluster_resources()
-    needed = [(base.train.workers, worker_cpus(base) + base.feed.tasks * base.feed.cpus) for base in bases]
-    gpu = most.train.gpu == "yes" or (most.train.gpu == "auto" and there.get("GPU", 0) >= workers)
-    return min(concurrency(there, count, cpus, gpu, wanted) for count, cpus in needed)
+    kinds = {(one.train.workers, worker_cpus(one) + _data(one), one.train.gpu) for one in experiments}
+    return min(
+        concurrency(there, workers, cpus, gpu == "yes" or (gpu == "auto" and there.get("GPU", 0) >= workers), wanted)
+        for workers, cpus, gpu in kinds
+    )
+
+
+def _data(experiment: Experiment) -> float:
+    """CPUs of a worker's data."""
+    return experiment.feed.tasks * experiment.feed.cpus
 
 
 def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool, wanted: int = 0) -> int:
@@ -61,8 +72,11 @@ def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool
     return min(most, wanted) if wanted else most
 
 
-def ready(base: Experiment, concurrent: int, first: Experiment) -> Experiment:
-    """A base with paths that hold in every process, its data prepared, and as many threads as its trials may have."""
+def ready(
+    base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
+) -> Experiment:
+    """A base with paths that hold in every process, its data prepared, as many threads as its trials may have, and
+    checkpoints kept by what the trials are compared by."""
     root = storage.absolute(first.storage)
     data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
     if data.root != "scenes":
@@ -74,4 +88,4 @@ def ready(base: Experiment, concurrent: int, first: Experiment) -> Experiment:
     train_set, _ = prepare_data(named)
     if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
         named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
-    return replace(named, train=replace(named.train, threads=threads))
+    return replace(named, train=replace(named.train, threads=threads, score=metric, score_mode=mode))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any, Protocol
 
+from ray.tune import schedulers
+
+from pipelines.config import Experiment
 from pipelines.sweeps import search
 from pipelines.sweeps.search import Space
-from pipelines.sweeps.trial import Plan
 
 
 class Schedule(Protocol):
@@ -33,35 +37,49 @@ def searcher(kind: str, mode: str, seed: int, concurrent: int) -> Any:
     return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
 
 
-def scheduler(options: Schedule, plan: Plan) -> Any:
-    """Tune's scheduler; its time is the number of the validation."""
-    from ray.tune import schedulers
+def rounds_of(experiments: Iterable[Experiment]) -> int:
+    """Validations of the longest of all trials that may be drawn."""
+    return max(-(-one.train.steps // one.train.validate_every) for one in experiments)
 
-    rounds = max(-(-base.train.steps // base.train.validate_every) for base in plan.bases.values())
-    after = rounds + 1  # a trial that has come to its last validation ends by itself
+
+def scheduler(options: Schedule, space: Space, rounds: int) -> Any:
+    """Tune's scheduler; its time is the number of the validation, of which the longest trial has `rounds`."""
+    grace, factor = options.grace, options.reduction
+    most = max(rounds + 1, grace + 1)  # a trial that has come to its last validation ends by itself
     match options.scheduler:
         case "asha":
-            return schedulers.ASHAScheduler(
-                time_attr="round",
-                max_t=max(after, options.grace + 1),
-                grace_period=options.grace,
-                reduction_factor=options.reduction,
+            return schedulers.AsyncHyperBandScheduler(
+                time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor
             )
         case "hyperband":
-            return schedulers.HyperBandScheduler(time_attr="round", max_t=after, reduction_factor=options.reduction)
-        case "median":
-            return schedulers.MedianStoppingRule(
-                time_attr="round", grace_period=options.grace, min_samples_required=min(3, max(2, options.samples - 1))
+            # Its brackets without its waiting: Ray's synchronous form pauses trials until a bracket is full, which it
+            # never is where fewer run at once than it holds.
+            brackets = 1 + max(0, int(math.log(rounds / grace, factor) + 1e-9))
+            return schedulers.AsyncHyperBandScheduler(
+                time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor, brackets=brackets
             )
+        case "median":
+            least = min(3, max(2, options.samples - 1))
+            return Median(time_attr="round", grace_period=grace, min_samples_required=least)
         case "pbt":
-            return population(options, plan.space)
+            return population(options, space)
     return None
+
+
+class Median(schedulers.MedianStoppingRule):
+    """Ray's rule, which would also pause a trial that nothing can be compared with yet, and start its workers anew."""
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return schedulers.TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial that ended without a validation has nothing to compare, and no round that Ray could read."""
+        if self._time_attr in result:
+            super().on_trial_complete(tune_controller, trial, result)
 
 
 def population(options: Schedule, space: Space) -> Any:
     """Population based training: listed values move to a neighbour, numbers by a fifth, within their range."""
-    from ray.tune.schedulers import PopulationBasedTraining
-
     drawn = search.to_tune(space)
     mutations = {
         path: list(domain.values) if domain.kind in search.ENUMERATED else drawn[path]
@@ -72,9 +90,10 @@ def population(options: Schedule, space: Space) -> Any:
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         return {**config, **{path: space[path].clipped(config[path]) for path in mutations}}
 
-    return PopulationBasedTraining(
+    return schedulers.PopulationBasedTraining(
         time_attr="round",
         perturbation_interval=options.grace,
         hyperparam_mutations=mutations,
         custom_explore_fn=explore,
+        require_attrs=False,  # one trial that ends without a validation must not end the others
     )

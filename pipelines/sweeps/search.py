@@ -255,6 +255,8 @@ def to_tune(space: Space, enumerate_choices: bool = False) -> dict[str, Any]:
     from ray import tune
 
     def one(domain: Domain) -> Any:
+        if domain.constant:  # a grid of one value is a grid all the same, which optuna refuses
+            return domain.values[0]
         if domain.kind == "grid" or (domain.kind == "choice" and enumerate_choices):
             return tune.grid_search(list(domain.values))
         if domain.kind == "choice":

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 from typing import Any
 
 from pipelines import storage, tracking
 from pipelines.config import Experiment, override
+from pipelines.sweeps import gate
+from pipelines.sweeps.endings import describe, forget_failure, out_of_memory, record_failure
 from pipelines.sweeps.freezing import parse_schedule
-from pipelines.sweeps.search import PRESET, Space, label
+from pipelines.sweeps.plan import Plan, Row, run_id, trial_name
+from pipelines.sweeps.search import PRESET, label
 from pipelines.train import Child, train
 from pipelines.worker import METRICS
 
@@ -37,41 +39,6 @@ POINTER = "pointer.json"
 WORST = 1e9
 """Objective of a trial whose metric is not a number."""
 
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|not enough memory|Unable to allocate|memory pressure",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A trial that is given instead of drawn."""
-
-    label: str
-    preset: str
-    changes: Mapping[str, Any]
-    params: Mapping[str, Any]
-    """What MLflow compares."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every trial of a sweep shares."""
-
-    bases: Mapping[str, Experiment]
-    """By preset."""
-    preset: str
-    """Where the space chooses none."""
-    folder: str
-    """Of the sweep: trials and Tune's state."""
-    parent: tracking.Run
-    space: Space = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Short names of the space's paths."""
-    rows: tuple[Row, ...] = ()
-    metric: str = "val/pq"
-    mode: str = "max"
-
 
 @dataclass(frozen=True)
 class Resolved:
@@ -84,11 +51,24 @@ class Resolved:
     """(step, frozen stages), the first at step 0."""
 
 
+@dataclass
+class Course:
+    """Where a trial began, and how far Tune knows it."""
+
+    origin: dict[str, Any]
+    """As `beginning` returns it."""
+    pointer: dict[str, Any] | None
+    """To the last checkpoint that Tune was told of; None before the first."""
+
+
 def row_of(config: Mapping[str, Any], plan: Plan) -> Row:
     """What Tune drew: one of the given trials, or values of the space."""
     if "row" in config:
         return plan.rows[config["row"]]
-    values = {path: domain.cleaned(config[path]) for path, domain in plan.space.items()}
+    values = {
+        path: domain.values[0] if domain.constant else domain.cleaned(config[path])
+        for path, domain in plan.space.items()
+    }
     told = {path: value for path, value in values.items() if not plan.space[path].constant}
     params = {plan.names.get(path, path): value for path, value in told.items()}
     changes = {path: value for path, value in values.items() if path != PRESET}
@@ -147,68 +127,97 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """
     from ray import tune
 
-    resolved, identity = resolve(config, plan), tune.get_context().get_trial_id()
+    row, identity = row_of(config, plan), tune.get_context().get_trial_id()
     pointer = _pointer(tune.get_checkpoint())
+    forget_failure(plan, identity)
+    gate.wait(plan.parent.run_id, identity)
     try:
+        resolved = resolve(config, plan)
+        course = Course(beginning(identity, pointer, resolved), pointer)
+        tell_exchange(course, resolved, identity, plan)
         try:
-            _segments(resolved, identity, pointer, plan)
+            _segments(resolved, identity, course, plan)
         except Exception as error:  # whatever the worker's process died of
-            smaller = more_accumulation(resolved.experiment) if out_of_memory(error) else None
+            smaller = more_accumulation(fitted(resolved.experiment, course.origin)) if out_of_memory(error) else None
             if smaller is None:
                 raise
-            print(f"{resolved.row.label}: out of memory, once more with {smaller.train.micro_batch} images at once")
-            _segments(replace(resolved, experiment=smaller), f"{identity}-accumulating", None, plan, identity)
+            print(f"{row.label}: out of memory, once more with {smaller.train.micro_batch} images at once")
+            course.origin = accumulating(course, smaller.train.micro_batch)
+            _segments(resolved, identity, course, plan)
     except Exception as error:
         reason = describe(error)
-        record_failure(plan, resolved.row, identity, reason)
+        record_failure(plan, row, identity, reason)
         raise RuntimeError(reason) from None
 
 
-def _segments(
-    resolved: Resolved, identity: str, pointer: dict[str, Any] | None, plan: Plan, first: str | None = None
-) -> None:
+def _segments(resolved: Resolved, identity: str, course: Course, plan: Plan) -> None:
     """Each part of the schedule of freezing, one run folder each."""
-    owner, origin = first or identity, beginning(identity, pointer, resolved)
-    begin, total, schedule = origin["begin"], resolved.experiment.train.steps, resolved.schedule
+    origin, schedule = course.origin, resolved.schedule
+    whole = fitted(resolved.experiment, origin)
+    begin, total = origin["begin"], whole.train.steps
     for index, (start, stages) in enumerate(schedule):
         end = schedule[index + 1][0] if index + 1 < len(schedule) else total
         if origin["step"] >= end:
             continue  # the training that was taken over is past this part
-        name = f"{origin['name']}-from-{start}" if start else origin["name"]
-        backbone = replace(resolved.experiment.model.backbone, freeze=stages)
         experiment = replace(
-            resolved.experiment,
-            model=replace(resolved.experiment.model, backbone=backbone),
-            name=name,
+            whole,
+            model=replace(whole.model, backbone=replace(whole.model.backbone, freeze=stages)),
+            name=f"{origin['name']}-from-{start}" if start else origin["name"],
             storage=plan.folder,
-            train=replace(resolved.experiment.train, stop_after=end if end < total else 0),
+            train=replace(whole.train, stop_after=end if end < total else 0),
         )
         child = Child(
             parent=plan.parent.run_id,
             label=resolved.row.label,
             params=resolved.row.params,
-            tags={"trial": owner},
-            run_id=run_id(plan.folder, owner) or run_id(plan.folder, identity),
+            tags={"trial": identity},
+            run_id=run_id(plan.folder, identity),
             begin=begin,
         )
-        begin = _fit(experiment, resolved, child, origin, plan)
+        begin = _fit(experiment, resolved, child, course, plan)
 
 
 def beginning(identity: str, pointer: Mapping[str, Any] | None, resolved: Resolved) -> dict[str, Any]:
-    """Name of a trial's run folder, the checkpoint whose training it takes over ("" = none) and that one's step."""
+    """Name of a trial's run folder, the checkpoint whose training it takes over ("" = none), that one's step, and how
+    many images go through a worker at once where memory asks for fewer than the options say (0 = as they say)."""
     changes = _plain(resolved.row.changes)
     if pointer is None:
-        return {"name": trial_name(identity), "begin": "", "step": 0}
-    if pointer["origin"]["name"].startswith(trial_name(identity)) and pointer["changes"] == changes:
-        return pointer["origin"]
+        return {"name": trial_name(identity), "begin": "", "step": 0, "micro_batch": 0}
+    before = {"micro_batch": 0, **pointer["origin"]}
+    if before["name"].startswith(trial_name(identity)) and pointer["changes"] == changes:
+        return before
     digest = hashlib.sha256(json.dumps([pointer["checkpoint"], changes], sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{trial_name(identity)}-{digest}"
-    return {"name": name, "begin": pointer["checkpoint"], "step": pointer["step"]}
+    taken = {"begin": pointer["checkpoint"], "step": pointer["step"], "micro_batch": before["micro_batch"]}
+    return {"name": f"{trial_name(identity)}-{digest}", **taken}
 
 
-def _fit(experiment: Experiment, resolved: Resolved, child: Child, origin: Mapping[str, Any], plan: Plan) -> str:
+ACCUMULATING = "-accumulating-"
+
+
+def accumulating(course: Course, micro_batch: int) -> dict[str, Any]:
+    """Where a trial that ran out of memory goes on: in another folder, from the last checkpoint that Tune knows."""
+    origin, pointer = course.origin, course.pointer
+    name = f"{origin['name'].split(ACCUMULATING)[0]}{ACCUMULATING}{micro_batch}"
+    begin, step = (pointer["checkpoint"], pointer["step"]) if pointer else (origin["begin"], origin["step"])
+    return {"name": name, "begin": begin, "step": step, "micro_batch": micro_batch}
+
+
+def fitted(experiment: Experiment, origin: Mapping[str, Any]) -> Experiment:
+    """An experiment with as few images at once as its trial's memory turned out to hold."""
+    micro_batch = origin["micro_batch"] or experiment.train.micro_batch
+    return replace(experiment, train=replace(experiment.train, micro_batch=micro_batch))
+
+
+def tell_exchange(course: Course, resolved: Resolved, identity: str, plan: Plan) -> None:
+    """In MLflow, that a trial takes over another one's training here, and with which options."""
+    origin, pointer, known = course.origin, course.pointer, run_id(plan.folder, identity)
+    if known and pointer is not None and origin["begin"] == pointer["checkpoint"]:
+        tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {resolved.row.label}"}
+        tracking.Tracker(replace(plan.parent, run_id=known)).tags(tags)
+
+
+def _fit(experiment: Experiment, resolved: Resolved, child: Child, course: Course, plan: Plan) -> str:
     """Train in a thread, while this one hands its validations on to Tune; the last checkpoint."""
-    from ray import tune
     from ray.util.queue import Empty, Queue
 
     queue = Queue(actor_options={"num_cpus": 0})
@@ -227,27 +236,51 @@ def _fit(experiment: Experiment, resolved: Resolved, child: Child, origin: Mappi
             reported = queue.get(timeout=0.5)
         except Empty:
             continue
-        values = report(reported, experiment, plan)
-        with tempfile.TemporaryDirectory() as folder:
-            content = {"checkpoint": values["checkpoint"], "step": values["step"], "origin": dict(origin)}
-            content["changes"] = _plain(resolved.row.changes)
-            (Path(folder) / POINTER).write_text(json.dumps(content))
-            tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
+        _tell(reported, experiment, resolved, course, plan)
     queue.shutdown()
+    folder = storage.join(plan.folder, experiment.name)
+    for reported in missing(folder, course.pointer["step"] if course.pointer else 0):
+        _tell(reported, experiment, resolved, course, plan)
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-    return last_checkpoint(outcome[0].folder)[0]
+    return last_checkpoint(folder)[0]
+
+
+def _tell(reported: Mapping[str, Any], experiment: Experiment, resolved: Resolved, course: Course, plan: Plan) -> None:
+    """Tune, of one validation; its checkpoint is a pointer to that of Ray Train."""
+    from ray import tune
+
+    values = report(reported, experiment, plan)
+    content = {"checkpoint": values["checkpoint"], "step": values["step"], "origin": dict(course.origin)}
+    content["changes"] = _plain(resolved.row.changes)
+    course.pointer = content
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / POINTER).write_text(json.dumps(content))
+        tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def missing(folder: str, told: int) -> list[dict[str, Any]]:
+    """The validations after step `told` that a run kept, as `forward` puts them.
+
+    Train commits a checkpoint before Tune hears of it, and Tune saves what it heard seconds later: a trial that is
+    started again may find its training further on than Tune knows, or at its end.
+    """
+    kept = checkpoints(folder) if storage.exists(folder) else {}
+    found = [{**values, "step": int(uri.rsplit("_", 1)[1]), "checkpoint": uri} for uri, values in kept.items()]
+    return sorted((entry for entry in found if entry["step"] > told), key=lambda entry: entry["step"])
 
 
 def report(values: Mapping[str, Any], experiment: Experiment, plan: Plan) -> dict[str, Any]:
     """What Tune is told of one validation: every metric, the objective, the number of the validation."""
     value = float(values.get(plan.metric, float("nan")))
     worst = -WORST if plan.mode == "max" else WORST
+    step, total, every = int(values["step"]), experiment.train.steps, experiment.train.validate_every
     return {
         **values,
         "objective": value if value == value else worst,
-        "round": -(-int(values["step"]) // experiment.train.validate_every),
-        "total": experiment.train.steps,
+        # Before the end, the end of a part of a schedule of freezing is one validation more and no round.
+        "round": step // every if step < total else -(-step // every),
+        "total": total,
         "name": experiment.name,
     }
 
@@ -267,17 +300,6 @@ def _uri(checkpoint: Any) -> str:
     """Ray names S3 objects without their scheme."""
     local = checkpoint.filesystem is None or checkpoint.filesystem.type_name == "local"
     return checkpoint.path if local else f"s3://{checkpoint.path}"
-
-
-def trial_name(identity: str) -> str:
-    """Of a trial's run folder."""
-    return f"trial-{identity}"
-
-
-def run_id(folder: str, identity: str) -> str:
-    """MLflow run of a trial, "" before it has one."""
-    record = storage.join(folder, trial_name(identity), "run.json")
-    return json.loads(storage.read_bytes(record))["run_id"] if storage.exists(record) else ""
 
 
 def last_checkpoint(folder: str) -> tuple[str, dict[str, float]]:
@@ -310,48 +332,6 @@ def all_checkpoints(folder: str, identity: str) -> dict[str, dict[str, float]]:
     prefix = trial_name(identity)
     parts = {name.split("/")[0] for name in storage.list_files(folder) if name.startswith(prefix)}
     return {uri: values for part in sorted(parts) for uri, values in checkpoints(storage.join(folder, part)).items()}
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it on a worker, says that memory ran out."""
-    return bool(OUT_OF_MEMORY.search(" ".join(str(part) + type(part).__name__ for part in _causes(error))))
-
-
-def describe(error: BaseException) -> str:
-    """The innermost reason in one line: what a worker raised, not that a worker failed."""
-    innermost = _causes(error)[-1]
-    lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
-    text = (named or lines or [""])[-1]
-    return text if re.match(r"[\w.]*(Error|Exception)\b", text) else f"{type(innermost).__name__}: {text}"
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error, and those of workers in it."""
-    found, seen = [error], {id(error)}
-    for part in found:
-        failures = getattr(part, "worker_failures", None)
-        inner = [*(failures.values() if isinstance(failures, Mapping) else ()), part.__cause__]
-        for one in inner:
-            if isinstance(one, BaseException) and id(one) not in seen:
-                seen.add(id(one))
-                found.append(one)
-    return found
-
-
-def record_failure(plan: Plan, row: Row, identity: str, reason: str) -> None:
-    """The reason, beside the trial and in its MLflow run (which is opened where it failed before that)."""
-    storage.write_bytes(storage.join(plan.folder, "failures", f"{identity}.txt"), reason.encode())
-    known = run_id(plan.folder, identity)
-    parent = plan.parent
-    if known:
-        run = replace(parent, run_id=known)
-    else:
-        options = tracking.Tracking(uri=parent.tracking_uri, experiment=plan.bases[row.preset].tracking.experiment)
-        options = replace(options, name=row.label)
-        run = tracking.start(options, plan.folder, params=row.params, tags={"trial": identity}, parent=parent.run_id)
-    tracking.Tracker(run).tags({"state": "failed", "reason": reason})
-    tracking.finish(run, "FAILED")
 
 
 def _pointer(checkpoint: Any) -> dict[str, Any] | None:

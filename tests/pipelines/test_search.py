@@ -131,3 +131,5 @@ def test_the_space_of_tune():
     assert found["a"] == {"grid_search": [1, 2]}
     assert [type(found[key]) for key in "bcde"] == [Categorical, Float, Integer, Float]
     assert to_tune(space, enumerate_choices=True)["b"] == {"grid_search": ["x", "y"]}
+    constants = parse(["a=0.5", "b=grid((1,2))", "c=choice(x)"])  # searchers that draw refuse grids of one value
+    assert to_tune(constants) == {"a": 0.5, "b": (1, 2), "c": "x"} == to_tune(constants, enumerate_choices=True)

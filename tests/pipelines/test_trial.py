@@ -1,39 +1,39 @@
-"""A trial's options, what it tells Tune, where it goes on, what it says when it fails; the table of all trials."""
+"""A trial's options, what it tells Tune, where it goes on, what it says when it fails."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pipelines import tracking
 from pipelines.presets.deeplab import demo
 from pipelines.sweeps import progress, search
-from pipelines.sweeps.progress import Display, Line, table
+from pipelines.sweeps.endings import describe, forget_failure, out_of_memory
+from pipelines.sweeps.plan import Row, run_id
 from pipelines.sweeps.trial import (
-    Plan,
+    Course,
     Resolved,
-    Row,
+    accumulating,
     apply,
     beginning,
     best_of,
-    describe,
     fit_workers,
+    fitted,
+    missing,
     more_accumulation,
-    out_of_memory,
     report,
     resolve,
+    run_trial,
 )
-from pipelines.tracking import Run
-
-RUN = Run("sqlite:///none.db", "parent", "0")
-
-
-def plan_of(*expressions: str, **more) -> Plan:
-    space = search.parse(expressions)
-    names = search.short_names(list(space))
-    return Plan({"demo": demo(), "other": demo()}, "demo", "/nowhere", RUN, space, names, **more)
+from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
 
 
 def test_what_tune_draws_becomes_an_experiment():
@@ -79,15 +79,23 @@ def test_more_accumulation_halves_what_goes_through_at_once():
 def test_reports_have_an_objective_even_without_a_figure():
     values = {"step": 401, "val/pq": 12.5, "checkpoint": "uri"}
     found = report(values, demo(), plan_of())
-    assert (found["objective"], found["round"], found["total"]) == (12.5, 2, 1200)
+    assert (found["objective"], found["total"]) == (12.5, 1200)
     assert report({"step": 400, "val/pq": math.nan}, demo(), plan_of())["objective"] == -1e9
     assert report({"step": 400}, demo(), plan_of(mode="min", metric="val/loss/total"))["objective"] == 1e9
+
+
+@pytest.mark.parametrize(("step", "round_"), [(100, 0), (399, 0), (400, 1), (500, 1), (800, 2), (1000, 3)])
+def test_the_end_of_a_part_of_a_schedule_is_no_round(step: int, round_: int):
+    """A trial that thaws is judged once more than others, and must not meet them a round early."""
+    base = demo()
+    experiment = replace(base, train=replace(base.train, steps=1000, validate_every=400))
+    assert report({"step": step, "val/pq": 1.0}, experiment, plan_of())["round"] == round_
 
 
 def test_where_a_trial_begins():
     resolved = Resolved(Row("a", "demo", {"optim.lr": 0.5}, {}), demo(), ((0, 0),))
     first = beginning("7", None, resolved)
-    assert first == {"name": "trial-7", "begin": "", "step": 0}
+    assert first == {"name": "trial-7", "begin": "", "step": 0, "micro_batch": 0}
     own = {"checkpoint": "x/step_000400", "step": 400, "origin": first, "changes": {"optim.lr": 0.5}}
     assert beginning("7", own, resolved) == first
     donor = {**own, "origin": {"name": "trial-8", "begin": "", "step": 0}}
@@ -97,6 +105,134 @@ def test_where_a_trial_begins():
     changed = beginning("7", {**own, "checkpoint": "y/step_000400", "changes": {"optim.lr": 0.1}}, resolved)
     assert changed["name"] not in (first["name"], taken["name"]) and changed["begin"] == "y/step_000400"
     assert beginning("7", {**own, "origin": taken}, resolved) == taken
+
+
+def test_a_trial_with_less_memory_goes_on_and_stays_so():
+    resolved = Resolved(Row("a", "demo", {"optim.lr": 0.5}, {}), demo(), ((0, 0),))
+    origin = beginning("7", None, resolved)
+    scratch = accumulating(Course(origin, None), 4)
+    assert scratch == {"name": "trial-7-accumulating-4", "begin": "", "step": 0, "micro_batch": 4}
+    own = {"checkpoint": "x/step_000400", "step": 400, "origin": origin, "changes": {"optim.lr": 0.5}}
+    later = accumulating(Course(origin, own), 4)
+    assert later == {**scratch, "begin": "x/step_000400", "step": 400}
+    resumed = {**own, "checkpoint": "y/step_000800", "step": 800, "origin": later}
+    assert beginning("7", resumed, resolved) == later and fitted(resolved.experiment, later).train.micro_batch == 4
+    assert accumulating(Course(later, resumed), 2)["name"] == "trial-7-accumulating-2"
+    taken = beginning("9", resumed, resolved)  # the same options need the same memory
+    assert taken["micro_batch"] == 4 and taken["begin"] == "y/step_000800"
+    old = {**own, "origin": {"name": "trial-7", "begin": "", "step": 0}}  # of an earlier version
+    assert beginning("7", old, resolved)["micro_batch"] == 0 == fitted(resolved.experiment, origin).train.micro_batch
+
+
+def kept(folder: Path, **steps: float) -> str:
+    """A run's folder with the metrics of some checkpoints."""
+    for step, value in steps.items():
+        (folder / step).mkdir(parents=True, exist_ok=True)
+        (folder / step / "metrics.json").write_text(json.dumps({"val/pq": value}))
+    return str(folder)
+
+
+def test_validations_that_tune_did_not_hear_of(tmp_path: Path):
+    folder = kept(tmp_path / "trial-7", step_000400=1.0, step_000800=3.0, step_001200=2.0)
+    found = missing(folder, 400)
+    assert [(entry["step"], entry["val/pq"]) for entry in found] == [(800, 3.0), (1200, 2.0)]
+    assert found[1]["checkpoint"] == f"{folder}/step_001200"
+    assert missing(folder, 1200) == [] == missing(str(tmp_path / "none"), 0)
+
+
+class FakeQueue:
+    """Ray's, in this process."""
+
+    def __init__(self, **options: Any) -> None:
+        self.entries: list[Any] = []
+
+    def put(self, entry: Any) -> None:
+        self.entries.append(entry)
+
+    def empty(self) -> bool:
+        return not self.entries
+
+    def get(self, timeout: float) -> Any:
+        from ray.util.queue import Empty
+
+        if not self.entries:
+            raise Empty
+        return self.entries.pop(0)
+
+    def shutdown(self) -> None:
+        self.entries.clear()
+
+
+@contextmanager
+def in_tune(monkeypatch: pytest.MonkeyPatch, train: Any, pointer: dict[str, Any] | None = None) -> Iterator[list]:
+    """A trial's function outside Ray: what it tells Tune comes into the list, `train` stands in for Ray Train."""
+    from ray import tune
+    from ray.util import queue
+
+    from pipelines.sweeps import trial
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(queue, "Queue", FakeQueue)
+    monkeypatch.setattr(trial, "train", train)
+    monkeypatch.setattr(trial, "_pointer", lambda checkpoint: pointer)
+    monkeypatch.setattr(trial.gate, "wait", lambda parent, identity: None)
+    monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
+
+    def report_to_tune(values: dict[str, Any], checkpoint: Any) -> None:
+        told.append({**values, "pointer": json.loads((Path(checkpoint.path) / "pointer.json").read_text())})
+
+    monkeypatch.setattr(tune, "report", report_to_tune)
+    yield told
+
+
+def test_a_finished_training_is_told_to_tune_though_it_says_nothing(monkeypatch, tmp_path: Path):
+    """Killed between Train's last checkpoint and Tune's saving, the trial finds nothing left to train."""
+    plan = replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(tmp_path))
+    kept(tmp_path / "trial-7", step_000800=3.0, step_001200=5.0)
+    (tmp_path / "trial-7" / "run.json").write_text('{"run_id": "r"}')
+    origin = {"name": "trial-7", "begin": "", "step": 0}
+    pointer = {"checkpoint": "x/step_000800", "step": 800, "origin": origin, "changes": {"optim.lr": 0.5}}
+    with in_tune(monkeypatch, lambda *given: None, pointer) as told:
+        run_trial({"optim.lr": 0.5}, plan)
+    assert [(values["step"], values["round"], values["objective"]) for values in told] == [(1200, 3, 5.0)]
+    assert told[0]["pointer"]["checkpoint"] == f"{tmp_path}/trial-7/step_001200"
+
+
+def test_a_trial_out_of_memory_is_tried_with_less_from_where_it_was(monkeypatch, tmp_path: Path):
+    plan = replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(tmp_path))
+    runs: list[tuple[str, int, str]] = []
+
+    def train(experiment: Any, preset: str, child: Any) -> None:
+        runs.append((experiment.name, experiment.train.micro_batch, child.begin))
+        if len(runs) == 1:
+            kept(tmp_path / experiment.name, step_000300=1.0)
+            raise MemoryError
+        kept(tmp_path / experiment.name, step_001200=2.0)
+
+    with in_tune(monkeypatch, train) as told:
+        run_trial({"optim.lr": 0.5}, plan)
+    half = demo().train.batch // demo().train.workers // 2
+    assert runs == [
+        ("trial-7", 0, ""),
+        (f"trial-7-accumulating-{half}", half, f"{tmp_path}/trial-7/step_000300"),
+    ]
+    assert [values["step"] for values in told] == [300, 1200]
+    with in_tune(monkeypatch, train, told[1]["pointer"]):  # resumed, it is what it became
+        run_trial({"optim.lr": 0.5}, plan)
+    assert runs[2] == runs[1]
+
+
+def test_a_trial_that_takes_over_another_says_so(monkeypatch, tmp_path: Path, mlflow_template):
+    plan = stored_plan(tmp_path, mlflow_template)
+    run = tracking.start(tracking.Tracking(uri=plan.parent.tracking_uri), tmp_path, parent=plan.parent.run_id)
+    (tmp_path / "trial-7").mkdir()
+    (tmp_path / "trial-7" / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    origin = {"name": "trial-8", "begin": "", "step": 0}
+    donor = {"checkpoint": "x/trial-8/step_000300", "step": 300, "origin": origin, "changes": {"optim.lr": 0.1}}
+    with in_tune(monkeypatch, lambda e, *_: kept(tmp_path / e.name, step_001200=2.0), donor):
+        run_trial({"optim.lr": 0.5}, plan)
+    assert tags_of(plan, run.run_id)["exchange_000300"] == "from x/trial-8/step_000300: lr=0.5"
 
 
 class GroupError(RuntimeError):
@@ -138,62 +274,20 @@ def test_the_best_checkpoint_by_metric():
     assert best_of(kept, "val/miou", "max") == "" == best_of({}, "val/pq", "max")
 
 
-LINES = [
-    Line("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),
-    Line("2", "lr=1", "failed", 10, 20, 1.0, 1.0, "FloatingPointError: step 9"),
-    Line("3", "lr=0.01", "pruned", 10, 20, 30.0, 30.0),
-    Line("4", "lr=0.001", "waiting"),
-]
-
-
-def test_the_table_of_trials():
-    lines = table(LINES).splitlines()
-    assert lines[0] == "4 trials: 1 failed, 1 finished, 1 pruned, 1 waiting"
-    assert lines[1].split() == ["trial", "state", "step", "PQ", "best"]
-    assert lines[2].split() == ["lr=0.1", "finished", "20/20", "41.00", "42.00*"]
-    assert lines[4].split()[:3] == ["lr=1", "failed", "10/20"] and lines[4].endswith("FloatingPointError: step 9")
-    assert lines[5].split() == ["lr=0.001", "waiting", "-", "-", "-"]
-    assert "42.00*" not in table(LINES, mode="min") and "1.00*" in table(LINES, mode="min")
-    many = [Line(str(k), f"lr={k}", "waiting" if k else "running", 1, 2, float(k), float(k)) for k in range(100)]
-    short = table(many, most=10).splitlines()
-    assert len(short) == 12 and "10 of them" in short[0] and any(line.startswith("lr=0 ") for line in short)
-
-
-def test_a_log_is_not_flooded():
-    log, terminal = Display(False), Display(True)
-    for display in (log, terminal):
-        assert display.due(0.0, "a")
-        display.write("table", 0.0, "a")
-    assert not log.due(20.0, "b") and log.due(31.0, "b") and not log.due(599.0, "a") and log.due(600.0, "a")
-    assert terminal.due(2.0, "a") and not terminal.due(1.0, "b")
-
-
-def test_a_terminal_is_drawn_over(capsys):
-    display = Display(True)
-    display.write("one\ntwo", 0.0, "")
-    display.write("one\ntwo", 3.0, "")
-    display.write("three", 6.0, "")
-    assert capsys.readouterr().out == "one\ntwo\n\x1b[2F\x1b[Jthree\n"
-
-
-def test_a_trial_of_tune_as_a_line(tmp_path):
-    plan = replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(tmp_path))
-    last = {"step": 10, "total": 20, "val/pq": 5.0}
-    analysis = {"objective": {"max": 7.0, "min": -1e9}}
-    one = SimpleNamespace(
-        trial_id="7", status="TERMINATED", last_result=last, metric_analysis=analysis, config={"optim.lr": 0.5}
-    )
-    line = progress.line_of(one, plan)
-    assert (line.state, line.value, line.best, line.label) == ("pruned", 5.0, 7.0, "lr=0.5") and line.ended
-    one.last_result = {**last, "step": 20}
-    assert progress.line_of(one, plan).state == "finished"
-    one.status, one.last_result, one.metric_analysis = "PENDING", None, None
-    waiting = progress.line_of(one, plan)
-    assert waiting.state == "waiting" and math.isnan(waiting.best) and not waiting.ended
-    one.status = "ERROR"
-    assert progress.line_of(one, plan).reason == "see its log"
-    (tmp_path / "failures").mkdir()
-    (tmp_path / "failures" / "7.txt").write_text("ValueError: x")
-    assert progress.line_of(one, plan).reason == "ValueError: x"
-    assert progress.rows([progress.line_of(one, plan)], "val/pq")[0]["lr"] == 0.5
-    assert progress.short_metric("val/pq_things") == "PQ things" and progress.short_metric("val/miou") == "miou"
+def test_a_failure_before_any_training_has_one_run_however_often(monkeypatch, tmp_path, mlflow_template):
+    """A draw that makes no experiment has its reason, in a run that the next attempts go on with."""
+    plan = stored_plan(tmp_path, mlflow_template)
+    bad = {"optim.lr": "fast"}
+    plan = replace(plan, space=search.parse(["optim.lr=choice(fast,slow)"]))
+    for _ in range(2):
+        with in_tune(monkeypatch, lambda *given: None), pytest.raises(RuntimeError, match=r"optim\.lr"):
+            run_trial(bad, plan)
+    client = tracking.connect(plan.parent.tracking_uri)
+    children = client.search_runs([plan.parent.experiment_id], f"tags.`mlflow.parentRunId` = '{plan.parent.run_id}'")
+    assert [child.info.run_id for child in children] == [run_id(plan.folder, "7")]
+    tags = tags_of(plan, run_id(plan.folder, "7"))
+    assert tags["status"] == "FAILED" and tags["state"] == "failed" and "optim.lr" in tags["reason"]
+    assert progress.line_of(tuned("ERROR", config=bad), plan).reason.startswith("ValueError: optim.lr")
+    forget_failure(plan, "7")
+    assert not (tmp_path / "failures" / "7.txt").exists() and tags_of(plan, run_id(plan.folder, "7"))["reason"] == ""
+    assert run_id(plan.folder, "7")  # the run stays the trial's

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pipelines import tune
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.sweeps import search
+from pipelines.sweeps import progress, search
+from pipelines.sweeps.plan import Plan
+from pipelines.sweeps.restoring import read_record, restorable
 from pipelines.sweeps.room import concurrency
-from pipelines.tune import Checker, Sweep, Trials, check_options, read_record, split_preset, sweep
+from pipelines.tracking import Run
+from pipelines.tune import Checker, Sweep, Trials, check_options, split_preset, sweep
 
 TINY = """
 --model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
@@ -116,8 +125,11 @@ def test_names_of_sweeps(tmp_path: Path):
     assert read_record(folder, "one", record, resume=True)["run_id"] == "7"
     with pytest.raises(ValueError, match="go on with --resume"):
         read_record(folder, "one", record, resume=False)
-    with pytest.raises(ValueError, match="was started with a=1, not a=2"):
+    with pytest.raises(ValueError, match="other options: sweep was a=1, is a=2"):
         read_record(folder, "one", {**record, "sweep": ["a=2"]}, resume=True)
+    (tmp_path / "one" / "sweep.json").write_text(json.dumps({"run_id": "7", **record, "metric": "val/pq"}))
+    with pytest.raises(ValueError, match="metric was val/pq, is val/miou"):
+        read_record(folder, "one", {**record, "metric": "val/miou"}, resume=True)
 
 
 def test_the_job_lists_its_options(capsys):
@@ -131,19 +143,151 @@ def test_the_job_lists_its_options(capsys):
     )
 
 
-@pytest.mark.parametrize("kind", ["none", "asha", "hyperband", "median", "pbt"])
-def test_every_scheduler_is_made(kind: str):
-    from pipelines.sweeps.schedulers import scheduler
-    from pipelines.sweeps.trial import Plan
-    from pipelines.tracking import Run
+def execute_with(monkeypatch: pytest.MonkeyPatch, options: Sweep, concurrent: int, folder: Path) -> dict[str, Any]:
+    """What `sweep` would start: everything of Ray and MLflow is left out."""
+    found: dict[str, Any] = {"opened": False}
 
-    space = search.parse(["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)"])
-    plan = Plan({"demo": demo()}, "demo", "/nowhere", Run("", "", ""), space)
-    made = scheduler(Sweep(scheduler=kind, samples=4), plan)  # type: ignore[arg-type]
-    assert (made is None) == (kind == "none")
-    if kind == "pbt":
-        changed = made._custom_explore_fn({"optim.lr": 1.0, "model.backbone.freeze": 2, "seed": 1})
-        assert changed == {"optim.lr": 1e-2, "model.backbone.freeze": 2, "seed": 1}
+    def join(wanted: int, experiments: Any) -> int:
+        found["experiments"] = list(experiments)
+        return concurrent
+
+    def ready(base: Any, at_once: int, first: Any, metric: str, mode: str) -> Any:
+        found["score"] = (metric, mode)
+        return base
+
+    def open_parent(*given: Any) -> Run:
+        found["opened"] = True
+        return Run("", "parent", "")
+
+    def run(options: Sweep, plan: Any, at_once: int, rounds: int) -> list[Any]:
+        found.update(plan=plan, rounds=rounds)
+        return []
+
+    monkeypatch.setattr(tune, "join_cluster", join)
+    monkeypatch.setattr(tune, "ready", ready)
+    monkeypatch.setattr(tune, "open_parent", open_parent)
+    monkeypatch.setattr(tune, "run", run)
+    monkeypatch.setattr(tune, "conclude", lambda *given: None)
+    monkeypatch.setattr(tune.tracking, "ending", lambda parent: nullcontext())
+    found["error"] = ""
+    try:
+        sweep(options, ["demo", "--storage", str(folder), "--name", "small"], PRESETS)
+    except ValueError as error:
+        found["error"] = str(error)
+    return found
+
+
+def test_all_that_may_be_drawn_counts(monkeypatch, tmp_path: Path):
+    """For the cluster's room and for the length of trials, and not only what the options outside the sweep say."""
+    expressions = ("train.workers=grid(1,4)", "train.steps=grid(1000,4000)")
+    found = execute_with(monkeypatch, Sweep(sweep=expressions, metric="val/miou"), 2, tmp_path)
+    assert {e.train.workers for e in found["experiments"]} == {1, 4} and found["score"] == ("val/miou", "max")
+    assert found["rounds"] == 4000 // demo().train.validate_every
+    record = json.loads((tmp_path / "small" / "sweep.json").read_text())
+    assert record["sweep"] == list(expressions) and record["samples"] == 1 and "concurrent" not in record
+
+
+def test_a_population_trains_at_once_and_keeps_what_others_may_take_over(monkeypatch, tmp_path: Path):
+    options = Sweep(sweep=("optim.lr=loguniform(1e-4,1)",), samples=4, scheduler="pbt")
+    few = execute_with(monkeypatch, options, 3, tmp_path / "a")
+    assert "--samples 4 must train at once, and 3 trials do; lower --samples to 3" in few["error"] and not few["opened"]
+    found = execute_with(monkeypatch, options, 4, tmp_path / "b")
+    assert found["error"] == "" and found["plan"].bases["demo"].train.keep == found["rounds"] + 1 == 4
+
+
+def test_a_population_has_weights_of_one_shape():
+    trials = Trials(
+        {"demo": demo()}, "demo", search.parse(["optim.lr=uniform(0,1)", "model.aspp_channels=choice(16,32)"])
+    )
+    with pytest.raises(ValueError, match=r"pbt: model\.aspp_channels changes the shapes"):
+        Checker(trials).check_exchange()
+    space = search.parse(["optim.lr=uniform(0,1)", "model.backbone.freeze=choice(0,2,5)"])
+    Checker(replace(trials, space=space), allow_lacking=True).check_exchange()
+
+
+def test_the_largest_trial_sets_how_many_run_at_once(monkeypatch):
+    import ray
+
+    from pipelines.sweeps import room
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 10.0})
+    monkeypatch.setattr(room.runtime, "connect", lambda *given: None)
+    base = demo()
+
+    def needing(**options: Any) -> Any:
+        return replace(base, train=replace(base.train, cpus_per_worker=1.0, **options))
+
+    data = base.feed.tasks * base.feed.cpus
+    one, four = needing(workers=1), needing(workers=4)
+    assert room.join_cluster(0, [one]) == int(10 // (1 + data + 0.01))
+    assert room.join_cluster(0, [one, four]) == int(10 // (4 * (1 + data) + 0.01))
+    greedy = replace(one, feed=replace(one.feed, tasks=8, cpus=1.0))
+    assert room.join_cluster(0, [one, greedy]) == 1
+
+
+def test_scenes_and_a_bucket_are_refused_before_ray(monkeypatch):
+    monkeypatch.setattr(tune, "join_cluster", lambda *given: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match="drawn into a local folder, but storage is s3://bucket/x"):
+        sweep(Sweep(sweep=("optim.lr=uniform(0,1)",)), ["demo", "--storage", "s3://bucket/x"], PRESETS)
+
+
+def test_what_tune_left_to_go_on_from(tmp_path: Path, caplog):
+    assert not restorable(str(tmp_path))
+    state = tmp_path / "tune"
+    state.mkdir()
+    (state / "tuner.pkl").write_bytes(b"x")
+    assert not restorable(str(tmp_path))  # killed before anything was saved
+    (state / "experiment_state-2026-01-01_00-00-00.json").write_text('{"trial_data": []}')
+    assert restorable(str(tmp_path))
+    broken = state / "experiment_state-2026-01-02_00-00-00.json"
+    broken.write_text('{"trial_da')
+    assert restorable(str(tmp_path)) and not broken.exists() and "cut off" in caplog.text
+
+
+def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_template, tmp_path: Path):
+    """In the size that its own trial saw images, not the one of the first preset."""
+    from pipelines import mlflow_model, tracking
+    from pipelines.sweeps import closing
+
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    parent = tracking.start(tracking.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
+    logged: list[int] = []
+
+    def log_model(run: Any, record: Any, resize: Any, **names: Any) -> str:
+        logged.append(resize.short)
+        return f"models:/m-{len(logged)}"
+
+    monkeypatch.setattr(mlflow_model, "log_model", log_model)
+    monkeypatch.setattr(closing, "load_checkpoint", lambda uri: {"experiment": {"resize.short": 64, "optim.lr": 1.0}})
+    assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1"
+    assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1" and logged == [64]
+    assert closing.log_best(parent, "b/step_000010", demo()) == "models:/m-2"
+    tracker = tracking.Tracker(parent)
+    for value in (50.0, 40.0):
+        tracker.figures({"best/val/pq": value})
+    run = tracking.connect(parent.tracking_uri).get_run(parent.run_id)
+    assert run.data.tags["best_checkpoint"] == "b/step_000010" and run.data.metrics["best/val/pq"] == 40.0
+
+
+def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
+    """Tune returns from the first Ctrl-C as from an end."""
+    import ray
+
+    closed: list[Any] = []
+    lines = [progress.Line("1", "a", "finished"), progress.Line("2", "b", "waiting")]
+    monkeypatch.setattr(tune, "tuner_of", lambda *given: SimpleNamespace(fit=lambda: None))
+    monkeypatch.setattr(tune, "open_gate", lambda parent, most: "gate")
+    monkeypatch.setattr(tune, "close_children", closed.append)
+    monkeypatch.setattr(tune.progress, "read", lambda folder: lines)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "kill", lambda handle: closed.append(handle))
+    plan = Plan({"demo": demo()}, "demo", str(tmp_path), Run("", "parent", ""))
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(Sweep(), plan, 1, 1)
+    assert closed == [plan.parent, "gate"]
+    lines.pop()
+    assert tune.run(Sweep(), plan, 1, 1) == lines
 
 
 @pytest.mark.slow
@@ -158,19 +302,20 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     places = ["--storage", str(tmp_path), "--data.root", str(scenes16), "--tracking.uri", uri, "--name", "small"]
-    arguments = ["demo", *places, *TINY.split(), "--sweep", "optim.lr=grid(1e-3,1e12)", "--concurrent", "2"]
+    arguments = ["demo", *places, *TINY.split(), "--sweep", "train.weights=grid('','/nowhere')", "--concurrent", "2"]
     arguments += ["--train.max-failures", "0"]
     done = main(arguments)
     lines = {line.label: line for line in done.lines}
-    good = lines["lr=0.001"]
+    good = lines["weights="]
     assert good.state == "finished" and good.step == good.total == 4 and done.best == good
     client = tracking.connect(uri)
     runs = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], "")
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == done.parent.run_id}
-    assert set(children) == set(lines) and children["lr=0.001"].info.status == "FINISHED"
-    assert children["lr=0.001"].data.params == {"lr": "0.001"} and children["lr=0.001"].data.tags["state"] == "finished"
-    if lines["lr=1e+12"].state == "failed":
-        assert children["lr=1e+12"].info.status == "FAILED" and children["lr=1e+12"].data.tags["reason"]
+    assert set(children) == set(lines) and children["weights="].info.status == "FINISHED"
+    assert children["weights="].data.params == {"weights": ""} and children["weights="].data.tags["state"] == "finished"
+    bad, reason = lines["weights=/nowhere"], "/nowhere/checkpoint.pt: no checkpoint there"
+    assert bad.state == "failed" and reason in bad.reason
+    assert children[bad.label].info.status == "FAILED" and reason in children[bad.label].data.tags["reason"]
     assert done.model.startswith("models:/") and done.checkpoint.endswith("step_000004")
     stamps = {path: path.stat().st_mtime_ns for path in Path(done.folder).glob("trial-*/step_*/metrics.json")}
     again = main([*arguments, "--resume"])

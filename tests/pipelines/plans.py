@@ -1,0 +1,42 @@
+"""Plans of sweeps and trials of Tune that several tests share."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pipelines import tracking
+from pipelines.presets.deeplab import demo
+from pipelines.sweeps import search
+from pipelines.sweeps.plan import Plan
+from pipelines.tracking import Run
+
+RUN = Run("sqlite:///none.db", "parent", "0")
+
+
+def plan_of(*expressions: str, **more) -> Plan:
+    space = search.parse(expressions)
+    names = search.short_names(list(space))
+    return Plan({"demo": demo(), "other": demo()}, "demo", "/nowhere", RUN, space, names, **more)
+
+
+def stored_plan(folder: Path, template: Path, **more: Any) -> Plan:
+    """A plan with a store of its own."""
+    shutil.copy(template, folder / "mlflow.db")
+    parent = tracking.start(tracking.Tracking(uri=f"sqlite:///{folder}/mlflow.db"), folder)
+    return replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(folder), parent=parent, **more)
+
+
+def tags_of(plan: Plan, identity: str) -> dict[str, str]:
+    run = tracking.connect(plan.parent.tracking_uri).get_run(identity)
+    return {**run.data.tags, "status": run.info.status}
+
+
+def tuned(status: str, **more: Any) -> Any:
+    """A trial of Tune."""
+    last = {"step": 10, "total": 20, "val/pq": 5.0, "done": True}
+    given = {"last_result": last, "metric_analysis": {}, "config": {"optim.lr": 0.5}, "error_file": None, **more}
+    return SimpleNamespace(trial_id="7", status=status, **given)

@@ -1,0 +1,193 @@
+"""The table of all trials, their states in MLflow, and the gate before their training."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines import tracking
+from pipelines.sweeps import progress
+from pipelines.sweeps.endings import close_children, record_failure
+from pipelines.sweeps.gate import Gate
+from pipelines.sweeps.plan import Row, run_id
+from pipelines.sweeps.progress import Display, Line, Progress, table
+from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
+
+LINES = [
+    Line("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),
+    Line("2", "lr=1", "failed", 10, 20, 1.0, 1.0, "FloatingPointError: step 9"),
+    Line("3", "lr=0.01", "pruned", 10, 20, 30.0, 30.0),
+    Line("4", "lr=0.001", "waiting"),
+]
+
+
+def test_the_table_of_trials():
+    lines = table(LINES).splitlines()
+    assert lines[0] == "4 trials: 1 failed, 1 finished, 1 pruned, 1 waiting"
+    assert lines[1].split() == ["trial", "state", "step", "PQ", "best"]
+    assert lines[2].split() == ["lr=0.1", "finished", "20/20", "41.00", "42.00*"]
+    assert lines[4].split()[:3] == ["lr=1", "failed", "10/20"] and lines[4].endswith("FloatingPointError: step 9")
+    assert lines[5].split() == ["lr=0.001", "waiting", "-", "-", "-"]
+    assert "42.00*" not in table(LINES, mode="min") and "1.00*" in table(LINES, mode="min")
+    many = [Line(str(k), f"lr={k}", "waiting" if k else "running", 1, 2, float(k), float(k)) for k in range(100)]
+    short = table(many, most=10).splitlines()
+    assert len(short) == 12 and "10 of them" in short[0] and any(line.startswith("lr=0 ") for line in short)
+
+
+def test_a_log_is_not_flooded():
+    log, terminal = Display(False), Display(True)
+    for display in (log, terminal):
+        assert display.due(0.0, "a")
+        display.write("table", 0.0, "a")
+    assert not log.due(20.0, "b") and log.due(31.0, "b") and not log.due(599.0, "a") and log.due(600.0, "a")
+    assert terminal.due(2.0, "a") and not terminal.due(1.0, "b")
+
+
+def test_a_terminal_is_drawn_over(capsys):
+    display = Display(True)
+    display.write("one\ntwo", 0.0, "")
+    display.write("one\ntwo", 3.0, "")
+    display.write("three", 6.0, "")
+    assert capsys.readouterr().out == "one\ntwo\n\x1b[2F\x1b[Jthree\n"
+
+
+def test_a_trial_of_tune_as_a_line(tmp_path):
+    plan = replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(tmp_path))
+    last = {"step": 10, "total": 20, "val/pq": 5.0, "done": True}
+    analysis = {"objective": {"max": 7.0, "min": -1e9}}
+    one = SimpleNamespace(
+        trial_id="7", status="TERMINATED", last_result=last, metric_analysis=analysis, config={"optim.lr": 0.5}
+    )
+    line = progress.line_of(one, plan)
+    assert (line.state, line.value, line.best, line.label) == ("pruned", 5.0, 7.0, "lr=0.5") and line.ended
+    one.last_result = {**last, "step": 20}
+    assert progress.line_of(one, plan).state == "finished"
+    one.last_result = {**last, "done": False}  # Tune ends so what ran when it was interrupted
+    assert progress.line_of(one, plan).state == "waiting" and not progress.line_of(one, plan).ended
+    one.status, one.last_result, one.metric_analysis = "PENDING", None, None
+    waiting = progress.line_of(one, plan)
+    assert waiting.state == "waiting" and math.isnan(waiting.best) and not waiting.ended
+    one.status = "ERROR"
+    assert progress.line_of(one, plan).reason == "see its log"
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / "7.txt").write_text("ValueError: x")
+    assert progress.line_of(one, plan).reason == "ValueError: x"
+    assert progress.rows([progress.line_of(one, plan)], "val/pq")[0]["lr"] == 0.5
+    assert progress.short_metric("val/pq_things") == "PQ things" and progress.short_metric("val/miou") == "miou"
+
+
+# Reasons and states in MLflow.
+
+
+def test_a_process_that_died_has_its_reason(tmp_path, mlflow_template):
+    plan = stored_plan(tmp_path, mlflow_template)
+    error = tmp_path / "error.txt"
+    error.write_text("Failure # 1\nThe actor died unexpectedly.\n\tpid: 1\nIts node ran out of memory.\n\n")
+    shown = Progress(plan)
+    shown.on_trial_error(1, [], tuned("ERROR", error_file=str(error)))
+    assert progress.line_of(tuned("ERROR"), plan).reason == "Its node ran out of memory."
+    assert tags_of(plan, run_id(plan.folder, "7"))["status"] == "FAILED"
+    record_failure(plan, Row("a", "demo", {}, {}), "7", "ValueError: told by itself")
+    shown.on_trial_error(1, [], tuned("ERROR", error_file=str(error)))
+    assert tags_of(plan, run_id(plan.folder, "7"))["reason"] == "ValueError: told by itself"
+
+
+@pytest.mark.parametrize(
+    ("step", "status", "state"), [(10, "KILLED", "pruned at step 10 of 20"), (20, "FINISHED", "finished")]
+)
+def test_a_trial_that_ended_has_its_state(step: int, status: str, state: str, tmp_path, mlflow_template):
+    plan = stored_plan(tmp_path, mlflow_template)
+    run = tracking.start(tracking.Tracking(uri=plan.parent.tracking_uri), tmp_path, parent=plan.parent.run_id)
+    (tmp_path / "trial-7").mkdir()
+    (tmp_path / "trial-7" / "run.json").write_text(json.dumps({"run_id": run.run_id}))
+    Progress(plan).on_trial_complete(1, [], tuned("RUNNING", last_result={"step": step, "total": 20}))
+    tags = tags_of(plan, run.run_id)
+    assert (tags["status"], tags["state"]) == (status, state)
+
+
+def test_runs_that_an_interruption_left_open_are_closed(tmp_path, mlflow_template):
+    plan = stored_plan(tmp_path, mlflow_template)
+    options = tracking.Tracking(uri=plan.parent.tracking_uri)
+    runs = [tracking.start(options, tmp_path, parent=plan.parent.run_id) for _ in range(2)]
+    tracking.finish(runs[1], "FINISHED")
+    stranger = tracking.start(options, tmp_path, parent="another")
+    close_children(plan.parent)
+    assert [tags_of(plan, run.run_id)["status"] for run in (*runs, stranger)] == ["KILLED", "FINISHED", "RUNNING"]
+    assert tags_of(plan, runs[0].run_id)["state"] == "interrupted"
+
+
+def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
+    shown = Progress(plan_of("optim.lr=loguniform(1e-4,1)"))
+
+    def broken(*given: Any) -> None:
+        raise OSError("the bucket is away")
+
+    monkeypatch.setattr(progress, "line_of", broken)
+    monkeypatch.setattr(progress.gate, "find_gate", lambda parent: None)
+    shown.on_step_end(1, [tuned("RUNNING")])
+    assert "the table could not be shown (OSError: the bucket is away)" in caplog.text
+
+
+def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((10, 5)))
+    Display(True).write("123456789012345\nab", 0.0, "")
+    assert capsys.readouterr().out == "1234567890\nab\n"
+    Display(False).write("123456789012345", 0.0, "")
+    assert capsys.readouterr().out == "\n123456789012345\n"
+
+
+# The gate.
+
+
+def test_the_gate_lets_as_many_through_as_there_is_room():
+    gate = Gate(2)
+    assert gate.update(["a", "b", "c", "d"]) == ["a", "b"] and not gate.allowed("c")
+    assert gate.update(["c", "b", "d"]) == ["b", "c"]  # b still runs, a has ended
+    assert gate.update(["d"]) == ["d"] and gate.allowed("d") and not gate.allowed("a")
+
+
+def test_the_gate_hears_which_trials_tune_started(monkeypatch):
+    updates: list[list[str]] = []
+    handle = SimpleNamespace(update=SimpleNamespace(remote=updates.append))
+    monkeypatch.setattr(progress.gate, "find_gate", lambda parent: handle if parent == "parent" else None)
+    shown = Progress(plan_of("optim.lr=loguniform(1e-4,1)"))
+    trials = [tuned("RUNNING"), tuned("PENDING"), tuned("TERMINATED")]
+    for _ in range(2):
+        shown.on_step_end(1, trials)
+    trials[0].status = "TERMINATED"
+    shown.on_step_end(2, trials)
+    assert updates == [["7"], []]
+
+
+def test_a_trial_waits_for_the_gate(monkeypatch):
+    import ray
+
+    from pipelines.sweeps import gate
+
+    answers = [False, False, True]
+    asked: list[str] = []
+
+    def allowed(identity: str) -> bool:
+        asked.append(identity)
+        return answers.pop(0)
+
+    monkeypatch.setattr(gate, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    handle = SimpleNamespace(allowed=SimpleNamespace(remote=allowed))
+    monkeypatch.setattr(ray, "get_actor", lambda name: {"gate-parent": handle}[name])
+    gate.wait("parent", "7")
+    assert asked == ["7"] * 3
+
+    def absent(name: str) -> None:
+        raise ValueError(f"no actor {name}")
+
+    monkeypatch.setattr(ray, "get_actor", absent)
+    gate.wait("parent", "7")
+    assert asked == ["7"] * 3

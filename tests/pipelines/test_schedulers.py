@@ -1,0 +1,134 @@
+"""Ray's own schedulers and searchers as sweeps make them, driven with made-up validations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.presets.deeplab import demo
+from pipelines.sweeps import search
+from pipelines.sweeps.plan import Plan
+from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
+from pipelines.sweeps.trial import resolve
+from pipelines.tracking import Run
+from pipelines.tune import Sweep, check_options
+
+
+class One:
+    """A trial of Tune, as schedulers see it."""
+
+    def __init__(self, identity: str, status: str = "PENDING") -> None:
+        self.trial_id, self.status = identity, status
+
+
+def drive(made: Any, lengths: list[int], at_once: int, value: Callable[[int, int], float]) -> list[int]:
+    """The round to which each trial came, where `at_once` run and the next begins when one ends.
+
+    Args:
+        made: scheduler.
+        lengths: rounds of each trial.
+        at_once: trials.
+        value: of a trial at a round.
+    """
+    made.set_search_properties("objective", "max")
+    trials = [One(str(k)) for k in range(len(lengths))]
+    controller = SimpleNamespace(get_live_trials=lambda: [t for t in trials if t.status != "TERMINATED"])
+    for one in trials:
+        made.on_trial_add(controller, one)
+    reached = [0] * len(lengths)
+    while any(one.status != "TERMINATED" for one in trials):
+        for k, one in enumerate(trials):
+            if one.status == "PENDING" and sum(t.status == "RUNNING" for t in trials) < at_once:
+                one.status = "RUNNING"
+            if one.status != "RUNNING":
+                continue
+            reached[k] += 1
+            result = {"round": reached[k], "objective": value(k, reached[k])}
+            decision = made.on_trial_result(controller, one, result)
+            assert decision in ("CONTINUE", "STOP"), f"trial {k} at round {reached[k]}: {decision}"
+            if decision == "STOP" or reached[k] == lengths[k]:
+                made.on_trial_complete(controller, one, result)
+                one.status = "TERMINATED"
+    return reached
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 12])
+def test_hyperband_ends_trials_and_never_waits(at_once: int):
+    """However few run at once; the best trial comes to its last validation."""
+    np.random.seed(0)
+    made = scheduler(Sweep(scheduler="hyperband"), {}, rounds=9)
+    assert len(made._brackets) == 3
+    reached = drive(made, [9] * 12, at_once, lambda k, at: (12 - k) * at)
+    assert reached[0] == 9 and min(reached) < 9 and len(set(reached)) > 2
+
+
+@pytest.mark.parametrize(("rounds", "grace", "brackets"), [(1, 1, 1), (2, 1, 1), (3, 1, 2), (9, 1, 3), (9, 3, 2)])
+def test_brackets_of_hyperband(rounds: int, grace: int, brackets: int):
+    made = scheduler(Sweep(scheduler="hyperband", grace=grace), {}, rounds)
+    assert len(made._brackets) == brackets and all(bracket._rungs for bracket in made._brackets)
+
+
+def test_the_longest_trial_of_a_sweep_comes_to_its_end():
+    """Whatever the length of the options that all share."""
+    base = demo()
+    lengths = [replace(base, train=replace(base.train, steps=steps, validate_every=250)) for steps in (1000, 4000)]
+    rounds = rounds_of(lengths)
+    assert rounds == 16
+    assert drive(scheduler(Sweep(scheduler="asha"), {}, rounds), [4, 16], 2, lambda k, at: k + at) == [4, 16]
+
+
+def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
+    made = scheduler(Sweep(scheduler="median", samples=8), {}, rounds=4)
+    reached = drive(made, [4] * 8, 2, lambda k, at: (8 - k) * at)
+    assert reached[:2] == [4, 4] and min(reached) < 4
+    empty = One("empty", "RUNNING")
+    made.on_trial_complete(None, empty, {"done": True})
+    fresh = One("fresh", "RUNNING")
+    controller = SimpleNamespace(get_live_trials=lambda: [fresh])
+    assert made.on_trial_result(controller, fresh, {"round": 1, "objective": 99.0}) == "CONTINUE"
+
+
+@pytest.mark.parametrize("kind", ["none", "asha", "hyperband", "median", "pbt"])
+def test_every_scheduler_is_made(kind: str):
+    space = search.parse(["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)", "optim.ema=0.5"])
+    made = scheduler(Sweep(scheduler=kind, samples=4), space, 3)  # type: ignore[arg-type]
+    assert (made is None) == (kind == "none")
+    if kind == "pbt":
+        changed = made._custom_explore_fn({"optim.lr": 1.0, "model.backbone.freeze": 2, "optim.ema": 0.5, "seed": 1})
+        assert changed == {"optim.lr": 1e-2, "model.backbone.freeze": 2, "optim.ema": 0.5, "seed": 1}
+
+
+def test_optuna_draws_from_our_space():
+    """Constants among what it draws; every draw is an experiment, and it learns from the objectives."""
+    pytest.importorskip("optuna")
+    expressions = [
+        "optim.lr=loguniform(1e-5,1e-3)",
+        "optim.optimiser=choice(adam,adamw)",
+        "train.batch=quniform(2,8,2)",
+        "train.seed=randint(0,3)",
+        "optim.ema=0.5",
+        "model.rates=choice((2,4,6))",
+    ]
+    space = search.parse(expressions)
+    options = Sweep(sweep=tuple(expressions), searcher="optuna")
+    check_options(options, space)
+    made = searcher("optuna", "max", 0, 2)
+    config = search.to_tune(space)
+    assert made.set_search_properties("objective", "max", config)
+    plan = Plan({"demo": demo()}, "demo", "/nowhere", Run("", "", ""), space)
+    drawn = []
+    for k in range(30):
+        found = resolve({**config, **made.suggest(str(k))}, plan).experiment
+        assert found.optim.ema == 0.5 and found.model.rates == (2, 4, 6) and found.train.batch in (2, 4, 6, 8)
+        drawn.append(found.optim.lr)
+        result = {"objective": -abs(np.log10(found.optim.lr) + 3), "training_iteration": 1}
+        made.on_trial_result(str(k), result)
+        made.on_trial_complete(str(k), result)
+    assert np.mean(drawn[20:]) > np.mean(drawn[:10])  # the best are near 1e-3
+    with pytest.raises(ValueError, match="nothing to draw"):
+        check_options(options, search.parse(["optim.ema=0.5"]))
