@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,8 @@ from panoptic.metrics.report import metrics
 from pipelines import storage
 from pipelines.actors import Pool
 from pipelines.config import Experiment, override
-from pipelines.evaluate import assign, evaluate
+from pipelines.evaluate import assign, evaluate, load
+from pipelines.independent import merge, save
 from pipelines.train import prepare_data
 from pipelines.worker import load_checkpoint
 
@@ -43,6 +46,26 @@ def judged(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder
     uri = with_options(checkpoint, changes, folder) if changes else checkpoint
     task = assign(uri, prepare_data(base)[1], base, measures=Measures(instances=True, losses=False))
     return metrics(evaluate(task, Pool(actors=-1 if _gpus() else 0)).evaluation)
+
+
+def merged_quality(semantic: str, instances: str, base: Experiment, folder: str) -> float:
+    """PQ of two models of JSIS-Net, each trained on one branch alone, merged as one; NaN where one is missing.
+
+    Args:
+        semantic: URI of the checkpoint with the semantic branch; "" = none.
+        instances: the same with the instance branch.
+        base: names the data.
+        folder: where the merged model and its figure are kept.
+    """
+    if not (semantic and instances):
+        return math.nan
+    digest = hashlib.sha256(repr((semantic, instances)).encode()).hexdigest()[:12]
+    figure = storage.join(folder, "judged", f"merged-{digest}.json")
+    if not storage.exists(figure):
+        uri = save(merge(load(semantic), load(instances)), storage.join(folder, "judged", f"merged-{digest}.pt"))
+        quality = judged(uri, {}, base, folder)["val/pq"]
+        storage.write_bytes(figure, json.dumps(quality).encode())
+    return float(json.loads(storage.read_bytes(figure)))
 
 
 def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> str:

@@ -11,16 +11,17 @@ from typing import Any
 from pipelines import storage, tracking
 from pipelines.config import Experiment, flatten, override, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.judging import COSTLY, judged
+from pipelines.studies.judging import COSTLY, judged, merged_quality
 from pipelines.studies.results import Cell, Table, table_of
 from pipelines.studies.table import METRICS, SMALL, Row, Study
 from pipelines.sweeps import trial
 from pipelines.sweeps.freezing import lacking
+from pipelines.sweeps.plan import Row as Trial
 from pipelines.sweeps.pretrain import pretrained
 from pipelines.sweeps.progress import Line
 from pipelines.sweeps.room import join_cluster
 from pipelines.train import prepare_data
-from pipelines.tune import Checker, Finished, Sweep, Trials, execute, split_preset
+from pipelines.tune import Checker, Finished, Sweep, Trials, check_storage, execute, split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]
 
@@ -91,16 +92,18 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
             raise ValueError(
                 f"{entry.label}: {error}{'' if given or 'noise' not in str(error) else PRETRAIN}"
             ) from error
-    first = bases[names[0]]
-    name = first.name or f"study-{'-'.join(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    join_cluster(options.concurrent, list(bases.values()))
+    check_storage(bases.values())
+    if pretrain_steps:
+        check_pretraining(checker.experiments)
+    name = bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    options = replace(options, concurrent=join_cluster(options.concurrent, checker.experiments))
     planned = limited(planned, bases)
     planned = with_weights(planned, bases, pretrain_steps)
     keys = [key_of(entry, bases) for entry in planned]
     distinct = {key: entry for key, entry in reversed(list(zip(keys, planned, strict=True)))}
     ordered = [key for key in dict.fromkeys(keys)]
     rows = tuple(
-        trial.Row(
+        Trial(
             distinct[key].label,
             distinct[key].preset,
             distinct[key].changes,
@@ -108,12 +111,13 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
         )
         for key in ordered
     )
-    record = {"sweep": list(options.study), "arguments": [*rest, f"steps {options.steps}", f"seeds {options.seeds}"]}
-    done = execute(options, Trials(bases, names[0], rows=rows), name, record)
+    trials = Trials(bases, names[0], rows=rows, experiments=tuple(checker.experiments))
+    done = execute(options, trials, name, {"arguments": list(rest)})
     lines = {line.label: line for line in done.lines}
     found = {key: results(lines.get(distinct[key].label), done.folder) for key in ordered}
+    uris = {(e.study, e.row, e.seed): found[key][0] for e, key in zip(planned, keys, strict=True)}
     figures = [
-        (entry, measured(entry, *found[key], bases[entry.preset], done.folder))
+        (entry, measured(entry, uris, found[key][1], bases[entry.preset], done.folder))
         for entry, key in zip(planned, keys, strict=True)
     ]
     tables = {study: build(study, figures, options) for study in options.study}
@@ -132,8 +136,11 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
     unknown = [name for name in options.study if name not in STUDIES]
     if unknown:
         raise ValueError(f"--study {' '.join(unknown)}: unknown; there are: list, {', '.join(STUDIES)}")
-    if options.sweep or options.samples != 1 or options.scheduler == "pbt":
-        raise ValueError("--study: its rows are given; leave --sweep, --samples and --scheduler pbt out")
+    if options.sweep or options.samples != 1 or options.searcher != "random" or options.scheduler != "none":
+        raise ValueError(
+            "--study: its rows are given, and each trains to its end, or it has no figure; leave --sweep, --samples, "
+            "--searcher and --scheduler out"
+        )
     if options.seeds < 1 or options.steps < 0:
         raise ValueError("--seeds is 1 or more, --steps 0 (the paper's) or more")
     given = bool(rest) and not rest[0].startswith("-")
@@ -146,6 +153,25 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
     if missing:
         raise ValueError(f"preset {', '.join(missing)} is unknown; there are: {', '.join(sorted(presets))}")
     return given
+
+
+def check_pretraining(experiments: Sequence[Experiment]) -> None:
+    """Weights for what is frozen are trained on drawn scenes.
+
+    Raises:
+        ValueError: these need a local folder.
+    """
+    for experiment in experiments:
+        if "://" in experiment.storage and lacking(experiment):
+            raise ValueError(
+                "the weights of what is frozen would be trained on scenes that are drawn into a local folder, but "
+                f"storage is {experiment.storage}; set --storage to one, or give --model.backbone.weights FILE"
+            )
+
+
+def short_name(studies: Sequence[str]) -> str:
+    """Of several studies, as a folder's: the first and how many more where there are many."""
+    return "-".join(studies) if len(studies) <= 3 else f"{studies[0]}-and-{len(studies) - 1}-more"
 
 
 def preset_of(study: Study, row: Row, small: bool) -> str:
@@ -180,13 +206,14 @@ def changes_of(study: Study, row: Row, base: Experiment, options: Options, publi
     usual = shared.get("train.steps", base.train.steps)
     budget = options.steps or usual
     steps = max(1, round(own * budget / whole)) if whole else budget
-    return {**changes, **shortened(override(base, changes), steps)}
+    whole_run = override(base, {**changes, "train.steps": usual})  # milestones and warm-up belong to this length
+    return {**changes, "train.steps": steps, **shortened(whole_run, steps)}
 
 
 def shortened(base: Experiment, steps: int) -> dict[str, Any]:
     """What a length other than its own changes in an experiment: milestones, warm-up, validations."""
     if steps == base.train.steps:
-        return {}
+        return {"train.validate_every": steps} if base.train.validate_every > steps else {}
     scale = steps / base.train.steps
     every = max(1, math.ceil(steps / 2)) if scale < 1 else base.train.validate_every
     changes: dict[str, Any] = {"train.steps": steps, "train.validate_every": min(every, steps)}
@@ -247,13 +274,32 @@ def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def measured(entry: Planned, uri: str, values: dict[str, float], base: Experiment, folder: str) -> dict[str, float]:
-    """The metrics of a run, with those that its study asks for beyond its own validation."""
-    study = STUDIES[entry.study]
+def measured(
+    entry: Planned,
+    uris: Mapping[tuple[str, int, int], str],
+    values: dict[str, float],
+    base: Experiment,
+    folder: str,
+) -> dict[str, float]:
+    """The metrics of a run, with those that its study asks for beyond its own validation.
+
+    Args:
+        entry: the row.
+        uris: of the last checkpoints, by study, row and seed; "" where there is none.
+        values: of its own last validation.
+        base: names the data.
+        folder: of the sweep.
+    """
+    study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
     changes = study.rows[entry.row].judge
-    if not uri or not (changes or set(study.columns) & set(COSTLY)):
+    if not uri:
         return values
-    return {**values, **judged(uri, changes, base, folder)}
+    if changes or set(study.columns) & set(COSTLY):
+        values = {**values, **judged(uri, changes, base, folder)}
+    if entry.row in study.merged:
+        semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
+        values = {**values, METRICS["PQ"]: merged_quality(semantic, instances, base, folder)}
+    return values
 
 
 def build(study: str, entries: list[tuple[Planned, dict[str, float]]], options: Options) -> Table:

@@ -66,5 +66,7 @@ class Study:
     """Options of all rows without --small: what the paper says beyond its preset."""
     images: int = 0
     """Of the paper's training set: `data.limit` of the rows is meant as a share of it. 0 = as it stands."""
+    merged: tuple[int, ...] = ()
+    """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
     note: str = ""
     """What the paper leaves open."""

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipelines.evaluate import Stored, load
+from pipelines.independent import save
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.studies import STUDIES, running
+from pipelines.studies import STUDIES, judging, running
 from pipelines.studies.results import Cell, least_difference, noise, plot, table_of, verdict
-from pipelines.studies.running import Options, changes_of, key_of, limited, plan, shortened, with_weights
+from pipelines.studies.running import Options, changes_of, key_of, limited, plan, short_name, shortened, with_weights
 from pipelines.studies.table import METRICS, Row
-from pipelines.sweeps.freezing import meta_model
+from pipelines.sweeps.closing import Finished
+from pipelines.sweeps.freezing import STAND_IN, meta_model
+from pipelines.sweeps.progress import Line
 from pipelines.sweeps.trial import apply
+from pipelines.tracking import Tracking, connect, start
+from tests.panoptic.models.small import SMALL_JSIS
 
 PAPERS_TABLES = {
     "freezing-r50": 4,
@@ -81,13 +90,17 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
     [
         (Options(study=("nothing",)), [], "unknown; there are: list, freezing-r50"),
         (Options(study=("aspp",), sweep=("a=1",)), [], "leave --sweep"),
+        (Options(study=("aspp",), searcher="optuna"), [], "--searcher and --scheduler out"),
+        (Options(study=("aspp",), scheduler="asha"), [], "--searcher and --scheduler out"),
         (Options(study=("aspp",), seeds=0), [], "--seeds is 1 or more"),
+        (Options(study=("aspp",), steps=10, small=True), ["--storage", "s3://b/x"], "drawn into a local folder"),
         (Options(study=("aspp",)), ["dmo"], "preset dmo is unknown"),
         (Options(study=("aspp",), steps=10), ["demo"], r"aspp dual ASPP, seed 0: .*frozen noise"),
         (Options(study=("freezing-r50",), steps=10), [], r"frozen noise.*--pretrain-steps 600"),
     ],
 )
-def test_what_is_refused(options: Options, rest: list[str], message: str):
+def test_what_is_refused(options: Options, rest: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(running, "join_cluster", lambda *given: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=message):
         running.run(options, rest, PRESETS)
 
@@ -123,9 +136,26 @@ def test_rows_of_other_lengths_follow_the_budget():
         "optim.milestones": (60, 90),
         "optim.warmup_steps": 12,
     }
+    rare = replace(base, train=replace(base.train, validate_every=5000))
+    assert shortened(rare, 1200) == {"train.validate_every": 1200}
     row = Row("a", {"optim.lr": 0.5})
     changes = changes_of(STUDIES["detr-lr"], row, base, Options(steps=1), published=True)
     assert changes["train.steps"] == changes["train.validate_every"] == 1 and changes["optim.warmup_steps"] == 0
+
+
+def test_milestones_belong_to_the_length_of_the_recipe():
+    """Table 3 stops Mapillary's recipe two epochs early, and halves the rate after the same epochs; where a row's
+    length differs from its table's, they follow."""
+    joint = plan(Options(study=("joint",)), [], PRESETS)
+    assert [entry.changes["train.steps"] for entry in joint] == [153_000] * 3
+    experiment, _ = apply(PRESETS[joint[0].preset](), joint[0].changes)
+    assert experiment.optim.milestones == (7 * 9000, 13 * 9000) and experiment.train.validate_every == 9000
+    (half, *_) = plan(Options(study=("joint",), steps=76_500), [], PRESETS)
+    assert half.changes["optim.milestones"] == (31_500, 58_500)
+    stepped = replace(demo(), optim=replace(demo().optim, milestones=(60_000, 80_000)))
+    study, row = STUDIES["fcn-schedule"], Row("twice", {"train.steps": 180_000})
+    changes = changes_of(study, row, stepped, Options(), published=True)
+    assert (changes["train.steps"], changes["optim.milestones"]) == (180_000, (120_000, 160_000))
 
 
 def test_seeds_multiply_rows_and_equal_rows_train_once():
@@ -181,6 +211,87 @@ def test_pretraining_is_keyed_by_the_backbone_alone():
     assert (run.model.centre_weight, run.model.offset_weight) == (0.0, 0.0) and run.model.semantic_weight > 0
     assert pretraining(experiments[0], "backbone", 31).name != run.name
     assert pretraining(experiments[0], "model", 30).model.centre_weight > 0
+
+
+# From the options to the files that a study leaves.
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, template: Path, failing: str = "") -> Tracking:
+    """Instead of a sweep, its result: every row finished with PQ 10, 11, … at step 20, but for one that failed."""
+    shutil.copy(template, folder / "mlflow.db")
+    options = Tracking(uri=f"sqlite:///{folder}/mlflow.db")
+
+    def execute(given: Options, trials: Any, name: str, record: Any) -> Finished:
+        lines = []
+        for k, row in enumerate(trials.rows):
+            if row.label == failing:
+                lines.append(Line(str(k), row.label, "failed", reason="ValueError: x"))
+                continue
+            last = folder / f"trial-{k}" / "step_000020"
+            last.mkdir(parents=True)
+            (last / "metrics.json").write_text(json.dumps({"val/pq": 10.0 + k, "val/miou": 30.0}))
+            lines.append(Line(str(k), row.label, "finished", 20, 20, 10.0 + k, 10.0 + k))
+        assert {e.train.steps for e in trials.experiments} == {20} and given.concurrent == 2
+        return Finished(name, str(folder), lines, None, "", "", start(options, folder), "")
+
+    monkeypatch.setattr(running, "execute", execute)
+    monkeypatch.setattr(running, "join_cluster", lambda wanted, experiments: 2)
+    return options
+
+
+def test_a_study_leaves_its_table_in_every_form(monkeypatch, tmp_path: Path, mlflow_template: Path):
+    options = faked(monkeypatch, tmp_path, mlflow_template, failing="detr-lr 1e-3, seed 0")
+    report = running.run(Options(study=("detr-lr",), small=True, steps=20), [], PRESETS)
+    table = (tmp_path / "studies" / "detr-lr.csv").read_text().splitlines()
+    assert table[0].startswith("row,PQ paper,PQ mean") and table[2].startswith("1e-4,6.66,11.0,")
+    assert "| 1e-5 | - | 10.00 |" in (tmp_path / "studies" / "detr-lr.md").read_text()
+    assert (tmp_path / "studies" / "detr-lr.svg").read_text().startswith("<svg")
+    assert "without a figure: detr-lr 1e-3, seed 0: ValueError: x" in report.text and "11.00" in report.text
+    kept = connect(options.uri).list_artifacts(report.finished.parent.run_id, "studies")
+    assert {Path(entry.path).name for entry in kept} == {f"detr-lr.{ending}" for ending in ("csv", "md", "svg", "txt")}
+    note = connect(options.uri).get_run(report.finished.parent.run_id).data.tags["mlflow.note.content"]
+    assert "Learning rate" in note and report.finished.name.startswith("study-detr-lr-")
+
+
+def test_branches_that_were_trained_alone_are_judged_merged(monkeypatch, tmp_path: Path, mlflow_template: Path):
+    """The PQ of both rows is that of the two models as one, judged once; that of the joint row is its own."""
+    asked: list[str] = []
+
+    def judge(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
+        asked.append(uri)
+        merged = uri.endswith(".pt")
+        assert not merged or load(uri).model.config.trunks == "separate"
+        return {"val/pq": 15.0 if merged else 1.0, "val/ap50": 5.0}
+
+    def save_models(given: Any, trials: Any, name: str, record: Any) -> Finished:
+        done = sweep(given, trials, name, record)
+        for k, row in enumerate(trials.rows[1:], 1):
+            model = replace(SMALL_JSIS, branches=row.changes["model.branches"]).build(STAND_IN)
+            save(Stored(model, {"resize.short": 64}), str(tmp_path / f"trial-{k}" / "step_000020"))
+        return done
+
+    faked(monkeypatch, tmp_path, mlflow_template)
+    sweep = running.execute
+    monkeypatch.setattr(running, "execute", save_models)
+    monkeypatch.setattr(running, "judged", judge)
+    monkeypatch.setattr(judging, "judged", judge)
+    report = running.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
+    assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
+    assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
+    assert math.isnan(judging.merged_quality("", "x", demo(), str(tmp_path)))
+
+
+def test_folders_of_many_studies_have_short_names():
+    assert short_name(("aspp", "batch")) == "aspp-batch"
+    assert short_name(tuple(STUDIES)) == f"freezing-r50-and-{len(STUDIES) - 1}-more"
+
+
+def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
+    from jobs.tune import main
+
+    monkeypatch.setattr(running, "STUDIES", {"aspp": STUDIES["aspp"]})
+    assert main(["--study", "list"]) is None
+    assert capsys.readouterr().out.startswith("aspp ")
 
 
 # Tables.
