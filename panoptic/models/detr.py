@@ -92,7 +92,7 @@ class DETRConfig:
     mask_channels: int = 256
     """Width of the mask head after its first convolution, halved at each finer level."""
     unit_mean_attention: bool = False
-    """The maps of where a query looks have the mean 1 in the mask head, not the sum (published), for short trainings."""
+    """Maps of where a query looks have the mean 1 in the mask head, not the sum (published): for short trainings."""
     logits: int = 0
     """Logits without "no object"; 0 = one a class. Published: 250 for COCO's panoptic, 91 for its detection ids."""
     class_hidden: tuple[int, ...] = ()

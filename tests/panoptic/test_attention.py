@@ -121,3 +121,15 @@ def test_dropout_of_an_mlp_is_between_its_layers() -> None:
     x = torch.randn(4, 8)
     assert not torch.equal(mlp(x), mlp(x))
     assert torch.equal(mlp.eval()(x), mlp.layers[1](mlp.layers[0](x).relu()))
+
+
+def test_maps_of_a_unit_mean_are_the_published_ones_at_another_scale() -> None:
+    torch.manual_seed(0)
+    published = AttentionMap(16, 4)
+    scaled = AttentionMap(16, 4, unit_mean=True)
+    scaled.load_state_dict(published.state_dict())
+    queries, memory = torch.randn(2, 3, 16), torch.randn(2, 16, 5, 7)
+    maps = published(queries, memory)
+    torch.testing.assert_close(maps.sum((2, 3, 4)), torch.ones(2, 3))
+    torch.testing.assert_close(scaled(queries, memory), maps * (4 * 5 * 7))
+    torch.testing.assert_close(scaled(queries, memory).mean((2, 3, 4)), torch.ones(2, 3))
