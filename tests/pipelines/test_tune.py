@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -322,3 +326,55 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
     assert {line.label for line in again.lines} == set(lines) and again.parent.run_id == done.parent.run_id
     mine = [path for path in stamps if f"trial-{good.identity}" in str(path)]
     assert mine and all(path.stat().st_mtime_ns == stamps[path] for path in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_an_interrupted_sweep_says_so_and_goes_on(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
+    """One Ctrl-C ends it with the children's runs closed; what waited and what ran come to their end on --resume."""
+    from jobs.tune import main
+    from pipelines import tracking
+
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    places = ["--storage", str(tmp_path), "--data.root", str(scenes16), "--tracking.uri", uri, "--name", "small"]
+    arguments = ["demo", *places, *TINY.split(), "--sweep", "optim.lr=grid(1e-3,2e-3)", "--concurrent", "1"]
+    job = subprocess.Popen([sys.executable, "jobs/tune.py", *arguments], cwd=Path(__file__).parents[2])
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("small/trial-*/run.json")):
+            assert job.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(90) == 130
+    finally:
+        job.kill()
+    record = json.loads((tmp_path / "small" / "sweep.json").read_text())
+    client = tracking.connect(uri)
+    query = f"tags.`mlflow.parentRunId` = '{record['run_id']}'"
+    children = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], query)
+    assert client.get_run(record["run_id"]).info.status == "KILLED"
+    assert [(child.info.status, child.data.tags["state"]) for child in children] == [("KILLED", "interrupted")]
+    done = main([*arguments, "--resume"])
+    assert [(line.state, line.step) for line in done.lines] == [("finished", 4)] * 2
+    states = {run.info.status for run in client.search_runs([children[0].info.experiment_id], query)}
+    assert states == {"FINISHED"} and client.get_run(record["run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_the_gate_stands_where_trials_find_it(ray_cluster):
+    """In every process of the job, and only as long as the sweep."""
+    import ray
+
+    from pipelines.sweeps import gate
+
+    handle = gate.open_gate("parent", 1)
+    assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
+    wait = ray.remote(num_cpus=0)(gate.wait)
+    ray.get(wait.remote("parent", "a"), timeout=60)
+    waiting = wait.remote("parent", "b")
+    assert ray.wait([waiting], timeout=3)[0] == []
+    handle.update.remote(["b"])
+    ray.get(waiting, timeout=60)
+    ray.kill(handle)
+    ray.get(wait.remote("other", "b"), timeout=60)
