@@ -232,9 +232,10 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     before = read_record(folder, name, record, options.resume)
     experiments = trials.experiments or tuple(trials.bases.values())
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
-    bases = {key: ready(base, concurrent, first, options.metric, options.mode) for key, base in trials.bases.items()}
     if options.scheduler == "pbt":
         check_population(options.samples, concurrent)
+    bases = {key: ready(base, concurrent, first, options.metric, options.mode) for key, base in trials.bases.items()}
+    if options.scheduler == "pbt":
         # What one trial takes over another may have left behind for better ones.
         bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
     parent = open_parent(options, trials, bases, folder, name, before)
