@@ -279,27 +279,25 @@ class _Certainty:
     """The probability of a class at some pixels of the enlarged logits, which are never made as a whole."""
 
     def __init__(self, logits: Tensor, size: tuple[int, int], align_corners: bool) -> None:
-        self._table = logits.permute(1, 2, 0).reshape(-1, len(logits))  # the classes of a place lie side by side
+        self._table = logits.flatten(1).t().contiguous()  # the classes of a place lie side by side
         self._width = logits.shape[2]
         self._axes = [
             mixed_cells(cells, pixels, None, align_corners, logits.device)
             for cells, pixels in zip(logits.shape[1:], size, strict=True)
         ]
-        self.most = max(1, _budget(logits.device) // len(logits))
+        self.most = max(1, 4 * _budget(logits.device) // len(logits))
         """Pixels at once that bound the memory."""
 
     def __call__(self, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
         """float [P] of int64 [P] each."""
         (top, bottom, down), (left, right, across) = self._axes
-        across, down = across[columns, None], down[rows, None]
-        upper, lower = (
-            torch.lerp(self._at(line[rows], left[columns]), self._at(line[rows], right[columns]), across)
-            for line in (top, bottom)
-        )
-        return torch.lerp(upper, lower, down).softmax(1).gather(1, labels[:, None])[:, 0]
-
-    def _at(self, rows: Tensor, columns: Tensor) -> Tensor:
-        return self._table.index_select(0, rows * self._width + columns)
+        lines = [(line[rows] * self._width, share) for line, share in ((top, 1 - down[rows]), (bottom, down[rows]))]
+        sides = [(side[columns], share) for side, share in ((left, 1 - across[columns]), (right, across[columns]))]
+        corners = torch.stack([line + side for line, _ in lines for side, _ in sides], 1)
+        shares = torch.stack([a * b for _, a in lines for _, b in sides], 1)
+        # gathers and mixes in one pass over the memory
+        mixed = functional.embedding_bag(corners, self._table, per_sample_weights=shares, mode="sum")
+        return mixed.softmax(1).gather(1, labels[:, None])[:, 0]
 
 
 def _instance_scores(instances: Tensor, labels: Tensor, certainty: _Certainty | None, heatmap: Tensor) -> Tensor:

@@ -7,8 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from panoptic.layers import mixed_cells
+
 CHUNK = 16
 """Classes enlarged at once: bounds the memory of 133 classes at 2 megapixels."""
+
+BLOCK = 1 << 18
+"""Interpolated values held at once."""
 
 
 def best_classes(logits: Tensor, enlarge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -27,3 +32,48 @@ def best_classes(logits: Tensor, enlarge: Callable[[Tensor], Tensor]) -> tuple[T
         classes = torch.where(value > best, index + start, classes)
         best = torch.maximum(value, best)
     return best, classes
+
+
+def highest(
+    masks: Tensor,
+    canvas: tuple[int, int],
+    size: tuple[int, int],
+    wanted: Tensor | None = None,
+    align_corners: bool = False,
+) -> Tensor:
+    """int32 [H, W], which plane is the highest in each pixel when all are resized to the canvas, the first of equals.
+
+    A bilinear value is a convex combination of the four corners of a cell, with the same factors for all planes. So
+    the plane that is highest at all four is highest everywhere within, and only the cells in which the corners
+    disagree are interpolated: few beside the whole map.
+
+    Args:
+        masks: [K, h, w], K at least 1.
+        canvas: height and width that the masks cover.
+        size: H and W, of the image inside of it.
+        wanted: bool [H, W], where the answer matters; elsewhere it may be that of a pixel nearby.
+        align_corners: of the resize.
+    """
+    best = masks.argmax(0).int()
+    if tuple(masks.shape[-2:]) == tuple(canvas):
+        return best[: size[0], : size[1]].contiguous()
+    height, width = best.shape
+    (top, bottom, down), (left, right, across) = (
+        mixed_cells(*sides, align_corners, masks.device) for sides in zip((height, width), canvas, size, strict=True)
+    )
+    below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
+    level = best == best[:, beside]
+    disputed = ~(level & level[below] & (best == best[below]))
+    owners = best.index_select(1, left).index_select(0, top)
+    disputed = disputed.index_select(1, left).index_select(0, top)
+    if wanted is not None:
+        disputed &= wanted
+    pixels = torch.nonzero(disputed.view(-1))[:, 0]
+    table = masks.flatten(1).t().contiguous()  # the values of all queries at one place lie side by side
+    for part in pixels.split(max(1, BLOCK // len(masks))):
+        y, x = part // size[1], part % size[1]
+        upper, lower, before, after = top[y] * width, bottom[y] * width, left[x], right[x]
+        corners = [table.index_select(0, line + side) for line in (upper, lower) for side in (before, after)]
+        first, second = (torch.lerp(corners[k], corners[k + 1], across[x, None]) for k in (0, 2))
+        owners.view(-1)[part] = torch.lerp(first, second, down[y, None]).argmax(1).int()
+    return owners

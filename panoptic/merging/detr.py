@@ -4,10 +4,6 @@ Panoptic: every pixel goes to the kept query of the highest mask logit; there is
 kept. Queries of one stuff class first share their pixels; then those of few pixels are removed and their
 pixels handed out again, until none is left that is too small. Instances: the mask of each query by itself.
 
-A bilinear mask is a convex combination of the four corners of a cell, with the same factors for all queries.
-So the query that is highest at all four corners is highest everywhere within, and only the cells in which the
-corners disagree are interpolated: few beside the whole map.
-
 Shapes: K kept queries, h x w their masks, which cover the canvas, H x W the image inside of it.
 """
 
@@ -19,11 +15,8 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
-from panoptic.layers import mixed_cells
+from panoptic.merging.classes import highest
 from panoptic.segmentation import VOID, Categories, Segmentation
-
-BLOCK = 1 << 18
-"""Interpolated values held at once."""
 
 
 def merge_masks(
@@ -86,40 +79,6 @@ def _first_of_stuff(labels: Tensor, categories: Categories) -> Tensor:
     stuff = ~torch.tensor(categories.is_thing, device=labels.device)[labels]
     same = (labels[:, None] == labels) & stuff
     return torch.where(stuff, same.int().argmax(1), index) if len(labels) else index
-
-
-def highest(masks: Tensor, canvas: tuple[int, int], size: tuple[int, int], wanted: Tensor | None = None) -> Tensor:
-    """int32 [H, W], the query whose mask, resized to the canvas (bilinear), is the highest in each pixel of the image.
-
-    Args:
-        masks: [K, h, w], K at least 1.
-        canvas: height and width that the masks cover.
-        size: H and W, of the image inside of it.
-        wanted: bool [H, W], where the answer matters; elsewhere it may be that of a pixel nearby.
-    """
-    best = masks.argmax(0).int()
-    if tuple(masks.shape[-2:]) == tuple(canvas):
-        return best[: size[0], : size[1]].contiguous()
-    height, width = best.shape
-    (top, bottom, down), (left, right, across) = (
-        mixed_cells(*sides, device=masks.device) for sides in zip((height, width), canvas, size, strict=True)
-    )
-    below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
-    level = best == best[:, beside]
-    disputed = ~(level & level[below] & (best == best[below]))
-    owners = best.index_select(1, left).index_select(0, top)
-    disputed = disputed.index_select(1, left).index_select(0, top)
-    if wanted is not None:
-        disputed &= wanted
-    pixels = torch.nonzero(disputed.view(-1))[:, 0]
-    table = masks.flatten(1).t().contiguous()  # the values of all queries at one place lie side by side
-    for part in pixels.split(max(1, BLOCK // len(masks))):
-        y, x = part // size[1], part % size[1]
-        upper, lower, before, after = top[y] * width, bottom[y] * width, left[x], right[x]
-        corners = [table.index_select(0, line + side) for line in (upper, lower) for side in (before, after)]
-        first, second = (torch.lerp(corners[k], corners[k + 1], across[x, None]) for k in (0, 2))
-        owners.view(-1)[part] = torch.lerp(first, second, down[y, None]).argmax(1).int()
-    return owners
 
 
 def _resized(owners: Tensor, size: tuple[int, int]) -> Tensor:

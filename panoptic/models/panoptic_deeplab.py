@@ -54,7 +54,7 @@ from panoptic.layers import (
     set_norm_momentum,
 )
 from panoptic.merging.centres import Score, merge_centres, scored_instances
-from panoptic.merging.classes import best_classes
+from panoptic.merging.classes import best_classes, highest
 from panoptic.merging.enlarging import Enlarging
 from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
@@ -360,7 +360,10 @@ class PanopticDeepLab(PanopticModel):
         if "classes" in outputs:
             height, width = self.enlarging.size(frame, b)
             return outputs["classes"][b, :height, :width]
-        return best_classes(outputs["semantic"][b], lambda x: self.enlarging.merged(x, frame, b))[1]
+        logits, size = outputs["semantic"][b], self.enlarging.size(frame, b)
+        if size == frame.size(b):  # one resize, not two
+            return highest(logits, self.enlarging.whole(logits, frame.canvas), size, align_corners=self.standalone)
+        return best_classes(logits, lambda x: self.enlarging.merged(x, frame, b))[1]
 
     def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
         config = self.config

@@ -8,7 +8,8 @@ import torch
 from pycocotools import mask as rle
 from torch.nn import functional
 
-from panoptic.merging.detr import binary_masks, box_masks, encode, highest, merge_boxes, merge_masks
+from panoptic.merging.classes import highest
+from panoptic.merging.detr import binary_masks, box_masks, encode, merge_boxes, merge_masks
 from panoptic.segmentation import Categories
 
 
