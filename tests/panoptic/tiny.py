@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, Targets, collate
 
 
@@ -70,7 +70,7 @@ class Tiny(PanopticModel):
             maps.append(Segmentation(1 + segments.reshape(height, width).astype(np.int32), present, None, scores))
         return maps
 
-    def instances(self, outputs: Outputs, frame: Frame) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         empty = Instances([], np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
         return [empty for _ in frame.sizes]
 
