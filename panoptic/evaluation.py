@@ -19,7 +19,7 @@ from torch import Tensor
 
 from panoptic.engine import Engine, Judged, evaluation_step, seed_torch
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
-from panoptic.metrics.instances import average_precision, join, match
+from panoptic.metrics.instances import average_precision, instance_overlaps
 from panoptic.metrics.quality import QualityCounts, quality
 from panoptic.metrics.regions import confusion, count_recall, mean_iou
 from panoptic.metrics.report import Evaluation
@@ -113,13 +113,13 @@ def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measur
 def _counted(batch: Batch, found: Judged, categories: Categories, measures: Measures) -> Tally:
     tally, classes = Tally(), len(categories)
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
-        matches = None if found.instances is None else match(truth, found.instances[k], categories)
+        instances = None if found.instances is None else instance_overlaps(truth, found.instances[k], categories)
         recall = None
         if found.proposals is not None:
             covered = count_recall(truth, found.proposals[k].cpu().numpy(), categories)
             recall = int(covered.covered.sum()), int(covered.total.sum())
         name = batch.targets.names[k]
-        counts = count_image(truth, found.maps[k], classes, measures.boundary, matches, name, recall)
+        counts = count_image(truth, found.maps[k], classes, measures.boundary, instances, name, recall)
         pixels = confusion(truth.semantic(), found.semantics[k], classes)
         tally.add(Tally({row: counts}, pixels))
     means = {name: float(value) for name, value in found.losses.items()}
@@ -152,7 +152,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
         raise ValueError("nothing was evaluated: the split holds no image")
     images = [whole.images[row] for row in sorted(whole.images)]
     single = np.array([image.pq(len(categories)) for image in images])
-    matches = [image.matches for image in images if image.matches is not None]
+    instances = [image.instances for image in images if image.instances is not None]
     recalls = [100 * image.recall[0] / image.recall[1] for image in images if image.recall and image.recall[1]]
     boundary = [image.boundary for image in images if image.boundary is not None]
     return Evaluation(
@@ -166,7 +166,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
             for k, name in enumerate(SIZES)
         },
         boundary=quality(_total(lambda image: image.boundary, images, categories), categories) if boundary else None,
-        precision=average_precision(join(matches), categories) if matches else None,
+        precision=average_precision(instances, categories) if instances else None,
         proposal_recall=float(np.mean(recalls)) if recalls else float("nan"),
         image_pq=float(np.nanmean(single)) if (~np.isnan(single)).any() else float("nan"),
         confusion=_segments(images, len(categories)),

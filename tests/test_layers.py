@@ -34,8 +34,11 @@ LAYERS = {"panoptic": (), "pipelines": ("panoptic",), "jobs": ("pipelines", "pan
 LIBRARIES = {"torch", "torchvision", "timm", "numpy", "scipy", "cv2", "pycocotools", "safetensors"}
 """All that panoptic/ may import beside the standard library."""
 
-EXPORT_LIBRARIES = {"onnx", "onnxscript", "onnxruntime"}
-"""Optional, and so for panoptic/export.py alone."""
+OPTIONAL = {
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),
+    "faster_coco_eval": "panoptic.metrics.instances",
+}
+"""Libraries of extras, each for one module of panoptic/ alone, which does without them or says what to install."""
 
 OWNERS = {
     "tyro": ("pipelines/config.py",),
@@ -122,7 +125,7 @@ def import_problem(path: Path, target: str) -> str | None:
     if library in PIPELINE_LIBRARIES and layer != "pipelines":
         return f"{library} belongs to pipelines/"
     if layer == "panoptic" and library not in LIBRARIES | set(sys.stdlib_module_names):
-        if library in EXPORT_LIBRARIES and module_name(path).startswith("panoptic.export"):
+        if library in OPTIONAL and module_name(path).startswith(OPTIONAL[library]):
             return None
         return f"panoptic/ may not import {library}; allowed: {', '.join(sorted(LIBRARIES))}"
     return None

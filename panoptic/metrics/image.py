@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from panoptic.metrics.boundary import boundary_overlaps
-from panoptic.metrics.instances import Matches
+from panoptic.metrics.instances import InstanceOverlaps
 from panoptic.metrics.quality import Pairs, QualityCounts, overlaps, pair
 from panoptic.segmentation import Segmentation
 
@@ -39,8 +39,8 @@ class ImageCounts:
     confusion: np.ndarray
     """int64 [K, 3]: true class, predicted class, number of segments. Class C is "none": missed or made up."""
     boundary: Sparse | None = None
-    matches: Matches | None = None
-    """Of instances, for AP."""
+    instances: InstanceOverlaps | None = None
+    """For AP."""
     recall: tuple[int, int] | None = None
     """True things that some region proposal covers, and all of them."""
     name: str = ""
@@ -58,7 +58,7 @@ def count_image(
     prediction: Segmentation,
     classes: int,
     boundary: bool = False,
-    matches: Matches | None = None,
+    instances: InstanceOverlaps | None = None,
     name: str = "",
     recall: tuple[int, int] | None = None,
 ) -> ImageCounts:
@@ -82,7 +82,7 @@ def count_image(
         sizes=_by_size(pairs, table, labels, classes),
         confusion=_confusion(pair(table, truth.labels, crowd, prediction.labels, same_class=False), labels, classes),
         boundary=None if inner is None else inner.counts(*labels, classes).nonzero(),
-        matches=matches,
+        instances=instances,
         recall=recall,
         name=name,
     )

@@ -1,52 +1,80 @@
 """Average precision of scored instances, against the masks of the panoptic truth.
 
-Matching and accumulation are pycocotools' own, so that the figures are the official ones. Of each image a
-worker keeps only what accumulation needs (`Matches`), never masks: records are small, can be joined in any
-grouping, and memory does not grow with the size of the images. faster-coco-eval gives the same figures, but what
-it matched cannot be read per image, and `jobs/benchmark.py 5` shows that there is little to gain.
+A worker compares the masks of an image (IoU as pycocotools computes it) and keeps the table alone
+(`InstanceOverlaps`), never masks: a record of a few kilobytes, whatever the size of the image. Which instance
+takes which truth is decided at the end, by faster-coco-eval where it is installed (the extra `fast`), else by
+pycocotools; the figures are the same to rounding.
 
 The truths are the things of the panoptic map and so never overlap, unlike COCO's instance annotations:
 figures compare among themselves and with others "against panoptic masks" only. A crowd takes any number of
 instances and counts for nothing, as in COCO.
 
-Shapes: D instances, C classes, T = 10 IoU thresholds.
+Shapes: D instances and G truths of an image, C classes, T = 10 IoU thresholds, R = 101 recalls.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
 from panoptic.merging.centres import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
+
+log = logging.getLogger(__name__)
 
 LIMIT = 100
 """The best so many instances of a class in an image are judged, as in COCO."""
 
 ANY_AREA = [0, 1e10]
 
+Library = Literal["faster-coco-eval", "pycocotools"]
+
+
+class OfClass(NamedTuple):
+    """What of an image's instances and truths is of one class."""
+
+    label: int
+    scores: np.ndarray
+    """float64 [d], falling."""
+    crowd: np.ndarray
+    """bool [g]."""
+    ious: np.ndarray
+    """float64 [d, g]; of a crowd, the share of the instance that lies in it."""
+
 
 @dataclass(frozen=True)
-class Matches:
-    """What became of the instances of one image (or, joined, of many) at each IoU threshold 0.5, 0.55 … 0.95."""
+class InstanceOverlaps:
+    """All of one image that average precision depends on; instances and truths by rising class."""
 
     labels: np.ndarray
-    """int64 [D], contiguous classes; within a class and an image by falling score."""
+    """int64 [D], contiguous classes."""
     scores: np.ndarray
-    """float64 [D]."""
-    matched: np.ndarray
-    """bool [T, D], whether it has a truth."""
-    ignored: np.ndarray
-    """bool [T, D], whether it counts for nothing, because its truth is a crowd."""
+    """float64 [D], falling within a class."""
     truths: np.ndarray
-    """int64 [C], truths of each class that are no crowd."""
+    """int64 [G], contiguous classes."""
+    crowd: np.ndarray
+    """bool [G]."""
+    ious: np.ndarray
+    """float64, flat: the tables [d, g] of the classes one after the other."""
+
+    def by_class(self) -> Iterator[OfClass]:
+        """Each class that occurs among the instances or the truths."""
+        start = 0
+        for label in np.union1d(self.labels, self.truths).tolist():
+            scores, crowd = self.scores[self.labels == label], self.crowd[self.truths == label]
+            end = start + len(scores) * len(crowd)
+            yield OfClass(label, scores, crowd, self.ious[start:end].reshape(len(scores), len(crowd)))
+            start = end
 
 
 @dataclass(frozen=True)
@@ -63,8 +91,8 @@ class Precision:
     """Over the classes that are not NaN."""
 
 
-def match(truth: Segmentation, found: Instances, categories: Categories) -> Matches:
-    """Match the instances of one image to the things of its truth.
+def instance_overlaps(truth: Segmentation, found: Instances, categories: Categories) -> InstanceOverlaps:
+    """Compare the instances of one image with the things of its truth.
 
     Args:
         truth: at the size of the instances' masks; segments without a pixel are no truth.
@@ -74,64 +102,124 @@ def match(truth: Segmentation, found: Instances, categories: Categories) -> Matc
         ValueError: an instance has a class of stuff, a score that is not finite, or a mask of another size.
     """
     _check(truth, found, categories)
-    judge = _judge([LIMIT])
-    truths = _fill(judge, truth, found, categories)
-    parts = []
-    for label in sorted({label for _, label in [*judge._gts, *judge._dts]}):
-        judge.ious[0, label] = judge.computeIoU(0, label)
-        result = judge.evaluateImg(0, label, ANY_AREA, LIMIT)
-        if result is not None and len(result["dtScores"]):
-            parts.append((np.full(len(result["dtScores"]), label), result))
-    thresholds = len(judge.params.iouThrs)
-    none = np.zeros((thresholds, 0), bool)
-    return Matches(
-        labels=np.concatenate([np.zeros(0, np.int64), *(labels for labels, _ in parts)]),
-        scores=np.concatenate([np.zeros(0), *(result["dtScores"] for _, result in parts)]),
-        matched=np.concatenate([none, *(result["dtMatches"] > 0 for _, result in parts)], 1),
-        ignored=np.concatenate([none, *(result["dtIgnore"].astype(bool) for _, result in parts)], 1),
-        truths=truths,
+    is_thing, labels = np.array(categories.is_thing, bool), np.asarray(found.labels, np.int64)
+    things = np.flatnonzero(is_thing[truth.labels] & (truth.areas() > 0))
+    things = things[np.argsort(truth.labels[things], kind="stable")]
+    masks = encode_masks(truth.segments, things + 1)
+    classes, crowd = truth.labels[things].astype(np.int64), truth.is_crowd()[things]
+    chosen, tables = [np.zeros(0, np.intp)], [np.zeros(0)]
+    for label in np.union1d(labels, classes).tolist():
+        mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(classes == label)
+        best = mine[np.argsort(-found.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
+        chosen.append(best)
+        if len(best) and len(theirs):
+            pair: Any = [found.masks[k] for k in best], [masks[k] for k in theirs]  # its stubs want lists of their own
+            tables.append(np.asarray(rle.iou(*pair, crowd[theirs].astype(np.uint8).tolist())).ravel())
+    order = np.concatenate(chosen)
+    return InstanceOverlaps(
+        labels[order], found.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)
     )
 
 
-def join(parts: Sequence[Matches]) -> Matches:
-    """The record of several images, in their order (ties of score are broken by it).
+def average_precision(
+    images: Sequence[InstanceOverlaps], categories: Categories, library: Library | None = None
+) -> Precision:
+    """AP and AP50 as COCO defines them: precision at 101 recalls, interpolated, averaged.
+
+    Args:
+        images: in the order of the data set, by which ties of score are broken.
+        categories: tell which classes are things.
+        library: what matches and accumulates; by default faster-coco-eval where it is installed.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no image.
     """
-    if not parts:
-        raise ValueError("join: no image was matched")
-    return Matches(
-        labels=np.concatenate([part.labels for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        matched=np.concatenate([part.matched for part in parts], 1),
-        ignored=np.concatenate([part.ignored for part in parts], 1),
-        truths=np.sum([part.truths for part in parts], 0),
-    )
-
-
-def average_precision(matches: Matches, categories: Categories) -> Precision:
-    """AP and AP50 as COCO defines them: precision at 101 recalls, interpolated, averaged."""
-    judge = _judge([max(1, len(matches.labels))])
-    judge.params.imgIds, judge.params.catIds = [0], list(categories.things)
-    judge.evalImgs = [_class_record(matches, label) for label in categories.things]
-    judge._paramsEval = copy.deepcopy(judge.params)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        judge.accumulate()
-    precision = judge.eval["precision"][..., 0, 0]  # [T, 101, things], -1 where a class has no truth
+    if not images:
+        raise ValueError("average_precision: no image was judged")
+    things = list(categories.things)
+    precision = _precision(images, things, library or installed())  # [T, R, things], -1 where there is no truth
     known = precision[0, 0] > -1
     ap, ap50 = (np.full(len(categories), np.nan) for _ in range(2))
-    things = np.array(categories.things, np.int64)[known]
-    ap[things] = 100 * precision[:, :, known].mean((0, 1))
-    ap50[things] = 100 * precision[0][:, known].mean(0)
+    there = np.array(things, np.int64)[known]
+    ap[there] = 100 * precision[:, :, known].mean((0, 1))
+    ap50[there] = 100 * precision[0][:, known].mean(0)
     return Precision(ap, ap50, _mean(ap), _mean(ap50))
 
 
-def _judge(limits: list[int]) -> Any:
-    """pycocotools' evaluation without files: `Any`, as its type stubs leave out what it reads and writes itself."""
-    judge = COCOeval(iouType="segm")
-    judge.params.maxDets, judge.params.areaRng = limits, [ANY_AREA]
-    return judge
+def installed() -> Library:
+    """The faster library that there is."""
+    return "faster-coco-eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+
+
+def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: Library) -> np.ndarray:
+    """float64 [T, R, things]."""
+    if not things:
+        return np.full((10, 101, 0), -1.0)
+    if library == "pycocotools":
+        return _pycocotools(images, things)
+    try:
+        return _faster_coco_eval(images, things)
+    except Exception as error:  # whatever another release of it raises: what was judged must not be lost
+        log.warning("faster-coco-eval cannot count these instances (%s); pycocotools does", error)
+        return _pycocotools(images, things)
+
+
+def _pycocotools(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
+    """Its matching and accumulation, given the overlaps; `Any`, as its type stubs leave out what it reads."""
+    judge: Any = COCOeval(iouType="segm")
+    params, place = judge.params, {label: k for k, label in enumerate(things)}
+    params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
+    judge.evalImgs = [None] * (len(things) * len(images))
+    for image, record in enumerate(images):
+        for part in record.by_class():
+            key = image, part.label
+            judge._gts[key], judge._dts[key] = _truths(part), _instances(part)
+            judge.ious[key] = part.ious if part.ious.size else []
+            judge.evalImgs[place[part.label] * len(images) + image] = judge.evaluateImg(*key, ANY_AREA, LIMIT)
+    judge._paramsEval = copy.deepcopy(params)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        judge.accumulate()
+    return judge.eval["precision"][..., 0, 0]
+
+
+def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
+    """The same with the C++ of faster-coco-eval."""
+    from faster_coco_eval import COCOeval_faster  # pyright: ignore[reportMissingImports]
+
+    class Judge(COCOeval_faster):
+        """Takes overlaps where it would read annotations."""
+
+        def _prepare(self) -> None:
+            self.tables: dict[tuple[int, int], Any] = {}
+            for image, record in enumerate(images):
+                for part in record.by_class():
+                    self.tables[image, part.label] = part.ious
+                    for truth in _truths(part):
+                        self.gt_dataset.append(image, part.label, truth)
+                    for instance in _instances(part):
+                        self.dt_dataset.append(image, part.label, instance)
+
+        def computeIoU(self, imgId: int, catId: int) -> Any:
+            table = self.tables.get((imgId, catId))
+            return [] if table is None or not table.size else table
+
+    judge: Any = Judge(iouType="segm", print_function=log.debug)
+    params = judge.params
+    params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
+    judge.rle_iou_max_workers = 1  # threads would only look up tables
+    judge.evaluate()
+    judge.accumulate()
+    return np.asarray(judge.eval["precision"])[..., 0, 0]
+
+
+def _truths(part: OfClass) -> list[dict[str, Any]]:
+    """As both libraries keep them; the area matters for ranges of area alone, and id 0 would read as unmatched."""
+    crowd = part.crowd.astype(int).tolist()
+    return [{"id": k + 1, "area": 1, "iscrowd": many, "ignore": many} for k, many in enumerate(crowd)]
+
+
+def _instances(part: OfClass) -> list[dict[str, Any]]:
+    return [{"id": k + 1, "area": 1, "score": score} for k, score in enumerate(part.scores.tolist())]
 
 
 def _check(truth: Segmentation, found: Instances, categories: Categories) -> None:
@@ -143,43 +231,6 @@ def _check(truth: Segmentation, found: Instances, categories: Categories) -> Non
     wrong = [tuple(mask["size"]) for mask in found.masks if tuple(mask["size"]) != truth.size]
     if wrong:
         raise ValueError(f"instances: a mask is {wrong[0]} but the truth {truth.size}; give both the same size")
-
-
-def _fill(judge: Any, truth: Segmentation, found: Instances, categories: Categories) -> np.ndarray:
-    """Hand truths and instances of image 0 to pycocotools; int64 [C], the truths that are no crowd."""
-    truths = np.zeros(len(categories), np.int64)
-    crowd, areas = truth.is_crowd(), truth.areas()
-    things = np.flatnonzero(np.array(categories.is_thing, bool)[truth.labels] & (areas > 0))
-    for k, mask in zip(things, encode_masks(truth.segments, things + 1), strict=True):
-        label = int(truth.labels[k])
-        truths[label] += not crowd[k]
-        judge._gts[0, label].append(
-            {
-                "id": int(k) + 1,  # 0 would read as unmatched
-                "segmentation": mask,
-                "area": int(areas[k]),
-                "iscrowd": int(crowd[k]),
-                "ignore": int(crowd[k]),
-            }
-        )
-    for k, (mask, label, score) in enumerate(zip(found.masks, found.labels, found.scores, strict=True)):
-        # the area matters for ranges of area alone, and there is but one
-        record = {"id": k + 1, "segmentation": mask, "score": float(score), "area": 1}
-        judge._dts[0, int(label)].append(record)
-    return truths
-
-
-def _class_record(matches: Matches, label: int) -> dict[str, np.ndarray] | None:
-    """All instances of a class as pycocotools keeps those of an image; None where there is nothing."""
-    mine = matches.labels == label
-    if not mine.any() and not matches.truths[label]:
-        return None
-    return {
-        "dtScores": matches.scores[mine],
-        "dtMatches": matches.matched[:, mine],
-        "dtIgnore": matches.ignored[:, mine],
-        "gtIgnore": np.zeros(matches.truths[label], np.int64),
-    }
 
 
 def _mean(values: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic.merging.centres import encode_masks
-from panoptic.metrics.instances import Precision, average_precision, join, match
+from panoptic.metrics.instances import Precision, average_precision, instance_overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Case
@@ -45,8 +45,8 @@ def cases(names: Sequence[str], size: tuple[int, int]) -> list[Case]:
     peers = {name: found for name, modules in PEERS.items() if (found := _imported(*modules))}
 
     def ours(_: int) -> Precision:
-        matches = [match(*pair, drawn.classes) for pair in zip(drawn.truths, drawn.found, strict=True)]
-        return average_precision(join(matches), drawn.classes)
+        pairs = zip(drawn.truths, drawn.found, strict=True)
+        return average_precision([instance_overlaps(*pair, drawn.classes) for pair in pairs], drawn.classes)
 
     def theirs(coco: Any, evaluation: Any) -> np.ndarray:
         with contextlib.redirect_stdout(io.StringIO()):

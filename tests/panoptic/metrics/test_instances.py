@@ -1,9 +1,12 @@
-"""AP against pycocotools run as it is usually run, over all images at once; joining; bad input."""
+"""AP against pycocotools run as it is usually run, over all images at once, with either library; bad input."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
+import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from panoptic.metrics.instances import average_precision, join, match
+from panoptic.metrics.instances import LIMIT, average_precision, installed, instance_overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 
@@ -70,43 +73,104 @@ def drawn(seed: int, categories: Categories, random_segmentation, count: int = 8
     return truths, [as_instances(truth, categories, rng, noise) for truth in truths]
 
 
+def judged(truths: list[Segmentation], found: list[Instances], categories: Categories, library=None):
+    records = [instance_overlaps(t, f, categories) for t, f in zip(truths, found, strict=True)]
+    return average_precision(records, categories, library)
+
+
+FASTER = pytest.mark.skipif(
+    importlib.util.find_spec("faster_coco_eval") is None, reason="faster-coco-eval is not installed (extra `fast`)"
+)
+LIBRARIES = ["pycocotools", pytest.param("faster-coco-eval", marks=FASTER)]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_figures_are_pycocotools(seed: int, small_categories: Categories, random_segmentation) -> None:
+def test_the_figures_are_pycocotools(
+    seed: int, library, small_categories: Categories, random_segmentation, caplog: pytest.LogCaptureFixture
+) -> None:
     truths, found = drawn(seed, small_categories, random_segmentation)
-    precision = average_precision(
-        join([match(t, f, small_categories) for t, f in zip(truths, found, strict=True)]), small_categories
-    )
+    precision = judged(truths, found, small_categories, library)
     stats = official(truths, found, small_categories).stats
     assert precision.mean_ap == pytest.approx(100 * stats[0], abs=1e-12)
     assert precision.mean_ap50 == pytest.approx(100 * stats[1], abs=1e-12)
     assert 0 < precision.mean_ap < precision.mean_ap50 < 100
     assert np.isnan(precision.ap[list(small_categories.stuff)]).all()
+    assert not caplog.records  # the library that was asked for did it
 
 
-def test_joining_in_any_grouping_is_joining_at_once(small_categories: Categories, random_segmentation) -> None:
-    truths, found = drawn(9, small_categories, random_segmentation)
-    parts = [match(t, f, small_categories) for t, f in zip(truths, found, strict=True)]
-    whole, grouped = join(parts), join([join(parts[:3]), join(parts[3:])])
-    for name in ("labels", "scores", "matched", "ignored", "truths"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(grouped, name))
+@FASTER
+@pytest.mark.parametrize("seed", range(3))
+def test_both_libraries_give_the_same_figures_of_every_class(
+    seed: int, small_categories: Categories, random_segmentation
+) -> None:
+    truths, found = drawn(10 + seed, small_categories, random_segmentation, count=20)
+    one, other = (judged(truths, found, small_categories, name) for name in ("pycocotools", "faster-coco-eval"))
+    np.testing.assert_allclose(one.ap, other.ap, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(one.ap50, other.ap50, rtol=0, atol=1e-12)
 
 
-def test_the_truth_itself_scores_a_hundred(small_categories: Categories, random_segmentation) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_best_of_many_instances_count(library, small_categories: Categories, random_segmentation) -> None:
+    """More than `LIMIT` of a class: those of lowest score are left out, as official figures leave them out."""
+    rng = np.random.default_rng(5)
+    truths, found = drawn(5, small_categories, random_segmentation, count=2)
+    many = rng.choice(len(found[0].masks), 3 * LIMIT)
+    scores = rng.random(len(many)).astype(np.float32)
+    masks = [found[0].masks[k] for k in many]
+    found[0] = Instances(masks, np.full(len(many), small_categories.things[0]), scores, np.zeros((len(many), 4)))
+    precision = judged(truths, found, small_categories, library)
+    assert precision.mean_ap == pytest.approx(100 * official(truths, found, small_categories).stats[0], abs=1e-12)
+    assert len(instance_overlaps(truths[0], found[0], small_categories).scores) == LIMIT
+
+
+def test_the_faster_library_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert installed() == "faster-coco-eval"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert installed() == "pycocotools"
+
+
+def test_another_release_of_the_faster_library_loses_nothing(
+    small_categories: Categories,
+    random_segmentation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    truths, found = drawn(2, small_categories, random_segmentation)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # its import fails
+    mean = judged(truths, found, small_categories, "faster-coco-eval").mean_ap
+    assert mean == judged(truths, found, small_categories, "pycocotools").mean_ap
+    assert "pycocotools does" in caplog.text
+
+
+def test_a_record_is_small_and_holds_no_mask(small_categories: Categories, random_segmentation) -> None:
+    (truth,), (found,) = drawn(1, small_categories, random_segmentation, count=1)
+    record = instance_overlaps(truth, found, small_categories)
+    large = Segmentation(np.kron(truth.segments, np.ones((8, 8), np.int32)), truth.labels, truth.crowd)
+    masks = [rle.encode(np.asfortranarray(np.kron(rle.decode(m), np.ones((8, 8), np.uint8)))) for m in found.masks]
+    larger = instance_overlaps(large, Instances(masks, found.labels, found.scores, found.boxes), small_categories)
+    assert len(pickle.dumps(larger)) == len(pickle.dumps(record)) < 4096
+    np.testing.assert_allclose(larger.ious, record.ious)
+    assert len(record.ious) == sum(part.ious.size for part in record.by_class()) > 0
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_truth_itself_scores_a_hundred(library, small_categories: Categories, random_segmentation) -> None:
     truths, found = drawn(3, small_categories, random_segmentation, noise=0.0)
-    precision = average_precision(
-        join([match(t, f, small_categories) for t, f in zip(truths, found, strict=True)]), small_categories
-    )
+    precision = judged(truths, found, small_categories, library)
     assert precision.mean_ap == pytest.approx(100) and precision.mean_ap50 == pytest.approx(100)
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_nan(small_categories: Categories) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_nothing_found_is_zero_and_nothing_to_find_is_nan(library, small_categories: Categories) -> None:
     nothing = Instances([], np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
     segments = np.ones((8, 8), np.int32)
     thing = Segmentation(segments, np.array([small_categories.things[0]]))
-    assert average_precision(match(thing, nothing, small_categories), small_categories).mean_ap50 == 0
+    assert judged([thing], [nothing], small_categories, library).mean_ap50 == 0
     crowd = Segmentation(segments, np.array([small_categories.things[0]]), np.array([True]))
     for truth in (crowd, Segmentation(segments, np.array([small_categories.stuff[0]]))):
-        assert np.isnan(average_precision(match(truth, nothing, small_categories), small_categories).mean_ap)
+        assert np.isnan(judged([truth], [nothing], small_categories, library).mean_ap)
 
 
 def test_bad_instances_are_refused(small_categories: Categories) -> None:
@@ -118,10 +182,10 @@ def test_bad_instances_are_refused(small_categories: Categories) -> None:
 
     thing = small_categories.things[0]
     with pytest.raises(ValueError, match="sky is stuff"):
-        match(truth, found(small_categories.stuff[0]), small_categories)
+        instance_overlaps(truth, found(small_categories.stuff[0]), small_categories)
     with pytest.raises(ValueError, match="not finite"):
-        match(truth, found(thing, float("nan")), small_categories)
+        instance_overlaps(truth, found(thing, float("nan")), small_categories)
     with pytest.raises(ValueError, match=r"\(9, 9\) but the truth \(8, 8\)"):
-        match(truth, found(thing, side=9), small_categories)
+        instance_overlaps(truth, found(thing, side=9), small_categories)
     with pytest.raises(ValueError, match="no image"):
-        join([])
+        average_precision([], small_categories)
