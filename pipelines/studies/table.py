@@ -65,7 +65,7 @@ class Study:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Options of all rows without --small: what the paper says beyond its preset."""
     images: int = 0
-    """Of the paper's training set: `data.limit` of the rows is meant as a share of it. 0 = as it stands."""
+    """Of the paper's training set: `data.limit` of preset and rows is meant as a share of it. 0 = as it stands."""
     merged: tuple[int, ...] = ()
     """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
     note: str = ""

@@ -1,7 +1,8 @@
 """Weights for what a study freezes, where none can be had: trained on the drawn scenes, once, and kept.
 
-The backbone alone learns through the semantic loss of its model; where other parts are frozen too, the whole model
-learns through all its losses, and the study's rows start from that checkpoint.
+The backbone alone learns through the semantic loss of its preset's model, whatever heads a row has, so that all studies
+of a preset share a trunk. Where other parts are frozen too, the row's whole model learns through all its losses, at the
+preset's rate, and the study's rows start from that checkpoint. Run and file are named by everything that changes them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import torch
 
 from panoptic import checkpoint as checkpoints
 from pipelines import storage
-from pipelines.config import Data, Experiment, Scenes, override
+from pipelines.config import Data, Experiment, Scenes, flatten, override
 from pipelines.presets.deeplab import demo
-from pipelines.train import train
+from pipelines.train import FREE, FREE_GROUPS, train
 from pipelines.worker import load_checkpoint
+
+Kind = Literal["backbone", "model"]
 
 SEMANTIC_ONLY: dict[str, dict[str, Any]] = {
     "PanopticDeepLabConfig": {"model.centre_weight": 0.0, "model.offset_weight": 0.0},
@@ -27,41 +30,57 @@ SEMANTIC_ONLY: dict[str, dict[str, Any]] = {
 }
 """By architecture, what leaves its semantic loss alone; others keep all their losses."""
 
+ANY_SIZE: dict[str, dict[str, Any]] = {"PanopticDeepLabConfig": {"model.image_pool": None}}
+"""By architecture, what lets it take the crops of the scenes."""
 
-def pretraining(experiment: Experiment, kind: Literal["backbone", "model"], steps: int) -> Experiment:
-    """The run on the scenes that gives an experiment its weights: its model, with nothing frozen, as the demo trains.
+ELSEWHERE = ("name", "storage", "train.steps")
+"""Options that do not change what is learnt, or stand in the name themselves."""
+
+
+def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int) -> Experiment:
+    """The run on the scenes that gives an experiment its weights: with nothing frozen, as the demo trains.
 
     Args:
         experiment: of a row of a study.
+        base: the row's preset with the options that hold for all rows.
         kind: what is to be kept.
         steps: of this run.
     """
-    base = demo()
+    scenes = demo()
     trunk = replace(experiment.model.backbone, freeze=0, weights="none")
+    model = base.model if kind == "backbone" else experiment.model
+    warmup = min(base.optim.warmup_steps, steps // 10)
+    own = {"steps": steps, "validate_every": steps, "overlays": 0, "workers": 1, "seed": 0}
     changed = replace(
-        base,
-        model=replace(experiment.model, backbone=trunk),  # type: ignore[type-var]
-        storage=experiment.storage,
+        scenes,
+        model=replace(model, backbone=trunk),  # type: ignore[type-var]
+        storage=storage.absolute(experiment.storage),
         data=Data(root="scenes", scenes=Scenes()),
         tracking=replace(experiment.tracking, register="", alias=""),
-        optim=base.optim if kind == "backbone" else replace(experiment.optim, milestones=()),
-        train=replace(base.train, steps=steps, validate_every=steps, overlays=0, workers=1, seed=0),
+        optim=scenes.optim if kind == "backbone" else replace(base.optim, milestones=(), warmup_steps=warmup),
+        train=replace(scenes.train, **own, threads=experiment.train.threads),
     )
-    changed = replace(changed, train=replace(changed.train, threads=experiment.train.threads))
-    if kind == "backbone":
-        changed = override(changed, SEMANTIC_ONLY.get(type(experiment.model).__name__, {}))
-    digest = hashlib.sha256(repr((trunk if kind == "backbone" else changed.model, kind)).encode()).hexdigest()[:8]
-    return replace(changed, name=f"pretrained-{kind}-{trunk.name}-{steps}-{digest}")
+    architecture = type(model).__name__
+    losses = SEMANTIC_ONLY.get(architecture, {}) if kind == "backbone" else {}
+    changed = override(changed, {**ANY_SIZE.get(architecture, {}), **losses})
+    return replace(changed, name=f"pretrained-{kind}-{trunk.name}-{steps}-{digest(changed)}")
 
 
-def pretrained(experiment: Experiment, kind: Literal["backbone", "model"], steps: int) -> dict[str, str]:
+def digest(experiment: Experiment) -> str:
+    """Of every option that changes what a run learns from its data; not of machinery, threads, storage, tracking."""
+    free = (*FREE, *ELSEWHERE)
+    told = {p: v for p, v in flatten(experiment).items() if p not in free and not p.startswith(FREE_GROUPS)}
+    return hashlib.sha256(repr((type(experiment.model).__name__, sorted(told.items()))).encode()).hexdigest()[:8]
+
+
+def pretrained(experiment: Experiment, base: Experiment, kind: Kind, steps: int) -> dict[str, str]:
     """The option that starts a row from those weights; they are trained where they are not there yet.
 
     Returns:
         `{"model.backbone.weights": URI}` or `{"train.weights": URI}`.
     """
-    run = pretraining(experiment, kind, steps)
-    file = storage.join(storage.absolute(experiment.storage), "pretrained", f"{run.name}.pt")
+    run = pretraining(experiment, base, kind, steps)
+    file = storage.join(run.storage, "pretrained", f"{run.name}.pt")
     if not storage.exists(file):
         print(f"no weights were given: training {run.model.backbone.name} on drawn scenes, {steps} steps", flush=True)
         record = load_checkpoint(train(run, "pretraining").checkpoint)

@@ -1,0 +1,69 @@
+"""Whether the weights that a backbone is to start from fit it: told from names and shapes before anything starts."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+
+import timm
+import torch
+from torch import Tensor
+
+from panoptic.backbones import OPTIONS, TIMM_NAMES, Backbone, load_weights
+from panoptic.convert import read_checkpoint
+from pipelines import storage
+from pipelines.config import Experiment
+
+Shapes = Mapping[str, Tensor]
+"""Tensors without memory."""
+
+
+class Fitting:
+    """Each distinct backbone is tried once, each file read once; nothing is downloaded."""
+
+    def __init__(self) -> None:
+        self._tried: set[Backbone] = set()
+        self._files: dict[str, Shapes] = {}
+
+    def check(self, experiment: Experiment) -> None:
+        """Raises:
+        ValueError: the backbone's weights cannot be read, or do not fit; names what differs.
+        """
+        trunk = replace(experiment.model.backbone, freeze=0)
+        if trunk.weights == "none" or trunk in self._tried:
+            return
+        shapes = _timm(trunk) if trunk.weights == "timm" else self._read(trunk.weights)
+        with torch.device("meta"):
+            if shapes:
+                load_weights(replace(trunk, weights="none").build(), shapes)
+        self._tried.add(trunk)
+
+    def _read(self, file: str) -> Shapes:
+        if file not in self._files:
+            try:
+                state = read_checkpoint(io.BytesIO(storage.read_bytes(file)), file)
+            except OSError as error:
+                raise ValueError(f"model.backbone.weights: {error}") from error
+            self._files[file] = {name: value.to("meta") for name, value in state.items()}
+        return self._files[file]
+
+
+def _timm(trunk: Backbone) -> Shapes:
+    """Of what timm would download; {} for its own models, which fit themselves.
+
+    Raises:
+        ValueError: timm has no weights, or none for such a backbone.
+    """
+    name = TIMM_NAMES.get(trunk.name, trunk.name)
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f"model.backbone.weights timm: timm has no weights for {name}; give a FILE")
+    if trunk.name not in OPTIONS:
+        return {}
+    if trunk.stride_in_1x1:
+        raise ValueError(
+            "model.backbone.weights timm: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
+            "in the first 1x1; give a FILE such as R-50.pkl"
+        )
+    with torch.device("meta"):
+        return timm.create_model(name).state_dict()
