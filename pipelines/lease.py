@@ -9,6 +9,7 @@ whoever holds a lease must look again whether the work is done, and before it ha
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -20,8 +21,17 @@ from dataclasses import dataclass
 
 from pipelines import storage
 
+log = logging.getLogger(__name__)
+
 EXPIRY = 300.0
 """Seconds without a sign of life after which a holder counts as dead."""
+
+PATIENCE = 60.0
+"""Seconds that `wait` waits for a lease that is held for moments."""
+
+
+class Busy(OSError):
+    """Another process holds a lease; whoever tries again later may get it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +54,16 @@ class Lease:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Renewed in the background; given up at the end."""
+        """Renewed in the background; given up at the end.
+
+        A store that errs now and then ends neither the renewals nor the work, which may be done by then.
+        """
         stop = threading.Event()
 
         def renewing() -> None:
-            while not stop.wait(self.seconds / 3):
-                if self.held():
-                    self.renew()
+            pause = self.seconds / 3
+            while not stop.wait(pause):
+                pause = self.seconds / (3 if self._renewed() else 10)
 
         thread = threading.Thread(target=renewing, daemon=True)
         thread.start()
@@ -59,8 +72,17 @@ class Lease:
         finally:
             stop.set()
             thread.join()
+            self._renewed(0)
+
+    def _renewed(self, seconds: float | None = None) -> bool:
+        """Renew it unless somebody followed; False where the store erred."""
+        try:
             if self.held():
-                self.renew(0)
+                self.renew(seconds)
+        except OSError as error:
+            log.warning("lease %s: %s (%s)", self.folder, "not renewed" if seconds is None else "left to expire", error)
+            return False
+        return True
 
 
 def acquire(folder: storage.Uri, seconds: float = EXPIRY) -> Lease | None:
@@ -77,6 +99,22 @@ def acquire(folder: storage.Uri, seconds: float = EXPIRY) -> Lease | None:
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     lease = Lease(folder, (numbers or [0])[-1] + 1, owner, seconds)
     return lease if storage.create(_file(folder, lease.number), _content(owner, time.time() + seconds)) else None
+
+
+def wait(folder: storage.Uri, seconds: float = EXPIRY) -> Lease:
+    """The lease, as soon as nobody else holds it.
+
+    Raises:
+        Busy: somebody held it for the whole of `PATIENCE`.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        lease = acquire(folder, seconds)
+        if lease is not None:
+            return lease
+        if time.monotonic() > end:
+            raise Busy(f"{storage.absolute(folder)} is held by {holder(folder)}; try again")
+        time.sleep(min(1.0, PATIENCE / 10))
 
 
 def holder(folder: storage.Uri) -> str:

@@ -111,11 +111,15 @@ def create(uri: Uri, data: bytes) -> bool:
     """Write a file unless there is one of this name; whether it was written. Of several who try at once one succeeds.
 
     A local file appears before its content; an S3 object with it.
+
+    Args:
+        data: of this caller alone. A put whose answer was lost is sent again and then finds its own object: on S3
+            an object of the same content counts as written.
     """
     filesystem, path = resolve(uri)
     with _naming(uri, "created"):
         if not isinstance(filesystem, fs.LocalFileSystem):
-            return _put_if_absent(path, data)
+            return _put_if_absent(path, data) or _content(filesystem, path) == data
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -129,7 +133,7 @@ def create(uri: Uri, data: bytes) -> bool:
 def _put_if_absent(path: str, data: bytes) -> bool:
     """S3's conditional put, which pyarrow does not offer."""
     import boto3
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, key = path.split("/", 1)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
@@ -139,7 +143,18 @@ def _put_if_absent(path: str, data: bytes) -> bool:
         if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412):
             return False
         raise OSError(str(error)) from error
+    except BotoCoreError as error:  # no connection, no credentials
+        raise OSError(str(error)) from error
     return True
+
+
+def _content(filesystem: fs.FileSystem, path: str) -> bytes | None:
+    """Of an object, None where there is none: one whose creation came in between may be gone again."""
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
 
 
 def exists(uri: Uri) -> bool:

@@ -3,6 +3,9 @@
 Images are drawn with replacement, their counts added, PQ taken; 95 % of such PQs lie in the interval. Two models
 are compared on the same draws, so that what all models find hard cancels out.
 
+Draws of few images are nearly all alike, and of one image quite alike: their interval has no width whatever chance
+does. So nothing is certain that fewer than `LEAST` images tell.
+
 Shapes: N images, C classes.
 """
 
@@ -20,6 +23,10 @@ from panoptic.segmentation import Categories
 ROUNDS = 1000
 LEVEL = 95.0
 """Percent of the draws that an interval holds."""
+
+LEAST = 20
+"""Images from which on an interval is believed. With fewer it is much too narrow: of n images the spread of the draws
+is too small by sqrt((n - 1) / n) and its tails, which decide, rest on one or two images."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +65,20 @@ class Interval:
     value: float
     low: float
     high: float
+    images: int
+    """That tell it: those in which the class occurs, all for the groups."""
 
     @property
     def certain(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+        """Whether there are `LEAST` images and the interval leaves out 0."""
+        return self.images >= LEAST and (self.low > 0 or self.high < 0)
 
 
 def intervals(counts: Counts, categories: Categories, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
     """PQ of `all`, `things`, `stuff` and of each class (its index as text), with their intervals."""
     draws = _draws(len(counts.names), rounds, seed)
     samples = np.stack([_figures(counts.table(len(categories)), weights, categories) for weights in draws])
-    return _intervals(samples, categories)
+    return _intervals(samples, _telling([counts], len(categories)))
 
 
 def differences(
@@ -86,12 +95,18 @@ def differences(
     tables = [counts.table(len(categories)) for counts in (first, second)]
     pairs = [[_figures(table, weights, categories) for table in tables] for weights in draws]
     samples = np.array(pairs)
-    return _intervals(samples[:, 1] - samples[:, 0], categories)
+    return _intervals(samples[:, 1] - samples[:, 0], _telling([first, second], len(categories)))
 
 
 def beyond_noise(difference: Mapping[str, Interval]) -> bool:
-    """Whether the second model is better by more than the draws vary."""
-    return difference["all"].low > 0
+    """Whether the second model is better by more than the draws vary, on enough images to say so."""
+    return difference["all"].certain and difference["all"].low > 0
+
+
+def _telling(sets: Sequence[Counts], classes: int) -> list[int]:
+    """How many images tell the figure of each group and class."""
+    places = np.unique(np.concatenate([counts.places for counts in sets]), axis=0)
+    return [len(sets[0].names)] * 3 + np.bincount(places[:, 1], minlength=classes).tolist()
 
 
 def _draws(images: int, rounds: int, seed: int) -> list[np.ndarray]:
@@ -110,14 +125,14 @@ def _figures(table: sparse.csr_array, weights: np.ndarray, categories: Categorie
     return np.concatenate([groups, pq])
 
 
-def _intervals(samples: np.ndarray, categories: Categories) -> dict[str, Interval]:
-    names = ["all", "things", "stuff", *map(str, range(len(categories)))]
+def _intervals(samples: np.ndarray, images: Sequence[int]) -> dict[str, Interval]:
+    names = ["all", "things", "stuff", *map(str, range(len(images) - 3))]
     found = {}
-    for name, column in zip(names, samples.T, strict=True):
+    for name, column, telling in zip(names, samples.T, images, strict=True):
         drawn = column[1:][~np.isnan(column[1:])]
         edges = (50 - LEVEL / 2, 50 + LEVEL / 2)
         low, high = np.percentile(drawn, edges) if drawn.size else (np.nan, np.nan)
-        found[name] = Interval(float(column[0]), float(low), float(high))
+        found[name] = Interval(float(column[0]), float(low), float(high), telling)
     return found
 
 

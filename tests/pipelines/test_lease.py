@@ -7,8 +7,11 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from pipelines import lease as leases
 from pipelines import storage
-from pipelines.lease import acquire, holder
+from pipelines.lease import Busy, acquire, holder, wait
 
 
 def test_one_of_many_gets_it(tmp_path: Path):
@@ -63,3 +66,38 @@ def test_a_file_without_content_is_young(tmp_path: Path):
     (tmp_path / "000001.json").write_text(json.dumps({"owner": "x", "expires": 0}))
     lease = acquire(tmp_path, 60)
     assert lease is not None and lease.number == 2
+
+
+def test_errors_of_the_store_end_neither_renewal_nor_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    lease, write, calls = acquire(tmp_path, 1.0), storage.write_bytes, []
+
+    def failing(uri: storage.Uri, data: bytes) -> None:
+        calls.append(json.loads(data)["expires"])
+        if len(calls) in (1, 3):
+            raise OSError("slow down")
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", failing)
+    assert lease is not None
+    with lease.kept():
+        while len(calls) < 2:  # fails after a third of a second, is repeated a tenth later
+            time.sleep(0.01)
+        assert acquire(tmp_path, 60) is None
+        calls[:] = calls[:2]
+    assert len(calls) == 3 and "not renewed (slow down)" in caplog.text and "left to expire (slow down)" in caplog.text
+    assert acquire(tmp_path, 60) is None
+    time.sleep(1.1)
+    assert acquire(tmp_path, 60) is not None
+
+
+def test_waiting_ends_when_the_holder_is_done_or_patience_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(leases, "PATIENCE", 0.1)
+    first = acquire(tmp_path, 60)
+    assert first is not None
+    with pytest.raises(Busy, match=f"is held by {first.owner}; try again"):
+        wait(tmp_path, 60)
+    monkeypatch.setattr(leases, "PATIENCE", 10.0)
+    threading.Timer(0.1, lambda: first.renew(0)).start()
+    assert wait(tmp_path, 60).number == 2

@@ -192,3 +192,28 @@ def test_an_object_is_created_once(bucket: str):
     check_create(bucket)
     with pytest.raises(OSError, match="could not be created"):
         storage.create("s3://no-such-bucket-of-ours/key", b"x")
+
+
+def test_a_put_whose_answer_was_lost_is_our_own(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore sends it again and is told that the object exists."""
+    import boto3
+
+    real = boto3.client
+
+    def repeating(*arguments, **options):
+        client = real(*arguments, **options)
+        put = client.put_object
+        client.put_object = lambda **wanted: (put(**wanted), put(**wanted))[1]
+        return client
+
+    monkeypatch.setattr(boto3, "client", repeating)
+    file = storage.join(bucket, "lease.json")
+    assert storage.create(file, b"mine")
+    assert not storage.create(file, b"another's") and storage.read_bytes(file) == b"mine"
+
+
+def test_a_store_that_is_away_is_an_os_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OSError, match="could not be created"):
+        storage.create(storage.join(bucket, "key"), b"x")

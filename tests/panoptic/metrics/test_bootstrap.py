@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoptic.metrics.bootstrap import Counts, beyond_noise, differences, intervals
+from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences, intervals
 from panoptic.metrics.quality import QualityCounts, quality
 from panoptic.segmentation import Categories
 
@@ -48,3 +48,23 @@ def test_differences(small_categories: Categories) -> None:
     assert back["all"].value == pytest.approx(-found["all"].value) and not beyond_noise(back)
     with pytest.raises(ValueError, match="different images"):
         differences(one, drawn(2, 79, 0.9), small_categories)
+
+
+@pytest.mark.parametrize("images", [1, 3, LEAST - 1, LEAST])
+def test_few_images_are_never_certain(small_categories: Categories, images: int) -> None:
+    """The draws of one image are all alike: an interval without width, however small the gain."""
+    found = differences(drawn(0, images, 0.0), drawn(0, images, 1.0), small_categories, rounds=50)["all"]
+    assert found.low > 0 and found.images == images
+    assert found.certain == beyond_noise({"all": found}) == (images == LEAST)
+
+
+def test_a_class_is_certain_where_enough_images_have_it(small_categories: Categories) -> None:
+    few, many = np.array([[1.0, 1, 0, 0]]), np.array([[0.6, 1, 0, 0]])
+
+    def counts(values: np.ndarray) -> Counts:
+        both = (np.array([0, 1]), np.concatenate([values, values]))
+        return Counts.of([str(k) for k in range(40)], [both if k < 5 else (np.array([0]), values) for k in range(40)])
+
+    found = differences(counts(many), counts(few), small_categories, rounds=50)
+    assert (found["0"].images, found["1"].images, found["2"].images) == (40, 5, 0)
+    assert found["0"].certain and found["1"].low > 0 and not found["1"].certain
