@@ -22,6 +22,9 @@ from panoptic.segmentation import Categories, Segmentation, renumber_found
 MAX_ID = (1 << 24) - 1
 """The largest id that three colour channels hold."""
 
+MAX_JPEG = 65500
+"""The largest width and height that libjpeg writes."""
+
 _GREY, _RGB, _RGBA = 0, 2, 6
 _COLOUR_TYPES = {_GREY: "greyscale", _RGB: "RGB", 3: "palette", 4: "greyscale with alpha", _RGBA: "RGBA"}
 
@@ -101,6 +104,26 @@ def decode_image(data: bytes, name: str = "image") -> np.ndarray:
 def encode_image(image: np.ndarray) -> bytes:
     """The PNG of a picture, uint8 [H, W, 3] RGB."""
     return _encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """The JPEG of a picture, uint8 [H, W, 3] RGB.
+
+    Raises:
+        ValueError: it is wider or higher than a JPEG can be.
+    """
+    if max(image.shape[:2]) > MAX_JPEG:
+        raise ValueError(f"a picture of {_shape(image.shape[:2])} pixels is too large for a JPEG (up to {MAX_JPEG})")
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def silence_opencv() -> None:
+    """No warnings of OpenCV on broken files in this process: a reader says what is wrong with one.
+
+    libpng and libjpeg write some of theirs past it.
+    """
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def from_coco(

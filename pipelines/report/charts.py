@@ -22,6 +22,11 @@ def number(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def signed(value: float) -> str:
+    """A difference as text; "–" where it is not defined."""
+    return "–" if math.isnan(value) else f"{value:+.1f}"
+
+
 def tiles(entries: Sequence[tuple[str, str]]) -> str:
     """Large figures with their names."""
     cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in entries)
@@ -132,18 +137,25 @@ def difference_bars(found: Mapping[str, Interval], categories: Categories) -> st
         dot = f'<b style="left:{place[1]:.1f}%;background:var(--{colour})"></b>'
         line = f'<i style="left:{place[0]:.1f}%;width:{place[2] - place[0]:.1f}%"></i><u style="left:50%"></u>'
         cells.append(f'<span class="name">{title}</span><div class="range">{line}{dot}</div>')
-        cells.append(f'<span class="number">{one.value:+.1f}</span>')
-        cells.append(f'<span class="number">{one.low:+.1f} … {one.high:+.1f}</span>')
+        cells.append(f'<span class="number">{signed(one.value)}</span>')
+        cells.append(f'<span class="number">{signed(one.low)} … {signed(one.high)}</span>')
     return f'<div class="bars">{"".join(cells)}</div>'
 
 
 def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
-    """PQ against milliseconds an image (network and merging); points are (name, ms, PQ)."""
+    """PQ against milliseconds an image (network and merging); points are (name, ms, PQ).
+
+    Nothing where fewer than two points have both figures.
+    """
+    points = [point for point in points if math.isfinite(point[1]) and math.isfinite(point[2])]
+    if len(points) < 2:
+        return ""
     width, height, left, bottom, right = 760, 360, 56, 46, 150
-    times, scores = [ms for _, ms, _ in points], [pq for _, _, pq in points if not math.isnan(pq)]
+    times, scores = [max(ms, 1e-3) for _, ms, _ in points], [pq for _, _, pq in points]
     step = _step(max(times))
     end = step * math.ceil(1.05 * max(times) / step)
     low, high = (5 * f((v + d) / 5) for f, v, d in ((math.floor, min(scores), -1), (math.ceil, max(scores), 1)))
+    low, high = max(low, 0), min(high, 100)
 
     def x(ms: float) -> float:
         return left + (width - left - right) * ms / end
@@ -160,9 +172,8 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
         marks.append(f'<line x1="{left}" x2="{width - right}" y1="{y(pq):.1f}" y2="{y(pq):.1f}"/>')
         marks.append(f'<text class="faint" text-anchor="end" x="{left - 8}" y="{y(pq) + 4:.1f}">{pq:g}</text>')
     for name, ms, pq in points:
-        if not math.isnan(pq):
-            marks.append(f'<circle cx="{x(ms):.1f}" cy="{y(pq):.1f}" r="5.5"/>')
-            marks.append(f'<text x="{x(ms) + 10:.1f}" y="{y(pq) + 4:.1f}">{escape(name)}</text>')
+        marks.append(f'<circle cx="{x(ms):.1f}" cy="{y(pq):.1f}" r="5.5"/>')
+        marks.append(f'<text x="{x(ms) + 10:.1f}" y="{y(pq) + 4:.1f}">{escape(name)}</text>')
     axis = f'<text class="faint" text-anchor="middle" x="{(left + width - right) / 2}" y="{height - 6}">'
     label = f"{axis}ms an image, network and merging</text>"
     title = f'<text class="faint" x="{left}" y="10">PQ</text>'

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
-import numpy as np
 
 from panoptic.draw import errors, overlay
 from panoptic.engine import evaluation_step
 from panoptic.evaluation import Tally
+from panoptic.png import encode_jpeg
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.evaluate import Task, placed
 from pipelines.feed import evaluation_batches
@@ -24,12 +24,16 @@ QUALITY = 82
 
 
 def choose(tally: Tally, classes: int, number: int) -> tuple[list[int], list[int]]:
-    """Rows of the worst images by their own PQ, and of those around the median that are not among them."""
+    """Rows of the worst images by their own PQ, and of those around the median.
+
+    No image is both: of few images at most a third is shown as either.
+    """
     scored = [(image.pq(classes), row) for row, image in tally.images.items()]
     ranked = [row for pq, row in sorted((pq, row) for pq, row in scored if not math.isnan(pq))]
-    worst = ranked[:number]
-    middle = max(len(worst), len(ranked) // 2 - number // 2)
-    return worst, ranked[middle : middle + number]
+    typical = min(number, len(ranked) // 3)
+    worst = min(number, max(1, typical))
+    middle = (len(ranked) - typical) // 2
+    return ranked[:worst], ranked[middle : middle + typical]
 
 
 def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
@@ -61,14 +65,9 @@ def _panels(sample: Sample, prediction: Segmentation, categories: Categories) ->
         # matched at the size at which PQ is counted
         "errors": cv2.resize(errors(whole, truth, prediction), size, interpolation=cv2.INTER_AREA),
     }
-    return {name: _jpeg(picture) for name, picture in drawn.items()}
+    return {name: encode_jpeg(picture, QUALITY) for name, picture in drawn.items()}
 
 
 def _resized(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
     segments = cv2.resize(segmentation.segments, size, interpolation=cv2.INTER_NEAREST)
     return replace(segmentation, segments=segments)
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -69,7 +70,7 @@ def page(
         _section("Speed", f"{facts.get('device', '')}. Milliseconds an image of one process; images a second of all "
                  "together, reading and counting included.", _speed(model, others)),
         _examples("Worst images", "Lowest PQ of the image alone.", worst),
-        _examples("Typical images", "Around the median.", typical),
+        _examples("Typical images", "Those around the median of all images, by the PQ of each alone.", typical),
         _section("What was judged", "", charts.table([[k, v] for k, v in facts.items() if v], "facts")),
     ]  # fmt: skip
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -103,9 +104,11 @@ def _tiles(evaluation: Evaluation, interval: Interval) -> list[tuple[str, str]]:
 def _comparison(model: Model, other: Model) -> str:
     categories = model.evaluation.quality.categories
     found = differences(other.counts, model.counts, categories)
-    verdict = "The difference is within chance." if not found["all"].certain else (
-        "This model is better by more than chance." if found["all"].value > 0 else "This model is worse by more than "
-        "chance.")  # fmt: skip
+    verdict = "The difference is within chance."
+    if math.isnan(found["all"].value):
+        verdict = "One of them has no PQ, so there is nothing to compare."
+    elif found["all"].certain:
+        verdict = f"This model is {'better' if found['all'].value > 0 else 'worse'} by more than chance."
     text = (
         f"PQ of {model.title} minus PQ of {other.title} ({number(other.evaluation.quality.all.pq, 2)}), on the same "
         f"images. {verdict} The lines hold 95 % of {len(model.counts.names)} images drawn again and again; a dot is "
@@ -130,10 +133,8 @@ def _speed(model: Model, others: Sequence[Model]) -> str:
         network, merge = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "merge"))
         rate = speed.get("images_per_second", float("nan"))
         rows.append([one.title, number(network), number(merge), number(rate, 2), number(pq)])
-        if network == network:
-            points.append((one.title, network + merge, pq))
-    plot = charts.speed_plot(points) if len(points) > 1 else ""
-    return charts.table(rows) + plot
+        points.append((one.title, network + merge, pq))
+    return charts.table(rows) + charts.speed_plot(points)
 
 
 def _examples(title: str, text: str, examples: Sequence[Example]) -> str:
