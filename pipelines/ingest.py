@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco
+from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
 from pipelines import storage
 from pipelines.manifest import SCHEMA_VERSION
@@ -20,6 +21,10 @@ from pipelines.sources import Problem
 
 ROW_GROUP = 16
 """Rows that a reader must hold at once."""
+
+MARKERS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
+"""Of a JPEG, what begins a segment, the image or its end. None of them can stand in the coded pixels between segments:
+there a byte 0xff is followed by 0 or is a restart marker (0xd0 to 0xd7)."""
 
 
 class Report(NamedTuple):
@@ -52,6 +57,7 @@ def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
     if len(numbers) != 1:
         raise RuntimeError(f"one task got rows of the shards {sorted(numbers)}; Ray Data must give it whole blocks")
     path = f"shard-{numbers.pop():05d}.parquet"
+    silence_opencv()
     with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
         checked = list(pool.map(lambda row: _check(row, categories), rows.to_pylist()))
     good = [entry for entry in checked if isinstance(entry, _Good)]
@@ -113,8 +119,20 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker. Some versions of OpenCV fill the missing rows with grey and say nothing."""
-    return data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    """Whether a JPEG ends before its end marker: some versions of OpenCV fill the missing rows with grey, unasked.
+
+    Segments are skipped by their length, thumbnails in them too; what lies behind the end marker (the film of a motion
+    photo) is none of the image. 0.1 ms for 160 kB.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    place = 2
+    while marker := MARKERS.search(data, place):
+        kind, start = data[marker.end() - 1], marker.end()
+        if kind in (0xD8, 0xD9):  # another image begins before this one has ended, or it has ended
+            return kind == 0xD8
+        place = start + int.from_bytes(data[start : start + 2], "big")
+    return True
 
 
 def _digest(columns: dict, truth: Segmentation) -> str:

@@ -1,13 +1,15 @@
 """Predictions as files: COCO-panoptic submissions, Cityscapes ids, overlays, of photographs or of shards.
 
 Actors read, predict and write; what comes back to the driver is the record of each image. An image that cannot be
-read is left out with one line that says why.
+read, or whose prediction a format cannot hold, is left out with one line that says why.
 
 | format | files |
 |---|---|
 | coco | panoptic.json (annotations, images, categories) and panoptic/<name>.png: what the official evaluation takes |
 | cityscapes | cityscapes/<name>_labelIds.png and _instanceIds.png (16 bit: label, or 1000 label + number) |
 | overlay | overlays/<name>.jpg |
+
+`images` says which name and id an image has.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any
 
 import cv2
@@ -25,36 +26,19 @@ import numpy as np
 from panoptic.draw import overlay
 from panoptic.engine import evaluation_step
 from panoptic.models.interface import PanopticModel
-from panoptic.png import decode_image, encode_segments, to_coco
+from panoptic.png import decode_image, encode_jpeg, encode_segments, silence_opencv, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.transforms import evaluation_view
 from pipelines import storage
 from pipelines.actors import Pool, each
 from pipelines.evaluate import Task, placed, stored_of
 from pipelines.feed import evaluation_batches
+from pipelines.images import Image
 from pipelines.ingest import is_cut
-from pipelines.manifest import Manifest
 
 FORMATS = ("coco", "cityscapes", "overlay")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Of files that are taken for photographs."""
-
 CHUNK = 16
 """Images of one item of work."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image to predict."""
-
-    uri: str
-    """Of its file; empty for a row of the shards."""
-    stem: str
-    """Of the files that are written: its path below the folder, without suffix."""
-    image_id: int | str
-    file_name: str
-    row: int = -1
-    """Of the shards."""
 
 
 @dataclass(frozen=True)
@@ -75,43 +59,6 @@ class Predicted:
     problem: str = ""
 
 
-def photographs(root: str) -> list[Image]:
-    """Every photograph below a folder or S3 prefix (or the one file that `root` is), in order of their names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    root = storage.absolute(root)
-    if root.lower().endswith(SUFFIXES) and storage.exists(root):
-        root, names = root.rsplit("/", 1)
-    else:
-        if not storage.exists(root):
-            raise ValueError(f"{root}: no such folder, prefix or file")
-        names = [name for name in storage.list_files(root) if name.lower().endswith(SUFFIXES)]
-    names = [names] if isinstance(names, str) else names
-    if not names:
-        raise ValueError(f"{root}: no photograph there; looked for {', '.join(SUFFIXES)}")
-    stems = Counter(_stem(name) for name in names)
-    return [
-        # a.jpg and a.png would write one file
-        Image(storage.join(root, name), _stem(name) if stems[_stem(name)] == 1 else name.replace(".", "_"), k, name)
-        for k, name in enumerate(names, 1)
-    ]
-
-
-def rows(manifest: Manifest) -> list[Image]:
-    """Every image of the shards, under the ids of its dataset."""
-    import pyarrow.parquet as pq
-
-    found = []
-    for file in manifest.files:
-        filesystem, path = storage.resolve(file)
-        table = pq.read_table(path, columns=["name", "image_id"], filesystem=filesystem)
-        for entry in table.to_pylist():
-            found.append(Image("", _stem(entry["name"]), entry["image_id"], entry["name"], len(found)))
-    return found
-
-
 def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> Iterator[Predicted]:
     """Predict and write every image; the records in order, and `panoptic.json` at the end.
 
@@ -130,10 +77,10 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
         check_cityscapes(categories)
     output = replace(output, folder=storage.absolute(output.folder))
     chunks = [list(images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
-    done: dict[int | str, Predicted] = {}
+    done: dict[str, Predicted] = {}
     for part in each(predictor, (task, output), chunks, pool):
-        done |= {one.image.image_id: one for one in part}
-    results = [done[image.image_id] for image in images]
+        done |= {one.image.stem: one for one in part}
+    results = [done[image.stem] for image in images]
     if "coco" in output.formats:
         _write_json(results, categories, output)
     yield from results
@@ -142,6 +89,7 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
 def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Predicted]]:
     """The function of an actor: predict and write some images."""
     model = placed(task)
+    silence_opencv()
 
     def work(images: Sequence[Image]) -> list[Predicted]:
         found = []
@@ -150,8 +98,12 @@ def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Pr
             if isinstance(sample, str):
                 found.append(Predicted(image, problem=sample))
                 continue
-            picture, segmentation = _one(task, model, sample)
-            annotation = write(picture, segmentation, model.categories, image, output)
+            try:
+                picture, segmentation = _one(task, model, sample)
+                annotation = write(picture, segmentation, model.categories, image, output)
+            except ValueError as error:  # of this image; the others go on
+                found.append(Predicted(image, problem=_line(error, image)))
+                continue
             found.append(Predicted(image, segmentation.size, annotation))
         return found
 
@@ -161,7 +113,11 @@ def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Pr
 def write(
     picture: np.ndarray, found: Segmentation, categories: Categories, image: Image, output: Output
 ) -> dict[str, Any]:
-    """The files of one image; its entry of `annotations`."""
+    """The files of one image, none where one of them cannot be made; its entry of `annotations`.
+
+    Raises:
+        ValueError: a format cannot hold the prediction.
+    """
     found = found.compact()
     png, annotation = to_coco(found, categories, image.image_id, f"{image.stem}.png")
     files: dict[str, bytes] = {}
@@ -172,25 +128,24 @@ def write(
         files[f"cityscapes/{image.stem}_labelIds.png"] = encode_segments(labels)
         files[f"cityscapes/{image.stem}_instanceIds.png"] = encode_wide(instances)
     if "overlay" in output.formats:
-        drawn = cv2.cvtColor(overlay(picture, found, categories), cv2.COLOR_RGB2BGR)
-        files[f"overlays/{image.stem}.jpg"] = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+        files[f"overlays/{image.stem}.jpg"] = encode_jpeg(overlay(picture, found, categories), 90)
     for name, data in files.items():
         storage.write_bytes(storage.join(output.folder, name), data)
     return annotation
 
 
 def check_cityscapes(categories: Categories) -> None:
-    """Refuse categories whose ids the 16 bits of Cityscapes' instance maps cannot hold.
+    """Refuse categories whose ids Cityscapes' maps cannot hold: 0 is void, instance maps have 16 bits.
 
     Raises:
         ValueError: names them.
     """
-    high = [name for name, i, thing in zip(categories.names, categories.ids, categories.is_thing, strict=True)
-            if i > (65 if thing else 255) or i < 0]  # fmt: skip
-    if high:
+    every = zip(categories.names, categories.ids, categories.is_thing, strict=True)
+    wrong = [f"{name} ({i})" for name, i, thing in every if not 1 <= i <= (65 if thing else 255)]
+    if wrong:
         raise ValueError(
-            f"format cityscapes holds ids of things up to 65 and of stuff up to 255, but {', '.join(high[:8])} have "
-            "others; write the format coco"
+            "format cityscapes holds ids of things from 1 to 65 and of stuff from 1 to 255, but "
+            f"{', '.join(wrong[:8])} have others; write the format coco"
         )
 
 
@@ -207,8 +162,11 @@ def cityscapes_ids(found: Segmentation, categories: Categories) -> tuple[np.ndar
         if categories.is_thing[label]:
             instances[k] = 1000 * ids[k] + seen[label]
             seen[label] += 1
-    if max(seen.values(), default=0) > 1000 or instances.max(initial=0) > 65535:
-        raise ValueError("an image has more instances of a class than Cityscapes' ids can tell apart")
+    for label, number in seen.items():
+        if number > 1000:
+            raise ValueError(f"{number} instances of {categories.names[label]}; Cityscapes' ids hold 1000 of a class")
+    if instances.max(initial=0) > 65535:
+        raise ValueError(f"the instance id {instances.max()} does not fit into the 16 bits of Cityscapes' maps")
     tables = (np.concatenate([[0], values]).astype(np.int32) for values in (ids, instances))
     labels, numbers = (table[found.segments] for table in tables)
     return labels, numbers
@@ -238,10 +196,15 @@ def _read_files(images: Sequence[Image]) -> Iterator[tuple[Image, Sample | str]]
                 raise ValueError("the JPEG ends before its image does (partial download?)")
             pixels = decode_image(data, image.file_name)
         except (ValueError, OSError) as error:
-            yield image, " ".join(str(error).split()).removeprefix(f"{image.file_name}: ")
+            yield image, _line(error, image)
             continue
         nothing = Segmentation(np.zeros(pixels.shape[:2], np.int32), np.zeros(0, np.int64))
         yield image, Sample(pixels, nothing, image.file_name)
+
+
+def _line(error: Exception, image: Image) -> str:
+    """What is wrong, in one line."""
+    return " ".join(str(error).split()).removeprefix(f"{image.file_name}: ")
 
 
 def _one(task: Task, model: PanopticModel, sample: Sample) -> tuple[np.ndarray, Segmentation]:
@@ -266,8 +229,3 @@ def _write_json(results: Sequence[Predicted], categories: Categories, output: Ou
         "categories": categories.to_coco(),
     }
     storage.write_bytes(storage.join(output.folder, "panoptic.json"), json.dumps(content).encode())
-
-
-def _stem(name: str) -> str:
-    path = PurePosixPath(name)
-    return (path.parent / path.stem).as_posix()

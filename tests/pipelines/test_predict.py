@@ -13,7 +13,8 @@ from PIL import Image as PIL
 
 from panoptic.png import decode_ids, from_coco
 from panoptic.segmentation import Categories, Segmentation
-from pipelines.predict import Image, Output, check_cityscapes, cityscapes_ids, photographs, write
+from pipelines.images import Image
+from pipelines.predict import Output, check_cityscapes, cityscapes_ids, write
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -40,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
         "below/odd.png": encoded(image.crop((0, 0, 33, 41)), "PNG"),
         "turned.jpg": encoded(image, "JPEG", exif=turned),
         "cut.jpg": whole[:-30],
+        "half.png": encoded(image, "PNG")[:60],
         "none.png": b"no image",
         "notes.txt": b"ignored",
     }
@@ -48,53 +50,171 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+def check_submission(folder: Path, categories: Categories) -> dict[int | str, dict]:
+    """What the official evaluation raises an error over, looked for in the files themselves; annotations by image.
+
+    A segment of the PNG that the JSON does not list, the reverse, an unknown category, a segment called 0 (void), a
+    missing file or image.
+    """
+    content = json.loads((folder / "panoptic.json").read_text())
+    names = {path.relative_to(folder / "panoptic").as_posix() for path in (folder / "panoptic").rglob("*.png")}
+    assert names == {entry["file_name"] for entry in content["annotations"]}
+    assert len(names) == len(content["annotations"]) == len(content["images"])
+    for entry, image in zip(content["annotations"], content["images"], strict=True):
+        picture = PIL.open(folder / "panoptic" / entry["file_name"])
+        assert picture.mode == "RGB" and picture.size == (image["width"], image["height"])
+        found, areas = np.unique(np.asarray(picture).astype(np.int64) @ [1, 256, 65536], return_counts=True)
+        listed = {info["id"]: info["area"] for info in entry["segments_info"]}
+        assert 0 not in listed and len(listed) == len(entry["segments_info"])
+        assert {i: n for i, n in zip(found.tolist(), areas.tolist(), strict=True) if i} == listed
+        assert {info["category_id"] for info in entry["segments_info"]} <= set(categories.ids)
+        assert entry["image_id"] == image["id"]
+    return {entry["image_id"]: entry for entry in content["annotations"]}
+
+
 def test_photographs_of_every_kind(
-    folder: Path, tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, small_categories: Categories, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from jobs import predict
     from tests.pipelines.stored import write_model
 
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # as it is at first
     model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
     arguments = [model, str(folder), "--out", str(out), "--formats", "coco", "overlay", "--actors", "0"]
     results = predict.main([*arguments, "--tracking-uri", "unused"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(results) == 6 and lines[-1].startswith("4 of 6 images predicted")
-    assert len(lines) == 3 and lines[0].startswith("cut.jpg: left out: the JPEG ends before its image does")
-    assert lines[1].startswith("none.png: left out: cannot be decoded")
+    printed = capfd.readouterr()
+    lines = printed.out.splitlines()
+    assert "WARN" not in printed.err and "ERROR" not in printed.err
+    assert len(results) == 7 and lines[-1].startswith("4 of 7 images predicted")
+    assert len(lines) == 4 and lines[0].startswith("cut.jpg: left out: the JPEG ends before its image does")
+    assert lines[1].startswith("half.png: left out: cannot be decoded")
+    assert lines[2].startswith("none.png: left out: cannot be decoded")
+    check_submission(out, small_categories)
     content = json.loads((out / "panoptic.json").read_text())
     sizes = {entry["file_name"]: (entry["height"], entry["width"]) for entry in content["images"]}
     assert sizes == {"a.jpg": (50, 70), "a.png": (50, 70), "below/odd.png": (41, 33), "turned.jpg": (70, 50)}
     assert content["categories"] == small_categories.to_coco()
     for entry, image in zip(content["annotations"], content["images"], strict=True):
-        assert entry["image_id"] == image["id"]
         png = (out / "panoptic" / entry["file_name"]).read_bytes()
-        found = from_coco(png, entry, small_categories, entry["file_name"], sizes[image["file_name"]])
-        assert found.areas().tolist() == [info["area"] for info in entry["segments_info"]]
+        from_coco(png, entry, small_categories, entry["file_name"], sizes[image["file_name"]])
     assert {p.name for p in (out / "overlays").iterdir()} == {"a_jpg.jpg", "a_png.jpg", "turned.jpg", "below"}
-    with pytest.raises(ValueError, match="no image could be read"):
+    with pytest.raises(ValueError, match="no image could be predicted"):
         predict.main([model, str(folder / "none.png"), *arguments[2:], "--tracking-uri", "unused"])
 
 
-def test_shards_keep_the_ids_of_their_dataset(ray_cluster: None, scenes16: Path, tmp_path: Path) -> None:
+def test_photographs_under_the_ids_of_a_json(
+    folder: Path, tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
+) -> None:
     from jobs import predict
-    from panoptic.metrics.quality import count_coco
+    from tests.pipelines.stored import write_model
+
+    entries = [{"id": 17, "file_name": "turned.jpg"}, {"id": 4, "file_name": "a.png"}]
+    (tmp_path / "info.json").write_text(json.dumps({"images": entries}))
+    model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
+    options = ["--formats", "coco", "--actors", "0", "--images-json", str(tmp_path / "info.json")]
+    predict.main([model, str(folder), "--out", str(out), *options])
+    assert {i: entry["file_name"] for i, entry in check_submission(out, small_categories).items()} == {
+        4: "a.png",
+        17: "turned.png",
+    }
+    assert "2 of 2 images predicted" in capsys.readouterr().out
+
+
+def test_an_image_that_a_format_cannot_hold_is_left_out(
+    folder: Path,
+    tmp_path: Path,
+    small_categories: Categories,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jobs import predict
+    from pipelines import predict as pipeline
+    from tests.pipelines.stored import write_model
+
+    def crowded(task, model, sample) -> tuple[np.ndarray, Segmentation]:
+        """1001 persons in one image; another one cannot be predicted at all."""
+        if sample.name == "turned.jpg":
+            raise ValueError("turned.jpg: the network\nfails")
+        count = 1001 if sample.name == "a.png" else 1000
+        segments = np.arange(count, dtype=np.int32)[None] + 1
+        return np.zeros((1, count, 3), np.uint8), Segmentation(segments, np.zeros(count, np.int64))
+
+    monkeypatch.setattr(pipeline, "_one", crowded)
+    model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
+    formats = ["--formats", "coco", "cityscapes", "--actors", "0"]
+    results = predict.main([model, str(folder), "--out", str(out), *formats])
+    lines = capsys.readouterr().out.splitlines()
+    assert "a.png: left out: 1001 instances of person; Cityscapes' ids hold 1000 of a class" in lines
+    assert "turned.jpg: left out: the network fails" in lines and lines[-1].startswith("2 of 7 images predicted")
+    assert {one.image.file_name for one in results if not one.problem} == {"a.jpg", "below/odd.png"}
+    assert {entry["file_name"] for entry in check_submission(out, small_categories).values()} == {
+        "a_jpg.png",
+        "below/odd.png",
+    }
+    assert not list((out / "cityscapes").glob("a_png*"))
+
+
+@pytest.fixture(scope="module")
+def submission(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Categories]:
+    """Predictions of the drawn validation scenes, from shards."""
+    from jobs import predict
     from pipelines.shards import ensure_shards
     from tests.pipelines.stored import write_model
 
-    val = ensure_shards(scenes16, "val", tmp_path / "shards")
-    out = tmp_path / "out"
-    model = write_model(tmp_path / "model", val.categories)
-    results = predict.main([model, val.uri, "--out", str(out), "--formats", "coco", "--actors", "0"])
+    root = tmp_path_factory.mktemp("submission")
+    val = ensure_shards(scenes16, "val", root / "shards")
+    model = write_model(root / "model", val.categories)
+    arguments = [model, val.uri, "--out", str(root / "out"), "--formats", "coco", "--actors", "0"]
+    assert len(predict.main(arguments)) == 8
+    with pytest.raises(ValueError, match="--images-json is for photographs"):
+        predict.main([*arguments, "--images-json", "x.json"])
+    return root / "out", val.categories
+
+
+def test_shards_keep_the_ids_of_their_dataset(submission: tuple[Path, Categories], scenes16: Path) -> None:
+    from panoptic.metrics.quality import count_coco
+
+    out, categories = submission
     truth = json.loads((scenes16 / "annotations" / "panoptic_val.json").read_text())
-    written = {a["image_id"]: a for a in json.loads((out / "panoptic.json").read_text())["annotations"]}
-    assert len(results) == 8 and written.keys() == {image["id"] for image in truth["images"]}
+    written = check_submission(out, categories)
+    assert written.keys() == {image["id"] for image in truth["images"]}
     for entry in truth["annotations"]:
         pair = [
             ((scenes16 / "annotations" / "panoptic_val" / entry["file_name"]).read_bytes(), entry),
             ((out / "panoptic" / written[entry["image_id"]]["file_name"]).read_bytes(), written[entry["image_id"]]),
         ]
-        counts = count_coco(*pair, val.categories, entry["file_name"])  # refuses what the official evaluation would
+        counts = count_coco(*pair, categories, entry["file_name"])
         assert counts.fn.sum() + counts.tp.sum() > 0
+
+
+def test_the_official_evaluation_takes_it(submission: tuple[Path, Categories], scenes16: Path) -> None:
+    official = pytest.importorskip("panopticapi.evaluation", reason="panopticapi is not installed")
+    out, categories = submission
+    truth = json.loads((scenes16 / "annotations" / "panoptic_val.json").read_text())
+    written = check_submission(out, categories)
+    pairs = [(entry, written[entry["image_id"]]) for entry in truth["annotations"]]
+    folders = str(scenes16 / "annotations" / "panoptic_val"), str(out / "panoptic")
+    counts = official.pq_compute_single_core(0, pairs, *folders, {entry["id"]: entry for entry in categories.to_coco()})
+    assert sum(counts[i].tp + counts[i].fn for i in categories.ids) > 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 300])
+def test_a_submission_never_holds_what_the_official_evaluation_refuses(
+    count: int, tmp_path: Path, small_categories: Categories
+) -> None:
+    """Whatever a model hands over: segments without a pixel, void alone, more segments than a byte numbers."""
+    segments = np.arange(600, dtype=np.int32).reshape(20, 30) % (count + 1)
+    labels = np.arange(count + 5) % 5  # the last five have no pixel
+    hidden = Segmentation(np.where(segments == 2, 0, segments), labels, scores=np.ones(len(labels), np.float32))
+    image, output = Image("", "below/x", 7, "below/x.jpg"), Output(str(tmp_path), ("coco",))
+    annotation = write(np.zeros((20, 30, 3), np.uint8), hidden, small_categories, image, output)
+    content = {
+        "annotations": [annotation],
+        "images": [{"id": 7, "file_name": "below/x.jpg", "height": 20, "width": 30}],
+    }
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    written = check_submission(tmp_path, small_categories)
+    assert len(written[7]["segments_info"]) == count - (count > 1)
 
 
 def test_cityscapes_ids(tmp_path: Path, small_categories: Categories) -> None:
@@ -109,13 +229,12 @@ def test_cityscapes_ids(tmp_path: Path, small_categories: Categories) -> None:
     assert wide.dtype == np.uint16 and wide.tolist() == instances.tolist()
     assert cv2.imread(str(tmp_path / "cityscapes/x_labelIds.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint8
     assert (decode_ids((tmp_path / "panoptic/x.png").read_bytes()) > 0).tolist() == (segments > 0).tolist()
-    high = Categories(("dog",), (True,), (66,), ((1, 2, 3),))
-    with pytest.raises(ValueError, match=r"up to 65 .* but dog"):
-        check_cityscapes(high)
 
 
-def test_places_without_photographs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        photographs(str(tmp_path / "x"))
-    with pytest.raises(ValueError, match=r"no photograph there; looked for \.jpg"):
-        photographs(str(tmp_path))
+@pytest.mark.parametrize(("thing", "known"), [(True, (1, 65)), (False, (1, 255))])
+def test_ids_that_cityscapes_maps_cannot_hold_are_refused_before_any_work(thing: bool, known: tuple[int, int]) -> None:
+    for i in known:
+        check_cityscapes(Categories(("dog",), (thing,), (i,), ((1, 2, 3),)))
+    for i in (known[0] - 1, known[1] + 1):  # 0 would be read as void, its instances as labels
+        with pytest.raises(ValueError, match=rf"from 1 to 65 .* but dog \({i}\) have others"):
+            check_cityscapes(Categories(("dog",), (thing,), (i,), ((1, 2, 3),)))

@@ -15,7 +15,6 @@ import pytest
 from jobs.prepare import main
 from panoptic.png import encode_ids, from_coco
 from panoptic.segmentation import Categories
-from pipelines.ingest import is_cut
 from pipelines.shards import Manifest, ensure_shards, is_shards, prepare, read_row, verify
 from pipelines.sources import coco_panoptic
 from tests.pipelines.coco_folder import CATEGORIES, write_folder, write_json
@@ -220,12 +219,3 @@ def test_real_photographs(shared: Callable[[str], Path], tmp_path: Path) -> None
     assert manifest.rows == 4 and manifest.crowds >= 1 and manifest.area_mismatches == 0
     novel = prepare(coco_panoptic(shared("data/pedestrians"), "val_novel"), tmp_path / "novel")
     assert novel.rows == 58 and (novel.maximum_height, novel.maximum_width) == (376, 672)
-
-
-def test_cut_jpegs_are_found() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-    whole = cv2.imencode(".jpg", pixels)[1].tobytes()
-    thumbnail = whole[:2] + b"\xff\xe1" + whole + whole[2:]  # a whole JPEG inside a segment of another
-    assert not is_cut(whole) and not is_cut(whole + b"trailing") and not is_cut(thumbnail)
-    assert is_cut(whole[:-2]) and is_cut(whole[: len(whole) // 2]) and is_cut(thumbnail[:-30])
-    assert not is_cut(b"\x89PNG")

@@ -1,0 +1,166 @@
+"""Which images are predicted: photographs of a folder or rows of shards, their ids, the names of what is written.
+
+An image id comes from
+1. the dataset, for shards;
+2. a JSON with COCO's `images` (as image_info_test-dev2017.json), where one is given; what it does not list is left out;
+3. the file name, where every one is a number of its own: 000000000139.jpg is image 139;
+4. else the place in the order of the names, from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pipelines import storage
+from pipelines.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Of files that are taken for photographs."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image to predict."""
+
+    uri: str
+    """Of its file; empty for a row of the shards."""
+    stem: str
+    """Of the files that are written; no other image has it (see `stems`)."""
+    image_id: int | str
+    file_name: str
+    row: int = -1
+    """Of the shards."""
+
+
+def photographs(root: str, images_json: str = "") -> list[Image]:
+    """Every photograph below a folder or S3 prefix (or the one file that `root` is), in order of their names.
+
+    Args:
+        images_json: a JSON with COCO's `images`, which gives the ids and says which photographs are wanted.
+
+    Raises:
+        ValueError: there is none, or the JSON cannot be read or lists none of them.
+    """
+    root = storage.absolute(root)
+    if root.lower().endswith(SUFFIXES) and storage.exists(root):
+        root, name = root.rsplit("/", 1)
+        names = [name]
+    else:
+        if not storage.exists(root):
+            raise ValueError(f"{root}: no such folder, prefix or file")
+        names = [name for name in storage.list_files(root) if name.lower().endswith(SUFFIXES)]
+    if not names:
+        raise ValueError(f"{root}: no photograph there; looked for {', '.join(SUFFIXES)}")
+    ids = _listed_ids(names, images_json) if images_json else _own_ids(names)
+    kept = [name for name in names if name in ids]
+    return [
+        Image(storage.join(root, name), stem, ids[name], name) for name, stem in zip(kept, stems(kept), strict=True)
+    ]
+
+
+def rows(manifest: Manifest) -> list[Image]:
+    """Every image of the shards, under the ids of its dataset.
+
+    Raises:
+        ValueError: a file name of the dataset leads out of a folder.
+    """
+    import pyarrow.parquet as pq
+
+    found = []
+    for file in manifest.files:
+        filesystem, path = storage.resolve(file)
+        table = pq.read_table(path, columns=["name", "image_id"], filesystem=filesystem)
+        for entry in table.to_pylist():
+            found.append(Image("", "", entry["image_id"], entry["name"], len(found)))
+    unique = stems([image.file_name for image in found])
+    return [replace(image, stem=stem) for image, stem in zip(found, unique, strict=True)]
+
+
+def stems(names: Sequence[str]) -> list[str]:
+    """For each file name the path without suffix under which predictions are written; no two are equal.
+
+    `a.jpg` is written as `a`; beside `a.png` the two are `a_jpg` and `a_png`, and where one of these is taken, too, a
+    number follows. The answer depends on the names and their order alone.
+
+    Raises:
+        ValueError: a name is absolute or leads out of the folder it is joined to.
+    """
+    outside = [name for name in names if not _inside(name)]
+    if outside:
+        listed = ", ".join(map(repr, outside[:8]))
+        raise ValueError(f"file names that lead out of the folder of the predictions: {listed}; rename these images")
+    plain = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    times = Counter(plain)
+    taken = {stem for stem, number in times.items() if number == 1}
+    found = []
+    for name, stem in zip(names, plain, strict=True):
+        if times[stem] > 1:
+            stem = _free(f"{stem}_{PurePosixPath(name).suffix[1:]}", taken)
+            taken.add(stem)
+        found.append(stem)
+    if len(set(found)) != len(names):
+        raise RuntimeError("two images would be written under one name")
+    return found
+
+
+def _free(wanted: str, taken: set[str]) -> str:
+    """`wanted`, with the first number behind it that makes it a name of its own where it is none."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name.replace("\\", "/"))
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _own_ids(names: Sequence[str]) -> dict[str, int]:
+    """The number that each name is, where all are different numbers; else their places from 1."""
+    numbers = [PurePosixPath(name).stem for name in names]
+    if all(number.isascii() and number.isdecimal() for number in numbers):
+        ids = [int(number) for number in numbers]
+        if len(set(ids)) == len(ids):
+            return dict(zip(names, ids, strict=True))
+    return {name: k for k, name in enumerate(names, 1)}
+
+
+def _listed_ids(names: Sequence[str], file: str) -> dict[str, int | str]:
+    """The id of each name that COCO's `images` lists; by path, else by the last part of it where that is unique."""
+    listed = _images(file)
+    last = Counter(PurePosixPath(name).name for name in names)
+    found = {}
+    for name in names:
+        alone = PurePosixPath(name).name
+        if name in listed or (last[alone] == 1 and alone in listed):
+            found[name] = listed[name if name in listed else alone]
+    if not found:
+        raise ValueError(f"{file}: lists none of the photographs, such as {names[0]}; is it of another set?")
+    absent = sorted(set(listed.values()) - set(found.values()), key=str)
+    if absent:
+        log.warning("%s: %d of its images are not there, the ids %s among them", file, len(absent), absent[:5])
+    if len(found) < len(names):
+        log.info("%d of %d photographs are in %s; the others are left out", len(found), len(names), file)
+    return found
+
+
+def _images(file: str) -> dict[str, int | str]:
+    """File name to id of COCO's `images`."""
+    try:
+        entries = json.loads(storage.read_bytes(file))["images"]
+        listed = {str(entry["file_name"]): entry["id"] for entry in entries}
+        unique = len(set(listed.values())) == len(entries)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: no JSON with COCO's images, each with id and file_name ({error})") from error
+    if not unique:
+        raise ValueError(f"{file}: an id or a file name appears more than once among its images")
+    return listed
