@@ -14,7 +14,11 @@ from scipy.stats import t as student
 
 from pipelines.studies.table import Study
 
-CONFIDENCE = 0.95
+MISTAKEN = 0.05
+"""Chance that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
+
+ROUNDING = 1e-6
+"""Deviations below it are no noise that was measured."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Cell:
     paper: float | None
     ours: tuple[float, ...]
     """One a seed; NaN where a run has none."""
+    trainings: tuple[str, ...] = ()
+    """What made each; cells with the same come from one training, judged in several ways. () = one of its own."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -41,6 +47,10 @@ class Cell:
         if len(self.values) < 2:
             return math.nan
         return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
+
+    def shares(self, other: Cell) -> bool:
+        """Whether both come from one training a seed."""
+        return bool(self.trainings) and self.trainings == other.trainings
 
     def text(self) -> str:
         """`42.10 ± 0.31`."""
@@ -110,19 +120,64 @@ def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str
 
 
 def noise(cells: Sequence[Cell]) -> tuple[float, int]:
-    """Deviation of a single run, pooled over all rows, and its degrees of freedom; NaN and 0 with one seed."""
-    several = [cell for cell in cells if len(cell.values) > 1]
-    freedom = sum(len(cell.values) - 1 for cell in several)
-    if not freedom:
-        return math.nan, 0
-    squares = sum((len(cell.values) - 1) * cell.deviation**2 for cell in several)
-    return math.sqrt(squares / freedom), freedom
+    """Deviation of a single run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
+
+    Rows of one training count once: its seeds are no more for being judged in several ways.
+    """
+    groups: dict[object, list[Cell]] = {}
+    for place, cell in enumerate(cells):
+        if len(cell.values) > 1:
+            groups.setdefault(cell.trainings or place, []).append(cell)
+    squares, freedom = 0.0, 0
+    for group in groups.values():
+        degrees = max(len(cell.values) for cell in group) - 1
+        squares += degrees * sum(cell.deviation**2 for cell in group) / len(group)
+        freedom += degrees
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
 
 
-def least_difference(a: Cell, b: Cell, deviation: float, freedom: int) -> float:
-    """What two rows must differ by to exceed the noise: Student's two-sided 95 % on the pooled deviation."""
-    quantile = float(student.ppf(0.5 + CONFIDENCE / 2, freedom))
-    return quantile * deviation * math.sqrt(1 / len(a.values) + 1 / len(b.values))
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows."""
+
+    text: str
+    """`a over b by 1.23`."""
+    chance: float
+    """Of a difference at least as large between rows that do not differ: Student's two-sided t; 1 where it cannot be
+    told."""
+
+
+def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom: int) -> Comparison:
+    """Two rows under the pooled noise; rows of one training seed by seed, under the noise of their differences.
+
+    Args:
+        a: label and figures.
+        b: the same of another row.
+        deviation: pooled, of one run.
+        freedom: its degrees of freedom.
+    """
+    (one, first), (other, second) = a, b
+    difference = first.mean - second.mean
+    error = deviation * math.sqrt(1 / len(first.values) + 1 / len(second.values))
+    if first.shares(second):
+        paired = Cell(None, tuple(x - y for x, y in zip(first.ours, second.ours, strict=True)))
+        difference, freedom = paired.mean if paired.values else difference, len(paired.values) - 1
+        error = paired.deviation / math.sqrt(len(paired.values)) if freedom > 0 else math.nan
+    if difference < 0:
+        one, other, difference = other, one, -difference
+    told = error > ROUNDING and round(difference, 2) > 0
+    chance = 2 * float(student.sf(difference / error, freedom)) if told else 1.0
+    return Comparison(f"{one} over {other} by {difference:.2f}", chance)
+
+
+def beyond_chance(chances: Sequence[float]) -> list[bool]:
+    """Holm's procedure: which differences are claimed, so that all of them hold with 95 % together."""
+    claimed = [False] * len(chances)
+    for rank, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[place] > MISTAKEN / (len(chances) - rank):
+            break
+        claimed[place] = True
+    return claimed
 
 
 def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
@@ -131,24 +186,32 @@ def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[s
     if len(there) < 2:
         return ["Fewer than two rows have a figure: nothing to compare."]
     deviation, freedom = noise([cell for _, cell in there])
-    if not freedom:
+    if not freedom and max(len(cell.ours) for _, cell in there) < 2:
         return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
-    exceeding, within = [], []
-    for (a, first), (b, second) in itertools.combinations(there, 2):
-        if first.mean < second.mean:
-            a, b, first, second = b, a, second, first
-        difference, least = first.mean - second.mean, least_difference(first, second, deviation, freedom)
-        text = f"{a} over {b} by {difference:.2f}"
-        (exceeding if difference > least else within).append(text)
-    least = least_difference(there[0][1], there[1][1], deviation, freedom)
+    if not freedom:
+        return ["No row has the figures of two seeds: the noise is unknown, so no difference is claimed."]
+    if deviation < ROUNDING:
+        return ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
+    pairs = [(a, b) for a, b in itertools.combinations(there, 2) if not _same(a[1], b[1])]
+    compared = [compare(a, b, deviation, freedom) for a, b in pairs]
+    claimed = beyond_chance([one.chance for one in compared])
+    exceeding = [one.text for one, yes in zip(compared, claimed, strict=True) if yes]
+    within = [one.text for one, yes in zip(compared, claimed, strict=True) if not yes]
     lines = [
-        f"Noise of one run: {column} ± {deviation:.2f} (pooled over rows, {freedom} degrees of freedom); rows differ "
-        f"beyond it from {least:.2f} on."
+        f"Noise of one run: {column} ± {deviation:.2f} ({freedom} degrees of freedom).",
+        f"Beyond the noise (all of these together with {1 - MISTAKEN:.0%} confidence): "
+        f"{'; '.join(exceeding) or 'no difference'}.",
     ]
-    lines.append(f"Beyond the noise: {'; '.join(exceeding) or 'no difference'}.")
     if within:
         lines.append(f"Within it: {'; '.join(within)}.")
+    if any(a[1].shares(b[1]) for a, b in pairs):
+        lines.append("Rows that are one training, judged in several ways, are compared seed by seed.")
     return [*lines, *orders(labels, cells)]
+
+
+def _same(a: Cell, b: Cell) -> bool:
+    """Whether two cells are one figure, printed twice."""
+    return a.shares(b) and all(x == y or (x != x and y != y) for x, y in zip(a.ours, b.ours, strict=True))
 
 
 def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:

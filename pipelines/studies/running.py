@@ -2,61 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from pipelines import storage, tracking
-from pipelines.config import Experiment, flatten, override, parse
+from pipelines.config import Experiment, parse
 from pipelines.studies import STUDIES
+from pipelines.studies.fitting import Fitting
 from pipelines.studies.judging import COSTLY, judged, merged_quality
+from pipelines.studies.planning import (
+    Options,
+    Planned,
+    Presets,
+    check,
+    key_of,
+    label_of,
+    limited,
+    plan,
+    short_name,
+    typed_paths,
+    with_weights,
+)
 from pipelines.studies.results import Cell, Table, table_of
-from pipelines.studies.table import METRICS, SMALL, Row, Study
+from pipelines.studies.table import METRICS
 from pipelines.sweeps import trial
+from pipelines.sweeps.endings import describe
 from pipelines.sweeps.freezing import lacking
 from pipelines.sweeps.plan import Row as Trial
-from pipelines.sweeps.pretrain import pretrained
 from pipelines.sweeps.progress import Line
+from pipelines.sweeps.restoring import read_record
 from pipelines.sweeps.room import join_cluster
-from pipelines.train import prepare_data
-from pipelines.tune import Checker, Finished, Sweep, Trials, check_storage, execute, split_preset
+from pipelines.tune import Checker, Finished, Trials, check_storage, execute, split_preset
 
-Presets = Mapping[str, Callable[[], Experiment]]
-
-
-@dataclass(frozen=True)
-class Options(Sweep):
-    """A sweep (--sweep) or studies of the papers (--study)."""
-
-    study: tuple[str, ...] = ()
-    """Studies to run one after the other, sharing rows that are equal; `list` names them."""
-    steps: int = 0
-    """Training steps of a study's recipe; rows of other lengths, milestones and warm-up follow. 0 = the paper's."""
-    seeds: int = 1
-    """Seeds of every row; two or more give mean ± deviation, and say what exceeds it."""
-    small: bool = False
-    """The study on two CPU cores: its small preset, small trunks, from scratch."""
-    pretrain_steps: int = 0
-    """Where a row freezes parts without weights, train these on drawn scenes for so many steps first, once.
-    0 = 600 with --small, else an error."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One row of a study under one seed."""
-
-    study: str
-    row: int
-    seed: int
-    preset: str
-    changes: Mapping[str, Any]
-
-    @property
-    def label(self) -> str:
-        """Of its trial."""
-        return f"{self.study} {STUDIES[self.study].rows[self.row].label}, seed {self.seed}"
+Uris = Mapping[tuple[str, int, int], str]
+"""By study, row and seed."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +48,19 @@ class Report:
     tables: Mapping[str, Table]
     text: str
     finished: Finished
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row of a study has under one seed."""
+
+    entry: Planned
+    training: str
+    """Equal for results of one training."""
+    values: Mapping[str, float]
+    """Metrics, none where it did not come to its end or could not be judged."""
+    reason: str = ""
+    """Why it could not be judged."""
 
 
 def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
@@ -85,74 +80,62 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
     pretrain_steps = options.pretrain_steps or (600 if options.small else 0)
     checker = Checker(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
-    for entry in planned:
-        try:
-            checker.check(entry.preset, entry.changes)
-        except ValueError as error:
-            raise ValueError(
-                f"{entry.label}: {error}{'' if given or 'noise' not in str(error) else PRETRAIN}"
-            ) from error
+    check_rows(planned, checker, "" if given else PRETRAIN)
     check_storage(bases.values())
     if pretrain_steps:
         check_pretraining(checker.experiments)
     name = bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_name(options, rest, bases[names[0]], name)
     options = replace(options, concurrent=join_cluster(options.concurrent, checker.experiments))
-    planned = limited(planned, bases)
+    planned, bases = limited(planned, bases, typed_paths(rest))
     planned = with_weights(planned, bases, pretrain_steps)
     keys = [key_of(entry, bases) for entry in planned]
     distinct = {key: entry for key, entry in reversed(list(zip(keys, planned, strict=True)))}
-    ordered = [key for key in dict.fromkeys(keys)]
-    rows = tuple(
-        Trial(
-            distinct[key].label,
-            distinct[key].preset,
-            distinct[key].changes,
-            {"study": distinct[key].study, "row": label_of(distinct[key]), "seed": distinct[key].seed},
-        )
-        for key in ordered
-    )
+    rows = tuple(trial_of(distinct[key]) for key in dict.fromkeys(keys))
     trials = Trials(bases, names[0], rows=rows, experiments=tuple(checker.experiments))
     done = execute(options, trials, name, {"arguments": list(rest)})
     lines = {line.label: line for line in done.lines}
-    found = {key: results(lines.get(distinct[key].label), done.folder) for key in ordered}
+    found = {key: results(lines.get(entry.label), done.folder) for key, entry in distinct.items()}
     uris = {(e.study, e.row, e.seed): found[key][0] for e, key in zip(planned, keys, strict=True)}
-    figures = [
-        (entry, measured(entry, uris, found[key][1], bases[entry.preset], done.folder))
+    judgements = [
+        judgement(Result(entry, key, found[key][1]), uris, bases[entry.preset], done.folder)
         for entry, key in zip(planned, keys, strict=True)
     ]
-    tables = {study: build(study, figures, options) for study in options.study}
-    return finish(tables, done)
+    tables = {study: build(study, judgements, options) for study in options.study}
+    return finish(tables, done, [f"{one.entry.label}: {one.reason}" for one in judgements if one.reason])
 
 
 PRETRAIN = "; or let the study train them on drawn scenes first: --pretrain-steps 600"
 
 
-def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
-    """Whether a preset is given in place of the studies' own.
+def check_rows(planned: Sequence[Planned], checker: Checker, remedy: str) -> None:
+    """Every row makes an experiment that can train, and the weights it starts from fit it.
+
+    Args:
+        planned: rows.
+        checker: of the sweep; keeps their experiments.
+        remedy: added where weights are missing.
 
     Raises:
-        ValueError: unknown studies or presets, or options that studies do not take.
+        ValueError: names the row, and what to change.
     """
-    unknown = [name for name in options.study if name not in STUDIES]
-    if unknown:
-        raise ValueError(f"--study {' '.join(unknown)}: unknown; there are: list, {', '.join(STUDIES)}")
-    if options.sweep or options.samples != 1 or options.searcher != "random" or options.scheduler != "none":
-        raise ValueError(
-            "--study: its rows are given, and each trains to its end, or it has no figure; leave --sweep, --samples, "
-            "--searcher and --scheduler out"
-        )
-    if options.seeds < 1 or options.steps < 0:
-        raise ValueError("--seeds is 1 or more, --steps 0 (the paper's) or more")
-    given = bool(rest) and not rest[0].startswith("-")
-    needed = (
-        [rest[0]]
-        if given
-        else [preset_of(STUDIES[s], row, options.small) for s in options.study for row in STUDIES[s].rows]
-    )
-    missing = sorted({name for name in needed if name not in presets})
-    if missing:
-        raise ValueError(f"preset {', '.join(missing)} is unknown; there are: {', '.join(sorted(presets))}")
-    return given
+    fitting = Fitting()
+    for entry in planned:
+        try:
+            fitting.check(checker.check(entry.preset, entry.changes))
+        except ValueError as error:
+            raise ValueError(f"{entry.label}: {error}{remedy if 'noise' in str(error) else ''}") from error
+
+
+def check_name(options: Options, rest: Sequence[str], base: Experiment, name: str) -> None:
+    """Whether the name is free, or `--resume` may go on with it, before anything is trained.
+
+    Raises:
+        ValueError: another sweep has the name, or there is none to be resumed.
+    """
+    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
+    record = json.loads(json.dumps({**given, "arguments": list(rest)}))  # as `execute` writes it
+    read_record(storage.join(storage.absolute(base.storage), name), name, record, options.resume)
 
 
 def check_pretraining(experiments: Sequence[Experiment]) -> None:
@@ -169,101 +152,10 @@ def check_pretraining(experiments: Sequence[Experiment]) -> None:
             )
 
 
-def short_name(studies: Sequence[str]) -> str:
-    """Of several studies, as a folder's: the first and how many more where there are many."""
-    return "-".join(studies) if len(studies) <= 3 else f"{studies[0]}-and-{len(studies) - 1}-more"
-
-
-def preset_of(study: Study, row: Row, small: bool) -> str:
-    """Of a row."""
-    return study.small if small else row.preset or study.preset
-
-
-def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planned]:
-    """Every row of the studies under every seed, with all its options."""
-    given = rest[0] if rest and not rest[0].startswith("-") else ""
-    arguments, bases, planned = split_preset(rest)[1], {}, []
-    for name in options.study:
-        study = STUDIES[name]
-        for index, row in enumerate(study.rows):
-            preset = given or preset_of(study, row, options.small)
-            if preset not in bases:
-                bases[preset] = parse([preset, *arguments], presets)[1]
-            changes = changes_of(study, row, bases[preset], options, published=not (given or options.small))
-            seeds = range(bases[preset].train.seed, bases[preset].train.seed + options.seeds)
-            planned += [Planned(name, index, seed, preset, {**changes, "train.seed": seed}) for seed in seeds]
-    return planned
-
-
-def changes_of(study: Study, row: Row, base: Experiment, options: Options, published: bool) -> dict[str, Any]:
-    """The options of a row: recipe (unless another preset is used), setting, row; then scaled to the budget."""
-    shared = {**(study.recipe if published else {}), **study.setting}
-    changes = {**shared, **row.change}
-    if options.small:
-        changes = {path: SMALL.get(path, {}).get(value, value) for path, value in changes.items()}
-    whole = study.recipe.get("train.steps", base.train.steps) if "train.steps" in row.change else 0
-    own = changes.pop("train.steps", base.train.steps)
-    usual = shared.get("train.steps", base.train.steps)
-    budget = options.steps or usual
-    steps = max(1, round(own * budget / whole)) if whole else budget
-    whole_run = override(base, {**changes, "train.steps": usual})  # milestones and warm-up belong to this length
-    return {**changes, "train.steps": steps, **shortened(whole_run, steps)}
-
-
-def shortened(base: Experiment, steps: int) -> dict[str, Any]:
-    """What a length other than its own changes in an experiment: milestones, warm-up, validations."""
-    if steps == base.train.steps:
-        return {"train.validate_every": steps} if base.train.validate_every > steps else {}
-    scale = steps / base.train.steps
-    every = max(1, math.ceil(steps / 2)) if scale < 1 else base.train.validate_every
-    changes: dict[str, Any] = {"train.steps": steps, "train.validate_every": min(every, steps)}
-    if base.optim.milestones:
-        changes["optim.milestones"] = tuple(round(step * scale) for step in base.optim.milestones)
-    if base.optim.warmup_steps > steps // 10:
-        changes["optim.warmup_steps"] = steps // 10
-    return changes
-
-
-def limited(planned: list[Planned], bases: Mapping[str, Experiment]) -> list[Planned]:
-    """The shares of the data set that rows ask for, as numbers of the images that there are."""
-    counted: dict[str, int] = {}
-    result = []
-    for entry in planned:
-        limit, images = entry.changes.get("data.limit"), STUDIES[entry.study].images
-        if limit and images:
-            if entry.preset not in counted:
-                counted[entry.preset] = prepare_data(bases[entry.preset])[0].rows
-            rows = counted[entry.preset]
-            entry = replace(entry, changes={**entry.changes, "data.limit": max(1, round(limit * rows / images))})
-        result.append(entry)
-    return result
-
-
-def with_weights(planned: list[Planned], bases: Mapping[str, Experiment], steps: int) -> list[Planned]:
-    """Rows of a study in which any row freezes parts without weights start from weights trained on the scenes."""
-    experiments = {id(entry): trial.apply(bases[entry.preset], entry.changes)[0] for entry in planned}
-    kinds = {
-        name: {lacking(experiments[id(entry)]) for entry in planned if entry.study == name} - {""}
-        for name in {entry.study for entry in planned}
-    }
-    result = []
-    for entry in planned:
-        kind = kinds[entry.study]
-        if not kind or steps == 0:
-            result.append(entry)
-            continue
-        given = pretrained(experiments[id(entry)], "model" if "model" in kind else "backbone", steps)
-        result.append(replace(entry, changes={**entry.changes, **given}))
-    return result
-
-
-def key_of(entry: Planned, bases: Mapping[str, Experiment]) -> str:
-    """Equal for rows that train the same."""
-    return repr(flatten(trial.apply(bases[entry.preset], entry.changes)[0]))
-
-
-def label_of(entry: Planned) -> str:
-    return STUDIES[entry.study].rows[entry.row].label
+def trial_of(entry: Planned) -> Trial:
+    """A row as Tune takes it."""
+    params = {"study": entry.study, "row": label_of(entry), "seed": entry.seed}
+    return Trial(entry.label, entry.preset, entry.changes, params)
 
 
 def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
@@ -274,53 +166,62 @@ def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def measured(
-    entry: Planned,
-    uris: Mapping[tuple[str, int, int], str],
-    values: dict[str, float],
-    base: Experiment,
-    folder: str,
-) -> dict[str, float]:
-    """The metrics of a run, with those that its study asks for beyond its own validation.
+def judgement(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
+    """The result with the metrics that its study asks for beyond its own validation; without any where that fails.
 
     Args:
-        entry: the row.
+        result: of the training.
         uris: of the last checkpoints, by study, row and seed; "" where there is none.
-        values: of its own last validation.
         base: names the data.
         folder: of the sweep.
     """
+    try:
+        return measured(result, uris, base, folder)
+    except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
+        return replace(result, values={}, reason=f"not judged: {describe(error)}; --resume judges it again")
+
+
+def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
+    """As `judgement`, with its errors."""
+    entry, values = result.entry, dict(result.values)
     study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
     changes = study.rows[entry.row].judge
     if not uri:
-        return values
+        return result
     if changes or set(study.columns) & set(COSTLY):
-        values = {**values, **judged(uri, changes, base, folder)}
+        values |= judged(uri, changes, base, folder)
     if entry.row in study.merged:
         semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
-        values = {**values, METRICS["PQ"]: merged_quality(semantic, instances, base, folder)}
-    return values
+        values[METRICS["PQ"]] = merged_quality(semantic, instances, base, folder)
+    return replace(result, values=values)
 
 
-def build(study: str, entries: list[tuple[Planned, dict[str, float]]], options: Options) -> Table:
+def build(study: str, judgements: Sequence[Result], options: Options) -> Table:
     """The table of one study from the results of its rows."""
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
     for index, row in enumerate(definition.rows):
-        mine = [values for entry, values in entries if entry.study == study and entry.row == index]
+        mine = [one for one in judgements if one.entry.study == study and one.entry.row == index]
         paper = (*row.paper, *([None] * (len(definition.columns) - len(row.paper))))
-        cells.append(
-            [
-                Cell(paper[k], tuple(values.get(METRICS[column], math.nan) for values in mine))
-                for k, column in enumerate(definition.columns)
-            ]
-        )
+        cells.append([])
+        for figure, column in zip(paper, definition.columns, strict=True):
+            # two branches merged are one model: as if one training had made it
+            merged = column == "PQ" and index in definition.merged
+            trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in mine)
+            ours = tuple(one.values.get(METRICS[column], math.nan) for one in mine)
+            cells[-1].append(Cell(figure, ours, trainings))
     budget = f"{options.steps} steps" if options.steps else "the preset's steps"
     return table_of(study, definition, cells, f"{budget}, {options.seeds} seed{'s' if options.seeds > 1 else ''}")
 
 
-def finish(tables: Mapping[str, Table], done: Finished) -> Report:
-    """Print-out, and the same in MLflow: text, Markdown, CSV and plot of each study."""
+def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] = ()) -> Report:
+    """Print-out, and the same in MLflow: text, Markdown, CSV and plot of each study.
+
+    Args:
+        tables: by study.
+        done: what the sweep left.
+        unjudged: rows that were trained and could not be judged, and why.
+    """
     tracker = tracking.Tracker(done.parent)
     for name, table in tables.items():
         tracker.table(f"studies/{name}", table.rows, table.text)
@@ -332,6 +233,7 @@ def finish(tables: Mapping[str, Table], done: Finished) -> Report:
     text = "\n\n".join(table.text for table in tables.values())
     tracking.describe(done.parent, "\n\n".join(table.markdown for table in tables.values()))
     failed = [f"{line.label}: {line.reason}" for line in done.lines if line.state != "finished"]
+    failed += unjudged
     more = "".join(f"\nwithout a figure: {line}" for line in failed)
     return Report(
         tables, f"\n{text}\n{more}\ntables and plots: {done.folder}/studies, and MLflow run {done.parent.run_id}", done

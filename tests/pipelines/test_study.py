@@ -1,30 +1,32 @@
-"""The papers' studies: every row is understood and makes a model; tables, noise and budgets."""
+"""The papers' studies: every row is understood and makes a model; budgets, shares of the data, weights."""
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
+import ast
+import inspect
 from dataclasses import replace
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from pipelines.evaluate import Stored, load
-from pipelines.independent import save
+from pipelines.config import override
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.studies import STUDIES, judging, running
-from pipelines.studies.results import Cell, least_difference, noise, plot, table_of, verdict
-from pipelines.studies.running import Options, changes_of, key_of, limited, plan, short_name, shortened, with_weights
+from pipelines.studies import STUDIES, detr, jsis, panoptic_fcn, planning, report, running
+from pipelines.studies.planning import (
+    Options,
+    changes_of,
+    key_of,
+    limited,
+    plan,
+    shortened,
+    typed_paths,
+    with_weights,
+)
 from pipelines.studies.table import METRICS, Row
-from pipelines.sweeps.closing import Finished
-from pipelines.sweeps.freezing import STAND_IN, meta_model
-from pipelines.sweeps.progress import Line
+from pipelines.sweeps.freezing import meta_model
 from pipelines.sweeps.trial import apply
-from pipelines.tracking import Tracking, connect, start
-from tests.panoptic.models.small import SMALL_JSIS
 
 PAPERS_TABLES = {
     "freezing-r50": 4,
@@ -95,6 +97,10 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
         (Options(study=("aspp",), seeds=0), [], "--seeds is 1 or more"),
         (Options(study=("aspp",), steps=10, small=True), ["--storage", "s3://b/x"], "drawn into a local folder"),
         (Options(study=("aspp",)), ["dmo"], "preset dmo is unknown"),
+        (Options(study=("aspp", "batch")), ["--train.batch", "9"], "--train.batch: the rows of batch differ in it"),
+        (Options(study=("detr-length",)), ["--data.limit=9"], "--data.limit: the rows of detr-length differ in it"),
+        (Options(study=("fcn-fusion",)), ["--model.fusion-threshold", "0.5"], "the rows of fcn-fusion differ in it"),
+        (Options(study=("aspp",)), ["--train.steps", "9"], "the length of a study is --steps"),
         (Options(study=("aspp",), steps=10), ["demo"], r"aspp dual ASPP, seed 0: .*frozen noise"),
         (Options(study=("freezing-r50",), steps=10), [], r"frozen noise.*--pretrain-steps 600"),
     ],
@@ -169,24 +175,62 @@ def test_seeds_multiply_rows_and_equal_rows_train_once():
     assert len({key_of(entry, bases) for entry in fusion}) == 1  # rows that differ while they are judged
 
 
-def test_lengths_of_the_data_set_are_shares_of_it(monkeypatch: pytest.MonkeyPatch):
-    class Shards:
-        rows = 485
+def small_data(monkeypatch: pytest.MonkeyPatch, rows: int = 485) -> None:
+    """Instead of a data set, one of so many training images, which refuses to be limited to more."""
 
-    monkeypatch.setattr(running, "prepare_data", lambda experiment: (Shards, Shards))
+    class Shards:
+        pass
+
+    def prepare(experiment: Any) -> Any:
+        if experiment.data.limit > rows:
+            raise ValueError(f"data.limit {experiment.data.limit}: the training split has {rows} rows")
+        Shards.rows = rows  # type: ignore[attr-defined]
+        return Shards, Shards
+
+    monkeypatch.setattr(planning, "prepare_data", prepare)
+
+
+def test_lengths_of_the_data_set_are_shares_of_it(monkeypatch: pytest.MonkeyPatch):
+    small_data(monkeypatch)
     planned = plan(Options(study=("detr-length",), small=True, steps=40), [], PRESETS)
-    found = limited(planned, {entry.preset: PRESETS[entry.preset]() for entry in planned})
+    found, _ = limited(planned, {entry.preset: PRESETS[entry.preset]() for entry in planned})
     assert [entry.changes["data.limit"] for entry in found] == [163, 196, 485]
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name.startswith("detr-")])
+def test_published_lengths_are_shares_of_smaller_data_too(name: str, monkeypatch: pytest.MonkeyPatch):
+    """The preset's own 1200 images of 2975 are 196 of 485, and nothing asks for more than there are."""
+    small_data(monkeypatch)
+    planned = plan(Options(study=(name,), steps=40), [], PRESETS)
+    found, bases = limited(planned, {"detr-004-cityscapes": PRESETS["detr-004-cityscapes"]()})
+    limits = [apply(bases[entry.preset], entry.changes)[0].data.limit for entry in found]
+    assert limits == ([163, 196, 485] if name == "detr-length" else [196] * len(found))
+    for base in bases.values():
+        planning.prepare_data(base)
+    small_data(monkeypatch, rows=2975)
+    assert limited(planned, {"detr-004-cityscapes": PRESETS["detr-004-cityscapes"]()})[1] == {
+        "detr-004-cityscapes": PRESETS["detr-004-cityscapes"]()
+    }
+
+
+def test_a_limit_that_is_typed_is_a_number_of_images(monkeypatch: pytest.MonkeyPatch):
+    small_data(monkeypatch)
+    arguments = ["--data.limit", "100"]
+    planned = plan(Options(study=("detr-lr",), steps=40), arguments, PRESETS)
+    base = override(PRESETS["detr-004-cityscapes"](), {"data.limit": 100})
+    found, bases = limited(planned, {"detr-004-cityscapes": base}, typed_paths(arguments))
+    assert found == planned and bases["detr-004-cityscapes"].data.limit == 100
 
 
 def test_all_rows_of_a_freezing_study_start_from_the_same_weights(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, str, int]] = []
 
-    def stand_in(experiment: Any, kind: str, steps: int) -> dict[str, str]:
+    def stand_in(experiment: Any, base: Any, kind: str, steps: int) -> dict[str, str]:
+        assert base == bases[next(iter(bases))]
         asked.append((experiment.model.backbone.name, kind, steps))
         return {"model.backbone.weights": f"{experiment.model.backbone.name}.pt"}
 
-    monkeypatch.setattr(running, "pretrained", stand_in)
+    monkeypatch.setattr(planning, "pretrained", stand_in)
     planned = plan(Options(study=("freezing-r50", "weight-decay"), small=True, steps=40), [], PRESETS)
     bases = {entry.preset: PRESETS[entry.preset]() for entry in planned}
     found = with_weights(planned, bases, 50)
@@ -195,142 +239,86 @@ def test_all_rows_of_a_freezing_study_start_from_the_same_weights(monkeypatch: p
     assert with_weights(planned, bases, 0) == planned
     asked.clear()
     rows = plan(Options(study=("detr-freezing",), small=True, steps=40), [], PRESETS)
-    with_weights(rows, {entry.preset: PRESETS[entry.preset]() for entry in rows}, 50)
+    bases = {entry.preset: PRESETS[entry.preset]() for entry in rows}
+    with_weights(rows, bases, 50)
     assert {kind for _, kind, _ in asked} == {"model"}
 
 
-def test_pretraining_is_keyed_by_the_backbone_alone():
-    from pipelines.sweeps.pretrain import pretraining
+def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: pytest.MonkeyPatch):
+    """A row that starts from weights in one study and from scratch in another is no training of both."""
+    monkeypatch.setattr(
+        planning, "pretrained", lambda experiment, base, kind, steps: {"model.backbone.weights": "w.pt"}
+    )
+    batch, freezing = STUDIES["batch"], STUDIES["freezing-r50"]
+    rows = (replace(freezing.rows[0], label="5"), Row("8", {**freezing.rows[0].change, "optim.lr": 0.1}))
+    monkeypatch.setitem(STUDIES, "unfrozen", replace(batch, rows=rows, setting={}))
+    monkeypatch.setitem(STUDIES, "frozen", replace(freezing, rows=freezing.rows[:2]))
 
-    planned = plan(Options(study=("freezing-r101", "aspp"), small=True, steps=40), [], PRESETS)
-    experiments = [apply(PRESETS[entry.preset](), entry.changes)[0] for entry in planned]
-    runs = [pretraining(experiment, "backbone", 30) for experiment in experiments]
-    assert len({run.name for run in runs}) == 1 and runs[0].name.startswith("pretrained-backbone-resnet34-30-")
-    run = runs[0]
-    assert run.model.backbone.freeze == 0 and run.train.steps == 30 and run.data.root == "scenes"
-    assert (run.model.centre_weight, run.model.offset_weight) == (0.0, 0.0) and run.model.semantic_weight > 0
-    assert pretraining(experiments[0], "backbone", 31).name != run.name
-    assert pretraining(experiments[0], "model", 30).model.centre_weight > 0
+    def keys(studies: tuple[str, ...], steps: int) -> list[str]:
+        planned = plan(Options(study=studies, small=True, steps=40), [], PRESETS)
+        bases = {entry.preset: PRESETS[entry.preset]() for entry in planned}
+        return [key_of(entry, bases) for entry in with_weights(planned, bases, steps)]
 
-
-# From the options to the files that a study leaves.
-
-
-def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, template: Path, failing: str = "") -> Tracking:
-    """Instead of a sweep, its result: every row finished with PQ 10, 11, … at step 20, but for one that failed."""
-    shutil.copy(template, folder / "mlflow.db")
-    options = Tracking(uri=f"sqlite:///{folder}/mlflow.db")
-
-    def execute(given: Options, trials: Any, name: str, record: Any) -> Finished:
-        lines = []
-        for k, row in enumerate(trials.rows):
-            if row.label == failing:
-                lines.append(Line(str(k), row.label, "failed", reason="ValueError: x"))
-                continue
-            last = folder / f"trial-{k}" / "step_000020"
-            last.mkdir(parents=True)
-            (last / "metrics.json").write_text(json.dumps({"val/pq": 10.0 + k, "val/miou": 30.0}))
-            lines.append(Line(str(k), row.label, "finished", 20, 20, 10.0 + k, 10.0 + k))
-        assert {e.train.steps for e in trials.experiments} == {20} and given.concurrent == 2
-        return Finished(name, str(folder), lines, None, "", "", start(options, folder), "")
-
-    monkeypatch.setattr(running, "execute", execute)
-    monkeypatch.setattr(running, "join_cluster", lambda wanted, experiments: 2)
-    return options
+    pretrained = keys(("frozen", "unfrozen"), 50)
+    assert len(set(pretrained)) == 4 and "'w.pt'" in pretrained[0] and "'w.pt'" not in pretrained[2]
+    given = keys(("frozen", "unfrozen"), 0)
+    assert given[0] == given[2] and len(set(given)) == 3
+    shared = keys(("freezing-r101", "aspp"), 50)
+    assert shared[1] == shared[4] and len(set(shared)) == 4  # the small preset has one pooling
 
 
-def test_a_study_leaves_its_table_in_every_form(monkeypatch, tmp_path: Path, mlflow_template: Path):
-    options = faked(monkeypatch, tmp_path, mlflow_template, failing="detr-lr 1e-3, seed 0")
-    report = running.run(Options(study=("detr-lr",), small=True, steps=20), [], PRESETS)
-    table = (tmp_path / "studies" / "detr-lr.csv").read_text().splitlines()
-    assert table[0].startswith("row,PQ paper,PQ mean") and table[2].startswith("1e-4,6.66,11.0,")
-    assert "| 1e-5 | - | 10.00 |" in (tmp_path / "studies" / "detr-lr.md").read_text()
-    assert (tmp_path / "studies" / "detr-lr.svg").read_text().startswith("<svg")
-    assert "without a figure: detr-lr 1e-3, seed 0: ValueError: x" in report.text and "11.00" in report.text
-    kept = connect(options.uri).list_artifacts(report.finished.parent.run_id, "studies")
-    assert {Path(entry.path).name for entry in kept} == {f"detr-lr.{ending}" for ending in ("csv", "md", "svg", "txt")}
-    note = connect(options.uri).get_run(report.finished.parent.run_id).data.tags["mlflow.note.content"]
-    assert "Learning rate" in note and report.finished.name.startswith("study-detr-lr-")
+@pytest.mark.parametrize("module", [report, jsis, panoptic_fcn, detr], ids=lambda module: module.__name__)
+def test_a_study_is_at_most_thirty_lines(module: ModuleType):
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Study"
+    ]
+    assert len(calls) == len(module.STUDIES)
+    assert max(int(node.end_lineno or 0) - node.lineno + 1 for node in calls) <= 30
 
 
-def test_branches_that_were_trained_alone_are_judged_merged(monkeypatch, tmp_path: Path, mlflow_template: Path):
-    """The PQ of both rows is that of the two models as one, judged once; that of the joint row is its own."""
-    asked: list[str] = []
+def test_what_the_user_types_wins_where_it_fits():
+    """Over the recipe, the setting and what a shorter run would change; a row's own options are refused elsewhere."""
+    typed = ["--optim.lr", "0.5", "--train.validate-every", "40", "--model.backbone.freeze=2"]
+    (first, *_) = plan(Options(study=("aspp",), steps=40), typed, PRESETS)
+    experiment, _ = apply(override(PRESETS[first.preset](), {"optim.lr": 0.5}), first.changes)
+    assert "optim.lr" not in first.changes and "model.backbone.freeze" not in first.changes
+    assert first.changes["train.validate_every"] == 40 and experiment.optim.lr == 0.5
+    (rare, *_) = plan(Options(study=("aspp",), steps=30), typed, PRESETS)
+    assert rare.changes["train.validate_every"] == 30
+    (usual, *_) = plan(Options(study=("aspp",), steps=40), [], PRESETS)
+    assert usual.changes["train.validate_every"] == 20
 
-    def judge(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
-        asked.append(uri)
-        merged = uri.endswith(".pt")
-        assert not merged or load(uri).model.config.trunks == "separate"
-        return {"val/pq": 15.0 if merged else 1.0, "val/ap50": 5.0}
-
-    def save_models(given: Any, trials: Any, name: str, record: Any) -> Finished:
-        done = sweep(given, trials, name, record)
-        for k, row in enumerate(trials.rows[1:], 1):
-            model = replace(SMALL_JSIS, branches=row.changes["model.branches"]).build(STAND_IN)
-            save(Stored(model, {"resize.short": 64}), str(tmp_path / f"trial-{k}" / "step_000020"))
-        return done
-
-    faked(monkeypatch, tmp_path, mlflow_template)
-    sweep = running.execute
-    monkeypatch.setattr(running, "execute", save_models)
-    monkeypatch.setattr(running, "judged", judge)
-    monkeypatch.setattr(judging, "judged", judge)
-    report = running.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
-    assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
-    assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
-    assert math.isnan(judging.merged_quality("", "x", demo(), str(tmp_path)))
+    base = replace(demo(), optim=replace(demo().optim, milestones=(60, 90), warmup_steps=50))
+    own = ("optim.milestones", "optim.warmup_steps")
+    kept = shortened(base, 120, own, 120)
+    assert not set(kept) & set(own)
+    assert shortened(base, 240, own, 120)["optim.milestones"] == (120, 180)
+    assert shortened(base, 40, own, 120)["optim.warmup_steps"] == 4  # longer than the run
 
 
-def test_folders_of_many_studies_have_short_names():
-    assert short_name(("aspp", "batch")) == "aspp-batch"
-    assert short_name(tuple(STUDIES)) == f"freezing-r50-and-{len(STUDIES) - 1}-more"
+def test_rows_of_one_study_have_one_number_of_workers():
+    """Else batch norm would see other shares of the batch as well."""
+
+    def workers(name: str, small: bool, *typed: str) -> list[int]:
+        entries = plan(Options(study=(name,), small=small, steps=40), typed, PRESETS)
+        return [apply(PRESETS[entry.preset](), entry.changes)[0].train.workers for entry in entries]
+
+    assert workers("batch", True) == workers("batch", False) == [1, 1]  # of 5 and of 8 images
+    assert workers("detr-batch", True) == [2, 2, 2] and workers("aspp", True) == [2, 2]
+    assert "train.workers" not in plan(Options(study=("aspp",)), [], PRESETS)[0].changes
+    for name in STUDIES:
+        for small in (True, False):
+            assert len(set(workers(name, small))) == 1, name
 
 
-def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
-    from jobs.tune import main
-
-    monkeypatch.setattr(running, "STUDIES", {"aspp": STUDIES["aspp"]})
-    assert main(["--study", "list"]) is None
-    assert capsys.readouterr().out.startswith("aspp ")
-
-
-# Tables.
-
-
-def cells(*groups: tuple[float, ...], paper: tuple[float | None, ...] = ()) -> list[Cell]:
-    given = paper or (None,) * len(groups)
-    return [Cell(p, group) for p, group in zip(given, groups, strict=True)]
-
-
-def test_means_and_deviations():
-    cell = Cell(6.35, (10.0, 12.0, math.nan))
-    assert cell.mean == 11.0 and cell.deviation == pytest.approx(math.sqrt(2)) and cell.text() == "11.00 ± 1.41"
-    assert Cell(None, (5.0,)).text() == "5.00" and Cell(None, (math.nan,)).text() == "-" == Cell(None, ()).text()
-    deviation, freedom = noise(cells((10.0, 12.0), (20.0, 20.0)))
-    assert (deviation, freedom) == (pytest.approx(1.0), 2)
-    a, b = cells((10.0, 12.0), (20.0, 20.0))
-    assert least_difference(a, b, deviation, freedom) == pytest.approx(4.302653, rel=1e-5)  # t of 2 degrees x 1
-
-
-def test_differences_are_claimed_beyond_the_noise_only():
-    lines = verdict(["a", "b", "c"], cells((10.0, 12.0), (20.0, 20.0), (11.0, 12.0), paper=(1.0, 3.0, 2.0)), "PQ")
-    text = "\n".join(lines)
-    assert "Beyond the noise: b over a by 9.00; b over c by 8.50." in text and "Within it: c over a by 0.50." in text
-    assert "The order of the means is the paper's: b > c > a." in text
-    one = verdict(["a", "b"], cells((10.0,), (20.0,)), "PQ")
-    assert one == ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
-    assert "nothing to compare" in verdict(["a", "b"], cells((10.0,), (math.nan,)), "PQ")[0]
-    other = verdict(["a", "b"], cells((10.0, 11.0), (20.0, 21.0), paper=(3.0, 1.0)), "PQ")
-    assert "Order of the means: b > a; the paper's: a > b." in other[-1]
-
-
-def test_a_table_in_every_form():
-    definition = STUDIES["aspp"]
-    body = [[Cell(p, (p + 1, p + 1.2)) for p in row.paper] for row in definition.rows]  # type: ignore[operator]
-    made = table_of("aspp", definition, body, "40 steps, 2 seeds")
-    assert "40 steps, 2 seeds" in made.text and "dual ASPP" in made.text and "19.484" in made.text
-    assert "20.58 ± 0.14" in made.text and made.markdown.count("\n| ") >= 3
-    assert made.csv.splitlines()[0].startswith("row,PQ paper,PQ mean,PQ deviation,PQ seeds,things paper")
-    assert made.rows[0]["PQ paper"] == 19.484 and made.plot.startswith("<svg") and made.plot.endswith("</svg>")
-    empty = plot("<none>", ["a"], [Cell(None, ())], "PQ")
-    assert "&lt;none&gt;" in empty and "nan" not in empty
+def test_the_recipe_of_the_report():
+    """Ordinary ResNets of ImageNet, where the preset has detectron2's ResNet-52; Adam for both architectures."""
+    for name in ("freezing-r50", "freezing-r101", "aspp", "dilation", "batch", "weight-decay"):
+        for entry in plan(Options(study=(name,)), [], PRESETS):
+            trunk = apply(PRESETS[entry.preset](), entry.changes)[0].model.backbone
+            assert trunk.stem == "conv7" and trunk.output_stride == 16
+    for name in ("fpn-double3x3", "fpn-vgg", "fpn-res2net"):
+        for entry in plan(Options(study=(name,)), [], PRESETS):
+            assert apply(PRESETS[entry.preset](), entry.changes)[0].optim.optimiser == "adam"

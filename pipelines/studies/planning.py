@@ -1,0 +1,279 @@
+"""The rows of studies as experiments: a recipe on any data, at any budget, with the options that the user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipelines.config import Experiment, flatten, override, parse
+from pipelines.studies import STUDIES
+from pipelines.studies.table import SMALL, Row, Study
+from pipelines.sweeps import trial
+from pipelines.sweeps.freezing import lacking
+from pipelines.sweeps.pretrain import pretrained
+from pipelines.train import prepare_data
+from pipelines.tune import Sweep, split_preset
+
+Presets = Mapping[str, Callable[[], Experiment]]
+
+STEPS, BATCH, WORKERS, LIMIT = "train.steps", "train.batch", "train.workers", "data.limit"
+VALIDATE, MILESTONES, WARMUP = "train.validate_every", "optim.milestones", "optim.warmup_steps"
+
+
+@dataclass(frozen=True)
+class Options(Sweep):
+    """A sweep (--sweep) or studies of the papers (--study)."""
+
+    study: tuple[str, ...] = ()
+    """Studies to run one after the other, sharing rows that are equal; `list` names them."""
+    steps: int = 0
+    """Training steps of a study's recipe; rows of other lengths, milestones and warm-up follow. 0 = the paper's."""
+    seeds: int = 1
+    """Seeds of every row; two or more give mean ± deviation, and say what exceeds it."""
+    small: bool = False
+    """The study on two CPU cores: its small preset, small trunks, from scratch."""
+    pretrain_steps: int = 0
+    """Where a row freezes parts without weights, train these on drawn scenes for so many steps first, once.
+    0 = 600 with --small, else an error."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One row of a study under one seed."""
+
+    study: str
+    row: int
+    seed: int
+    preset: str
+    changes: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Of its trial."""
+        return f"{self.study} {STUDIES[self.study].rows[self.row].label}, seed {self.seed}"
+
+
+def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
+    """Whether a preset is given in place of the studies' own.
+
+    Raises:
+        ValueError: unknown studies or presets, or options that studies do not take.
+    """
+    unknown = [name for name in options.study if name not in STUDIES]
+    if unknown:
+        raise ValueError(f"--study {' '.join(unknown)}: unknown; there are: list, {', '.join(STUDIES)}")
+    if options.sweep or options.samples != 1 or options.searcher != "random" or options.scheduler != "none":
+        raise ValueError(
+            "--study: its rows are given, and each trains to its end, or it has no figure; leave --sweep, --samples, "
+            "--searcher and --scheduler out"
+        )
+    if options.seeds < 1 or options.steps < 0:
+        raise ValueError("--seeds is 1 or more, --steps 0 (the paper's) or more")
+    check_typed(options, typed_paths(rest))
+    given = bool(rest) and not rest[0].startswith("-")
+    needed = (
+        [rest[0]]
+        if given
+        else [preset_of(STUDIES[s], row, options.small) for s in options.study for row in STUDIES[s].rows]
+    )
+    missing = sorted({name for name in needed if name not in presets})
+    if missing:
+        raise ValueError(f"preset {', '.join(missing)} is unknown; there are: {', '.join(sorted(presets))}")
+    return given
+
+
+def check_typed(options: Options, typed: Collection[str]) -> None:
+    """What the user types holds for all rows.
+
+    Raises:
+        ValueError: an option in which the rows of a study differ, or the length, which is --steps.
+    """
+    if STEPS in typed:
+        raise ValueError("--train.steps: the length of a study is --steps, which milestones and warm-up follow")
+    for name in options.study:
+        rows = STUDIES[name].rows
+        for path in sorted(typed):
+            if len({repr((row.change.get(path), row.judge.get(path))) for row in rows}) > 1:
+                raise ValueError(f"--{path}: the rows of {name} differ in it; leave it out, or the study")
+
+
+def typed_paths(rest: Sequence[str]) -> frozenset[str]:
+    """Of the options on a command line: `--train.validate-every 5` is `train.validate_every`."""
+    words = (word for word in split_preset(rest)[1] if word.startswith("--"))
+    return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+
+
+def preset_of(study: Study, row: Row, small: bool) -> str:
+    """Of a row."""
+    return study.small if small else row.preset or study.preset
+
+
+def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planned]:
+    """Every row of the studies under every seed, with all its options."""
+    given = rest[0] if rest and not rest[0].startswith("-") else ""
+    arguments, typed = split_preset(rest)[1], typed_paths(rest)
+    bases: dict[str, Experiment] = {}
+    planned = []
+    for name in options.study:
+        study, rows = STUDIES[name], []
+        for row in study.rows:
+            preset = given or preset_of(study, row, options.small)
+            if preset not in bases:
+                bases[preset] = parse([preset, *arguments], presets)[1]
+            published = not (given or options.small)
+            rows.append((preset, changes_of(study, row, bases[preset], options, published, typed)))
+        workers = common_workers([(bases[preset], changes) for preset, changes in rows])
+        for index, (preset, changes) in enumerate(rows):
+            first = bases[preset].train.seed
+            planned += [
+                Planned(name, index, seed, preset, {**changes, **workers, "train.seed": seed})
+                for seed in range(first, first + options.seeds)
+            ]
+    return planned
+
+
+def common_workers(rows: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> dict[str, int]:
+    """The option that gives all rows one number of workers: each worker's own batch decides what batch norm sees.
+
+    Args:
+        rows: base and changes of each.
+
+    Returns:
+        {} where they have one anyway.
+    """
+    trains = [
+        replace(base, train=replace(base.train, batch=changes.get(BATCH, base.train.batch))) for base, changes in rows
+    ]
+    if len({trial.fit_workers(one).train.workers for one in trains}) == 1:
+        return {}
+    common = math.gcd(*(one.train.batch for one in trains))
+    most = min(one.train.workers for one in trains)
+    return {WORKERS: next(n for n in range(most, 0, -1) if common % n == 0)}
+
+
+def changes_of(
+    study: Study, row: Row, base: Experiment, options: Options, published: bool, typed: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options of a row: recipe (unless another preset is used), setting, row; then scaled to the budget.
+
+    Args:
+        study: of the row.
+        row: in which it differs.
+        base: preset with what the user typed.
+        options: budget, and whether the small preset is used.
+        published: whether the recipe holds.
+        typed: paths that the user gave, which stay as they are.
+    """
+    shared = {**(study.recipe if published else {}), **study.setting}
+    changes = {path: value for path, value in {**shared, **row.change}.items() if path not in typed}
+    if options.small:
+        changes = {path: SMALL.get(path, {}).get(value, value) for path, value in changes.items()}
+    whole = study.recipe.get(STEPS, base.train.steps) if STEPS in row.change else 0
+    own = changes.pop(STEPS, base.train.steps)
+    usual = shared.get(STEPS, base.train.steps)
+    budget = options.steps or usual
+    steps = max(1, round(own * budget / whole)) if whole else budget
+    whole_run = override(base, {**changes, STEPS: usual})  # milestones and warm-up belong to this length
+    return {**changes, STEPS: steps, **shortened(whole_run, steps, typed, budget)}
+
+
+def shortened(base: Experiment, steps: int, typed: Collection[str] = (), budget: int = 0) -> dict[str, Any]:
+    """What a length other than its own changes in an experiment: milestones, warm-up, validations.
+
+    Args:
+        base: of its own length.
+        steps: of a row.
+        typed: paths that the user gave, for a run of the budget: they stay where they fit.
+        budget: steps of a row without a length of its own; 0 = those of the row.
+    """
+    train, optim = base.train, base.optim
+    every = train.validate_every
+    if steps < train.steps and VALIDATE not in typed:
+        every = max(1, math.ceil(steps / 2))
+    every = min(every, steps)
+    changes: dict[str, Any] = {STEPS: steps} if steps != train.steps else {}
+    if changes or every != train.validate_every:
+        changes[VALIDATE] = every
+    scale = steps / ((budget or steps) if MILESTONES in typed else train.steps)
+    if optim.milestones and scale != 1:
+        changes[MILESTONES] = tuple(round(step * scale) for step in optim.milestones)
+    fits = WARMUP in typed and optim.warmup_steps < steps
+    if steps != train.steps and optim.warmup_steps > steps // 10 and not fits:
+        changes[WARMUP] = steps // 10
+    return changes
+
+
+def limited(
+    planned: Sequence[Planned], bases: Mapping[str, Experiment], typed: Collection[str] = ()
+) -> tuple[list[Planned], dict[str, Experiment]]:
+    """Rows and bases with the shares of the data set that they ask for as numbers of the images that there are.
+
+    Args:
+        planned: rows.
+        bases: by preset.
+        typed: paths that the user gave: a limit among them is a number of images already.
+    """
+    images = {entry.preset: STUDIES[entry.study].images for entry in planned if STUDIES[entry.study].images}
+    asked = {name for name in images if bases[name].data.limit and LIMIT not in typed}
+    asked |= {entry.preset for entry in planned if entry.preset in images and LIMIT in entry.changes}
+    rows = {name: prepare_data(_with_limit(bases[name], 0))[0].rows for name in sorted(asked)}
+
+    def share(name: str, limit: int) -> int:
+        return min(rows[name], max(1, round(limit * rows[name] / images[name])))
+
+    result = [
+        replace(entry, changes={**entry.changes, LIMIT: share(entry.preset, entry.changes[LIMIT])})
+        if entry.preset in rows and entry.changes.get(LIMIT)
+        else entry
+        for entry in planned
+    ]
+    scaled = {
+        name: _with_limit(base, share(name, base.data.limit)) if name in rows and base.data.limit else base
+        for name, base in bases.items()
+    }
+    return result, scaled
+
+
+def _with_limit(base: Experiment, limit: int) -> Experiment:
+    return replace(base, data=replace(base.data, limit=limit))
+
+
+def with_weights(planned: Sequence[Planned], bases: Mapping[str, Experiment], steps: int) -> list[Planned]:
+    """Rows of a study in which any row freezes parts without weights start from weights trained on the scenes."""
+    experiments = {id(entry): experiment_of(entry, bases) for entry in planned}
+    kinds = {
+        name: {lacking(experiments[id(entry)]) for entry in planned if entry.study == name} - {""}
+        for name in {entry.study for entry in planned}
+    }
+    result = []
+    for entry in planned:
+        kind = kinds[entry.study]
+        if not kind or steps == 0:
+            result.append(entry)
+            continue
+        what = "model" if "model" in kind else "backbone"
+        given = pretrained(experiments[id(entry)], bases[entry.preset], what, steps)
+        result.append(replace(entry, changes={**entry.changes, **given}))
+    return result
+
+
+def experiment_of(entry: Planned, bases: Mapping[str, Experiment]) -> Experiment:
+    """Of a row."""
+    return trial.apply(bases[entry.preset], entry.changes)[0]
+
+
+def key_of(entry: Planned, bases: Mapping[str, Experiment]) -> str:
+    """Equal for rows that train the same."""
+    return repr(flatten(experiment_of(entry, bases)))
+
+
+def label_of(entry: Planned) -> str:
+    """Of a row, whatever the seed."""
+    return STUDIES[entry.study].rows[entry.row].label
+
+
+def short_name(studies: Sequence[str]) -> str:
+    """Of several studies, as a folder's: the first and how many more where there are many."""
+    return "-".join(studies) if len(studies) <= 3 else f"{studies[0]}-and-{len(studies) - 1}-more"

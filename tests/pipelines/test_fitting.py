@@ -1,0 +1,81 @@
+"""Weights that do not fit a backbone are found before anything starts, without a download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from panoptic.backbones import OPTIONS, Backbone
+from pipelines import storage
+from pipelines.presets import PRESETS
+from pipelines.presets.deeplab import demo
+from pipelines.studies import running
+from pipelines.studies.fitting import Fitting
+from pipelines.studies.planning import Options
+
+
+def start_from(trunk: Backbone) -> Any:
+    """An experiment with this backbone."""
+    return replace(demo(), model=replace(demo().model, backbone=trunk))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(name: str, pretrained: bool = False, **options: Any) -> Any:
+        assert not pretrained, "a download"
+        return made(name, **options)
+
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "resnet10t"])
+def test_what_timm_publishes_fits_each_backbone_as_it_is(name: str):
+    Fitting().check(start_from(Backbone(name=name, weights="timm", freeze=2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "deeplab"}, r"conv1.weight \(64, 3, 7, 7\) instead of \(64, 3, 3, 3\)"),
+        ({"norm": "group"}, "unknown: .*running_mean"),
+        ({"stride_in_1x1": True}, "bottlenecks stride in the 3x3"),
+        ({"name": "resnet10"}, "timm has no weights for resnet10"),
+    ],
+)
+def test_what_does_not_fit_timms_is_refused(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Fitting().check(start_from(Backbone(**{"name": "resnet50", "weights": "timm", **options})))
+
+
+def test_a_file_is_read_once_and_held_against_each_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    file, reads, read = str(tmp_path / "r18.pth"), [], storage.read_bytes
+    torch.save(Backbone(name="resnet18").build().state_dict(), file)
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: reads.append(uri) or read(uri))
+    fitting = Fitting()
+    for freeze in (0, 2, 4):
+        fitting.check(start_from(Backbone(name="resnet18", weights=file, freeze=freeze)))
+    with pytest.raises(ValueError, match=r"missing: .*layer1\.2"):
+        fitting.check(start_from(Backbone(name="resnet34", weights=file)))
+    assert reads == [file]
+    with pytest.raises(ValueError, match=r"model.backbone.weights: .*absent.pth: no such file"):
+        fitting.check(start_from(Backbone(weights=str(tmp_path / "absent.pth"))))
+
+
+def test_the_main_study_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatch):
+    """Up to the cluster; with the stem that its preset has, its first row says that these weights do not fit."""
+
+    def started(*given: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "join_cluster", started)
+    arguments = ["--data.root", "coco", "--model.backbone.weights", "timm"]
+    with pytest.raises(KeyboardInterrupt):
+        running.run(Options(study=("freezing-r50", "freezing-r101")), arguments, PRESETS)
+    with pytest.raises(ValueError, match=r"freezing-r50 none frozen, seed 0: .*conv1.weight \(64, 3, 7, 7\)"):
+        running.run(Options(study=("freezing-r50",)), [*arguments, "--model.backbone.stem", "deeplab"], PRESETS)
