@@ -1,8 +1,8 @@
 """Judging a stored model on a prepared split: the figures that its training run printed.
 
 The images run through `judge` exactly as in a validation while training: the same view, the same batches
-(a chunk of rows is always the same, whoever judges it), counts added in the order of the rows. So the figures
-are the same to the last bit for one process and for many.
+(a window of rows is always the same, whoever judges it), counts added in the order of the rows. So the figures
+are the same to the last bit for one actor and for many.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
 from pipelines import storage
-from pipelines.actors import Pool, each
+from pipelines.actors import Killed, Pool, each
 from pipelines.config import Experiment, override
-from pipelines.feed import WINDOW, evaluation_batches
+from pipelines.feed import evaluation_batches
 from pipelines.manifest import Manifest
+from pipelines.order import evaluation_window
+from pipelines.reading import Rows
 from pipelines.worker import CHECKPOINT, load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,8 @@ class Judgement:
     evaluation: Evaluation
     tally: Tally
     """Image by image."""
+    device: str = ""
+    """On which the network ran."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ class _Part:
     """Of one chunk, by one actor."""
 
     tally: Tally
+    device: str
     begin: float
     """Seconds of the clock that all machines share."""
     end: float
@@ -155,21 +160,22 @@ def evaluate(task: Task, pool: Pool) -> Judgement:
     """Every image of the split exactly once.
 
     Raises:
-        ValueError: the split is empty.
+        ValueError: the split is empty, or images kill every actor.
     """
-    manifest, tally = task.manifest, Tally()
-    size = WINDOW * task.experiment.train.validation_batch
+    manifest, tally, devices = task.manifest, Tally(), set()
+    size = evaluation_window(manifest.rows, task.experiment.train.validation_batch)
     chunks = [range(first, min(first + size, manifest.rows)) for first in range(0, manifest.rows, size)]
     begin, end = float("inf"), 0.0
-    for part in _narrated(each(counter, (task,), chunks, pool), manifest.rows):
+    for part in _narrated(_naming(each(counter, (task,), chunks, pool), manifest), manifest.rows):
         tally.add(part.tally)
+        devices.add(part.device)
         begin, end = min(begin, part.begin), max(end, part.end)
     missing = sorted(set(range(manifest.rows)) - tally.images.keys())
     if missing:
         raise RuntimeError(f"{len(missing)} images were not judged, the rows {missing[:10]} among them")
     evaluation = summarise([tally], manifest.categories)
     timings = {**evaluation.timings, "images_per_second": manifest.rows / max(end - begin, 1e-9)}
-    return Judgement(task, replace(evaluation, timings=timings), tally)
+    return Judgement(task, replace(evaluation, timings=timings), tally, "; ".join(sorted(devices)))
 
 
 def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
@@ -179,9 +185,18 @@ def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
     def work(rows: Sequence[int]) -> _Part:
         begin = time.time()
         tally = judge(model, batches(task, model.divisor, rows), task.experiment.engine, task.measures)
-        return _Part(tally, begin, time.time())
+        return _Part(tally, device_of(model), begin, time.time())
 
     return work
+
+
+def device_of(model: PanopticModel) -> str:
+    """What a model runs on, for people."""
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''} a process"
 
 
 def stored_of(task: Task) -> Stored:
@@ -213,6 +228,18 @@ def batches(task: Task, divisor: int, rows: Sequence[int]) -> Iterator[Batch]:
 def _load_once(uri: str, tracking_uri: str, identity: str) -> Stored:
     """One load a process; `identity` is there so that another content under the same name is loaded anew."""
     return load(uri, tracking_uri)
+
+
+def _naming(parts: Iterator[_Part], manifest: Manifest) -> Iterator[_Part]:
+    """Errors about rows with the names of their images."""
+    try:
+        yield from parts
+    except Killed as error:
+        if error.item is None:
+            raise
+        rows = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=0).table(error.item)
+        names = rows["name"].to_pylist()
+        raise ValueError(f"one of {len(names)} images, {', '.join(names)}: {error}") from error
 
 
 def _narrated(parts: Iterator[_Part], total: int) -> Iterator[_Part]:

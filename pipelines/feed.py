@@ -24,16 +24,13 @@ from torch import Tensor
 
 from panoptic.segmentation import Sample, Targets, collate
 from panoptic.transforms import Augment, Resize, evaluation_view
-from pipelines.order import Stream, evaluation_rows
+from pipelines.order import Stream, evaluation_rows, evaluation_window
 from pipelines.reading import Reading, Rows, execute, single_threaded, unpack, view
 from pipelines.shards import Manifest, read_row
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-
-WINDOW = 16
-"""Batches whose rows an evaluation holds at once, to find images of one size among them."""
 
 FIRST_ROWS = 64
 """Rows of the first execution: few, so that training starts, and enough to know how large a row is."""
@@ -244,7 +241,8 @@ def evaluation_batches(
     """Every row of this rank (or of `rows`) once; the next batch is decoded while the last one is judged.
 
     Only images of one size share a batch: padding would change what a network that pools over the whole
-    canvas says, and so the figures would depend on the batch. Within a window of rows they are sorted for it.
+    canvas says, and so the figures would depend on the batch. Within a window of rows they are sorted for it; ranks
+    share whole windows, so that the batches are those of one worker. `rows` are whole windows for the same reason.
 
     Yields:
         images uint8 [B, 3, H, W], targets on the CPU, and the samples: `original` is the truth at the size of
@@ -257,8 +255,10 @@ def evaluation_batches(
         return evaluation_view(replace(read_row(row), position=row["position"]), resize)
 
     def decoding(pool: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
-        mine = evaluation_rows(manifest.rows, rank, world) if rows is None else rows
-        window = batch if batch == 1 else WINDOW * batch
+        window = evaluation_window(manifest.rows, batch)
+        mine = evaluation_rows(manifest.rows, rank, world, window) if rows is None else rows
+        if batch == 1:  # every row is a batch, in any window
+            window = 1
         for first in range(0, len(mine), window):
             numbers = mine[first : first + window]
             table = reader.table(numbers).append_column("position", pa.array(numbers, pa.int64()))

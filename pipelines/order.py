@@ -15,6 +15,12 @@ from functools import lru_cache
 
 import numpy as np
 
+WINDOW = 16
+"""Batches whose rows an evaluation holds at once, to find images of one size among them."""
+
+PARTS = 16
+"""Windows into which the rows of an evaluation fall at least, where there are batches enough: they are shared out."""
+
 
 def order(seed: int, position: int, rows: int) -> tuple[int, int]:
     """(epoch, row) at a position of the stream; every epoch is a permutation of its own of all rows."""
@@ -117,6 +123,16 @@ class Stream:
         return order(self.seed, position, self.samples)[1] % self.copies
 
 
-def evaluation_rows(rows: int, rank: int = 0, world: int = 1) -> range:
-    """This rank's rows: contiguous parts, so that each row group is read by one rank, equal to within one row."""
-    return range(rank * rows // world, (rank + 1) * rows // world)
+def evaluation_window(rows: int, batch: int) -> int:
+    """Rows of which batches are made, in the order of the dataset: a multiple of the batch.
+
+    It depends on nothing else, so that the batches are the same however many workers share the rows.
+    """
+    return batch * min(max(rows // (PARTS * batch), 1), WINDOW)
+
+
+def evaluation_rows(rows: int, rank: int = 0, world: int = 1, window: int = 1) -> range:
+    """This rank's rows: neighbouring windows, equally many to within one. A rank may have none."""
+    windows = -(-rows // window)
+    first, end = (min(k * windows // world * window, rows) for k in (rank, rank + 1))
+    return range(first, end)

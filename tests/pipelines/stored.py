@@ -38,3 +38,20 @@ def mortal(task: Task, marker: str) -> Callable[[Sequence[int]], Any]:
         return work(rows)
 
     return until_killed
+
+
+def unbuildable() -> Callable[[int], int]:
+    """Kills the process that sets up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def deadly(poison: Any) -> Callable[[Any], Any]:
+    """Gives items back; the process that is asked for `poison` is killed over it, each time."""
+
+    def work(item: Any) -> Any:
+        if item == poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    return work

@@ -31,19 +31,13 @@ def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return lambda seed=0: assign(write_model(folder / f"random-{seed}", val.categories, seed), val, PRESETS["demo"]())
 
 
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two images to an item of work."""
-    monkeypatch.setattr("pipelines.evaluate.WINDOW", 1)
-
-
 def figures(evaluation) -> dict[str, float]:
     from panoptic.metrics.report import metrics
 
     return {name: value for name, value in metrics(evaluation).items() if "time/" not in name}
 
 
-def test_a_killed_actor_costs_time_only(assigned: Callable, small_chunks: None, tmp_path: Path) -> None:
+def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
     from panoptic.evaluation import summarise
     from pipelines.actors import Pool, each
     from pipelines.evaluate import evaluate

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.order import Stream, evaluation_rows, limited, micro_batches, order
+from pipelines.order import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])
@@ -76,9 +76,14 @@ def test_two_copies_of_each_row_make_an_epoch() -> None:
     assert Stream(seed=3, rows=9, batch=2, steps=1).copy(1) == 0
 
 
-@given(st.integers(0, 50), st.integers(1, 9))
-@settings(max_examples=50, deadline=None)
-def test_evaluation_covers_every_row_once(rows: int, world: int) -> None:
-    parts = [evaluation_rows(rows, rank, world) for rank in range(world)]
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_evaluation_covers_every_row_once_in_whole_windows(rows: int, world: int, batch: int) -> None:
+    window = evaluation_window(rows, batch)
+    parts = [evaluation_rows(rows, rank, world, window) for rank in range(world)]
     assert [row for part in parts for row in part] == list(range(rows))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(part.start % window == 0 for part in parts if part)
+    windows = [-(-len(part) // window) for part in parts]
+    assert max(windows) - min(windows) <= 1
+    assert window % batch == 0 and batch <= window <= 16 * batch
+    assert rows // window >= min(rows // batch, 16)  # enough of them to be shared out
