@@ -2,7 +2,8 @@
 
 MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is judged
 unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row has everything true
-and keeps stuff of any size.
+and keeps stuff of any size. Each row has PQ, SQ, RQ, AP (of the instances before merging, against panoptic masks) and
+mean IoU; "-" stands where a figure is not defined, as AP of images without a thing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[tuple[str, ...], Eval
         "--swap", nargs="+", default=[], metavar="A+B", help="outputs to swap, a row each; default: all"
     )
     parser.add_argument("--any-stuff-area", action="store_true", help="one more row, see above")
-    parser.add_argument("--ap", action="store_true", help="also count AP, against panoptic masks")
+    parser.add_argument("--no-ap", action="store_true", help="leave out AP, which takes time where instances are many")
     parser.add_argument("--shards", default="runs/shards", help="where shards go when the data is not prepared")
     parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
     given = parser.parse_args(arguments)
@@ -45,10 +46,11 @@ def main(arguments: list[str] | None = None) -> list[tuple[tuple[str, ...], Eval
     runtime.connect()
     manifest = ensure_shards(given.data, given.split, given.shards)
     experiment = options_of(stored, PRESETS["demo"]())
-    rows = list(oracle(stored, manifest, experiment, choices, given.ap))
+    rows = list(oracle(stored, manifest, experiment, choices, not given.no_ap))
     if given.any_stuff_area:
-        rows += oracle(without_stuff_area(stored), manifest, experiment, [names], given.ap)
-    print(f"{given.model} on {manifest.rows} images of {given.split}\n{table(names, rows)}")
+        rows += oracle(without_stuff_area(stored), manifest, experiment, [names], not given.no_ap)
+    print(f"{given.model} on {manifest.rows} images of {given.split}; x: the truth in place of the network's output")
+    print(table(names, rows))
     return rows
 
 

@@ -16,8 +16,17 @@ from panoptic.metrics.report import Evaluation, metrics
 from panoptic.models.interface import Outputs, PanopticModel
 from panoptic.segmentation import Frame, Targets
 
-COLUMNS = ("pq", "sq", "rq", "pq_things", "pq_stuff", "ap", "miou")
-"""Of the table, as `metrics.report` calls them; those that were not counted are left out."""
+COLUMNS = {
+    "pq": "PQ",
+    "sq": "SQ",
+    "rq": "RQ",
+    "ap": "AP",
+    "miou": "mIoU",
+    "pq_things": "PQ things",
+    "pq_stuff": "PQ stuff",
+}
+"""Of the table, by their names in `metrics.report`: first those of Panoptic-DeepLab's, in its order. What was not
+counted is left out."""
 
 
 def output_name(key: str) -> str:
@@ -62,10 +71,13 @@ def swap(outputs: Outputs, truth: Outputs, names: Iterable[str]) -> Outputs:
 
 
 def table(names: Sequence[str], rows: Sequence[tuple[Sequence[str], Evaluation]]) -> str:
-    """One line a choice as Markdown: which outputs are true, then PQ, SQ, RQ (AP, mean IoU), in percent."""
+    """One line a choice as Markdown: which outputs are true (x), then PQ, SQ, RQ, AP, mean IoU in percent.
+
+    A figure that is not defined, as AP where no true thing is, is "-".
+    """
     values = [(chosen, metrics(evaluation, "")) for chosen, evaluation in rows]
     columns = [name for name in COLUMNS if any(f"/{name}" in found for _, found in values)]
-    cells = [[*(f"true {name}" for name in names), *(name.replace("_", " ") for name in columns)]]
+    cells = [[*names, *(COLUMNS[name] for name in columns)]]
     for chosen, found in values:
         marks = ["x" if name in chosen else "" for name in names]
         cells.append([*marks, *(_figure(found.get(f"/{name}", float("nan"))) for name in columns)])

@@ -36,18 +36,18 @@ def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root
 def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: Path, capsys) -> None:
     shards = str(tmp_path / "shards")
     model = stored(tmp_path, SMALL_FCN, scenes16)
-    rows = main([model, "--data", str(scenes16), "--shards", shards, "--ap"])
+    rows = main([model, "--data", str(scenes16), "--shards", shards])
     assert [chosen for chosen, _ in rows] == [(), ("position",), ("position", "class"), ("position", "class", "mask")]
     assert rows[0][1].quality.all.pq < 50 < 99 < rows[-1][1].quality.all.pq
     printed = capsys.readouterr().out
-    assert (
-        "true position" in printed
-        and " ap " in printed
-        and sum(line.startswith("|") for line in printed.splitlines()) == 6
-    )
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 6 and "| position | class | mask | PQ " in lines[0] and " AP " in lines[0]
+    assert all(evaluation.precision is not None for _, evaluation in rows)
+    assert rows[0][1].precision.mean_ap < 1 < 99 < rows[-1][1].precision.mean_ap  # type: ignore[union-attr]
     coarse = stored(tmp_path, replace(SMALL_DEEPLAB, stuff_area=10**6), scenes16)
-    options = ["--swap", "none", "semantic+centre+offset+foreground", "--any-stuff-area"]
+    options = ["--no-ap", "--swap", "none", "semantic+centre+offset+foreground", "--any-stuff-area"]
     rows = main([coarse, "--data", str(scenes16), "--shards", shards, *options])
+    assert " AP " not in capsys.readouterr().out
     found = [evaluation.quality for _, evaluation in rows]
     assert len(found) == 3 and found[1].stuff.pq == 0 and found[2].all.pq > 99
     with pytest.raises(ValueError, match="offsets is none of semantic, centre, offset, foreground"):

@@ -15,7 +15,7 @@ from panoptic.metrics.quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
 from panoptic.oracle import missing_needs, subsets, swap, table, truth_names
-from panoptic.segmentation import Categories, Sample, collate
+from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
 
 FCN_NEEDS = {"class": ("position",), "mask": ("class",)}
@@ -77,9 +77,22 @@ def test_judged_with_more_and_more_of_the_truth(name: str, small_categories, ran
     losses = [dict(evaluation.losses) for _, evaluation in rows]
     assert all(other == losses[0] for other in losses)  # they are the network's, whatever is swapped
     lines = table(names, rows).splitlines()
-    assert len(lines) == len(rows) + 2 and all(f"true {name}" in lines[0] for name in names)
+    assert len(lines) == len(rows) + 2 and all(f" {name} " in lines[0] for name in names)
     assert lines[2].count(" x ") == 0 and lines[-1].count(" x ") == len(names) and "100.0" in lines[-1]
-    assert " ap " in lines[0] and " miou " in lines[0]
+    assert [cell.strip() for cell in lines[0].split("|")[1 + len(names) : -3]] == ["PQ", "SQ", "RQ", "AP", "mIoU"]
+    assert max(map(len, lines)) <= 110 and "-" not in "".join(lines[2:])  # every row has every figure
+
+
+def test_ap_of_images_without_a_thing_is_a_dash(small_categories) -> None:
+    sky = Segmentation(np.ones((64, 96), np.int32), np.array([small_categories.names.index("sky")]))
+    image = np.zeros((64, 96, 3), np.uint8)
+    images, targets = collate([Sample(image, sky, "sky", original=sky)], 32)
+    batch = Batch(images, targets, [sky], [0])
+    model = small("deeplab", small_categories)
+    tally = judge(model, [batch], Engine(), Measures(instances=True, true=truth_names(model)))
+    header, _, row = table((), [((), summarise([tally], small_categories))]).splitlines()
+    found = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
+    assert found["AP"] == "-" and found["PQ"] == found["mIoU"] == "100.0"
 
 
 def test_columns_that_were_not_counted_are_left_out() -> None:
@@ -88,12 +101,12 @@ def test_columns_that_were_not_counted_are_left_out() -> None:
     printed = table(("centre",), [((), Evaluation(quality(counts, categories)))])
     header, _, row = printed.splitlines()
     assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "true centre",
-        "pq",
-        "sq",
-        "rq",
-        "pq things",
-        "pq stuff",
+        "centre",
+        "PQ",
+        "SQ",
+        "RQ",
+        "PQ things",
+        "PQ stuff",
     ]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert math.isclose(float(cells[1]), 53.3) and cells[2:] == ["80.0", "66.7", "53.3", "-"]
