@@ -16,13 +16,16 @@ from hypothesis.extra import numpy as hnp
 
 from panoptic.png import (
     MAX_ID,
+    MAX_JPEG,
     area_mismatches,
     decode_ids,
     decode_image,
     decode_segments,
     encode_ids,
+    encode_jpeg,
     encode_segments,
     from_coco,
+    silence_opencv,
     to_coco,
 )
 from panoptic.segmentation import Categories, Segmentation
@@ -115,6 +118,22 @@ def test_images_of_every_kind_become_rgb() -> None:
     flat = decode_image(encode(np.full((16, 16, 3), (200, 90, 30), np.uint8), ".jpg"))
     assert flat.dtype == np.uint8
     np.testing.assert_allclose(flat[8, 8], (30, 90, 200), atol=4)
+
+
+def test_pictures_become_jpegs_unless_they_are_too_large() -> None:
+    picture = np.full((16, 24, 3), (200, 90, 30), np.uint8)
+    np.testing.assert_allclose(decode_image(encode_jpeg(picture, 90)), picture, atol=4)
+    assert decode_image(encode_jpeg(np.zeros((1, MAX_JPEG, 3), np.uint8), 50)).shape == (1, MAX_JPEG, 3)
+    with pytest.raises(ValueError, match=r"1x65501 pixels is too large for a JPEG \(up to 65500\)"):
+        encode_jpeg(np.zeros((1, MAX_JPEG + 1, 3), np.uint8), 50)
+
+
+def test_opencv_says_nothing_about_broken_files(capfd: pytest.CaptureFixture[str]) -> None:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # as it is at first
+    silence_opencv()
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_image(encode(np.zeros((60, 60, 3), np.uint8))[:60])
+    assert "WARN" not in capfd.readouterr().err
 
 
 @pytest.fixture
