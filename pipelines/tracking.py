@@ -196,6 +196,7 @@ class Tracker:
         self._quiet_until = 0.0
         self._written: dict[str, int] | None = None
         """Last step of each metric in the run; None until the store has told."""
+        self._rewound: int | None = None
         if self._spool is not None and self._spool.exists():
             self._pending = [json.loads(line) for line in self._spool.read_text().splitlines()]
 
@@ -205,6 +206,10 @@ class Tracker:
         for key, value in values.items():
             name = metric_name(key)
             self._pending.append({"key": name, "value": float(value), "step": int(step), "timestamp": now})
+
+    def rewind(self, step: int) -> None:
+        """Write the metrics of later steps again: the run goes on from another one's training, at this step."""
+        self._rewound = step
 
     def flush(self) -> bool:
         """Write what is buffered in as few requests as possible; True when nothing is left over."""
@@ -269,6 +274,9 @@ class Tracker:
 
         if self._written is None:
             self._written = last_steps(self._client, self.run.run_id)
+        if self._rewound is not None:
+            self._written = {key: min(step, self._rewound) for key, step in self._written.items()}
+            self._rewound = None
         fresh = [entry for entry in self._pending if entry["step"] > self._written.get(entry["key"], -1)]
         for start in range(0, len(fresh), CHUNK):
             chunk = fresh[start : start + CHUNK]
@@ -294,9 +302,12 @@ class Tracker:
 
 
 def last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
-    """The largest step of each metric that a run holds."""
-    keys = client.get_run(run_id).data.metrics
-    return {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in keys}
+    """The step of each metric that a run wrote last: the largest one, unless it went back since (`rewind`)."""
+    found = {}
+    for key in client.get_run(run_id).data.metrics:
+        history = client.get_metric_history(run_id, key)
+        found[key] = max(history, key=lambda metric: (metric.timestamp, metric.step)).step
+    return found
 
 
 def connect(uri: str) -> MlflowClient:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -30,6 +31,8 @@ from pipelines.sweeps.room import join_cluster, ready
 from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
 from pipelines.sweeps.search import PRESET, Space
 from pipelines.worker import accumulation
+
+ROOT = "data.root"
 
 ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
 """Of Ray Tune: MLflow and our table take the place of its loggers."""
@@ -234,7 +237,7 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
     if options.scheduler == "pbt":
         check_population(options.samples, concurrent)
-    bases = {key: ready(base, concurrent, first, options.metric, options.mode) for key, base in trials.bases.items()}
+    bases = ready_bases(options, trials, concurrent)
     if options.scheduler == "pbt":
         # What one trial takes over another may have left behind for better ones.
         bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
@@ -247,6 +250,25 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     with tracking.ending(parent):
         lines = run(options, plan, concurrent, rounds)
         return conclude(name, lines, plan, first)
+
+
+def ready_bases(options: Sweep, trials: Trials, concurrent: int) -> dict[str, Experiment]:
+    """What the trials change, with all the data prepared that any of them may draw.
+
+    Raises:
+        ValueError: some of it cannot be prepared.
+    """
+    first, drawn = next(iter(trials.bases.values())), {}
+    for one in trials.experiments:
+        if repr(one.data) not in drawn:
+            drawn[repr(one.data)] = ready(one, concurrent, first, options.metric, options.mode)
+    with_data = next(iter(drawn.values()), first)
+    bases = {}
+    for key, base in trials.bases.items():
+        # A sweep over data.root needs none outside of it; every trial brings its own.
+        given = base if base.data.root or ROOT not in trials.space else replace(base, data=with_data.data)
+        bases[key] = ready(given, concurrent, first, options.metric, options.mode)
+    return bases
 
 
 def check_storage(bases: Iterable[Experiment]) -> None:
@@ -272,8 +294,8 @@ def check_population(samples: int, concurrent: int) -> None:
     if concurrent < samples:
         raise ValueError(
             f"--scheduler pbt: a population of --samples {samples} must train at once, and {concurrent} trials do; "
-            f"lower --samples to {concurrent}, raise --concurrent where it is given, or give each trial less with "
-            "--train.workers and --train.cpus-per-worker"
+            f"lower --samples to {concurrent}, let more of them share a machine's cores with --concurrent {samples}, "
+            "or give each trial less with --train.workers and --train.cpus-per-worker"
         )
 
 
@@ -308,6 +330,7 @@ def run(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> list[progre
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.tune.analysis.experiment_analysis"):  # reasons stand in our table
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a trial's process ends with its training
     import ray
 
     tuner = tuner_of(options, plan, concurrent, rounds)

@@ -177,6 +177,8 @@ class Worker:
         record = load_checkpoint(uri)
         carried = take_over(record, self.model, self.optimiser, self.ema)
         self.step = record["step"]
+        if self.tracker is not None:
+            self.tracker.rewind(self.step)
         if self.rank == 0:
             _say(f"taking over {uri} at step {self.step}, with the optimiser's state of {carried} tensors")
 

@@ -13,36 +13,62 @@ from pipelines.sweeps.plan import Plan, Row, failed_run_file, failure_file, run_
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|not enough memory|Unable to allocate|memory pressure",
+    r"out of memory|OutOfMemory|MemoryError|can't allocate memory|not enough memory|Unable to allocate|"
+    r"memory pressure|low on memory|memory usage threshold",
     re.IGNORECASE,
 )
+
+KILLED = re.compile(r"killed by the OOM killer|worker process has died|WorkerCrashed", re.IGNORECASE)
+"""What Ray says of a process that ended without a word: the kernel's killer and a crash look alike."""
+
+CONSEQUENCE = re.compile(r"gloo|nccl|connection (was )?(reset|closed)|broken pipe|process ?group", re.IGNORECASE)
+"""What the other workers raise when one is gone."""
+
+
+class MemoryRanOut(RuntimeError):
+    """Ends a run at once: started again as it is, it would run out of memory again."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it on a worker, says that memory ran out."""
-    return bool(OUT_OF_MEMORY.search(" ".join(str(part) + type(part).__name__ for part in _causes(error))))
+    return _says(OUT_OF_MEMORY, error)
+
+
+def perhaps_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, or a worker was killed, which the kernel does without saying why."""
+    return out_of_memory(error) or _says(KILLED, error)
 
 
 def describe(error: BaseException) -> str:
-    """The innermost reason in one line: what a worker raised, not that a worker failed."""
-    innermost = _causes(error)[-1]
+    """The innermost reason in one line: what a worker raised, not that a worker failed, nor that others missed it."""
+    leaves = _leaves(error)
+    innermost = next((leaf for leaf in leaves if not CONSEQUENCE.search(str(leaf))), leaves[0])
+    if KILLED.search(str(innermost)) and not out_of_memory(innermost):
+        return "a worker's process died: killed, perhaps by the kernel for lack of memory, or crashed; see Ray's logs"
     lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]
+    if type(innermost).__module__.startswith("ray."):  # its first line says it, the others advise
+        return f"{type(innermost).__name__}: {' '.join(lines[:1])}"
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
     text = (named or lines or [""])[-1]
     return text if re.match(r"[\w.]*(Error|Exception)\b", text) else f"{type(innermost).__name__}: {text}"
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """An error, and those of workers in it."""
-    found, seen = [error], {id(error)}
-    for part in found:
-        failures = getattr(part, "worker_failures", None)
-        inner = [*(failures.values() if isinstance(failures, Mapping) else ()), part.__cause__]
-        for one in inner:
-            if isinstance(one, Exception) and id(one) not in seen:  # not the SystemExit of a parser
-                seen.add(id(one))
-                found.append(one)
-    return found
+def _says(pattern: re.Pattern[str], error: BaseException) -> bool:
+    return any(pattern.search(f"{part} {type(part).__name__}") for part in [error, *_leaves(error)])
+
+
+def _leaves(error: BaseException, seen: frozenset[int] = frozenset()) -> list[BaseException]:
+    """What an error began with: on each worker that failed, else its own cause, else itself."""
+    failures = getattr(error, "worker_failures", None)
+    inner = [
+        *(failures.values() if isinstance(failures, Mapping) else ()),
+        getattr(error, "health_check_failure", None),
+        getattr(error, "controller_failure", None),
+        error.__cause__,
+    ]
+    seen |= {id(error)}
+    found = [one for one in inner if isinstance(one, Exception) and id(one) not in seen]  # not a parser's SystemExit
+    return [leaf for one in found for leaf in _leaves(one, seen)] or [error]
 
 
 def record_failure(plan: Plan, row: Row, identity: str, reason: str) -> None:

@@ -16,7 +16,7 @@ from pipelines.config import Experiment
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
 """Classes with which models are built only to look at them."""
 
-SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)+)\s*")
+SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 
 
 def meta_model(experiment: Experiment) -> torch.nn.Module:

@@ -2,7 +2,8 @@
 
 Weights, running statistics and averages move as they are. The optimiser's state moves parameter by parameter, by name:
 what was frozen there begins afresh here, what is frozen here is left behind, and the settings of the optimiser
-(learning rate, decay) are those of this run.
+(learning rate, decay) are those of this run. Another kind of optimiser begins afresh with everything: the averages of
+Adam are no momentum.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def take_over(
     own = model.state_dict()
     record = {**record, **{kind: counted(record[kind], own) for kind in ("weights", "ema") if record[kind] is not None}}
     checkpoints.restore(record, model, None, ema)
-    if record["optimiser"] is None:
+    if record["optimiser"] is None or kept_by(_optim(record).optimiser) != kept_by(type(optimiser).__name__):
         return 0
     before = dict(zip(trained_names(record), _positions(record["optimiser"]), strict=True))
     there = record["optimiser"]["state"]
@@ -68,17 +69,26 @@ def counted(weights: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     return {**{key: value for key, value in own.items() if key.endswith(COUNTER)}, **theirs}
 
 
+def kept_by(optimiser: str) -> str:
+    """Of optimisers of one kind, which keep the same state: Adam and AdamW."""
+    return optimiser.lower().removesuffix("w")
+
+
 def trained_names(record: Mapping[str, Any]) -> list[str]:
     """Names of the parameters that a checkpoint's optimiser holds, in its order."""
     config = checkpoints.read_config(record["config"])
     config = replace(config, backbone=replace(config.backbone, weights="none"))  # nothing is downloaded for names
-    options = record["experiment"]
-    chosen = {entry.name: options[f"optim.{entry.name}"] for entry in fields(Optim) if f"optim.{entry.name}" in options}
-    optim = replace(Optim(), **{name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()})
     with torch.device("meta"):
         model = config.build(checkpoints.read_categories(record))
-    freeze_parameters(model, options.get("train.freeze", ()))
-    return _names(model, [p for group in parameter_groups(model, optim) for p in group["params"]])
+    freeze_parameters(model, record["experiment"].get("train.freeze", ()))
+    return _names(model, [p for group in parameter_groups(model, _optim(record)) for p in group["params"]])
+
+
+def _optim(record: Mapping[str, Any]) -> Optim:
+    """The options of a checkpoint's optimiser; those that its version did not have, at their defaults."""
+    options = record["experiment"]
+    chosen = {entry.name: options[f"optim.{entry.name}"] for entry in fields(Optim) if f"optim.{entry.name}" in options}
+    return replace(Optim(), **{name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()})
 
 
 def _names(model: nn.Module, parameters: list[nn.Parameter]) -> list[str]:

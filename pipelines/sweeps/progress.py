@@ -115,6 +115,11 @@ class Display:
             return waited >= TERMINAL_SECONDS
         return waited >= (LOG_SECONDS if states != self._states else QUIET_SECONDS)
 
+    @property
+    def most(self) -> int:
+        """Trials that a table may have: on a terminal, what it holds beside the two lines above and the cursor's."""
+        return min(SHOWN, max(1, shutil.get_terminal_size().lines - 3)) if self.terminal else SHOWN
+
     def write(self, text: str, now: float, states: str) -> None:
         """Write it, over the last one on a terminal, where a line that is too long would take two."""
         if self.terminal:
@@ -174,7 +179,8 @@ class Progress(Callback):
             self._display = Display(sys.stdout.isatty())
         now, states = time.monotonic(), " ".join(f"{trial.trial_id}:{trial.status}" for trial in trials)
         if last or self._display.due(now, states):
-            text = table([line_of(t, self.plan) for t in trials], short_metric(self.plan.metric), self.plan.mode)
+            lines, metric = [line_of(trial, self.plan) for trial in trials], short_metric(self.plan.metric)
+            text = table(lines, metric, self.plan.mode, self._display.most)
             self._display.write(text, now, states)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:

@@ -75,8 +75,12 @@ def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool
 def ready(
     base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
 ) -> Experiment:
-    """A base with paths that hold in every process, its data prepared, as many threads as its trials may have, and
-    checkpoints kept by what the trials are compared by."""
+    """An experiment with paths that hold in every process, its data prepared, as many threads as its trials may have,
+    and checkpoints kept by what the trials are compared by.
+
+    Raises:
+        ValueError: it has no data, or data that cannot be prepared.
+    """
     root = storage.absolute(first.storage)
     data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
     if data.root != "scenes":

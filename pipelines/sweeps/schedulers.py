@@ -78,6 +78,15 @@ class Median(schedulers.MedianStoppingRule):
             super().on_trial_complete(tune_controller, trial, result)
 
 
+class Population(schedulers.PopulationBasedTraining):
+    """Ray's, which would also pause a trial, and start its workers anew, whenever another one waits for its turn.
+    Here all of a population trains at once, so the one that waits has just taken over another's training."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return schedulers.TrialScheduler.CONTINUE if decision == schedulers.TrialScheduler.PAUSE else decision
+
+
 def population(options: Schedule, space: Space) -> Any:
     """Population based training: listed values move to a neighbour, numbers by a fifth, within their range."""
     drawn = search.to_tune(space)
@@ -90,7 +99,7 @@ def population(options: Schedule, space: Space) -> Any:
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         return {**config, **{path: space[path].clipped(config[path]) for path in mutations}}
 
-    return schedulers.PopulationBasedTraining(
+    return Population(
         time_attr="round",
         perturbation_interval=options.grace,
         hyperparam_mutations=mutations,

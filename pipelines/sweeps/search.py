@@ -221,11 +221,6 @@ def _hint(space: Space, probe: Mapping[str, Any], message: str) -> str:
     return ""
 
 
-def size(space: Space) -> int:
-    """Trials of one pass over all grids."""
-    return math.prod(len(domain.values) for domain in space.values() if domain.kind == "grid")
-
-
 def short_names(paths: Sequence[str]) -> dict[str, str]:
     """Each dotted path's shortest ending that no other of them shares: `optim.lr` is `lr`."""
     names = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -21,7 +22,14 @@ from typing import Any
 from pipelines import storage, tracking
 from pipelines.config import Experiment, override
 from pipelines.sweeps import gate
-from pipelines.sweeps.endings import describe, forget_failure, out_of_memory, record_failure
+from pipelines.sweeps.endings import (
+    MemoryRanOut,
+    describe,
+    forget_failure,
+    out_of_memory,
+    perhaps_out_of_memory,
+    record_failure,
+)
 from pipelines.sweeps.freezing import parse_schedule
 from pipelines.sweeps.plan import Plan, Row, run_id, trial_name
 from pipelines.sweeps.search import PRESET, label
@@ -35,6 +43,9 @@ FREEZE = "model.backbone.freeze"
 """The one option whose value may be a schedule."""
 
 POINTER = "pointer.json"
+
+TALKATIVE = ("ray.train._internal.storage", "ray.tune.trainable.trainable")
+"""Loggers of Ray that write a line a validation, of each trial, between the tables."""
 
 WORST = 1e9
 """Objective of a trial whose metric is not a number."""
@@ -127,6 +138,8 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     """
     from ray import tune
 
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     row, identity = row_of(config, plan), tune.get_context().get_trial_id()
     pointer = _pointer(tune.get_checkpoint())
     forget_failure(plan, identity)
@@ -138,10 +151,11 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
         try:
             _segments(resolved, identity, course, plan)
         except Exception as error:  # whatever the worker's process died of
-            smaller = more_accumulation(fitted(resolved.experiment, course.origin)) if out_of_memory(error) else None
+            whole = fitted(resolved.experiment, course.origin)
+            smaller = more_accumulation(whole) if perhaps_out_of_memory(error) else None
             if smaller is None:
                 raise
-            print(f"{row.label}: out of memory, once more with {smaller.train.micro_batch} images at once")
+            print(f"{row.label}: {describe(error)}; once more with {smaller.train.micro_batch} images at once")
             course.origin = accumulating(course, smaller.train.micro_batch)
             _segments(resolved, identity, course, plan)
     except Exception as error:
@@ -286,12 +300,21 @@ def report(values: Mapping[str, Any], experiment: Experiment, plan: Plan) -> dic
 
 
 def forward(queue: Any) -> Any:
-    """A callback of Ray Train that puts what rank 0 reports, and where its checkpoint went, into a queue."""
+    """A callback of Ray Train that puts what rank 0 reports, and where its checkpoint went, into a queue.
+
+    It ends a run whose workers ran out of memory, which Ray Train would start again as it was. One that was killed
+    without a word is started again: the kernel's killer and a lost machine look alike.
+    """
     from ray.train import UserCallback
 
     class Forward(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             queue.put({**metrics[0], "checkpoint": _uri(checkpoint)})
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if out_of_memory(error):
+                    raise MemoryRanOut(describe(error))
 
     return Forward()
 

@@ -143,6 +143,16 @@ def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == "\n123456789012345\n"
 
 
+def test_a_table_fits_the_terminal_that_it_is_drawn_over(monkeypatch):
+    """The cursor cannot go up beyond the top, and what has scrolled away would be written again and again."""
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 12)))
+    many = [Line(str(k), f"lr={k}", "running", 1, 2, float(k), float(k)) for k in range(100)]
+    assert len(table(many, most=Display(True).most).splitlines()) + 1 == 12
+    assert Display(False).most == progress.SHOWN
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 400)))
+    assert Display(True).most == progress.SHOWN
+
+
 # The gate.
 
 

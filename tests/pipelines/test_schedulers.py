@@ -93,6 +93,22 @@ def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
     assert made.on_trial_result(controller, fresh, {"round": 1, "objective": 99.0}) == "CONTINUE"
 
 
+def test_a_population_goes_on_while_one_of_it_waits_for_its_turn(monkeypatch):
+    """Ray would pause whoever reports next, and its workers would start anew for nothing."""
+    made = scheduler(Sweep(scheduler="pbt", samples=4), search.parse(["optim.lr=loguniform(1e-4,1e-2)"]), 8)
+    made.set_search_properties("objective", "max")
+    trials = [One(str(k), "RUNNING") for k in range(4)]
+    made._trial_state = {one: SimpleNamespace(last_perturbation_time=0) for one in trials}
+    for part in ("_checkpoint_or_exploit", "_save_trial_state"):
+        monkeypatch.setattr(made, part, lambda *given: None)
+    monkeypatch.setattr(made, "_quantiles", lambda: ([], []))
+    controller = SimpleNamespace(get_trials=lambda: trials)
+    trials[0].status = "PENDING"  # it has just taken over another's training
+    assert made.on_trial_result(controller, trials[1], {"round": 1, "objective": 1.0}) == "CONTINUE"
+    trials[2].status = "PAUSED"  # by an exchange of its own, after which Ray starts it again
+    assert made.on_trial_result(controller, trials[2], {"round": 1, "objective": 1.0}) == "NOOP"
+
+
 @pytest.mark.parametrize("kind", ["none", "asha", "hyperband", "median", "pbt"])
 def test_every_scheduler_is_made(kind: str):
     space = search.parse(["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)", "optim.ema=0.5"])

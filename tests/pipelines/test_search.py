@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
-from pipelines.sweeps.search import Domain, dry_run, label, parse, probes, short_names, size
+from pipelines.sweeps.search import Domain, dry_run, label, parse, probes, short_names
 
 
 @pytest.mark.parametrize(
@@ -115,10 +113,6 @@ def test_names_are_as_short_as_they_can_be():
     values = {"optim.lr": 0.00031234, "train.freeze": ("backbone.*",), "preset": "a-b"}
     assert label(values, names) == "lr=0.000312 train.freeze=backbone.* preset=a-b"
     assert label({"x": ()}, {}) == "x=()"
-
-
-def test_the_grid_of_a_space():
-    assert size(parse(["a=grid(1,2)", "b=grid(1,2,3)", "c=choice(1,2)"])) == 6 and math.prod([]) == size({})
 
 
 def test_the_space_of_tune():

@@ -94,6 +94,26 @@ def test_metrics_are_written_in_one_request_and_steps_only_once(run, monkeypatch
     assert [step for step, _ in history(run, "new")] == [3, 4, 5]
 
 
+def test_a_run_that_goes_back_to_another_training_writes_its_steps_again(run):
+    """After an exchange, and when it is started again after that: the newest figure is the one that is shown."""
+    first = Tracker(run)
+    for step in (100, 200):
+        first.metrics(step, {"val/pq": step / 10})
+        first.flush()
+    taken = Tracker(run)
+    taken.rewind(100)
+    taken.metrics(100, {"val/pq": 99.0})  # the donor's, which this run had, too
+    taken.metrics(150, {"val/pq": 40.0})
+    taken.close()
+    assert history(run, "val/pq") == [(100, 10.0), (200, 20.0), (150, 40.0)]
+    again = Tracker(run)
+    again.metrics(150, {"val/pq": 41.0})  # repeated after a restart
+    again.metrics(200, {"val/pq": 50.0})
+    again.close()
+    assert history(run, "val/pq")[2:] == [(150, 40.0), (200, 50.0)]
+    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
+
+
 def test_tables_texts_and_overlays(run, tmp_path):
     tracker = Tracker(run)
     tracker.table("classes", [{"name": "person", "pq": 1.5}, {"name": "sky", "pq": 2.0}], "person 1.5")

@@ -16,7 +16,7 @@ import pytest
 from pipelines import tracking
 from pipelines.presets.deeplab import demo
 from pipelines.sweeps import progress, search
-from pipelines.sweeps.endings import describe, forget_failure, out_of_memory
+from pipelines.sweeps.endings import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
 from pipelines.sweeps.plan import Row, run_id
 from pipelines.sweeps.trial import (
     Course,
@@ -250,6 +250,75 @@ def test_the_reason_is_what_the_worker_raised():
     assert describe(GroupError({1: RuntimeError(text)})) == "torch.OutOfMemoryError: CUDA out of memory. Tried"
     assert describe(ValueError("data.root: needs data")) == "ValueError: data.root: needs data"
     assert describe(KeyError()) == "KeyError: "
+
+
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\nThe actor is dead because "
+    "its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a "
+    "connection error code 2. End of file. Some common causes include: (1) the process was killed by the OOM killer "
+    "due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due to SIGSEGV"
+)
+MONITOR = (
+    "4 worker(s) were killed due to the node running low on memory. Memory on the node was 10.72GB used / 23.54GB\n"
+    "OOM kill reason: Memory usage 11454595072B exceeded threshold\nTo disable worker killing, set RAY_memory_monitor"
+)
+GLOO = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:54996: Connection reset by peer"
+
+
+def unhealthy(failure: Exception) -> Exception:
+    """As Ray Train's, of a worker that does not answer."""
+    error = RuntimeError("A worker health check failed.\nWorker info: Worker(\n)")
+    error.health_check_failure = failure  # type: ignore[attr-defined]
+    return error
+
+
+def test_a_killed_worker_is_the_reason_and_not_that_others_missed_it():
+    """As Ray 2.60 tells of a worker that SIGKILL ended, and of one that its memory monitor ended."""
+    from ray.exceptions import OutOfMemoryError
+
+    killed = GroupError({0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})
+    assert describe(killed).startswith("a worker's process died: killed, perhaps by the kernel for lack of memory")
+    assert perhaps_out_of_memory(killed) and not out_of_memory(killed)
+    monitored = GroupError({0: RuntimeError(GLOO), 1: unhealthy(OutOfMemoryError(MONITOR))})
+    assert describe(monitored) == f"OutOfMemoryError: {MONITOR.splitlines()[0]}" and out_of_memory(monitored)
+    alone = GroupError({0: RuntimeError(GLOO)})
+    assert describe(alone) == f"RuntimeError: {GLOO}" and not perhaps_out_of_memory(alone)
+
+
+def test_a_run_out_of_memory_ends_before_ray_train_starts_it_again():
+    from pipelines.sweeps.trial import forward
+
+    callback = forward(FakeQueue())
+    callback.after_exception(None, {0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})  # may be a lost machine
+    with pytest.raises(MemoryRanOut, match="CUDA out of memory"):
+        callback.after_exception(None, {1: RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried")})
+    ended = RuntimeError("Training failed due to controller error")
+    ended.controller_failure = MemoryRanOut("torch.OutOfMemoryError: CUDA out of memory")  # type: ignore[attr-defined]
+    assert out_of_memory(ended) and describe(ended) == "torch.OutOfMemoryError: CUDA out of memory"
+
+
+def test_a_schedule_of_freezing_trains_part_by_part(monkeypatch, tmp_path: Path):
+    """Each part in a folder of its own, from the end of the one before, and once through when it is started again."""
+    plan = replace(plan_of("model.backbone.freeze=choice('5 2@500','0')"), folder=str(tmp_path))
+    runs: list[tuple[str, int, int, str]] = []
+
+    def train(experiment: Any, preset: str, child: Any) -> None:
+        options = experiment.train
+        runs.append((experiment.name, experiment.model.backbone.freeze, options.stop_after, child.begin))
+        kept(tmp_path / experiment.name, **{f"step_{options.stop_after or options.steps:06d}": 1.0})
+
+    with in_tune(monkeypatch, train) as told:
+        run_trial({"model.backbone.freeze": "5 2@500"}, plan)
+    assert runs == [
+        ("trial-7", 5, 500, ""),
+        ("trial-7-from-500", 2, 0, f"{tmp_path}/trial-7/step_000500"),
+    ]
+    assert [values["step"] for values in told] == [500, 1200] and {v["total"] for v in told} == {1200}
+    donor = {"checkpoint": "x/step_000800", "step": 800, "origin": {"name": "trial-8", "begin": "", "step": 0}}
+    runs.clear()
+    with in_tune(monkeypatch, train, {**donor, "changes": {"model.backbone.freeze": "0"}}):
+        run_trial({"model.backbone.freeze": "5 2@500"}, plan)
+    assert [(freeze, begin) for _, freeze, _, begin in runs] == [(2, "x/step_000800")]  # past the first part
 
 
 @pytest.mark.parametrize(
