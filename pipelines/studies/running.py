@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from pipelines import storage, tracking
-from pipelines.config import Experiment, parse
+from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.fitting import Fitting
 from pipelines.studies.judging import COSTLY, judged, merged_quality
@@ -35,6 +35,7 @@ from pipelines.sweeps.plan import Row as Trial
 from pipelines.sweeps.progress import Line
 from pipelines.sweeps.restoring import read_record
 from pipelines.sweeps.room import join_cluster
+from pipelines.train import prepare_data
 from pipelines.tune import Checker, Finished, Trials, check_storage, execute, split_preset
 
 Uris = Mapping[tuple[str, int, int], str]
@@ -88,6 +89,9 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     check_name(options, rest, bases[names[0]], name)
     options = replace(options, concurrent=join_cluster(options.concurrent, checker.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))
+    if pretrain_steps and any(map(lacking, checker.experiments)):
+        for base in bases.values():
+            prepare_data(base)  # what is wrong with it is said before minutes of pretraining
     planned = with_weights(planned, bases, pretrain_steps)
     keys = [key_of(entry, bases) for entry in planned]
     distinct = {key: entry for key, entry in reversed(list(zip(keys, planned, strict=True)))}
@@ -101,7 +105,8 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
         judgement(Result(entry, key, found[key][1]), uris, bases[entry.preset], done.folder)
         for entry, key in zip(planned, keys, strict=True)
     ]
-    tables = {study: build(study, judgements, options) for study in options.study}
+    told = {study: budget_of(study, options, rest, bases) for study in options.study}
+    tables = {study: build(study, judgements, told[study]) for study in options.study}
     return finish(tables, done, [f"{one.entry.label}: {one.reason}" for one in judgements if one.reason])
 
 
@@ -196,7 +201,7 @@ def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Resul
     return replace(result, values=values)
 
 
-def build(study: str, judgements: Sequence[Result], options: Options) -> Table:
+def build(study: str, judgements: Sequence[Result], budget: str) -> Table:
     """The table of one study from the results of its rows."""
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
@@ -210,8 +215,18 @@ def build(study: str, judgements: Sequence[Result], options: Options) -> Table:
             trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in mine)
             ours = tuple(one.values.get(METRICS[column], math.nan) for one in mine)
             cells[-1].append(Cell(figure, ours, trainings))
-    budget = f"{options.steps} steps" if options.steps else "the preset's steps"
-    return table_of(study, definition, cells, f"{budget}, {options.seeds} seed{'s' if options.seeds > 1 else ''}")
+    return table_of(study, definition, cells, budget)
+
+
+def budget_of(study: str, options: Options, rest: Sequence[str], bases: Mapping[str, Experiment]) -> str:
+    """Steps and seeds of a study in words, and what the user typed in place of what its table says."""
+    steps = f"{options.steps} steps" if options.steps else "the preset's steps"
+    definition, typed = STUDIES[study], typed_paths(rest)
+    said = {*definition.setting, *(path for row in definition.rows for path in row.change)}
+    said |= set() if options.small else set(definition.recipe)
+    base = flatten(next(iter(bases.values())))
+    instead = "".join(f", {path} {base[path]}" for path in sorted(typed & said))
+    return f"{steps}, {options.seeds} seed{'s' if options.seeds > 1 else ''}{instead}"
 
 
 def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] = ()) -> Report:

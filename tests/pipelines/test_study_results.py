@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.config import override
 from pipelines.evaluate import Stored, load
 from pipelines.independent import save
 from pipelines.presets import PRESETS
@@ -138,6 +139,24 @@ def test_names_are_checked_before_anything_is_trained(resume: bool, message: str
     rest = ["--storage", str(tmp_path), "--name", "other" if resume else "taken"]
     with pytest.raises(ValueError, match=message):
         running.run(options, rest, PRESETS)
+
+
+def test_data_is_looked_at_before_weights_are_trained(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(running, "join_cluster", lambda *given: 1)
+    monkeypatch.setattr(running, "with_weights", lambda *given: pytest.fail("weights were trained"))
+    with pytest.raises(ValueError, match=r"data\.root: this preset needs data"):
+        running.run(Options(study=("aspp",), small=True, steps=20), ["--storage", str(tmp_path)], PRESETS)
+
+
+def test_a_table_says_what_was_typed_in_place_of_its_own():
+    typed = ["--model.backbone.freeze", "2", "--optim.lr", "0.5", "--train.overlays", "1"]
+    bases = {"demo": override(demo(), {"optim.lr": 0.5, "model.backbone.freeze": 2})}
+    assert running.budget_of("aspp", Options(steps=9, small=True), typed, bases) == (
+        "9 steps, 1 seed, model.backbone.freeze 2"
+    )
+    assert running.budget_of("aspp", Options(seeds=2), typed, bases) == (
+        "the preset's steps, 2 seeds, model.backbone.freeze 2, optim.lr 0.5"
+    )
 
 
 def test_the_record_that_is_checked_is_the_one_that_is_kept(tmp_path: Path):
