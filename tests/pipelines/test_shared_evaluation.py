@@ -1,0 +1,96 @@
+"""An evaluation that several workers share gives the figures of one worker, to the last bit."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from panoptic import models
+from panoptic.evaluation import Measures, judge, summarise
+from panoptic.metrics.report import metrics
+from panoptic.png import encode_segments
+from panoptic.segmentation import Categories
+from pipelines.manifest import Manifest, Shard
+from pipelines.order import evaluation_window
+from pipelines.presets import PRESETS
+from pipelines.worker import validation_batches
+from tests.panoptic.models.small import SMALL
+
+ROWS, SIZES = 7, ((48, 64), (48, 64), (64, 48))
+
+CASES = [
+    pytest.param(config, id=f"{kind.__name__}-{name}")
+    for kind in typing.get_args(models.Architecture)
+    for name, config in list(SMALL[kind].items())[:1]
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories, random_segmentation: Callable):
+    """Images of two sizes in no order."""
+    root, rng, rows = tmp_path_factory.mktemp("shards"), np.random.default_rng(1), []
+    for number in range(ROWS):
+        height, width = SIZES[rng.integers(len(SIZES))]
+        truth = random_segmentation(rng, height, width, small_categories, crowd=number == 3)
+        pixels = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (width, height))
+        rows.append(
+            {
+                "name": f"{number}.jpg",
+                "image": cv2.imencode(".jpg", pixels)[1].tobytes(),
+                "segments": encode_segments(truth.segments),
+                "labels": truth.labels.tolist(),
+                "crowd": truth.is_crowd().tolist(),
+                "height": height,
+                "width": width,
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), root / "shard.parquet", row_group_size=4)
+    shard = (Shard("shard.parquet", ROWS, ""),)
+    return Manifest(1, "val", ROWS, "", small_categories, shard, 64, 64, (0,) * 5, 0, 0, 0, (), 0, {}, str(root))
+
+
+@pytest.mark.parametrize("config", CASES)
+def test_figures_do_not_depend_on_the_number_of_workers(config, shards: Manifest) -> None:
+    torch.manual_seed(0)
+    model, demo = config.build(shards.categories).eval(), PRESETS["demo"]()
+    experiment = replace(demo, train=replace(demo.train, validation_batch=2))
+    measures = Measures(boundary=True, instances=True)
+
+    def figures(world: int) -> dict[str, float]:
+        parts = [validation_batches(shards, experiment, model.divisor, rank, world) for rank in range(world)]
+        tallies = [judge(model, part, experiment.engine, measures) for part in parts]
+        found = metrics(summarise(reversed(tallies), shards.categories))
+        return {name: value for name, value in found.items() if "time/" not in name}
+
+    alone = figures(1)
+    assert any(name.startswith("val/loss") for name in alone) and alone["val/images"] == ROWS
+    for world in (2, 3):
+        np.testing.assert_equal(figures(world), alone)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_batches_are_those_of_one_worker(shards: Manifest, batch: int) -> None:
+    """In training, and in an evaluation, whose actors take a window each."""
+    from pipelines.feed import evaluation_batches
+
+    demo = PRESETS["demo"]()
+    experiment = replace(demo, train=replace(demo.train, validation_batch=batch))
+
+    def rows_of(world: int) -> list[list[int]]:
+        parts = [validation_batches(shards, experiment, 8, rank, world) for rank in range(world)]
+        return [list(found.rows) for part in parts for found in part]
+
+    alone, window = rows_of(1), evaluation_window(ROWS, batch)
+    assert sorted(row for rows in alone for row in rows) == list(range(ROWS))
+    assert all(rows_of(world) == alone for world in (2, 3, 5, 20))
+    chunks = [range(k, min(k + window, ROWS)) for k in range(0, ROWS, window)]
+    pieces = [evaluation_batches(shards, demo.resize, batch, divisor=8, rows=chunk) for chunk in chunks]
+    assert [[s.position for s in samples] for piece in pieces for _, _, samples in piece] == alone
