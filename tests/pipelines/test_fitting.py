@@ -71,11 +71,11 @@ def test_the_main_study_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatc
     """Up to the cluster; with the stem that its preset has, its first row says that these weights do not fit."""
 
     def started(*given: Any) -> int:
-        raise KeyboardInterrupt
+        raise InterruptedError("everything was checked")
 
     monkeypatch.setattr(running, "join_cluster", started)
     arguments = ["--data.root", "coco", "--model.backbone.weights", "timm"]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         running.run(Options(study=("freezing-r50", "freezing-r101")), arguments, PRESETS)
     with pytest.raises(ValueError, match=r"freezing-r50 none frozen, seed 0: .*conv1.weight \(64, 3, 7, 7\)"):
         running.run(Options(study=("freezing-r50",)), [*arguments, "--model.backbone.stem", "deeplab"], PRESETS)
