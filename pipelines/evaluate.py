@@ -85,6 +85,30 @@ class Task:
     measures: Measures
 
 
+def ask(
+    uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
+) -> Task:
+    """A task for which no model was loaded: with the options of `base` in place of the model's own, see `resolved`.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    fixed, identity = identify(uri, tracking_uri)
+    measures = measures or Measures(boundary=True, instances=True, losses=False)
+    return Task(fixed, tracking_uri, identity, manifest, base, measures)
+
+
+def resolved(asked: Task) -> Task:
+    """The task with the options that its model was judged with while it was trained.
+
+    Raises:
+        ValueError: it is no model of this project, or the classes of model and data differ.
+    """
+    stored = stored_of(asked)
+    check_categories(stored.model.categories, asked.manifest.categories)
+    return replace(asked, experiment=options_of(stored, asked.experiment))
+
+
 def assign(
     uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
 ) -> Task:
@@ -93,9 +117,7 @@ def assign(
     Raises:
         ValueError: nothing is there, or the classes of model and data differ.
     """
-    task = assign_images(uri, manifest, base, tracking_uri)
-    check_categories(stored_of(task).model.categories, manifest.categories)
-    return replace(task, measures=measures or Measures(boundary=True, instances=True, losses=False))
+    return resolved(ask(uri, manifest, base, tracking_uri, measures))
 
 
 def assign_images(uri: str, manifest: Manifest | None, base: Experiment, tracking_uri: str = "") -> Task:

@@ -1,7 +1,7 @@
 """An evaluation as it is asked for: judge, report, record in MLflow; once for each key when it is scheduled.
 
 The key is (model version, hash of the data, what is computed). A finished MLflow run with this key is the
-evaluation; whoever asks again gets its figures.
+evaluation; whoever asks again gets its figures, without a model being loaded.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from panoptic.evaluation import Tally
-from panoptic.metrics.bootstrap import Counts, beyond_noise, differences
+from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences
 from panoptic.metrics.report import class_rows, class_table, details, metrics, table
 from panoptic.segmentation import Categories
 from pipelines import lease, registry, storage, tracking
 from pipelines.actors import Pool
 from pipelines.config import flatten
-from pipelines.evaluate import VIEW, Judgement, Task, evaluate
+from pipelines.evaluate import VIEW, Judgement, Task, evaluate, resolved
 from pipelines.report.examples import choose, pictures
 from pipelines.report.page import Model, page
 
@@ -88,13 +87,12 @@ def html(judgement: Judgement, others: Sequence[Judgement] = (), examples: int =
     worst, typical = choose(tally, len(task.manifest.categories), examples)
     drawn = pictures(task, tally, [*worst, *typical])
     compared = [model_of(other) for other in others]
-    return page(model_of(judgement), compared, drawn[: len(worst)], drawn[len(worst) :], facts(task))
+    return page(model_of(judgement), compared, drawn[: len(worst)], drawn[len(worst) :], facts(judgement))
 
 
-def facts(task: Task) -> dict[str, str]:
+def facts(judgement: Judgement) -> dict[str, str]:
     """Identity of model, data and evaluation, for people."""
-    manifest = task.manifest
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    task, manifest = judgement.task, judgement.task.manifest
     return {
         "model": task.uri,
         "model content": task.identity if task.identity != task.uri else "",
@@ -102,7 +100,7 @@ def facts(task: Task) -> dict[str, str]:
         "data content": manifest.hash,
         "evaluation": key_of(task),
         **{name: str(value) for name, value in _options(task).items()},
-        "device": device,
+        "device": judgement.device,
         "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in tracking.code_version().items()),
     }
 
@@ -113,14 +111,18 @@ def text(judgement: Judgement) -> str:
     return f"{class_table(evaluation)}\n\n{table(evaluation)}\n{details(evaluation)}"
 
 
-def record(judgement: Judgement, places: Places, report: str) -> Record:
+def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Record:
     """One MLflow run with the figures, the tables, the report and the counts of each image.
+
+    Args:
+        asked: the task before its model was loaded, by which it is found again.
 
     Raises:
         ConnectionError: the store does not take it.
     """
     task, evaluation, key = judgement.task, judgement.evaluation, key_of(judgement.task)
-    tags = {registry.KEY: key, "model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
+    tags = {registry.KEY: key, registry.ASKED: key_of(asked)}
+    tags |= {"model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
     data = [tracking.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
     options = tracking.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
     local = places.tracking_uri.removeprefix("sqlite:///")
@@ -140,30 +142,31 @@ def record(judgement: Judgement, places: Places, report: str) -> Record:
     return Record(run, evaluation.quality.all.pq, counts)
 
 
-def find(task: Task, places: Places) -> Record | None:
+def find(task: Task, places: Places, tag: str = registry.KEY) -> Record | None:
     """The evaluation with this key, when it was made before."""
-    run = registry.find_evaluation(key_of(task), places.experiment, places.tracking_uri)
+    run = registry.find_evaluation(tag, key_of(task), places.experiment, places.tracking_uri)
     if run is None:
         return None
     return Record(run, registry.metrics_of(run)["val/pq"], _unpack(registry.read_artifact(run, COUNTS)))
 
 
-def once(task: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY) -> tuple[Record | None, bool]:
-    """The evaluation of a task, made unless it is there; two at once make it once.
+def once(asked: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY) -> tuple[Record | None, bool]:
+    """The evaluation of a task (of `ask`), made unless it is there; two at once make it once.
 
     Returns:
         the record, None while another process is at it, and whether it was made now.
     """
-    found = find(task, places)
+    found = find(asked, places, registry.ASKED)
     if found is not None:
         return found, False
+    task = resolved(asked)
     folder = storage.join(places.folder, "leases", key_of(task))
     held = lease.acquire(folder, seconds)
     if held is None:
         print(f"{title_of(task)}: being evaluated by {lease.holder(folder)}")
         return None, False
     with held.kept():
-        found = find(task, places)  # somebody may have finished between the first look and the lease
+        found = find(task, places)  # somebody may have finished before the lease, or asked in another way
         if found is not None:
             return found, False
         judgement = evaluate(task, pool)
@@ -172,12 +175,12 @@ def once(task: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY) 
             print(f"{title_of(task)}: taken over by {lease.holder(folder)}; nothing was recorded")
             return None, False
         print(text(judgement))
-        made = record(judgement, places, report)
+        made = record(judgement, places, report, asked)
     return made, True
 
 
-def check(found: Record, reference: Record, categories: Categories, margin: float) -> bool:
-    """Whether the model is better than the reference by more than the bootstrap noise.
+def check(found: Record, reference: Record, categories: Categories, margin: float) -> tuple[bool, str]:
+    """Whether the model is better than the reference by more than the bootstrap noise, and how one knows.
 
     Raises:
         Worse: its PQ is lower by more than `margin` points.
@@ -187,7 +190,12 @@ def check(found: Record, reference: Record, categories: Categories, margin: floa
             f"PQ {found.pq:.2f} is {reference.pq - found.pq:.2f} below the reference's {reference.pq:.2f}, "
             f"more than the margin of {margin:g}"
         )
-    return beyond_noise(differences(reference.counts, found.counts, categories))
+    compared = differences(reference.counts, found.counts, categories)
+    gain, better = compared["all"], beyond_noise(compared)
+    noise = f"{gain.value:+.2f} PQ, 95 % of the draws within {gain.low:+.2f} to {gain.high:+.2f}"
+    if gain.images < LEAST:
+        noise = f"{gain.value:+.2f} PQ, but {gain.images} images are too few to tell from chance, which takes {LEAST}"
+    return better, f"{'better' if better else 'not better'} by more than the noise: {noise}"
 
 
 def _options(task: Task) -> dict[str, Any]:

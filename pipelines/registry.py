@@ -1,13 +1,15 @@
 """What scheduled evaluations ask of MLflow: versions behind aliases, runs of evaluations, moved aliases.
 
-Everything here goes by an explicit tracking URI; MLflow's globals stay as they are.
+Everything here goes by an explicit tracking URI; MLflow's globals stay as they are. A store that is away or errs is a
+ConnectionError of one line, never the answer "there is none".
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,68 +21,153 @@ if TYPE_CHECKING:
 KEY = "evaluation_key"
 """Tag of the runs of evaluations."""
 
+ASKED = "evaluation_asked"
+"""A second one, which is known before the model was loaded."""
+
 ALIAS = re.compile(r"models:/([^/@]+)@([^/@]+)")
+VERSION = re.compile(r"models:/([^/@]+)/0*(\d+)")
+
+
+class Absent(ValueError):
+    """The store answers that it has no such thing."""
+
+
+@contextmanager
+def _asking(tracking_uri: str, retries: int = 2, seconds: int = 30) -> Iterator[MlflowClient]:
+    """A client of the store.
+
+    Raises:
+        Absent: of what is asked for there is none.
+        ConnectionError: the store did not answer, or with another error.
+    """
+    try:
+        with patience(retries, seconds):
+            yield connect(tracking_uri)
+    except Exception as error:  # MLflow's stores raise what they like
+        line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+            raise Absent(line) from error
+        raise ConnectionError(f"MLflow at {tracking_uri} does not do what it is asked for: {line}") from error
 
 
 def pin(uri: str, tracking_uri: str) -> str:
-    """`models:/name@alias` as `models:/name/3`; other URIs of models as they are.
+    """A model of MLflow as what it means now and for ever, models:/name/3 or models:/m-…; other URIs as they are.
 
     Raises:
-        ValueError: there is no such alias.
+        ValueError: there is none, or the URI names something that may change.
+        ConnectionError: the store does not say.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        return uri
+    if found := VERSION.fullmatch(uri):
+        return f"models:/{found[1]}/{found[2]}"
+    if re.fullmatch(r"models:/m-\w+", uri):
+        return uri
+    if ALIAS.fullmatch(uri):
+        fixed = aliased(uri, tracking_uri)
+    elif found := re.fullmatch(r"models:/([^/@]+)/latest", uri, re.IGNORECASE):
+        fixed = _latest(found[1], tracking_uri)
+    elif found := re.fullmatch(r"runs:/(\w+)/([^/']+)", uri):
+        fixed = _logged(found[1], found[2], tracking_uri)
+    else:
+        raise ValueError(
+            f"{uri}: names no version; give models:/name/3, models:/name@alias, models:/name/latest, models:/m-… or "
+            "runs:/id/model (MLflow has no stages any more)"
+        )
+    if fixed is None:
+        raise ValueError(f"{uri}: not found in {tracking_uri}")
+    return fixed
+
+
+def aliased(uri: str, tracking_uri: str) -> str | None:
+    """The version behind `models:/name@alias`, models:/name/3; None where there is no such model or alias.
+
+    Asked of the model: for an alias alone that is not there, the kinds of stores give different errors.
     """
     found = ALIAS.fullmatch(uri)
-    if not found:
-        return uri
-    from mlflow.exceptions import MlflowException
-
+    assert found is not None
     try:
-        with patience(2, 30):
-            version = connect(tracking_uri).get_model_version_by_alias(*found.groups())
-    except MlflowException as error:
-        raise ValueError(f"{uri}: not found in {tracking_uri} ({error})") from error
-    return f"models:/{found[1]}/{version.version}"
+        with _asking(tracking_uri) as client:
+            version = client.get_registered_model(found[1]).aliases.get(found[2])
+    except Absent:
+        return None
+    return None if version is None else f"models:/{found[1]}/{version}"
 
 
-def has_alias(uri: str, tracking_uri: str) -> bool:
-    """Whether `models:/name@alias` means a version."""
+def _latest(name: str, tracking_uri: str) -> str | None:
+    with _asking(tracking_uri) as client:
+        found = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
+    return f"models:/{name}/{found[0].version}" if found else None
+
+
+def _logged(run_id: str, name: str, tracking_uri: str) -> str | None:
+    """The last whole model of this name that a run logged; a run that goes on logs another."""
     try:
-        return pin(uri, tracking_uri) != uri
-    except ValueError:
-        return False
+        with _asking(tracking_uri) as client:
+            found = client.search_logged_models(
+                [client.get_run(run_id).info.experiment_id],
+                filter_string=f"source_run_id = '{run_id}' AND name = '{name}'",
+                order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+            )
+    except Absent:
+        return None
+    whole = [model.model_id for model in found if str(model.status) == "READY"]
+    return f"models:/{whole[0]}" if whole else None
+
+
+def movable(alias_uri: str, version_uri: str) -> tuple[str, str, str]:
+    """Name, alias and version where `models:/name@alias` can mean `models:/name/3`.
+
+    Raises:
+        ValueError: they are not of this form, or of different names.
+    """
+    alias, version = ALIAS.fullmatch(alias_uri), VERSION.fullmatch(version_uri)
+    if not alias or not version or alias[1] != version[1]:
+        raise ValueError(
+            f"{alias_uri} cannot be moved to {version_uri}: both must be versions of one registered model; "
+            "give the model as models:/name/version or models:/name@challenger"
+        )
+    return alias[1], alias[2], version[2]
 
 
 def move_alias(alias_uri: str, version_uri: str, tracking_uri: str) -> None:
     """Let `models:/name@alias` mean `models:/name/3`.
 
     Raises:
-        ValueError: they are not of this form, or of different names.
+        ValueError: as `movable`.
     """
-    alias, version = ALIAS.fullmatch(alias_uri), re.fullmatch(r"models:/([^/@]+)/(\d+)", version_uri)
-    if not alias or not version or alias[1] != version[1]:
-        raise ValueError(
-            f"{alias_uri} cannot be moved to {version_uri}: both must be versions of one registered model; "
-            "give the model as models:/name/version or models:/name@challenger"
-        )
-    with patience(2, 30):
-        connect(tracking_uri).set_registered_model_alias(alias[1], alias[2], version[2])
+    name, alias, version = movable(alias_uri, version_uri)
+    with _asking(tracking_uri) as client:
+        client.set_registered_model_alias(name, alias, version)
 
 
-def find_evaluation(key: str, experiment: str, tracking_uri: str) -> Run | None:
-    """The finished run of an evaluation."""
-    with patience(2, 30):
-        client = connect(tracking_uri)
+def find_evaluation(tag: str, key: str, experiment: str, tracking_uri: str) -> Run | None:
+    """The finished run of an evaluation that has this key in this tag."""
+    with _asking(tracking_uri) as client:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             return None
-        wanted = f"tags.{KEY} = '{key}' and attributes.status = 'FINISHED'"
+        wanted = f"tags.{tag} = '{key}' and attributes.status = 'FINISHED'"
         runs = client.search_runs([found.experiment_id], wanted, max_results=1)
     return Run(tracking_uri, runs[0].info.run_id, found.experiment_id) if runs else None
 
 
+def read_tag(run: Run, name: str) -> str:
+    """A tag of a run; "" where it has none."""
+    with _asking(run.tracking_uri) as client:
+        return client.get_run(run.run_id).data.tags.get(name, "")
+
+
+def set_tag(run: Run, name: str, value: str) -> None:
+    """Where a `Tracker` would go on without: a verdict that is not noted would be given again."""
+    with _asking(run.tracking_uri) as client:
+        client.set_tag(run.run_id, name, value)
+
+
 def metrics_of(run: Run) -> Mapping[str, float]:
     """The metrics that a run holds."""
-    with patience(2, 30):
-        return connect(run.tracking_uri).get_run(run.run_id).data.metrics
+    with _asking(run.tracking_uri) as client:
+        return client.get_run(run.run_id).data.metrics
 
 
 def read_artifact(run: Run, path: str) -> bytes:
@@ -99,8 +186,9 @@ def read_artifact(run: Run, path: str) -> bytes:
 
 def log_artifact(run: Run, path: str, data: bytes) -> None:
     """Keep a file with a run. Fails where a `Tracker` would go on: an evaluation without its report is none."""
-    with patience(3, 300), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(path).name
         file.write_bytes(data)
-        folder = Path(path).parent.as_posix()
-        connect(run.tracking_uri).log_artifact(run.run_id, str(file), None if folder == "." else folder)
+        place = Path(path).parent.as_posix()
+        with _asking(run.tracking_uri, 3, 300) as client:
+            client.log_artifact(run.run_id, str(file), None if place == "." else place)

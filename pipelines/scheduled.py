@@ -1,14 +1,27 @@
-"""Evaluations by the clock: idempotent, exclusive, with an eye on the reference; see `jobs/evaluate.py --once`."""
+"""Evaluations by the clock: idempotent, exclusive, with an eye on the reference; see `jobs/evaluate.py --once`.
+
+The verdict on a model is given once for each (evaluation, version of the reference, margin) and noted in a tag of the
+evaluation's run, whichever call made the evaluation. Whoever compares holds a lease on the reference's alias, so that
+of two models that beat the same champion the second is compared with the first.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines import registry
+from pipelines import lease, registry, storage
 from pipelines.actors import Pool
 from pipelines.evaluate import Task
-from pipelines.judging import Places, Record, check, once, title_of
+from pipelines.judging import Places, Record, Worse, check, once, title_of
+from pipelines.lease import Busy
+
+ROUNDS = 10
+"""How often the reference may move while a model is compared with it."""
+
+BETTER, SAME, WORSE = "better", "not better", "worse"
 
 
 @dataclass(frozen=True)
@@ -24,54 +37,106 @@ class Reference:
 
 
 def scheduled(
-    assign: Callable[[str], Task], model: str, pool: Pool, places: Places, reference: Reference
+    ask: Callable[[str], Task], model: str, pool: Pool, places: Places, reference: Reference
 ) -> Record | None:
     """Evaluate unless that was done; compare with the reference, which is evaluated too where it was not.
 
-    An evaluation that was there already raises nothing, but a promotion that it missed is made up for.
+    Args:
+        ask: the task of judging a model, without loading it.
 
     Returns:
         the record; None while another process is at it.
 
     Raises:
-        Worse: PQ is lower than the reference's by more than the margin.
-        ValueError: the reference is no alias of a registered model.
+        Worse: PQ is lower than the reference's by more than the margin, and that was not said before.
+        Busy: another process evaluates the reference, or moves its alias: nothing was compared.
+        ValueError: the reference is no alias of a registered model, or cannot be moved to this model.
     """
     if reference.uri and not registry.ALIAS.fullmatch(reference.uri):
         raise ValueError(f"--reference {reference.uri}: give an alias of a registered model, models:/name@champion")
-    task = assign(model)
+    task = ask(model)
+    if reference.promote:
+        registry.movable(reference.uri, task.uri)
     found, made = once(task, pool, places)
     if found is None:
         return None
     print(f"{title_of(task)}: PQ {found.pq:.2f}{'' if made else ', as evaluated before'} (run {found.run.run_id})")
     if reference.uri:
-        _compare(assign, task, found, made, pool, places, reference)
+        _compare(ask, task, found, pool, places, reference)
     return found
 
 
 def _compare(
-    assign: Callable[[str], Task],
-    task: Task,
-    found: Record,
-    made: bool,
-    pool: Pool,
-    places: Places,
-    reference: Reference,
+    ask: Callable[[str], Task], task: Task, found: Record, pool: Pool, places: Places, reference: Reference
 ) -> None:
-    if reference.promote and not registry.has_alias(reference.uri, places.tracking_uri):
-        registry.move_alias(reference.uri, task.uri, places.tracking_uri)
-        print(f"{reference.uri} had no model and is {task.uri} now")
-        return
-    other = assign(reference.uri)
-    if other.identity == task.identity:
-        print(f"it is {reference.uri} itself")
-        return
-    before, _ = once(other, pool, places)
-    if before is None:
-        return
-    margin = reference.margin if made else float("inf")
-    better = check(found, before, task.manifest.categories, margin)
-    print(f"{reference.uri} has PQ {before.pq:.2f}: {'better' if better else 'not better'} by more than the noise")
-    if better and reference.promote:
-        registry.move_alias(reference.uri, task.uri, places.tracking_uri)
-        print(f"{reference.uri} is {task.uri} now")
+    """Judge what the alias means, which may take hours; then, under its lease, compare if it still means that."""
+    folder = storage.join(places.folder, "leases", f"alias-{_digest(reference.uri)}")
+    for _ in range(ROUNDS):
+        champion = registry.aliased(reference.uri, places.tracking_uri)
+        if champion is None and not reference.promote:
+            raise ValueError(f"{reference.uri}: not found in {places.tracking_uri}; --promote makes the first model it")
+        if champion == task.uri:
+            print(f"it is {reference.uri} itself")
+            return
+        before = None
+        if champion is not None and not _noted(found, champion, reference):
+            before = _judged(ask(champion), pool, places, reference)
+        held = lease.wait(folder)
+        with held.kept():
+            if registry.aliased(reference.uri, places.tracking_uri) != champion:
+                continue
+            verdict = BETTER if champion is None else _verdict(task, found, before, champion, reference)
+            if verdict == BETTER and reference.promote:
+                if not held.held():
+                    raise Busy(f"{reference.uri}: another process took over; nothing was moved, try again")
+                registry.move_alias(reference.uri, task.uri, places.tracking_uri)
+                print(f"{reference.uri} {'had no model and ' if champion is None else ''}is {task.uri} now")
+            return
+    raise Busy(f"{reference.uri} moved {ROUNDS} times while {title_of(task)} was compared with it; try again")
+
+
+def _judged(asked: Task, pool: Pool, places: Places, reference: Reference) -> Record:
+    record, _ = once(asked, pool, places)
+    if record is None:
+        raise Busy(f"{reference.uri} ({title_of(asked)}) is being evaluated: nothing was compared, try again")
+    return record
+
+
+def _verdict(task: Task, found: Record, before: Record | None, champion: str, reference: Reference) -> str:
+    """The one that was given, or a new one, which is said and noted.
+
+    Raises:
+        Worse: as `check`, the first time.
+    """
+    noted = _noted(found, champion, reference)
+    if noted or before is None:
+        print(f"{noted} when it was compared with {reference.uri} ({champion}) before")
+        return noted
+    try:
+        better, why = check(found, before, task.manifest.categories, reference.margin)
+    except Worse:
+        _note(found, champion, reference, WORSE)
+        raise
+    print(f"{reference.uri} ({champion}) has PQ {before.pq:.2f}: {why}")
+    verdict = BETTER if better else SAME
+    _note(found, champion, reference, verdict)
+    return verdict
+
+
+def _noted(found: Record, champion: str, reference: Reference) -> str:
+    """The verdict that was given on this reference under this margin; "" = none."""
+    text = registry.read_tag(found.run, _tag(champion, reference))
+    return json.loads(text)["verdict"] if text else ""
+
+
+def _note(found: Record, champion: str, reference: Reference, verdict: str) -> None:
+    content = {"reference": champion, "margin": reference.margin, "verdict": verdict}
+    registry.set_tag(found.run, _tag(champion, reference), json.dumps(content))
+
+
+def _tag(champion: str, reference: Reference) -> str:
+    return f"compared.{_digest([champion, reference.margin])}"
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

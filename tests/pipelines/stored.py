@@ -1,4 +1,4 @@
-"""A stored model that was never trained, and an actor that dies: for tests of evaluation and prediction."""
+"""A stored model that was never trained, shards, actors that die: for tests of evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panoptic.png import encode_segments
 from pipelines.evaluate import Task, counter
+from pipelines.manifest import Manifest, Shard
+from tests.conftest import draw_segmentation
 
 OPTIONS = {"train.validation_batch": 2}
 
@@ -25,6 +33,31 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
     model = SMALL_DEEPLAB.build(categories)
     checkpoint.save(str(folder / "checkpoint.pt"), config=SMALL_DEEPLAB, model=model, experiment=OPTIONS)
     return str(folder)
+
+
+def write_shards(root: Path, categories: Any, count: int) -> Manifest:
+    """A split of drawn images of two sizes in no order, written without Ray."""
+    rng, rows = np.random.default_rng(1), []
+    for number in range(count):
+        height, width = [(48, 64), (48, 64), (64, 48)][rng.integers(3)]
+        truth = draw_segmentation(rng, height, width, categories, crowd=number == 3)
+        pixels = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (width, height))
+        rows.append(
+            {
+                "name": f"{number}.jpg",
+                "image": cv2.imencode(".jpg", pixels)[1].tobytes(),
+                "segments": encode_segments(truth.segments),
+                "labels": truth.labels.tolist(),
+                "crowd": truth.is_crowd().tolist(),
+                "height": height,
+                "width": width,
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), root / "shard.parquet", row_group_size=4)
+    shard, empty = (Shard("shard.parquet", count, ""),), (0,) * len(categories)
+    manifest = Manifest(1, "val", count, "hash", categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, str(root))
+    (root / "manifest.json").write_bytes(manifest.to_json())
+    return manifest
 
 
 def mortal(task: Task, marker: str) -> Callable[[Sequence[int]], Any]:

@@ -81,6 +81,41 @@ def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.
         evaluate.evaluate(assigned(), Pool(0))
 
 
+def test_images_that_kill_every_actor_are_named(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipelines import evaluate
+    from pipelines.actors import Killed, Pool
+
+    def dying(*_: object):
+        raise Killed(range(2, 4), 4)
+        yield
+
+    task = assigned()
+    names = [image.name for _, image in sorted(evaluate.evaluate(task, Pool(0)).tally.images.items())]
+    monkeypatch.setattr(evaluate, "each", dying)
+    with pytest.raises(ValueError, match=f"^one of 2 images, {names[2]}, {names[3]}: rows 2 to 3: the actor died 4"):
+        evaluate.evaluate(task, Pool(0))
+
+
+def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of the driver, which may have another, or none."""
+    import torch
+
+    from pipelines import evaluate
+    from pipelines.actors import Pool
+    from pipelines.judging import facts
+
+    task, counter, names = assigned(), evaluate.counter, iter(["H100", "A10", "H100", "H100"])
+
+    def elsewhere(task):
+        work = counter(task)
+        return lambda rows: replace(work(rows), device=next(names))
+
+    assert facts(evaluate.evaluate(task, Pool(0, threads=1)))["device"] == "CPU, 1 thread a process"
+    monkeypatch.setattr(evaluate, "counter", elsewhere)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert facts(evaluate.evaluate(task, Pool(0)))["device"] == "A10; H100"
+
+
 def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -> None:
     from pipelines.evaluate import identify
     from tests.pipelines.stored import write_model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 from panoptic.evaluation import Measures, Tally, summarise
 from panoptic.metrics.image import count_image
 from panoptic.segmentation import Categories, Segmentation
-from pipelines import judging, registry, scheduled
+from pipelines import judging, lease, registry, scheduled, storage
 from pipelines.actors import Pool
 from pipelines.evaluate import Judgement, Task
 from pipelines.judging import Places, Worse, key_of
-from pipelines.lease import acquire
+from pipelines.lease import Busy, acquire
 from pipelines.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference
@@ -36,7 +37,7 @@ def places(mlflow_store: str, tmp_path: Path) -> Places:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was judged; version v finds 30, 60, 90 % of the segments of 40 images, without a model."""
+    """What was judged; versions 1, 2, 3 find 30, 60, 90 % of the segments of 40 images, without a model."""
     done: list[str] = []
 
     def evaluate(task: Task, pool: Pool) -> Judgement:
@@ -51,12 +52,13 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Judgement(task, summarise([tally], task.manifest.categories), tally)
 
     monkeypatch.setattr(judging, "evaluate", evaluate)
+    monkeypatch.setattr(judging, "resolved", lambda asked: asked)
     monkeypatch.setattr(judging, "pictures", lambda *_: [])
     return done
 
 
 @pytest.fixture
-def assign(places: Places, small_categories: Categories):
+def ask(places: Places, small_categories: Categories):
     manifest = Manifest(1, "val", 40, "hash", small_categories, (), 1, 4, (0,) * 5, 0, 0, 0, (), 0, {}, "/shards/val")
 
     def task(uri: str) -> Task:
@@ -70,8 +72,8 @@ def champion(places: Places) -> str:
     return registry.pin("models:/street@champion", places.tracking_uri)
 
 
-def test_once_is_once(places: Places, judged: list[str], assign, capsys: pytest.CaptureFixture[str]) -> None:
-    first, again = (scheduled.scheduled(assign, "models:/street/1", Pool(0), places, Reference()) for _ in range(2))
+def test_once_is_once(places: Places, judged: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
+    first, again = (scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) for _ in range(2))
     assert first is not None and again is not None and judged == ["models:/street/1"]
     assert again.run == first.run and again.pq == pytest.approx(first.pq)
     assert again.counts.names == first.counts.names and (again.counts.values == first.counts.values).all()
@@ -80,22 +82,22 @@ def test_once_is_once(places: Places, judged: list[str], assign, capsys: pytest.
     assert list(Path(places.folder).glob("*.html"))
 
 
-def test_two_at_once_do_it_once(places: Places, judged: list[str], assign, capsys: pytest.CaptureFixture[str]) -> None:
-    task = assign("models:/street/1")
+def test_two_at_once_do_it_once(places: Places, judged: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
+    task = ask("models:/street/1")
     other = acquire(f"{places.folder}/leases/{key_of(task)}")
     assert other is not None
-    assert scheduled.scheduled(assign, "models:/street/1", Pool(0), places, Reference()) is None
+    assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) is None
     assert judged == [] and f"being evaluated by {other.owner}" in capsys.readouterr().out
     other.renew(0)  # it died
-    assert scheduled.scheduled(assign, "models:/street/1", Pool(0), places, Reference()) is not None
+    assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) is not None
     assert len(judged) == 1
 
 
-def test_the_key_is_model_data_and_computation(assign) -> None:
-    task = assign("models:/street/1")
+def test_the_key_is_model_data_and_computation(ask) -> None:
+    task = ask("models:/street/1")
     engine = replace(task.experiment.engine, channels_last=not task.experiment.engine.channels_last)
     others = [
-        assign("models:/street/2"),
+        ask("models:/street/2"),
         replace(task, manifest=replace(task.manifest, hash="other")),
         replace(task, measures=Measures(boundary=True)),
         replace(task, experiment=replace(task.experiment, engine=engine)),
@@ -105,23 +107,153 @@ def test_the_key_is_model_data_and_computation(assign) -> None:
     assert key_of(same) == key_of(task)
 
 
-def test_the_reference(places: Places, judged: list[str], assign) -> None:
-    reference = Reference("models:/street@champion", margin=1.0, promote=True)
-    scheduled.scheduled(assign, "models:/street/3", Pool(0), places, reference)
+CHAMPION = Reference("models:/street@champion", margin=1.0)
+
+
+def test_the_reference(places: Places, judged: list[str], ask) -> None:
+    reference = replace(CHAMPION, promote=True)
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, reference)
     assert champion(places) == "models:/street/3" and judged == ["models:/street/3", "models:/street/1"]
     with pytest.raises(Worse, match=r"below the reference's .*more than the margin of 1"):
-        scheduled.scheduled(assign, "models:/street/2", Pool(0), places, reference)
-    # what is there raises nothing a second time
-    assert scheduled.scheduled(assign, "models:/street/2", Pool(0), places, reference) is not None
+        scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
+    # a verdict that was given is not given a second time
+    assert scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference) is not None
     assert champion(places) == "models:/street/3"
-    assert scheduled.scheduled(assign, "models:/street@champion", Pool(0), places, reference) is not None
+    assert scheduled.scheduled(ask, "models:/street@champion", Pool(0), places, reference) is not None
     with pytest.raises(ValueError, match="give an alias of a registered model"):
-        scheduled.scheduled(assign, "models:/street/2", Pool(0), places, Reference("street"))
+        scheduled.scheduled(ask, "models:/street/2", Pool(0), places, Reference("street"))
+    with pytest.raises(ValueError, match=r"street@nobody: not found in .*--promote"):
+        scheduled.scheduled(ask, "models:/street/2", Pool(0), places, Reference("models:/street@nobody"))
 
 
-def test_a_first_champion_and_no_checkpoint_as_one(places: Places, judged: list[str], assign) -> None:
+def test_a_verdict_comes_once_for_each_reference_and_margin(places: Places, judged: list[str], ask) -> None:
+    """Also where the evaluation was there before anybody compared it."""
+    registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
+    scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference())
+    for reference in (CHAMPION, replace(CHAMPION, margin=2.0)):
+        with pytest.raises(Worse):
+            scheduled.scheduled(ask, "models:/street/1", Pool(0), places, reference)
+        assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, reference) is not None
+    registry.move_alias(CHAMPION.uri, "models:/street/2", places.tracking_uri)
+    with pytest.raises(Worse):
+        scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
+    assert len(judged) == 3
+
+
+def test_a_process_that_dies_before_the_verdict_leaves_it_to_the_next(
+    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(scheduled, "_compare", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
+    with pytest.raises(Worse):
+        scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
+    assert len(judged) == 2
+
+
+def test_a_reference_that_another_process_judges_is_no_success(places: Places, judged: list[str], ask) -> None:
+    other = acquire(f"{places.folder}/leases/{key_of(ask('models:/street/1'))}")
+    assert other is not None
+    with pytest.raises(Busy, match=r"street 1.* is being evaluated: nothing was compared, try again"):
+        scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
+    other.renew(0)
+    assert scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION) is not None
+    assert judged == ["models:/street/3", "models:/street/1"]
+
+
+def test_a_promotion_that_was_not_asked_for_is_made_up_for(places: Places, judged: list[str], ask) -> None:
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
+    assert champion(places) == "models:/street/1"
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, replace(CHAMPION, promote=True))
+    assert champion(places) == "models:/street/3" and len(judged) == 2
+
+
+def test_no_promotion_is_lost(places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 was compared with 1 when 3 took the alias: it must not take it from 3."""
+    reference, evaluate = replace(CHAMPION, promote=True), judging.evaluate
+
+    def slow(task: Task, pool: Pool) -> Judgement:
+        if task.uri.endswith("/1"):  # the reference of version 2: meanwhile 3 is promoted
+            registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
+        return evaluate(task, pool)
+
+    monkeypatch.setattr(judging, "evaluate", slow)
+    with pytest.raises(Worse):
+        scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
+    assert champion(places) == "models:/street/3"
+    assert judged == ["models:/street/2", "models:/street/1", "models:/street/3"]
+
+
+def test_one_at_a_time_moves_an_alias(places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "PATIENCE", 0.1)
+    seen, check = [], scheduled.check
+
+    def checked(*arguments):
+        folder = next(name for name in storage.list_files(f"{places.folder}/leases") if "alias" in name)
+        seen.append(acquire(f"{places.folder}/leases/{folder.split('/')[0]}"))
+        return check(*arguments)
+
+    monkeypatch.setattr(scheduled, "check", checked)
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, replace(CHAMPION, promote=True))
+    assert seen == [None] and champion(places) == "models:/street/3"
+
+
+def test_few_images_promote_nobody(
+    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("panoptic.metrics.bootstrap.LEAST", 41)
+    monkeypatch.setattr(judging, "LEAST", 41)
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, replace(CHAMPION, promote=True))
+    assert champion(places) == "models:/street/1"
+    assert "40 images are too few to tell from chance, which takes 41" in capsys.readouterr().out
+
+
+def test_what_cannot_be_promoted_is_refused_before_any_evaluation(places: Places, judged: list[str], ask) -> None:
+    for model in ("models:/m-0123456789abcdef", "models:/other/1"):
+        with pytest.raises(ValueError, match="both must be versions of one registered model"):
+            scheduled.scheduled(ask, model, Pool(0), places, replace(CHAMPION, promote=True))
+    assert judged == []
+
+
+def test_what_is_done_is_found_without_a_model(
+    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
+
+    def loaded(task: Task) -> Task:
+        raise AssertionError(f"{task.uri} was loaded")
+
+    monkeypatch.setattr(judging, "resolved", loaded)
+    assert scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION) is not None
+
+
+def test_who_was_followed_records_nothing(
+    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A holder whose lease expired while it worked, and the one that took over."""
+    task, evaluate = ask("models:/street/1"), judging.evaluate
+    dead = acquire(f"{places.folder}/leases/{key_of(task)}", 0.01)
+    assert dead is not None
+    time.sleep(0.05)
+
+    def overtaken(task: Task, pool: Pool) -> Judgement:
+        mine = storage.list_files(f"{places.folder}/leases/{key_of(task)}")
+        assert mine == ["000001.json", "000002.json"]  # the dead one was followed
+        storage.create(f"{places.folder}/leases/{key_of(task)}/000003.json", b'{"owner": "late", "expires": 0}')
+        return evaluate(task, pool)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "evaluate", overtaken)
+        assert judging.once(task, Pool(0), places) == (None, False)
+    assert "taken over by late; nothing was recorded" in capsys.readouterr().out
+    found, made = judging.once(task, Pool(0), places)
+    assert found is not None and made and len(judged) == 2
+
+
+def test_a_first_champion_and_no_checkpoint_as_one(places: Places, judged: list[str], ask) -> None:
     reference = Reference("models:/street@best", promote=True)
-    scheduled.scheduled(assign, "models:/street/2", Pool(0), places, reference)
+    scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
     assert registry.pin("models:/street@best", places.tracking_uri) == "models:/street/2"
     with pytest.raises(ValueError, match="both must be versions of one registered model"):
         registry.move_alias("models:/street@best", "/runs/step_1/checkpoint.pt", places.tracking_uri)

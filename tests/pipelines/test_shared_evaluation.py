@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
 from dataclasses import replace
 
-import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from panoptic import models
 from panoptic.evaluation import Measures, judge, summarise
 from panoptic.metrics.report import metrics
-from panoptic.png import encode_segments
 from panoptic.segmentation import Categories
-from pipelines.manifest import Manifest, Shard
+from pipelines.manifest import Manifest
 from pipelines.order import evaluation_window
 from pipelines.presets import PRESETS
 from pipelines.worker import validation_batches
 from tests.panoptic.models.small import SMALL
+from tests.pipelines.stored import write_shards
 
-ROWS, SIZES = 7, ((48, 64), (48, 64), (64, 48))
+ROWS = 7
 
 CASES = [
     pytest.param(config, id=f"{kind.__name__}-{name}")
@@ -34,27 +30,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories, random_segmentation: Callable):
-    """Images of two sizes in no order."""
-    root, rng, rows = tmp_path_factory.mktemp("shards"), np.random.default_rng(1), []
-    for number in range(ROWS):
-        height, width = SIZES[rng.integers(len(SIZES))]
-        truth = random_segmentation(rng, height, width, small_categories, crowd=number == 3)
-        pixels = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (width, height))
-        rows.append(
-            {
-                "name": f"{number}.jpg",
-                "image": cv2.imencode(".jpg", pixels)[1].tobytes(),
-                "segments": encode_segments(truth.segments),
-                "labels": truth.labels.tolist(),
-                "crowd": truth.is_crowd().tolist(),
-                "height": height,
-                "width": width,
-            }
-        )
-    pq.write_table(pa.Table.from_pylist(rows), root / "shard.parquet", row_group_size=4)
-    shard = (Shard("shard.parquet", ROWS, ""),)
-    return Manifest(1, "val", ROWS, "", small_categories, shard, 64, 64, (0,) * 5, 0, 0, 0, (), 0, {}, str(root))
+def shards(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories) -> Manifest:
+    return write_shards(tmp_path_factory.mktemp("shards"), small_categories, ROWS)
 
 
 @pytest.mark.parametrize("config", CASES)
