@@ -52,7 +52,9 @@ def test_once_twice_and_worse_once(
     client = connect(mlflow_store)
 
     def runs() -> list:
-        return client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
+        found = client.get_experiment_by_name("evaluation")
+        assert found is not None
+        return client.search_runs([found.experiment_id])
 
     assert exit_code("models:/street/1", "--once") == exit_code("models:/street/1", "--once") == 0
     assert len(runs()) == 1 and "as evaluated before" in capsys.readouterr().out

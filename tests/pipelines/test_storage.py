@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,7 +202,7 @@ def test_a_put_whose_answer_was_lost_is_our_own(bucket: str, monkeypatch: pytest
     real = boto3.client
 
     def repeating(*arguments, **options):
-        client = real(*arguments, **options)
+        client: Any = real(*arguments, **options)
         put = client.put_object
         client.put_object = lambda **wanted: (put(**wanted), put(**wanted))[1]
         return client
