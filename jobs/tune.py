@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from pipelines.config import parse_known
 from pipelines.presets import PRESETS
 from pipelines.studies import running
 from pipelines.sweeps.closing import closing_words
+
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a sweep that can go on."""
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -44,6 +48,9 @@ if __name__ == "__main__":
         main()
     except (ValueError, ConnectionError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --name NAME and --resume goes on", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code not in INTERRUPTED:
+            raise
+        print("interrupted; the same command with --name NAME and --resume goes on", file=sys.stderr, flush=True)
+        sys.exit(code)

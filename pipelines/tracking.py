@@ -181,6 +181,10 @@ def describe(run: Run, text: str) -> None:
         log.warning("tracking: the run %s could not be described (%s)", run.run_id, _first_line(error))
 
 
+NAME_TAG = "mlflow.runName"
+"""Tag by which a run is called in MLflow's lists."""
+
+
 class Tracker:
     """Writes to one run from one process. No method raises because of the store."""
 
@@ -381,20 +385,30 @@ def _log_data(client: MlflowClient, run_id: str, data: Sequence[DataSet]) -> Non
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM, which would end the process on the spot, as SystemExit; handlers of others (Ray's) are kept."""
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    """SIGTERM, which would end the process on the spot, as SystemExit.
+
+    Also in place of Ray's handler, which first ends Ray's processes: without them Ray's own threads abort this one,
+    often before its runs are closed. What Ray started ends with the process as after any exit.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    came: list[int] = []
+
     def stop(number: int, frame: Any) -> None:
+        came.append(number)
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except SystemExit as error:
+        if came:  # what was waiting inside of Ray leaves it with another code
+            raise SystemExit(128 + came[0]) from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -226,7 +226,8 @@ def tell_exchange(course: Course, resolved: Resolved, identity: str, plan: Plan)
     """In MLflow, that a trial takes over another one's training here, and with which options."""
     origin, pointer, known = course.origin, course.pointer, run_id(plan.folder, identity)
     if known and pointer is not None and origin["begin"] == pointer["checkpoint"]:
-        tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {resolved.row.label}"}
+        label = resolved.row.label
+        tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {label}", tracking.NAME_TAG: label}
         tracking.Tracker(replace(plan.parent, run_id=known)).tags(tags)
 
 

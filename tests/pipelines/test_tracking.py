@@ -178,13 +178,22 @@ def test_a_run_is_described(run):
     tracking.describe(Run("http://127.0.0.1:9", "x", "0"), "nobody listens")  # a warning, no error
 
 
-def test_sigterm_is_a_killed_run(run, monkeypatch):
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+@pytest.mark.parametrize("theirs", [signal.SIG_DFL, lambda number, frame: pytest.fail("Ray's processes are ended")])
+def test_sigterm_is_a_killed_run(run, theirs):
+    """Also where Ray has a handler of its own, which is in place again afterwards."""
+    before = signal.signal(signal.SIGTERM, theirs)
     try:
-        with pytest.raises(SystemExit), ending(run):
+        with pytest.raises(SystemExit) as stop, ending(run):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is theirs
+        with pytest.raises(SystemExit) as stop, ending(run):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            except SystemExit as error:
+                raise SystemExit(1) from error  # as Ray does
+        assert stop.value.code == 143
     finally:
         signal.signal(signal.SIGTERM, before)
     assert status(run) == "KILLED"

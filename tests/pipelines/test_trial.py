@@ -232,7 +232,8 @@ def test_a_trial_that_takes_over_another_says_so(monkeypatch, tmp_path: Path, ml
     donor = {"checkpoint": "x/trial-8/step_000300", "step": 300, "origin": origin, "changes": {"optim.lr": 0.1}}
     with in_tune(monkeypatch, lambda e, *_: kept(tmp_path / e.name, step_001200=2.0), donor):
         run_trial({"optim.lr": 0.5}, plan)
-    assert tags_of(plan, run.run_id)["exchange_000300"] == "from x/trial-8/step_000300: lr=0.5"
+    tags = tags_of(plan, run.run_id)
+    assert tags["exchange_000300"] == "from x/trial-8/step_000300: lr=0.5" and tags["mlflow.runName"] == "lr=0.5"
 
 
 class GroupError(RuntimeError):
