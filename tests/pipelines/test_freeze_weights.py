@@ -70,9 +70,9 @@ def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tm
 
 
 def test_schedules_of_freezing():
-    assert parse_schedule(4) == [(0, 4)]
+    assert parse_schedule(4) == parse_schedule("4") == [(0, 4)]
     assert parse_schedule("5 2@500 0@800") == [(0, 5), (500, 2), (800, 0)]
-    for bad in ("5", "5 2", "2@500", "5 2@500 0@400", "5 2@0", "x 2@5", "5 2@-5", "5; 2@4"):
+    for bad in ("5 2", "2@500", "5 2@500 0@400", "5 2@0", "x 2@5", "5 2@-5", "5; 2@4"):
         with pytest.raises(ValueError, match=r"schedule|number of stages"):
             parse_schedule(bad)
 
