@@ -18,6 +18,7 @@ from pipelines.studies.planning import (
     Planned,
     Presets,
     check,
+    experiment_of,
     key_of,
     label_of,
     limited,
@@ -96,7 +97,9 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     keys = [key_of(entry, bases) for entry in planned]
     distinct = {key: entry for key, entry in reversed(list(zip(keys, planned, strict=True)))}
     rows = tuple(trial_of(distinct[key]) for key in dict.fromkeys(keys))
-    trials = Trials(bases, names[0], rows=rows, experiments=tuple(checker.experiments))
+    # as they will train: the data of the checked ones may be limited to more images than there are
+    experiments = tuple(experiment_of(distinct[key], bases) for key in dict.fromkeys(keys))
+    trials = Trials(bases, names[0], rows=rows, experiments=experiments)
     done = execute(options, trials, name, {"arguments": list(rest)})
     lines = {line.label: line for line in done.lines}
     found = {key: results(lines.get(entry.label), done.folder) for key, entry in distinct.items()}

@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pipelines.evaluate import Stored, load
 from pipelines.independent import save
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
-from pipelines.studies import STUDIES, judging, running
+from pipelines.studies import STUDIES, judging, planning, running
 from pipelines.studies.planning import Options, short_name
 from pipelines.studies.results import Cell, beyond_chance, compare, noise, plot, table_of, verdict
 from pipelines.sweeps.closing import Finished
@@ -139,6 +140,22 @@ def test_names_are_checked_before_anything_is_trained(resume: bool, message: str
     rest = ["--storage", str(tmp_path), "--name", "other" if resume else "taken"]
     with pytest.raises(ValueError, match=message):
         running.run(options, rest, PRESETS)
+
+
+def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch):
+    """Neither its base nor its experiment, of which a sweep prepares the data."""
+    seen: list[Any] = []
+
+    def execute(given: Any, trials: Any, name: str, record: Any) -> Any:
+        seen.extend([*trials.bases.values(), *trials.experiments])
+        raise InterruptedError("trials were given")
+
+    monkeypatch.setattr(planning, "prepare_data", lambda experiment: (SimpleNamespace(rows=485), None))
+    monkeypatch.setattr(running, "join_cluster", lambda *given: 1)
+    monkeypatch.setattr(running, "execute", execute)
+    with pytest.raises(InterruptedError):
+        running.run(Options(study=("detr-length",), steps=20), [], PRESETS)
+    assert [one.data.limit for one in seen] == [196, 163, 196, 485]
 
 
 def test_data_is_looked_at_before_weights_are_trained(monkeypatch, tmp_path: Path):
