@@ -154,7 +154,7 @@ def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.Monkey
     monkeypatch.setattr(running, "join_cluster", lambda *given: 1)
     monkeypatch.setattr(running, "execute", execute)
     with pytest.raises(InterruptedError):
-        running.run(Options(study=("detr-length",), steps=20), [], PRESETS)
+        running.run(Options(study=("detr-length",), steps=20), ["--train.weights", "detr.pt"], PRESETS)
     assert [one.data.limit for one in seen] == [196, 163, 196, 485]
 
 
