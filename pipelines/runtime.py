@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -124,3 +127,31 @@ def data_context() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no bars
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which would end the process on the spot, as SystemExit.
+
+    Also in place of Ray's handler, which first ends Ray's processes: without them Ray's own threads abort this one,
+    often before its MLflow runs are closed. What Ray started ends with the process as after any exit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    came: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        came.append(number)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except SystemExit as error:
+        if came:  # what was waiting inside of Ray leaves it with another code
+            raise SystemExit(128 + came[0]) from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

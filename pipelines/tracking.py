@@ -18,8 +18,6 @@ import json
 import logging
 import os
 import re
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines import runtime
 from pipelines.provenance import code_version, origin
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def start(
 @contextmanager
 def ending(run: Run) -> Iterator[None]:
     """Give the run its final status: FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM."""
-    with _sigterm_raises():
+    with runtime.sigterm_raises():
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -381,34 +380,6 @@ def _log_data(client: MlflowClient, run_id: str, data: Sequence[DataSet]) -> Non
     ]
     if inputs:
         client.log_inputs(run_id, datasets=inputs)
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM, which would end the process on the spot, as SystemExit.
-
-    Also in place of Ray's handler, which first ends Ray's processes: without them Ray's own threads abort this one,
-    often before its runs are closed. What Ray started ends with the process as after any exit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    came: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        came.append(number)
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except SystemExit as error:
-        if came:  # what was waiting inside of Ray leaves it with another code
-            raise SystemExit(128 + came[0]) from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from pipelines.config import Experiment, parse
 from pipelines.sweeps import progress, search, trial
 from pipelines.sweeps.closing import Finished, conclude
 from pipelines.sweeps.endings import close_children
+from pipelines.sweeps.fitting import Fitting
 from pipelines.sweeps.freezing import check_freezing, meta_model
 from pipelines.sweeps.gate import open_gate
 from pipelines.sweeps.handover import COUNTER
@@ -154,7 +155,8 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class Checker:
-    """Whether a draw makes an experiment that can train; models are built without memory, each once."""
+    """Whether a draw makes an experiment that can train, and its backbone's weights fit; models are built without
+    memory, each once."""
 
     def __init__(self, trials: Trials, allow_lacking: bool = False) -> None:
         """Args:
@@ -164,6 +166,7 @@ class Checker:
         self.trials, self.allow_lacking = trials, allow_lacking
         self.experiments: list[Experiment] = []
         self._built: dict[str, Shapes] = {}
+        self._fitting = Fitting()
 
     def __call__(self, values: Mapping[str, Any]) -> Experiment:
         """Raises:
@@ -186,6 +189,7 @@ class Checker:
             self._shapes(part)
             if not self.allow_lacking:
                 check_freezing(part)
+        self._fitting.check(experiment)
         self.experiments.append(experiment)
         return experiment
 
@@ -230,8 +234,7 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     first = next(iter(trials.bases.values()))
     check_storage(trials.bases.values())
     folder = storage.join(storage.absolute(first.storage), name)
-    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
-    record = json.loads(json.dumps({**given, **record}))
+    record = record_of(options, record)
     before = read_record(folder, name, record, options.resume)
     experiments = trials.experiments or tuple(trials.bases.values())
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
@@ -250,6 +253,12 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     with tracking.ending(parent):
         lines = run(options, plan, concurrent, rounds)
         return conclude(name, lines, plan, first)
+
+
+def record_of(options: Sweep, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a sweep this one and no other, as it is written beside it."""
+    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
+    return json.loads(json.dumps({**given, **more}))
 
 
 def ready_bases(options: Sweep, trials: Trials, concurrent: int) -> dict[str, Experiment]:
@@ -353,7 +362,7 @@ def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
 
     filesystem, path = storage.resolve(plan.folder)
     function = tune.with_parameters(trial.run_trial, plan=plan)
-    trainable = tune.with_resources(function, {"CPU": trial.DRIVER_CPUS})
+    trainable = tune.with_resources(function, {"CPU": trial.DRIVER_CPUS, "memory": trial.DRIVER_MEMORY})
     if restorable(plan.folder):
         state = storage.join(path, STATE)
         return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)

@@ -113,8 +113,9 @@ def instance_overlaps(truth: Segmentation, found: Instances, categories: Categor
         best = mine[np.argsort(-found.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
         chosen.append(best)
         if len(best) and len(theirs):
-            pair: Any = [found.masks[k] for k in best], [masks[k] for k in theirs]  # its stubs want lists of their own
-            tables.append(np.asarray(rle.iou(*pair, crowd[theirs].astype(np.uint8).tolist())).ravel())
+            ours: Any = [found.masks[k] for k in best]  # as its stubs do not know what `encode_masks` gives
+            wanted: Any = [masks[k] for k in theirs]
+            tables.append(np.asarray(rle.iou(ours, wanted, crowd[theirs].astype(np.uint8).tolist())).ravel())
     order = np.concatenate(chosen)
     return InstanceOverlaps(
         labels[order], found.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from pipelines import storage, tracking
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.fitting import Fitting
 from pipelines.studies.judging import COSTLY, judged, merged_quality
 from pipelines.studies.planning import (
     Options,
@@ -37,7 +35,7 @@ from pipelines.sweeps.progress import Line
 from pipelines.sweeps.restoring import read_record
 from pipelines.sweeps.room import join_cluster
 from pipelines.train import prepare_data
-from pipelines.tune import Checker, Finished, Trials, check_storage, execute, split_preset
+from pipelines.tune import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
 
 Uris = Mapping[tuple[str, int, int], str]
 """By study, row and seed."""
@@ -127,10 +125,9 @@ def check_rows(planned: Sequence[Planned], checker: Checker, remedy: str) -> Non
     Raises:
         ValueError: names the row, and what to change.
     """
-    fitting = Fitting()
     for entry in planned:
         try:
-            fitting.check(checker.check(entry.preset, entry.changes))
+            checker.check(entry.preset, entry.changes)
         except ValueError as error:
             raise ValueError(f"{entry.label}: {error}{remedy if 'noise' in str(error) else ''}") from error
 
@@ -141,8 +138,7 @@ def check_name(options: Options, rest: Sequence[str], base: Experiment, name: st
     Raises:
         ValueError: another sweep has the name, or there is none to be resumed.
     """
-    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
-    record = json.loads(json.dumps({**given, "arguments": list(rest)}))  # as `execute` writes it
+    record = record_of(options, {"arguments": list(rest)})
     read_record(storage.join(storage.absolute(base.storage), name), name, record, options.resume)
 
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment
-from pipelines.sweeps.trial import DRIVER_CPUS
+from pipelines.sweeps.trial import DRIVER_CPUS, DRIVER_MEMORY
 from pipelines.train import prepare_data, worker_cpus
 
 
@@ -62,6 +62,13 @@ def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool
     most = math.floor(there.get("CPU", 0) / each + 1e-9)
     if gpu:
         most = min(most, math.floor(there.get("GPU", 0) / workers))
+    memory = there.get("memory", math.inf)
+    if memory < DRIVER_MEMORY:
+        raise ValueError(
+            f"a trial's own process takes {DRIVER_MEMORY >> 20} MiB, and Ray counts {memory / 2**20:.0f} MiB of free "
+            "memory; end what else runs there"
+        )
+    most = min(most, math.floor(min(memory / DRIVER_MEMORY, 1e9)))
     if most < 1:
         asked = f"{each:g} CPUs" + (f" and {workers} GPUs" if gpu else "")
         raise ValueError(

@@ -15,8 +15,8 @@ from pipelines import storage
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
 from pipelines.studies import running
-from pipelines.studies.fitting import Fitting
 from pipelines.studies.planning import Options
+from pipelines.sweeps.fitting import Fitting
 
 
 def start_from(trunk: Backbone) -> Any:

@@ -141,6 +141,19 @@ def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, A
     optimiser.step()  # parameters without a state begin theirs
 
 
+@pytest.mark.parametrize(("before", "after", "kept"), [("sgd", "adamw", 0), ("adam", "sgd", 0), ("adam", "adamw", 1)])
+def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: int):
+    from pipelines.sweeps.handover import take_over
+
+    old, old_optimiser, old_experiment = trained({"optim.optimiser": before}, 2)
+    new, optimiser, _ = trained({"optim.optimiser": after}, 0)
+    carried = take_over(saved(old, old_optimiser, old_experiment), new, optimiser)
+    assert (carried > 0) == bool(kept)
+    for parameter in new.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()  # Adam would miss its own averages in a momentum
+
+
 def test_a_checkpoint_without_an_optimiser_gives_its_weights():
     from pipelines.sweeps.handover import take_over
 

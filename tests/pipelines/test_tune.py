@@ -1,13 +1,9 @@
-"""What a sweep refuses before anything starts, how many trials a cluster holds, and (slow) a whole sweep."""
+"""What a sweep refuses before anything starts, how many trials a cluster holds, and what it leaves."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +22,6 @@ from pipelines.sweeps.room import concurrency
 from pipelines.tracking import Run
 from pipelines.tune import Checker, Sweep, Trials, check_options, split_preset, sweep
 
-TINY = """
---model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
---model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
---model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
---model.instance-head-channels 8 --augment.crop 65 97 --optim.warmup-steps 2 --train.batch 4 --train.log-every 1
---train.workers 1 --train.steps 4 --train.validate-every 2 --train.overlays 0
-"""
-
 
 @pytest.mark.parametrize(
     ("there", "workers", "cpus", "gpu", "wanted", "expected"),
@@ -46,6 +34,7 @@ TINY = """
         ({"CPU": 5, "GPU": 8}, 2, 1.2, True, 0, 2),
         ({"CPU": 64, "GPU": 8}, 2, 1.2, True, 3, 3),
         ({"CPU": 64}, 2, 1.2, False, 99, 26),
+        ({"CPU": 64, "memory": 8 << 30}, 2, 1.2, False, 0, 10),
     ],
 )
 def test_trials_at_once(there, workers, cpus, gpu, wanted, expected):
@@ -55,6 +44,8 @@ def test_trials_at_once(there, workers, cpus, gpu, wanted, expected):
 def test_a_cluster_too_small_for_one_trial():
     with pytest.raises(ValueError, match=r"one trial needs 2\.41 CPUs .* the cluster has 2 CPUs and 0 GPUs; lower"):
         concurrency({"CPU": 2}, 2, 1.2, False)
+    with pytest.raises(ValueError, match=r"process takes 768 MiB, and Ray counts 512 MiB"):
+        concurrency({"CPU": 64, "memory": 512 << 20}, 2, 1.2, False)
     with pytest.raises(ValueError, match=r"and 4 GPUs"):
         concurrency({"CPU": 64, "GPU": 2}, 4, 1.2, True)
 
@@ -230,6 +221,26 @@ def test_the_largest_trial_sets_how_many_run_at_once(monkeypatch):
     assert room.join_cluster(0, [one, greedy]) == 1
 
 
+def test_data_that_is_swept_is_prepared_before_anything_starts(monkeypatch, tmp_path: Path):
+    """Every set that may be drawn, once; the preset needs none of its own then, and else is refused without."""
+    seen: list[str] = []
+
+    def ready(base: Any, *given: Any) -> Any:
+        if not base.data.root:
+            raise ValueError("data.root: this preset needs data")
+        seen.append(base.data.root)
+        return base
+
+    monkeypatch.setattr(tune, "ready", ready)
+    bare = replace(demo(), data=replace(demo().data, root=""))
+    drawn = [replace(bare, data=replace(bare.data, root=root)) for root in ("a", "b", "a")]
+    space = search.parse(["data.root=grid(a,b)", "optim.lr=grid(1e-3,2e-3)"])
+    bases = tune.ready_bases(Sweep(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
+    assert set(seen[:2]) == {"a", "b"} and bases["demo"].data.root == "a" and seen.count("b") == 1
+    with pytest.raises(ValueError, match=r"data\.root"):
+        tune.ready_bases(Sweep(), Trials({"demo": bare}, "demo", experiments=(bare,)), 1)
+
+
 def test_scenes_and_a_bucket_are_refused_before_ray(monkeypatch):
     monkeypatch.setattr(tune, "join_cluster", lambda *given: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match="drawn into a local folder, but storage is s3://bucket/x"):
@@ -292,104 +303,3 @@ def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
     assert closed == [plan.parent, "gate"]
     lines.pop()
     assert tune.run(Sweep(), plan, 1, 1) == lines
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes16, mlflow_template, tmp_path, capsys):
-    """Trial by trial in MLflow, the failed one with its reason; `--resume` repeats that one alone."""
-    import shutil
-
-    from jobs.tune import main
-    from pipelines import tracking
-
-    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    places = ["--storage", str(tmp_path), "--data.root", str(scenes16), "--tracking.uri", uri, "--name", "small"]
-    arguments = ["demo", *places, *TINY.split(), "--sweep", "train.weights=grid('','/nowhere')", "--concurrent", "2"]
-    arguments += ["--train.max-failures", "0"]
-    done = main(arguments)
-    lines = {line.label: line for line in done.lines}
-    good = lines["weights="]
-    assert good.state == "finished" and good.step == good.total == 4 and done.best == good
-    client = tracking.connect(uri)
-    runs = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], "")
-    children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == done.parent.run_id}
-    assert set(children) == set(lines) and children["weights="].info.status == "FINISHED"
-    assert children["weights="].data.params == {"weights": ""} and children["weights="].data.tags["state"] == "finished"
-    bad, reason = lines["weights=/nowhere"], "/nowhere/checkpoint.pt: no checkpoint there"
-    assert bad.state == "failed" and reason in bad.reason
-    assert children[bad.label].info.status == "FAILED" and reason in children[bad.label].data.tags["reason"]
-    assert done.model.startswith("models:/") and done.checkpoint.endswith("step_000004")
-    stamps = {path: path.stat().st_mtime_ns for path in Path(done.folder).glob("trial-*/step_*/metrics.json")}
-    again = main([*arguments, "--resume"])
-    assert {line.label for line in again.lines} == set(lines) and again.parent.run_id == done.parent.run_id
-    mine = [path for path in stamps if f"trial-{good.identity}" in str(path)]
-    assert mine and all(path.stat().st_mtime_ns == stamps[path] for path in mine)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
-    """Ctrl-C and SIGTERM close the runs of children and say how to go on; SIGKILL leaves them open. Then what waited
-    and what ran come to their end, and what had finished is not trained again."""
-    from jobs.tune import main
-    from pipelines import tracking
-
-    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    places = ["--storage", str(tmp_path), "--data.root", str(scenes16), "--tracking.uri", uri, "--name", "small"]
-    arguments = ["demo", *places, *TINY.split(), "--sweep", "optim.lr=grid(1e-3,2e-3)", "--concurrent", "1"]
-
-    def ended_by(number: int, when: str, *more: str) -> int:
-        """The exit code of the sweep, which gets a signal as soon as there is a file of this kind."""
-        job = subprocess.Popen([sys.executable, "jobs/tune.py", *arguments, *more], cwd=Path(__file__).parents[2])
-        try:
-            deadline = time.monotonic() + 200
-            while not list(tmp_path.glob(when)):
-                assert job.poll() is None and time.monotonic() < deadline
-                time.sleep(0.2)
-            job.send_signal(number)
-            return job.wait(90)
-        finally:
-            job.kill()
-
-    def states() -> tuple[str, list[tuple[str, str]]]:
-        """Status of the parent, status and state of each child."""
-        client = tracking.connect(uri)
-        parent = json.loads((tmp_path / "small" / "sweep.json").read_text())["run_id"]
-        experiment = client.get_experiment_by_name("panoptic").experiment_id
-        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-        found = [(child.info.status, child.data.tags.get("state", "")) for child in children]
-        return client.get_run(parent).info.status, sorted(found)
-
-    assert ended_by(signal.SIGINT, "small/trial-*/run.json") == 130
-    assert states() == ("KILLED", [("KILLED", "interrupted")])
-    assert ended_by(signal.SIGTERM, "small/trial-*/step_000002/metrics.json", "--resume") == 143
-    assert states() == ("KILLED", [("KILLED", "interrupted")])
-    ended_by(signal.SIGKILL, "small/trial-*/step_000004/metrics.json", "--resume")
-    assert states()[0] == "RUNNING"
-    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("small/trial-*/step_*/metrics.json")}
-    done = main([*arguments, "--resume"])
-    assert [(line.state, line.step) for line in done.lines] == [("finished", 4)] * 2
-    assert states() == ("FINISHED", [("FINISHED", "finished")] * 2)
-    assert len(first) >= 2 and all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
-
-
-@pytest.mark.slow
-def test_the_gate_stands_where_trials_find_it(ray_cluster):
-    """In every process of the job, and only as long as the sweep."""
-    import ray
-
-    from pipelines.sweeps import gate
-
-    handle = gate.open_gate("parent", 1)
-    assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
-    wait = ray.remote(num_cpus=0)(gate.wait)
-    ray.get(wait.remote("parent", "a"), timeout=60)
-    waiting = wait.remote("parent", "b")
-    assert ray.wait([waiting], timeout=3)[0] == []
-    handle.update.remote(["b"])
-    ray.get(waiting, timeout=60)
-    ray.kill(handle)
-    ray.get(wait.remote("other", "b"), timeout=60)

@@ -1,0 +1,159 @@
+"""Whole sweeps on drawn scenes: failures, resumption, signals, pruning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TINY = """
+--model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
+--model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
+--model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
+--model.instance-head-channels 8 --augment.crop 65 97 --optim.warmup-steps 2 --train.batch 4 --train.log-every 1
+--train.workers 1 --train.steps 4 --train.validate-every 2 --train.overlays 0
+"""
+
+
+def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[str]:
+    """Of a small sweep with a store of its own."""
+    shutil.copy(template, folder / "mlflow.db")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    places = ["--storage", str(folder), "--data.root", str(data), "--tracking.uri", uri, "--name", "small"]
+    return ["demo", *places, *TINY.split(), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes16, mlflow_template, tmp_path, capsys):
+    """Trial by trial in MLflow, the failed one with its reason; `--resume` repeats that one alone."""
+    from jobs.tune import main
+    from pipelines import tracking
+
+    arguments = [
+        *sweep_arguments(tmp_path, scenes16, mlflow_template),
+        "--sweep",
+        "train.weights=grid('','/nowhere')",
+        "--concurrent",
+        "2",
+    ]
+    arguments += ["--train.max-failures", "0"]
+    done = main(arguments)
+    lines = {line.label: line for line in done.lines}
+    good = lines["weights="]
+    assert good.state == "finished" and good.step == good.total == 4 and done.best == good
+    client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], "")
+    children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == done.parent.run_id}
+    assert set(children) == set(lines) and children["weights="].info.status == "FINISHED"
+    assert children["weights="].data.params == {"weights": ""} and children["weights="].data.tags["state"] == "finished"
+    bad, reason = lines["weights=/nowhere"], "/nowhere/checkpoint.pt: no checkpoint there"
+    assert bad.state == "failed" and reason in bad.reason
+    assert children[bad.label].info.status == "FAILED" and reason in children[bad.label].data.tags["reason"]
+    assert done.model.startswith("models:/") and done.checkpoint.endswith("step_000004")
+    stamps = {path: path.stat().st_mtime_ns for path in Path(done.folder).glob("trial-*/step_*/metrics.json")}
+    again = main([*arguments, "--resume"])
+    assert {line.label for line in again.lines} == set(lines) and again.parent.run_id == done.parent.run_id
+    mine = [path for path in stamps if f"trial-{good.identity}" in str(path)]
+    assert mine and all(path.stat().st_mtime_ns == stamps[path] for path in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_pruned_trial_gives_its_room_to_the_next(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
+    """What learns nothing is ended at its first validation, and what it held is free again."""
+    import ray
+
+    from jobs.tune import main
+    from pipelines import tracking
+
+    arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--concurrent", "1")
+    chosen = ["--scheduler", "asha", "--reduction", "2", "--metric", "val/loss/total", "--mode", "min"]
+    done = main([*arguments, "--sweep", "optim.lr=grid(5e-3,1e-9,2e-9)", *chosen])
+    lines = {line.label: (line.state, line.step) for line in done.lines}
+    assert lines == {"lr=0.005": ("finished", 4), "lr=1e-09": ("pruned", 2), "lr=2e-09": ("pruned", 2)}
+    client = tracking.connect(done.parent.tracking_uri)
+    query = f"tags.`mlflow.parentRunId` = '{done.parent.run_id}'"
+    runs = {run.info.run_name: run for run in client.search_runs([done.parent.experiment_id], query)}
+    assert {name: run.info.status for name, run in runs.items()}["lr=1e-09"] == "KILLED"
+    assert runs["lr=1e-09"].data.tags["state"] == "pruned at step 2 of 4"
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
+    """Ctrl-C and SIGTERM close the runs of children and say how to go on; SIGKILL leaves them open. Then what waited
+    and what ran come to their end, and what had finished is not trained again."""
+    from jobs.tune import main
+    from pipelines import tracking
+
+    arguments = [
+        *sweep_arguments(tmp_path, scenes16, mlflow_template),
+        "--sweep",
+        "optim.lr=grid(1e-3,2e-3)",
+        "--concurrent",
+        "1",
+    ]
+
+    def ended_by(number: int, when: str, *more: str) -> int:
+        """The exit code of the sweep, which gets a signal as soon as there is a file of this kind."""
+        job = subprocess.Popen([sys.executable, "jobs/tune.py", *arguments, *more], cwd=Path(__file__).parents[2])
+        try:
+            deadline = time.monotonic() + 200
+            while not list(tmp_path.glob(when)):
+                assert job.poll() is None and time.monotonic() < deadline
+                time.sleep(0.2)
+            job.send_signal(number)
+            return job.wait(90)
+        finally:
+            job.kill()
+
+    def states() -> tuple[str, list[tuple[str, str]]]:
+        """Status of the parent, status and state of each child."""
+        client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+        parent = json.loads((tmp_path / "small" / "sweep.json").read_text())["run_id"]
+        experiment = client.get_experiment_by_name("panoptic").experiment_id
+        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        found = [(child.info.status, child.data.tags.get("state", "")) for child in children]
+        return client.get_run(parent).info.status, sorted(found)
+
+    assert ended_by(signal.SIGINT, "small/trial-*/run.json") == 130
+    assert states() == ("KILLED", [("KILLED", "interrupted")])
+    assert ended_by(signal.SIGTERM, "small/trial-*/step_000002/metrics.json", "--resume") == 143
+    assert states() == ("KILLED", [("KILLED", "interrupted")])
+    ended_by(signal.SIGKILL, "small/trial-*/step_000004/metrics.json", "--resume")
+    assert states()[0] == "RUNNING"
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("small/trial-*/step_*/metrics.json")}
+    done = main([*arguments, "--resume"])
+    assert [(line.state, line.step) for line in done.lines] == [("finished", 4)] * 2
+    assert states() == ("FINISHED", [("FINISHED", "finished")] * 2)
+    assert len(first) >= 2 and all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
+
+
+@pytest.mark.slow
+def test_the_gate_stands_where_trials_find_it(ray_cluster):
+    """In every process of the job, and only as long as the sweep."""
+    import ray
+
+    from pipelines.sweeps import gate
+
+    handle = gate.open_gate("parent", 1)
+    assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
+    wait = ray.remote(num_cpus=0)(gate.wait)
+    ray.get(wait.remote("parent", "a"), timeout=60)
+    waiting = wait.remote("parent", "b")
+    assert ray.wait([waiting], timeout=3)[0] == []
+    handle.update.remote(["b"])
+    ray.get(waiting, timeout=60)
+    ray.kill(handle)
+    ray.get(wait.remote("other", "b"), timeout=60)
