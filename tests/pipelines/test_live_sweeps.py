@@ -36,14 +36,8 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
     from jobs.tune import main
     from pipelines import tracking
 
-    arguments = [
-        *sweep_arguments(tmp_path, scenes16, mlflow_template),
-        "--sweep",
-        "train.weights=grid('','/nowhere')",
-        "--concurrent",
-        "2",
-    ]
-    arguments += ["--train.max-failures", "0"]
+    arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "train.weights=grid('','/nowhere')")
+    arguments += ["--concurrent", "2", "--train.max-failures", "0"]
     done = main(arguments)
     lines = {line.label: line for line in done.lines}
     good = lines["weights="]
@@ -97,13 +91,8 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
     from jobs.tune import main
     from pipelines import tracking
 
-    arguments = [
-        *sweep_arguments(tmp_path, scenes16, mlflow_template),
-        "--sweep",
-        "optim.lr=grid(1e-3,2e-3)",
-        "--concurrent",
-        "1",
-    ]
+    arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "optim.lr=grid(1e-3,2e-3)")
+    arguments += ["--concurrent", "1"]
 
     def ended_by(number: int, when: str, *more: str) -> int:
         """The exit code of the sweep, which gets a signal as soon as there is a file of this kind."""

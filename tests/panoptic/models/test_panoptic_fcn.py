@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 
 from panoptic.convert import convert, reference_keys
 from panoptic.layers import NORM_EPS, FrozenBatchNorm
-from panoptic.models.panoptic_fcn import LEVELS
+from panoptic.models.panoptic_fcn import LEVELS, PanopticFCN
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from tests.panoptic.double import in_double
 
 COCO = Categories(
     names=tuple(f"class {i}" for i in range(133)),
@@ -43,9 +45,16 @@ def empty(height: int, width: int) -> Segmentation:
     return Segmentation(np.zeros((height, width), np.int32), np.zeros(0, np.int64))
 
 
+ROUNDING = 3.0
+"""The fixture's random offsets are large and amplify rounding: on the same weights the reference, which is float32 as
+well, differs from float64 by up to 3e-4 in the heads of P3, 1.4e-3 in the loss of things' masks and 4 % in gradients of
+P3. Two processors, which add in another order, differ as much. So ours may differ from the reference by the fixtures'
+tolerance, or by so many times what ours differs from float64 here, where that is more; elsewhere that is below 1e-6."""
+
+
 @pytest.fixture(scope="module")
 def two_threads() -> Iterator[None]:
-    """As the fixtures were made: random offsets are large, and turn another order of additions into 5e-4."""
+    """As the fixtures were made."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -63,27 +72,39 @@ def published(two_threads, shared, fixture_arrays, fixture_rules):
     images, targets = collate([as_sample(image, empty(meta["h"], meta["w"]))], model.divisor)
     with torch.no_grad():
         outputs = model.network(images, targets.frame)
-    return model, outputs, targets.frame, arrays, meta, reference_keys(state, "panopticfcn")
+        with in_double(targets=True):
+            exact = deepcopy(model).double().network(images, targets.frame)
+    return model, outputs, targets.frame, arrays, meta, reference_keys(state, "panopticfcn"), exact
 
 
-def close(ours: torch.Tensor, reference: np.ndarray, worst: float = 1e-4) -> None:
-    np.testing.assert_allclose(ours.detach().numpy(), reference, rtol=0, atol=worst * np.abs(reference).max())
+def close(ours: torch.Tensor, exact: torch.Tensor, reference: np.ndarray) -> None:
+    noise = float((ours.double() - exact).abs().max())
+    atol = max(1e-4 * np.abs(reference).max(), ROUNDING * noise)
+    np.testing.assert_allclose(ours.numpy(), reference, rtol=0, atol=atol)
 
 
 def test_published_outputs(published, fixture_rules) -> None:
-    _, outputs, _, arrays, _, _ = published
-    close(outputs["encoded"][0, :, ::2, ::2], arrays["encode_feat_s2"])
+    _, outputs, _, arrays, _, _, exact = published
+    close(*(found["encoded"][0, :, ::2, ::2] for found in (outputs, exact)), arrays["encode_feat_s2"])
     for k, level in enumerate(LEVELS):
-        close(outputs[f"things_{level}"][0], arrays[f"center_{k}"])
-        close(outputs[f"regions_{level}"][0], arrays[f"region_{k}"])
+        for ours, theirs in (("things", "center"), ("regions", "region")):
+            close(*(found[f"{ours}_{level}"][0] for found in (outputs, exact)), arrays[f"{theirs}_{k}"])
         np.testing.assert_allclose(
             fixture_rules.summary(outputs[f"kernels_{level}"]), arrays[f"kernel_{k}_sum"], rtol=0, atol=1e-4
         )
-    close(outputs["kernels_p5"][0], arrays["kernel_2"])
+    close(*(found["kernels_p5"][0] for found in (outputs, exact)), arrays["kernel_2"])
+
+
+def test_only_the_finest_level_feels_rounding(published) -> None:
+    """So that the tolerance above stays the fixtures' own wherever it can."""
+    outputs, exact = published[1], published[-1]
+    errors = {name: float((outputs[name] - exact[name]).abs().max() / exact[name].abs().max()) for name in outputs}
+    assert {name for name, error in errors.items() if error > 1e-5} <= {"things_p3", "regions_p3", "kernels_p3"}, errors
+    assert max(errors.values()) < 5e-3
 
 
 def test_published_map_instances_and_classes(published) -> None:
-    model, outputs, frame, arrays, meta, _ = published
+    model, outputs, frame, arrays, meta, *_ = published
     (merged,), (instances,) = model.segment(outputs, frame), model.instances(outputs, frame)
     assert (merged.segments != arrays["panoptic"]).mean() < 5e-4
     expected = [s["category_id"] if s["isthing"] else 79 + s["category_id"] for s in meta["segments_info"]]
@@ -124,18 +145,42 @@ def named(losses: dict) -> dict[str, float]:
     return {name: losses[f"loss_{theirs}"] for name, theirs in names.items()}
 
 
+def in_float64(model: PanopticFCN, samples: list[Sample]) -> tuple[dict[str, float], dict[str, float]]:
+    """Losses, and the norm of each parameter's gradient, without rounding."""
+    double = deepcopy(model).double()
+    with in_double(targets=True):
+        images, targets = collate(samples, model.divisor)
+        losses = double.loss(double.network(images, targets.frame), targets)
+        sum(losses.values()).backward()
+    norms = {name: float(p.grad.norm()) for name, p in double.named_parameters() if p.requires_grad}
+    return {name: value.item() for name, value in losses.items()}, norms
+
+
+def agree(ours: dict[str, float], exact: dict[str, float], reference: dict[str, float], rel: float) -> None:
+    assert ours.keys() == exact.keys() == reference.keys()
+    for name, value in reference.items():
+        allowed = max(rel, ROUNDING * abs(ours[name] / exact[name] - 1))
+        assert ours[name] == pytest.approx(value, rel=allowed), name
+
+
 def test_published_losses(published, fixture_rules) -> None:
-    model, _, _, _, meta, _ = published
-    images, targets = collate(truths(fixture_rules, meta), model.divisor)
+    model, _, _, _, meta, *_ = published
+    samples = truths(fixture_rules, meta)
+    images, targets = collate(samples, model.divisor)
     with torch.no_grad():
         losses = model.loss(model.network(images, targets.frame), targets)
-    assert {name: float(value) for name, value in losses.items()} == pytest.approx(named(meta["losses_no_grad"]), 1e-4)
+    exact, _ = in_float64(model, samples)
+    agree({name: float(value) for name, value in losses.items()}, exact, named(meta["losses_no_grad"]), 1e-4)
+    felt = {name for name in exact if abs(float(losses[name]) / exact[name] - 1) > 3e-5}
+    assert felt <= {"thing_mask"}
 
 
 @pytest.mark.slow
 def test_published_gradients(published, fixture_rules, monkeypatch) -> None:
     """With autograd detectron2's frozen norms multiply and add, which rounds differently and here is felt."""
-
+    model, _, _, _, meta, keys, _ = published
+    samples = truths(fixture_rules, meta)
+    exact, exact_norms = in_float64(model, samples)
     forward = FrozenBatchNorm.forward
 
     def multiply_and_add(self, x):
@@ -146,12 +191,15 @@ def test_published_gradients(published, fixture_rules, monkeypatch) -> None:
         return x * scale[:, None, None] + shift[:, None, None]
 
     monkeypatch.setattr(FrozenBatchNorm, "forward", multiply_and_add)
-    model, _, _, _, meta, keys = published
-    images, targets = collate(truths(fixture_rules, meta), model.divisor)
+    images, targets = collate(samples, model.divisor)
     losses = model.loss(model.network(images, targets.frame), targets)
-    assert {name: value.item() for name, value in losses.items()} == pytest.approx(named(meta["losses"]), rel=1e-4)
+    agree({name: value.item() for name, value in losses.items()}, exact, named(meta["losses"]), 1e-4)
     sum(losses.values()).backward()
     ours = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.requires_grad}
-    assert ours.keys() == {keys[key] for key in meta["grad_norms"]}
-    errors = {key: abs(ours[keys[key]] / norm - 1) for key, norm in meta["grad_norms"].items()}
-    assert max(errors.values()) < 1e-3, max(errors, key=errors.__getitem__)
+    reference = {keys[key]: norm for key, norm in meta["grad_norms"].items()}
+    # what one parameter's gradient is rounded by says little of the next: the largest of a module counts
+    noise = max(abs(ours[name] / exact_norms[name] - 1) for name in ours)
+    errors = {name: abs(ours[name] / norm - 1) for name, norm in reference.items()}
+    assert ours.keys() == reference.keys() and noise < 0.1
+    assert max(errors.values()) < max(1e-3, ROUNDING * noise), max(errors, key=errors.__getitem__)
+    assert np.median(list(errors.values())) < max(1e-3, noise)
