@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> list[Predicted]:
     parser.add_argument("--images-json", default="", metavar="FILE", help="ids of photographs, see above")
     parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
     parser.add_argument("--actors", type=int, default=-1, help="processes; default: one a GPU or core; 0: no Ray")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads of each; default: cores shared out")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads of each; default: 1")
     given = parser.parse_args(arguments)
     shards = is_shards(given.images)
     manifest = Manifest.load(given.images) if shards else None

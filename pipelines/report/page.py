@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from panoptic.draw import ERROR_COLOURS
-from panoptic.metrics.bootstrap import Counts, Interval, differences, intervals
+from panoptic.metrics.bootstrap import LEAST, Counts, Interval, differences, intervals
 from panoptic.metrics.report import Evaluation
 from pipelines.report import charts
 from pipelines.report.charts import number
@@ -109,6 +109,8 @@ def _comparison(model: Model, other: Model) -> str:
         verdict = "One of them has no PQ, so there is nothing to compare."
     elif found["all"].certain:
         verdict = f"This model is {'better' if found['all'].value > 0 else 'worse'} by more than chance."
+    elif found["all"].images < LEAST:
+        verdict = f"Fewer than {LEAST} images cannot tell a difference from chance."
     text = (
         f"PQ of {model.title} minus PQ of {other.title} ({number(other.evaluation.quality.all.pq, 2)}), on the same "
         f"images. {verdict} The lines hold 95 % of {len(model.counts.names)} images drawn again and again; a dot is "

@@ -96,6 +96,12 @@ def test_times_that_say_nothing(value: float, random_segmentation: Callable[...,
     )
 
 
+def test_few_images_tell_nothing(small_categories: Categories, random_segmentation) -> None:
+    pairs = moved_pairs(random_segmentation, small_categories, 24)
+    assert "Fewer than 20 images cannot tell" in report(pairs[:5], small_categories)
+    assert "within chance" in report(pairs, small_categories)
+
+
 def test_an_evaluation_of_nothing_but_pq(small_categories: Categories, random_segmentation) -> None:
     model = model_of("one", moved_pairs(random_segmentation, small_categories, 2), small_categories)
     bare = replace(model, evaluation=Evaluation(model.evaluation.quality))
