@@ -230,7 +230,7 @@ def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) 
     """Bars of the paper's figure and ours a row, with the deviation of the seeds, as SVG."""
     heights = [value for cell in cells for value in (cell.paper, cell.mean) if value is not None and value == value]
     top = max([*heights, 1.0]) * 1.15
-    width, high, left, base = max(420, 130 * len(labels) + 60), 320, 50, 260
+    width, high, left, base = max(420, 130 * len(labels) + 60, 20 + 7 * len(title)), 320, 50, 260
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{high}" font-family="sans-serif" '
         f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
