@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -33,3 +35,31 @@ def in_double(targets: bool = False) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(default)
+
+
+@contextmanager
+def all_in_double() -> Iterator[None]:
+    """Whatever torch computes is float64, also where the code names float32: models, targets and merging alike."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widened():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+class _Widened(TorchFunctionMode):
+    """Every call of torch with float64 in place of float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            return args[0].double()
+        if func is torch.Tensor.view and torch.float32 in args[1:]:  # of bytes: room for values that are yet to come
+            return func(*args, **(kwargs or {})).double()
+        args = tuple(_wider(value) for value in args)
+        return func(*args, **{key: _wider(value) for key, value in (kwargs or {}).items()})
+
+
+def _wider(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
