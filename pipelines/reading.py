@@ -115,7 +115,7 @@ def view(row: dict[str, Any], stream: Stream, augment: Augment) -> Sample:
 
 def pack(samples: Sequence[Sample]) -> pa.Table:
     """Decoded samples as a table: pixels as bytes, the map in as few bytes as its segments need."""
-    from panoptic.transforms import narrow
+    from panoptic.transforms.views import narrow
 
     maps = [narrow(s.truth) for s in samples]
     return pa.table(

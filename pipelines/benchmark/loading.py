@@ -23,7 +23,9 @@ from torch import Tensor
 
 from panoptic.png import encode_segments
 from panoptic.segmentation import Targets, collate
-from panoptic.transforms import Augment, Window, draw_geometry, generator, training_view
+from panoptic.transforms import Augment, generator, training_view
+from panoptic.transforms.geometry import Window
+from panoptic.transforms.views import draw_geometry
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, same_partition
 from pipelines.shards import read_row

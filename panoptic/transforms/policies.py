@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from panoptic.colour import Colour004
-from panoptic.windows import SizeRule
+from panoptic.transforms.colour import Colour004
+from panoptic.transforms.geometry import SizeRule
 
 PIXEL_MEAN = (123, 116, 103)
 """int(255 * mean) of ImageNet, RGB: becomes about 0 once an image is normalised."""

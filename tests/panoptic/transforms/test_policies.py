@@ -13,7 +13,7 @@ import pytest
 
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import POLICIES, Augment, Resize, copy_generator, evaluation_view, generator, training_view
-from panoptic.windows import UNLIMITED, SizeRule, jitter_size, ratio_size, short_side_size
+from panoptic.transforms.geometry import UNLIMITED, SizeRule, jitter_size, ratio_size, short_side_size
 
 # width x height, (short, longest); then (h, w) of DETR, Hugging Face, the same with size_divisor 32, detectron2
 SIZES = [

@@ -24,10 +24,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from panoptic.colour import Operations, apply, draw_colour004, draw_ssd
-from panoptic.policies import PIXEL_MEAN, POLICIES, Augment, Resize
 from panoptic.segmentation import Sample, Segmentation
-from panoptic.windows import (
+from panoptic.transforms.colour import Operations, apply, draw_colour004, draw_ssd
+from panoptic.transforms.geometry import (
     UNLIMITED,
     Window,
     fit_size,
@@ -38,21 +37,7 @@ from panoptic.windows import (
     resize_map,
     short_side_size,
 )
-
-__all__ = [
-    "PIXEL_MEAN",
-    "POLICIES",
-    "Augment",
-    "Resize",
-    "Window",
-    "copy_generator",
-    "draw_geometry",
-    "drop_vanished",
-    "evaluation_view",
-    "generator",
-    "narrow",
-    "training_view",
-]
+from panoptic.transforms.policies import Augment, Resize
 
 CROP_TRIES = 10
 """Crops drawn at most until one is not filled by a single class (detectron2's CategoryAreaConstraint)."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoptic import colour
-from panoptic.transforms import generator
+from panoptic.transforms import colour, generator
 
 
 def picture(height: int = 40, width: int = 52, seed: int = 0) -> np.ndarray:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panoptic import transforms
 from panoptic.segmentation import Sample, Segmentation
-from panoptic.transforms import Augment, Resize, Window, evaluation_view, generator, training_view
+from panoptic.transforms import Augment, Resize, evaluation_view, generator, training_view
+from panoptic.transforms import views as transforms
+from panoptic.transforms.geometry import Window
 
 POLICIES = {
     "nothing": Augment(flip=0.0),
