@@ -13,7 +13,7 @@ from typing import Literal
 
 import timm
 
-from panoptic.layers import Norm, freeze_parts
+from panoptic.layers.conv import Norm, freeze_parts
 from panoptic.res2net import RES2NETS, Res2Net
 from panoptic.resnet import DEPTHS, STAGES, Deformable, ResNet
 from panoptic.swin import SWINS, Swin

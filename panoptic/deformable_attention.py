@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panoptic.attention import initialise_transformer
+from panoptic.layers.attention import initialise_transformer
 
 Sizes = Sequence[tuple[int, int]]
 """Height and width of each level."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panoptic.attention import Encoder, sine_positions
 from panoptic.deformable_attention import DeformableEncoder
-from panoptic.layers import Norm, norm_layer, resize
+from panoptic.layers.attention import Encoder, sine_positions
+from panoptic.layers.conv import Norm, norm_layer, resize
 
 COARSE_TO_FINE = ("res5", "res4", "res3", "res2")
 

@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
-from panoptic.merging.classes import highest
+from panoptic.layers.upsampled_argmax import highest
 from panoptic.segmentation import VOID, Categories, Segmentation
 
 

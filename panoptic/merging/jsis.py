@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.layers import resize
-from panoptic.merging.classes import best_classes
+from panoptic.layers.conv import resize
+from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.segmentation import Categories, Segmentation
 
 

@@ -33,10 +33,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from panoptic import losses
-from panoptic.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
 from panoptic.backbones import Backbone
 from panoptic.class_space import ClassSpace
-from panoptic.layers import Pixels
+from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
+from panoptic.layers.conv import Pixels
 from panoptic.mask_head import MaskHead
 from panoptic.matching import Matches, class_cost, hungarian
 from panoptic.merging.detr import binary_masks, box_masks, encode, merge_boxes, merge_masks

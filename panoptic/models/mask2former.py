@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panoptic import losses, mask_classification, points
-from panoptic.attention import MLP, Attention, initialise_transformer
 from panoptic.backbones import Backbone
-from panoptic.layers import Norm, Pixels, resize
+from panoptic.layers.attention import MLP, Attention, initialise_transformer
+from panoptic.layers.conv import Norm, Pixels, resize
 from panoptic.mask_classification import class_losses, compared_masks, learnt, mask_products, trained_layers
 from panoptic.matching import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
 from panoptic.models.interface import Merged, Outputs, PanopticModel, world_mean

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panoptic import losses, mask_classification
-from panoptic.attention import MLP, Decoder
 from panoptic.backbones import Backbone
-from panoptic.layers import Norm, Pixels
+from panoptic.layers.attention import MLP, Decoder
+from panoptic.layers.conv import Norm, Pixels
 from panoptic.mask_classification import (
     class_losses,
     coarse_masks,

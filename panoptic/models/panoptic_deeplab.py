@@ -42,7 +42,7 @@ from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers import (
+from panoptic.layers.conv import (
     ASPP,
     Decoder,
     Head,
@@ -53,8 +53,8 @@ from panoptic.layers import (
     resize,
     set_norm_momentum,
 )
+from panoptic.layers.upsampled_argmax import best_classes, highest
 from panoptic.merging.centres import Score, merge_centres, scored_instances
-from panoptic.merging.classes import best_classes, highest
 from panoptic.merging.enlarging import Enlarging
 from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets

@@ -42,7 +42,8 @@ from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.kernels import centre_kernels, embedded, guided_kernels, kernel_dice_loss, region_kernels
-from panoptic.layers import Norm, Pixels, resize
+from panoptic.layers.conv import Norm, Pixels, resize
+from panoptic.layers.fpn import FPN, SemanticFPN
 from panoptic.losses import soft_focal_loss
 from panoptic.merging.drawing import (
     Things,
@@ -56,7 +57,6 @@ from panoptic.merging.drawing import (
 )
 from panoptic.merging.kernels import Level, collect_regions, collect_things, fuse, fuse_classes, similar
 from panoptic.models.interface import Merged, Outputs, PanopticModel
-from panoptic.pyramid import FPN, SemanticFPN
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.kernels import Centre, KernelTargets, Regions, kernel_numbers, kernel_targets, region_classes
 from panoptic.towers import Tower, predictor

@@ -37,13 +37,13 @@ from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers import Norm, Pixels, resize
-from panoptic.merging.classes import best_classes
+from panoptic.layers.conv import Norm, Pixels, resize
+from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
+from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.merging.overlaps import merge_instances
 from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.proposals.detector import Detector, DetectorConfig, enlarge_boxes, paste_detections
 from panoptic.proposals.paste import encode
-from panoptic.pyramid import FPN, LEVELS, SemanticFPN
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.pixels import semantic_map
 

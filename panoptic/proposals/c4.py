@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from panoptic.layers import ConvNormAct, Norm, resize
+from panoptic.layers.conv import ConvNormAct, Norm, resize
 from panoptic.proposals.boxes import clip, decode, is_empty
 from panoptic.proposals.heads import Detection, Detections
 from panoptic.proposals.pooling import pool

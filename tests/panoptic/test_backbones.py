@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone, TimmBackbone, load_weights, trunk_key
-from panoptic.layers import FrozenBatchNorm
+from panoptic.layers.conv import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from panoptic.freezing import freeze_parameters, training_mode
-from panoptic.layers import FrozenBatchNorm
+from panoptic.layers.conv import FrozenBatchNorm
 from panoptic.optim import Optim, build_optimiser
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from panoptic.backbones import Backbone, load_weights
 from panoptic.convert.trunks import trunk_config
-from panoptic.layers import FrozenBatchNorm
+from panoptic.layers.conv import FrozenBatchNorm
 from panoptic.res2net import RES2NETS
 from panoptic.resnet import DEPTHS
 from panoptic.swin import SWINS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from panoptic.checkpoint import save
-from panoptic.layers import FrozenBatchNorm
+from panoptic.layers.conv import FrozenBatchNorm
 from panoptic.segmentation import Categories
 from pipelines.config import UNRANKED, Data, Train
 from pipelines.manifest import Manifest

@@ -8,7 +8,7 @@ import torch
 from pycocotools import mask as rle
 from torch.nn import functional
 
-from panoptic.merging.classes import highest
+from panoptic.layers.upsampled_argmax import highest
 from panoptic.merging.detr import binary_masks, box_masks, encode, merge_boxes, merge_masks
 from panoptic.segmentation import Categories
 

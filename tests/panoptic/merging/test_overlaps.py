@@ -7,7 +7,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from panoptic.merging.classes import best_classes
+from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.merging.overlaps import merge_instances
 from panoptic.proposals.paste import Pasted, encode, paste
 from panoptic.segmentation import Categories

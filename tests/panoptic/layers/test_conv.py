@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.layers import ASPP, FrozenBatchNorm, ImagePool, Pixels, freeze, norm_layer, pool_window, set_norm_momentum
+from panoptic.layers.conv import (
+    ASPP,
+    FrozenBatchNorm,
+    ImagePool,
+    Pixels,
+    freeze,
+    norm_layer,
+    pool_window,
+    set_norm_momentum,
+)
 from panoptic.segmentation import Frame
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panoptic.layers import ConvNormAct, Norm, norm_layer, resize
+from panoptic.layers.conv import ConvNormAct, Norm, norm_layer, resize
 
 LEVELS = {"res2": "p2", "res3": "p3", "res4": "p4", "res5": "p5"}
 """Pyramid level of each backbone feature."""

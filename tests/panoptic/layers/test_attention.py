@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.attention import (
+from panoptic.layers.attention import (
     MLP,
     Attention,
     AttentionMap,

@@ -1,0 +1,1 @@
+"""Blocks that two architectures or more share."""
