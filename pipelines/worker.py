@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic import checkpoint as checkpoints
-from panoptic.backbones import load_weights
+from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.draw import side_by_side
 from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch, share_buffers, train_step, world_size

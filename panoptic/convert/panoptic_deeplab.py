@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones import trunk_key
+from panoptic.backbones.weights import trunk_key
 from panoptic.convert.family import Family, same_classes, weight
 from panoptic.convert.trunks import part, trunk_config
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig

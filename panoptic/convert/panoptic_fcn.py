@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones import trunk_key
+from panoptic.backbones.weights import trunk_key
 from panoptic.convert.family import Family, State
 from panoptic.convert.trunks import frozen_trunk, part, trunk_config
 from panoptic.models.panoptic_fcn import PanopticFCNConfig

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 
 import torch
 
-from panoptic.backbones import trunk_key
+from panoptic.backbones.res2net import RES2NETS
+from panoptic.backbones.weights import trunk_key
 from panoptic.convert.family import Family, State, weight
 from panoptic.convert.trunks import frozen_trunk, part, trunk_config
 from panoptic.models.panoptic_fpn import PanopticFPNConfig
 from panoptic.proposals.detector import DetectorConfig, Heads
-from panoptic.res2net import RES2NETS
 from panoptic.segmentation import Categories
 
 HEADS = {

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from panoptic.backbones import Backbone, trunk_key
+from panoptic.backbones import Backbone
+from panoptic.backbones.swin import SWINS
+from panoptic.backbones.weights import trunk_key
 from panoptic.convert.transformer import join_projections
 from panoptic.convert.trunks import trunk_config
-from panoptic.swin import SWINS
 
 COMPUTED = r"(.*\.)?(relative_position_index|attn_mask)"
 """Tables that follow from the size of a window."""

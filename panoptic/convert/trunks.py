@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones import OPTIONS, Backbone
-from panoptic.res2net import RES2NETS
-from panoptic.resnet import DEPTHS, STAGES
-from panoptic.swin import SWINS
+from panoptic.backbones import Backbone
+from panoptic.backbones.config import OPTIONS
+from panoptic.backbones.res2net import RES2NETS
+from panoptic.backbones.resnet import DEPTHS, STAGES
+from panoptic.backbones.swin import SWINS
 
 
 def trunk_config(trunk: Mapping[str, Tensor]) -> Backbone:

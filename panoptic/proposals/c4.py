@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
+from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.layers.conv import ConvNormAct, Norm, resize
 from panoptic.proposals.boxes import clip, decode, is_empty
 from panoptic.proposals.heads import Detection, Detections
 from panoptic.proposals.pooling import pool
-from panoptic.resnet import Bottleneck, DeformableConv3x3, ResNet
 
 AT_ONCE = 128
 """Regions that go through the stage together at test time: bounds the memory."""

@@ -10,7 +10,9 @@ import timm
 import torch
 from torch import Tensor
 
-from panoptic.backbones import OPTIONS, TIMM_NAMES, Backbone, load_weights
+from panoptic.backbones import Backbone
+from panoptic.backbones.config import OPTIONS, TIMM_NAMES
+from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from pipelines import storage
 from pipelines.config import Experiment

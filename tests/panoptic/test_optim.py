@@ -149,7 +149,7 @@ def test_adam_penalises_weights_and_adamw_shrinks_them():
 
 
 def test_tables_of_positions_are_not_decayed():
-    from panoptic.swin import WindowAttention
+    from panoptic.backbones.swin import WindowAttention
 
     attention = WindowAttention(8, 2, 3)
     for decay, undecayed in (("weights_and_biases", 1), ("weights", 3), ("all", 0)):

@@ -10,7 +10,8 @@ import pytest
 import timm
 import torch
 
-from panoptic.backbones import OPTIONS, Backbone
+from panoptic.backbones import Backbone
+from panoptic.backbones.config import OPTIONS
 from pipelines import storage
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panoptic.backbones import Backbone, load_weights
+from panoptic.backbones import Backbone
+from panoptic.backbones.weights import load_weights
 from panoptic.models.jsis_net import REGIONS, JSISNet, JSISNetConfig
 from panoptic.optim import Optim, build_optimiser
 from panoptic.proposals.c4 import StageOptions

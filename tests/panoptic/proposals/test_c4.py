@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from panoptic.backbones import Backbone
+from panoptic.backbones.resnet import ResNet
 from panoptic.proposals.c4 import StageHead, StageOptions, crop, cut_trunk, detect_best, new_stage, pool_regions
 from panoptic.proposals.heads import Detection
-from panoptic.resnet import ResNet
 
 
 def crop_and_resize(features: np.ndarray, box: list[float], side: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from panoptic.resnet import STAGES
+from panoptic.backbones.resnet import STAGES
 
 
 class TimmBackbone(nn.Module):

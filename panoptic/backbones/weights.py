@@ -19,10 +19,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from panoptic.resnet import STAGES, ResNet
-from panoptic.swin import Swin
-from panoptic.timm_backbone import TimmBackbone
-from panoptic.vgg import VGG
+from panoptic.backbones.resnet import STAGES, ResNet
+from panoptic.backbones.swin import Swin
+from panoptic.backbones.timm import TimmBackbone
+from panoptic.backbones.vgg import VGG
 
 CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_")
 """How names start that belong to the classifier."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from panoptic.backbones import Backbone, TimmBackbone, load_weights, trunk_key
+from panoptic.backbones import Backbone
+from panoptic.backbones.timm import TimmBackbone
+from panoptic.backbones.weights import load_weights, trunk_key
 from panoptic.layers.conv import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -134,7 +136,7 @@ def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
 def test_the_weights_that_timm_is_asked_for_are_published() -> None:
     import timm
 
-    from panoptic.backbones import TIMM_NAMES
+    from panoptic.backbones.config import TIMM_NAMES
 
     assert all(name in timm.list_pretrained(f"{name}*") for name in TIMM_NAMES.values() if "." in name)
 

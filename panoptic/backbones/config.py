@@ -13,15 +13,13 @@ from typing import Literal
 
 import timm
 
+from panoptic.backbones.res2net import RES2NETS, Res2Net
+from panoptic.backbones.resnet import DEPTHS, STAGES, Deformable, ResNet
+from panoptic.backbones.swin import SWINS, Swin
+from panoptic.backbones.timm import TimmBackbone
+from panoptic.backbones.vgg import VGG, VGGS
+from panoptic.backbones.weights import load_weights
 from panoptic.layers.conv import Norm, freeze_parts
-from panoptic.res2net import RES2NETS, Res2Net
-from panoptic.resnet import DEPTHS, STAGES, Deformable, ResNet
-from panoptic.swin import SWINS, Swin
-from panoptic.timm_backbone import TimmBackbone
-from panoptic.trunk_weights import load_weights, trunk_key
-from panoptic.vgg import VGG, VGGS
-
-__all__ = ["Backbone", "TimmBackbone", "load_weights", "trunk_key"]
 
 ALWAYS = ("name", "weights", "freeze")
 

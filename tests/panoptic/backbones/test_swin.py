@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from panoptic.backbones import Backbone, load_weights
-from panoptic.swin import Swin, shift_mask
+from panoptic.backbones import Backbone
+from panoptic.backbones.swin import Swin, shift_mask
+from panoptic.backbones.weights import load_weights
 
 
 def images(*shape: int) -> Tensor:

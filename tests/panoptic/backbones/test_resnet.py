@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from panoptic.resnet import ResNet
+from panoptic.backbones.resnet import ResNet
 
 
 def fill(module: torch.nn.Module) -> None:

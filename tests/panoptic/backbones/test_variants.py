@@ -14,13 +14,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from panoptic.backbones import Backbone, load_weights
+from panoptic.backbones import Backbone
+from panoptic.backbones.res2net import RES2NETS
+from panoptic.backbones.resnet import DEPTHS
+from panoptic.backbones.swin import SWINS
+from panoptic.backbones.vgg import VGGS
+from panoptic.backbones.weights import load_weights
 from panoptic.convert.trunks import trunk_config
 from panoptic.layers.conv import FrozenBatchNorm
-from panoptic.res2net import RES2NETS
-from panoptic.resnet import DEPTHS
-from panoptic.swin import SWINS
-from panoptic.vgg import VGGS
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 
