@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from panoptic.proposals.paste import Pasted
+from panoptic.rcnn.paste_masks import Pasted
 from panoptic.segmentation import Categories, Segmentation
 
 

@@ -48,11 +48,11 @@ from panoptic.layers.conv import Norm, Pixels, resize, set_norm_momentum
 from panoptic.layers.fpn import Deconvolution, PooledSemantics
 from panoptic.merging.jsis import Conflicts, Found, merge_conflicts, most_probable
 from panoptic.models.interface import Merged, Outputs, PanopticModel
-from panoptic.proposals import c4
-from panoptic.proposals.detector import enlarge_boxes, paste_detections, true_detections
-from panoptic.proposals.heads import Detection, Sampled, box_losses, mask_loss, sample_regions
-from panoptic.proposals.paste import encode
-from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.rcnn import c4
+from panoptic.rcnn.mask_rcnn import enlarge_boxes, paste_detections, true_detections
+from panoptic.rcnn.paste_masks import encode
+from panoptic.rcnn.roi_heads import Detection, Sampled, box_losses, mask_loss, sample_regions
+from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.instances import instance_lists, region_masks
 from panoptic.targets.pixels import is_thing, semantic_map

@@ -42,8 +42,8 @@ from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.merging.overlaps import merge_instances
 from panoptic.models.interface import Merged, Outputs, PanopticModel
-from panoptic.proposals.detector import Detector, DetectorConfig, enlarge_boxes, paste_detections
-from panoptic.proposals.paste import encode
+from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, enlarge_boxes, paste_detections
+from panoptic.rcnn.paste_masks import encode
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.pixels import semantic_map
 

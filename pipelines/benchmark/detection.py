@@ -22,10 +22,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from panoptic.backbones import Backbone
 from panoptic.merging.overlaps import merge_instances
 from panoptic.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
-from panoptic.proposals.detector import DetectorConfig
-from panoptic.proposals.heads import Detection
-from panoptic.proposals.paste import Pasted, paste
-from panoptic.proposals.regions import Regions
+from panoptic.rcnn.mask_rcnn import DetectorConfig
+from panoptic.rcnn.paste_masks import Pasted, paste
+from panoptic.rcnn.roi_heads import Detection
+from panoptic.rcnn.rpn import Regions
 from panoptic.segmentation import Categories, Frame, Segmentation
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case

@@ -8,9 +8,9 @@ from panoptic.backbones import Backbone
 from panoptic.engine import Engine
 from panoptic.models.panoptic_fpn import CAFFE2, PanopticFPNConfig
 from panoptic.optim import Optim
-from panoptic.proposals.detector import DetectorConfig, Heads
-from panoptic.proposals.heads import Detection
-from panoptic.proposals.regions import Regions
+from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
+from panoptic.rcnn.roi_heads import Detection
+from panoptic.rcnn.rpn import Regions
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.deeplab import CITYSCAPES_SIDES

@@ -9,7 +9,7 @@ from panoptic.engine import Engine
 from panoptic.merging.jsis import Conflicts
 from panoptic.models.jsis_net import DETECTION, REGIONS, JSISNetConfig
 from panoptic.optim import Optim
-from panoptic.proposals.c4 import StageOptions
+from panoptic.rcnn.c4 import StageOptions
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -9,7 +9,7 @@ from pycocotools import mask as rle
 
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.merging.overlaps import merge_instances
-from panoptic.proposals.paste import Pasted, encode, paste
+from panoptic.rcnn.paste_masks import Pasted, encode, paste
 from panoptic.segmentation import Categories
 
 COCO = Categories(

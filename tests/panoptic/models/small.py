@@ -13,10 +13,10 @@ from panoptic.models.maskformer import MaskFormerConfig
 from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
 from panoptic.models.panoptic_fcn import PanopticFCNConfig
 from panoptic.models.panoptic_fpn import PanopticFPNConfig
-from panoptic.proposals.c4 import StageOptions
-from panoptic.proposals.detector import DetectorConfig, Heads
-from panoptic.proposals.heads import Detection
-from panoptic.proposals.regions import Regions
+from panoptic.rcnn.c4 import StageOptions
+from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
+from panoptic.rcnn.roi_heads import Detection
+from panoptic.rcnn.rpn import Regions
 
 SMALL_DEEPLAB = PanopticDeepLabConfig(
     backbone=Backbone("resnet18"),

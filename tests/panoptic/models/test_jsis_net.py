@@ -14,8 +14,8 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.weights import load_weights
 from panoptic.models.jsis_net import REGIONS, JSISNet, JSISNetConfig
 from panoptic.optim import Optim, build_optimiser
-from panoptic.proposals.c4 import StageOptions
-from panoptic.proposals.regions import region_losses
+from panoptic.rcnn.c4 import StageOptions
+from panoptic.rcnn.rpn import region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, Segmentation, Targets, collate
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL, SMALL_JSIS

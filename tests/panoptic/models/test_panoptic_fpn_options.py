@@ -11,8 +11,8 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 from panoptic.optim import Optim
-from panoptic.proposals.detector import DetectorConfig, Heads
-from panoptic.proposals.heads import Detection
+from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
+from panoptic.rcnn.roi_heads import Detection
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation, collate
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL

@@ -5,20 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from panoptic.proposals import boxes as rules
-from panoptic.proposals.boxes import decode, encode, grid_anchors, match, overlaps, sample
-from panoptic.proposals.heads import (
-    BoxHead,
-    Detection,
-    MaskHead,
-    Sampled,
-    box_losses,
-    detect,
-    mask_loss,
-    sample_regions,
-)
-from panoptic.proposals.pooling import pool
-from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.rcnn import boxes as rules
+from panoptic.rcnn.boxes import decode, encode, grid_anchors, match, overlaps, sample
+from panoptic.rcnn.roi_align import pool
+from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
+from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
 
 
 def random_boxes(count: int, seed: int = 0, side: float = 60) -> torch.Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from panoptic.proposals.boxes import Weights, clip, decode, encode, match, sample
-from panoptic.proposals.regions import Proposals, box_error
+from panoptic.rcnn.boxes import Weights, clip, decode, encode, match, sample
+from panoptic.rcnn.rpn import Proposals, box_error
 
 CERTAIN = 23.02585
 """Logit of a true box among the proposals: ln((1 - 1e-10) / 1e-10)."""

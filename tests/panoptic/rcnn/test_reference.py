@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from panoptic.proposals.boxes import cell_anchors, decode, encode, grid_anchors, match, overlaps
-from panoptic.proposals.heads import Detection, detect
-from panoptic.proposals.pooling import assign_levels, pool
-from panoptic.proposals.regions import suppress
+from panoptic.rcnn.boxes import cell_anchors, decode, encode, grid_anchors, match, overlaps
+from panoptic.rcnn.roi_align import assign_levels, pool
+from panoptic.rcnn.roi_heads import Detection, detect
+from panoptic.rcnn.rpn import suppress
 from panoptic.targets.instances import mask_targets, polygon_targets
 
 

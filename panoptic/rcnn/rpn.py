@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import batched_nms
 
-from panoptic.proposals.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
+from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
 
 
 @dataclass(frozen=True)

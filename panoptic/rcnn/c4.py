@@ -21,9 +21,9 @@ from torchvision.ops import batched_nms
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.layers.conv import ConvNormAct, Norm, resize
-from panoptic.proposals.boxes import clip, decode, is_empty
-from panoptic.proposals.heads import Detection, Detections
-from panoptic.proposals.pooling import pool
+from panoptic.rcnn.boxes import clip, decode, is_empty
+from panoptic.rcnn.roi_align import pool
+from panoptic.rcnn.roi_heads import Detection, Detections
 
 AT_ONCE = 128
 """Regions that go through the stage together at test time: bounds the memory."""

@@ -11,8 +11,8 @@ from torch import nn
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.resnet import ResNet
-from panoptic.proposals.c4 import StageHead, StageOptions, crop, cut_trunk, detect_best, new_stage, pool_regions
-from panoptic.proposals.heads import Detection
+from panoptic.rcnn.c4 import StageHead, StageOptions, crop, cut_trunk, detect_best, new_stage, pool_regions
+from panoptic.rcnn.roi_heads import Detection
 
 
 def crop_and_resize(features: np.ndarray, box: list[float], side: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_detecting_and_outlining_in_parts_is_the_same(options: StageOptions, mon
     masks = head.outline(features, 8, whole.boxes, whole.classes, None)
     assert masks.shape == (9, options.mask_side, options.mask_side) and masks.dtype == torch.float32
     assert ((masks > 0) & (masks < 1)).all() and torch.isfinite(background).all()
-    monkeypatch.setattr("panoptic.proposals.c4.AT_ONCE", 4)
+    monkeypatch.setattr("panoptic.rcnn.c4.AT_ONCE", 4)
     parts, _ = head.detect(features, 8, boxes, (64, 64), detection, None)
     assert torch.allclose(parts.boxes, whole.boxes, atol=1e-3) and torch.equal(parts.classes, whole.classes)
     again = head.outline(features, 8, whole.boxes, whole.classes, None)

@@ -21,20 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from panoptic.proposals.boxes import clip, decode, is_empty
-from panoptic.proposals.heads import (
-    BoxHead,
-    Detection,
-    MaskHead,
-    Sampled,
-    box_losses,
-    detect,
-    mask_loss,
-    sample_regions,
-)
-from panoptic.proposals.paste import Pasted, paste
-from panoptic.proposals.pooling import pool
-from panoptic.proposals.regions import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.rcnn.boxes import clip, decode, is_empty
+from panoptic.rcnn.paste_masks import Pasted, paste
+from panoptic.rcnn.roi_align import pool
+from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
+from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Targets
 from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
 
