@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from panoptic.metrics.quality import overlaps, pair
+from panoptic.metrics.panoptic_quality import overlaps, pair
 from panoptic.segmentation import VOID, Categories, Segmentation
 
 TINT = 0.58

@@ -18,11 +18,11 @@ import numpy as np
 from torch import Tensor
 
 from panoptic.engine import Engine, Judged, evaluation_step, seed_torch
+from panoptic.metrics.average_precision import average_precision, instance_overlaps
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
-from panoptic.metrics.instances import average_precision, instance_overlaps
-from panoptic.metrics.quality import QualityCounts, quality
-from panoptic.metrics.regions import confusion, count_recall, mean_iou
+from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
+from panoptic.metrics.semantic import confusion, count_recall, mean_iou
 from panoptic.models.interface import PanopticModel
 from panoptic.segmentation import Categories, Segmentation, Targets
 

@@ -189,7 +189,6 @@ OPEN: tuple[str, ...] = (
     "panoptic/merging/overlaps.py: no place in the order inside panoptic/; add it to ORDER",
     "panoptic/merging/planes.py: no place in the order inside panoptic/; add it to ORDER",
     "panoptic/merging/queries.py: no place in the order inside panoptic/; add it to ORDER",
-    "panoptic/metrics/instances.py: panoptic/ may not import faster_coco_eval; allowed: cv2, numpy, pycocotools, safetensors, scipy, timm, torch, torchvision",  # noqa: E501
     "panoptic/models/detr.py: architectures never import each other: panoptic.models.interface",
     "panoptic/models/jsis_net.py: architectures never import each other: panoptic.models.interface",
     "panoptic/models/mask2former.py: architectures never import each other: panoptic.models.interface",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from panoptic.metrics.regions import runs, tabulate
+from panoptic.metrics.semantic import runs, tabulate
 from panoptic.segmentation import VOID, Segmentation
 
 DILATION = 0.02

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from panoptic.metrics.average_precision import InstanceOverlaps
 from panoptic.metrics.boundary import boundary_overlaps
-from panoptic.metrics.instances import InstanceOverlaps
-from panoptic.metrics.quality import Pairs, QualityCounts, overlaps, pair
+from panoptic.metrics.panoptic_quality import Pairs, QualityCounts, overlaps, pair
 from panoptic.segmentation import Segmentation
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from panoptic.metrics.instances import Precision
-from panoptic.metrics.quality import Quality
-from panoptic.metrics.regions import Regions
+from panoptic.metrics.average_precision import Precision
+from panoptic.metrics.panoptic_quality import Quality
+from panoptic.metrics.semantic import Regions
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic.metrics.quality import QualityCounts, count, count_coco
+from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco
 from panoptic.png import from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.benchmark import inputs, peers

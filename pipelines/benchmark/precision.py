@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic.merging.centres import encode_masks
-from panoptic.metrics.instances import Precision, average_precision, instance_overlaps
+from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Case

@@ -8,10 +8,10 @@ import numpy as np
 
 from panoptic.evaluation import Tally, summarise
 from panoptic.merging.centres import encode_masks
+from panoptic.metrics.average_precision import instance_overlaps
 from panoptic.metrics.image import count_image
-from panoptic.metrics.instances import instance_overlaps
-from panoptic.metrics.regions import confusion
 from panoptic.metrics.report import Evaluation
+from panoptic.metrics.semantic import confusion
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Pair = tuple[Segmentation, Segmentation]

@@ -11,7 +11,7 @@ import torch
 
 from panoptic.engine import Engine
 from panoptic.evaluation import Batch, Measures, judge, summarise
-from panoptic.metrics.quality import QualityCounts, quality
+from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.models.interface import PanopticModel
 from panoptic.oracle import missing_needs, subsets, swap, table, truth_names

@@ -172,7 +172,7 @@ def submission(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempP
 
 
 def test_shards_keep_the_ids_of_their_dataset(submission: tuple[Path, Categories], scenes16: Path) -> None:
-    from panoptic.metrics.quality import count_coco
+    from panoptic.metrics.panoptic_quality import count_coco
 
     out, categories = submission
     truth = json.loads((scenes16 / "annotations" / "panoptic_val.json").read_text())

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from panoptic.metrics.quality import QualityCounts, count, quality
+from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
 from panoptic.png import decode_ids, decode_image, from_coco
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.scenes import render, write_scenes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences, intervals
-from panoptic.metrics.quality import QualityCounts, quality
+from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.segmentation import Categories
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from panoptic.metrics.boundary import boundary_overlaps
 from panoptic.metrics.image import SIZES, count_image
-from panoptic.metrics.quality import QualityCounts
+from panoptic.metrics.panoptic_quality import QualityCounts
 from panoptic.segmentation import Categories, Segmentation
 
 Draw = Callable[..., Segmentation]

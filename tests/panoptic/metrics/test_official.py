@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from panoptic.metrics.boundary import boundary_overlaps
-from panoptic.metrics.quality import QualityCounts, count, overlaps, pair
-from panoptic.metrics.regions import confusion, mean_iou
+from panoptic.metrics.panoptic_quality import QualityCounts, count, overlaps, pair
+from panoptic.metrics.semantic import confusion, mean_iou
 from panoptic.png import encode_ids, to_coco
 from panoptic.segmentation import Categories, Segmentation
 

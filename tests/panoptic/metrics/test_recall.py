@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoptic.metrics.regions import RecallCounts, count_recall
+from panoptic.metrics.semantic import RecallCounts, count_recall
 from panoptic.segmentation import Segmentation
 
 

@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-from panoptic.metrics.quality import QualityCounts, quality
-from panoptic.metrics.regions import mean_iou
+from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, safe_name, table
+from panoptic.metrics.semantic import mean_iou
 from panoptic.segmentation import Categories
 
 

@@ -209,7 +209,7 @@ def test_nothing_leaks_from_the_padded_border(config, small_categories) -> None:
 @pytest.mark.parametrize("config", CASES)
 @pytest.mark.parametrize("seed", range(4))
 def test_the_truth_as_output_is_as_good_a_map_as_stated(config, seed, small_categories, random_segmentation) -> None:
-    from panoptic.metrics.quality import count, quality
+    from panoptic.metrics.panoptic_quality import count, quality
 
     model = build(config, small_categories).eval()
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from panoptic.metrics.quality import QualityCounts, count, count_coco, quality
+from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco, quality
 from panoptic.png import encode_ids, from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation, renumber
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoptic.metrics.regions import runs, tabulate
+from panoptic.metrics.semantic import runs, tabulate
 from panoptic.png import decode_ids
 from panoptic.segmentation import Categories, Segmentation
 

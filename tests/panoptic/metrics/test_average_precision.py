@@ -14,7 +14,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from panoptic.metrics.instances import LIMIT, average_precision, installed, instance_overlaps
+from panoptic.metrics.average_precision import LIMIT, average_precision, installed, instance_overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 
