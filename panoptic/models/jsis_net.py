@@ -54,8 +54,8 @@ from panoptic.rcnn.paste_masks import encode
 from panoptic.rcnn.roi_heads import Detection, Sampled, box_losses, mask_loss, sample_regions
 from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
+from panoptic.targets.dense import is_thing, semantic_map
 from panoptic.targets.instances import instance_lists, region_masks
-from panoptic.targets.pixels import is_thing, semantic_map
 
 CERTAIN = 30.0
 """The logit of a true class in `truth`: its softmax is 1 in float32."""

@@ -58,7 +58,7 @@ from panoptic.merging.centres import Score, merge_centres, scored_instances
 from panoptic.merging.enlarging import Enlarging
 from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets.pixels import (
+from panoptic.targets.dense import (
     Rounding,
     centre_heatmap,
     centre_offsets,

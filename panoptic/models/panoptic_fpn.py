@@ -45,7 +45,7 @@ from panoptic.models.interface import Merged, Outputs, PanopticModel
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, enlarge_boxes, paste_detections
 from panoptic.rcnn.paste_masks import encode
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets.pixels import semantic_map
+from panoptic.targets.dense import semantic_map
 
 CERTAIN = 30.0
 """The logit of a true class in `truth`: its softmax is 1 in float32."""

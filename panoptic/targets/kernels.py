@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.segmentation import IGNORE, Categories, Targets
+from panoptic.targets.dense import semantic_map
 from panoptic.targets.instances import boxes as segment_boxes
 from panoptic.targets.instances import is_instance
-from panoptic.targets.pixels import semantic_map
 
 Regions = Literal["with_things", "stuff", "all"]
 """Classes of the region branch: one for all things and then stuff; stuff alone; or every class."""

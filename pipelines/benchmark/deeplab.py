@@ -11,7 +11,7 @@ import torch
 
 from panoptic.merging.centres import find_centres, merge_centres
 from panoptic.segmentation import Sample, Segmentation, collate
-from panoptic.targets.pixels import CentreTargets, centre_targets
+from panoptic.targets.dense import CentreTargets, centre_targets
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, close, same_partition
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panoptic.segmentation import Categories, Sample, Segmentation, collate, default_colour
-from panoptic.targets.pixels import centre_heatmap, centre_offsets, segment_moments
+from panoptic.targets.dense import centre_heatmap, centre_offsets, segment_moments
 
 BYTES_PER_PIXEL = 160_000 / (640 * 480)
 """Of a JPEG: COCO's mean."""

@@ -11,7 +11,7 @@ from pycocotools import mask as rle
 
 from panoptic.merging import centres as merging
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.targets.pixels import centre_targets
+from panoptic.targets.dense import centre_targets
 
 
 def categories_of(things: list[int], count: int) -> Categories:

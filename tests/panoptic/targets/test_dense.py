@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panoptic.segmentation import IGNORE, Categories, Sample, Segmentation, Targets, collate, renumber
-from panoptic.targets import pixels as dense
+from panoptic.targets import dense
 
 FIXTURES = ("pdl_a_targets", "pdl_b_targets")
 
