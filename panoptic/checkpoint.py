@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic import models
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories
 
 FORMAT = 1

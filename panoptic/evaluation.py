@@ -23,7 +23,7 @@ from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion, count_recall, mean_iou
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Segmentation, Targets
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 
 from panoptic.metrics.report import Evaluation, metrics
-from panoptic.models.interface import Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Frame, Targets
 
 COLUMNS = {

@@ -22,7 +22,7 @@ from panoptic.checkpoint import check_categories
 from panoptic.engine import prepare
 from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from pipelines import storage
 from pipelines.actors import Killed, Pool, each
 from pipelines.config import Experiment, override

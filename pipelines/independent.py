@@ -16,7 +16,7 @@ from panoptic.checkpoint import check_categories
 from panoptic.engine import prepare
 from panoptic.evaluation import Measures, judge, summarise
 from panoptic.metrics.report import Evaluation, metrics
-from panoptic.models.jsis_net import JSISNet, JSISNetConfig
+from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
 from pipelines import storage
 from pipelines.config import Experiment
 from pipelines.evaluate import Stored, options_of

@@ -43,7 +43,7 @@ from safetensors.torch import load_file, save_file
 
 import panoptic
 from panoptic.checkpoint import build_model, from_plain, to_plain
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import Resize, evaluation_view

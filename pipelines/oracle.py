@@ -12,7 +12,7 @@ from panoptic.checkpoint import check_categories
 from panoptic.engine import prepare
 from panoptic.evaluation import Measures, judge, summarise
 from panoptic.metrics.report import Evaluation
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.oracle import missing_needs, subsets, truth_names
 from pipelines.config import Experiment
 from pipelines.evaluate import Stored

@@ -25,7 +25,7 @@ import numpy as np
 
 from panoptic.draw import overlay
 from panoptic.engine import evaluation_step
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_jpeg, encode_segments, silence_opencv, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.transforms import evaluation_view

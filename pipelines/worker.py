@@ -35,7 +35,7 @@ from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch,
 from panoptic.evaluation import Batch, Tally, judge, summarise
 from panoptic.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
 from pipelines import runtime, storage
 from pipelines.config import Experiment, flatten

@@ -139,5 +139,5 @@ def test_the_wheel_holds_the_two_packages_and_the_licence(tmp_path: Path):
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"panoptic", "pipelines"}
-    assert "panoptic/models/interface.py" in names
+    assert "panoptic/models/base.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -26,7 +26,7 @@ from panoptic.convert.maskformer import (
 )
 from panoptic.convert.panoptic_deeplab import weight
 from panoptic.convert.swin import published_trunk_key
-from panoptic.models.mask2former import LEVELS, Mask2FormerConfig
+from panoptic.models.mask2former.model import LEVELS, Mask2FormerConfig
 from panoptic.segmentation import Categories
 
 HEADS = 8

@@ -27,7 +27,7 @@ from panoptic.convert.swin import (
 )
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
 from panoptic.convert.trunks import part
-from panoptic.models.maskformer import MaskFormerConfig
+from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories
 
 Rules = tuple[tuple[str, Callable[[re.Match[str]], str | None]], ...]

@@ -20,7 +20,7 @@ from torch import Tensor
 from panoptic.backbones.weights import trunk_key
 from panoptic.convert.family import Family, same_classes, weight
 from panoptic.convert.trunks import part, trunk_config
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
 
 COCO_CLASSES = 133

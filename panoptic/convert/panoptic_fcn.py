@@ -19,9 +19,9 @@ from torch import Tensor
 from panoptic.backbones.weights import trunk_key
 from panoptic.convert.family import Family, State
 from panoptic.convert.trunks import frozen_trunk, part, trunk_config
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
+from panoptic.models.panoptic_fcn.targets import Regions
 from panoptic.segmentation import Categories
-from panoptic.targets.kernels import Regions
 
 LAYERS = {
     "position_head.out_inst": "thing_head",

@@ -4,13 +4,13 @@
 command line and the contract tests read it. A new architecture adds its config here.
 """
 
-from panoptic.models.detr import DETRConfig
-from panoptic.models.jsis_net import JSISNetConfig
-from panoptic.models.mask2former import Mask2FormerConfig
-from panoptic.models.maskformer import MaskFormerConfig
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
-from panoptic.models.panoptic_fpn import PanopticFPNConfig
+from panoptic.models.detr.model import DETRConfig
+from panoptic.models.jsis_net.model import JSISNetConfig
+from panoptic.models.mask2former.model import Mask2FormerConfig
+from panoptic.models.maskformer.model import MaskFormerConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
+from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 
 Architecture = (
     PanopticDeepLabConfig

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoptic.merging.centres import find_centres, merge_centres
+from panoptic.models.panoptic_deeplab.postprocess import find_centres, merge_centres
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.targets.dense import CentreTargets, centre_targets
 from pipelines.benchmark import inputs, peers

@@ -20,8 +20,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from panoptic.backbones import Backbone
-from panoptic.merging.overlaps import merge_instances
-from panoptic.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.postprocess import merge_instances
 from panoptic.rcnn.mask_rcnn import DetectorConfig
 from panoptic.rcnn.paste_masks import Pasted, paste
 from panoptic.rcnn.roi_heads import Detection

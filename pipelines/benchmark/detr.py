@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.convert import convert
-from panoptic.merging.detr import merge_masks
-from panoptic.models.detr import DETRConfig
+from panoptic.models.detr.model import DETRConfig
+from panoptic.models.detr.postprocess import merge_masks
 from panoptic.segmentation import Categories, Frame, Segmentation
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, close, same_partition

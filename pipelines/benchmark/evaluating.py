@@ -15,8 +15,8 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
 from panoptic.evaluation import Batch, Measures, judge
-from panoptic.models.interface import Outputs
-from panoptic.models.panoptic_deeplab import PanopticDeepLab, PanopticDeepLabConfig
+from panoptic.models.base import Outputs
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLab, PanopticDeepLabConfig
 from panoptic.png import decode_image, decode_segments, encode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
 from pipelines.benchmark import inputs

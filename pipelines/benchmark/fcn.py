@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.models.interface import Outputs
-from panoptic.models.panoptic_fcn import LEVELS, PanopticFCN, PanopticFCNConfig
+from panoptic.models.base import Outputs
+from panoptic.models.panoptic_fcn.model import LEVELS, PanopticFCN, PanopticFCNConfig
+from panoptic.models.panoptic_fcn.targets import kernel_targets
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, Targets, collate
-from panoptic.targets.kernels import kernel_targets
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Case
 

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from panoptic.merging.centres import encode_masks
 from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
+from panoptic.models.panoptic_deeplab.postprocess import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Case

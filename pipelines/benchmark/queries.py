@@ -20,13 +20,13 @@ from torch.nn import functional
 from panoptic.backbones import Backbone
 from panoptic.convert import convert
 from panoptic.engine import Engine, Health, prepare, train_step
-from panoptic.mask_classification import learnt, mask_products, trained_layers
-from panoptic.matching import Matches, hungarian
-from panoptic.merging.planes import Extent
-from panoptic.merging.queries import merge_queries
-from panoptic.models.interface import Outputs
-from panoptic.models.mask2former import Mask2FormerConfig
-from panoptic.models.maskformer import MaskFormerConfig
+from panoptic.matcher import Matches, hungarian
+from panoptic.models.base import Outputs
+from panoptic.models.mask2former.model import Mask2FormerConfig
+from panoptic.models.mask_transformer.loss import learnt, mask_products, trained_layers
+from panoptic.models.mask_transformer.mask_resampler import Extent
+from panoptic.models.mask_transformer.postprocess import merge_queries
+from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.optim import Optim, build_optimiser
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from pipelines.benchmark import inputs, peers

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.detr import DETRConfig
+from panoptic.models.detr.model import DETRConfig
 from panoptic.optim import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Train

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
-from panoptic.models.panoptic_fpn import CAFFE2, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
 from panoptic.optim import Optim
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection

@@ -11,7 +11,7 @@ from typing import Literal
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
-from panoptic.models.mask2former import Mask2FormerConfig
+from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.optim import Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.engine import Engine
-from panoptic.models.maskformer import MaskFormerConfig
+from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.optim import Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from panoptic import checkpoint as checkpoints
 from panoptic.freezing import freeze_parameters
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.optim import Optim, parameter_groups
 
 COUNTER = "num_batches_tracked"

@@ -11,8 +11,8 @@ import torch
 
 from jobs.oracle import main
 from panoptic import checkpoint
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.segmentation import Categories
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
 

@@ -16,8 +16,8 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.convert import convert, convert_trunk, read_checkpoint
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
-from panoptic.models.panoptic_fpn import CAFFE2, PanopticFPNConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
 from panoptic.segmentation import Categories
 
 

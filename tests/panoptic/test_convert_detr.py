@@ -14,7 +14,7 @@ from panoptic.backbones import Backbone
 from panoptic.checkpoint import load, load_for_finetune, save
 from panoptic.convert import convert
 from panoptic.convert.detr import class_index
-from panoptic.models.detr import DETRConfig
+from panoptic.models.detr.model import DETRConfig
 from panoptic.segmentation import Categories, Sample, collate
 from tests.conftest import draw_segmentation
 

@@ -10,7 +10,7 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.convert import convert, reference_keys
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.segmentation import Categories
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from panoptic.engine import Engine
 from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import details, metrics
-from panoptic.models.interface import Outputs
+from panoptic.models.base import Outputs
 from panoptic.segmentation import Frame, Segmentation
 from tests.panoptic.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
 

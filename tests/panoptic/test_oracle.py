@@ -13,7 +13,7 @@ from panoptic.engine import Engine
 from panoptic.evaluation import Batch, Measures, judge, summarise
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.oracle import missing_needs, subsets, swap, table, truth_names
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN

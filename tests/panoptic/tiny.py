@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panoptic.models.interface import Merged, Outputs, PanopticModel
+from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, Targets, collate
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.models.panoptic_fpn import PanopticFPNConfig
+from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.segmentation import Categories
 from pipelines.config import Experiment, override
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic.merging.jsis import Conflicts
-from panoptic.models.jsis_net import JSISNet, JSISNetConfig
+from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
+from panoptic.models.jsis_net.postprocess import Conflicts
 from panoptic.segmentation import Categories, Frame
 from panoptic.transforms import Resize
 from pipelines.evaluate import Stored, load

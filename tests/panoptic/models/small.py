@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.merging.jsis import Conflicts
-from panoptic.models.detr import DETRConfig
-from panoptic.models.jsis_net import DETECTION, REGIONS, JSISNetConfig
-from panoptic.models.mask2former import Mask2FormerConfig
-from panoptic.models.maskformer import MaskFormerConfig
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
-from panoptic.models.panoptic_fcn import PanopticFCNConfig
-from panoptic.models.panoptic_fpn import PanopticFPNConfig
-from panoptic.rcnn.c4 import StageOptions
+from panoptic.models.detr.model import DETRConfig
+from panoptic.models.jsis_net.c4_head import StageOptions
+from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
+from panoptic.models.jsis_net.postprocess import Conflicts
+from panoptic.models.mask2former.model import Mask2FormerConfig
+from panoptic.models.maskformer.model import MaskFormerConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
+from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions

@@ -12,7 +12,7 @@ import torch
 from panoptic import models
 from panoptic.checkpoint import build_model, load, save
 from panoptic.engine import Engine, evaluation_step
-from panoptic.models.interface import PanopticModel
+from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
 

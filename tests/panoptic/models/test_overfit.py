@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from panoptic.backbones import Backbone
-from panoptic.models.panoptic_deeplab import PanopticDeepLabConfig
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 

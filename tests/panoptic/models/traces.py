@@ -29,7 +29,7 @@ from panoptic.models import (
     PanopticFCNConfig,
     PanopticFPNConfig,
 )
-from panoptic.models.interface import Outputs, PanopticModel, alone
+from panoptic.models.base import Outputs, PanopticModel, alone
 from panoptic.optim import Optim, build_optimiser
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
 from panoptic.transforms import Augment, generator, training_view

@@ -1,0 +1,1 @@
+"""DETR with its panoptic head (arXiv 2005.12872)."""

@@ -1,0 +1,1 @@
+"""Mask2Former (arXiv 2112.01527)."""

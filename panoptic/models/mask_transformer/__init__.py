@@ -1,0 +1,1 @@
+"""What the mask-classification models share: pixel decoders, losses, point sampling, post-processing."""

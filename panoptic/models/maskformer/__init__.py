@@ -1,0 +1,1 @@
+"""MaskFormer (arXiv 2107.06278)."""

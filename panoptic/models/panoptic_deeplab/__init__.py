@@ -1,0 +1,1 @@
+"""Panoptic-DeepLab (arXiv 1911.10194)."""

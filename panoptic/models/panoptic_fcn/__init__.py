@@ -1,0 +1,1 @@
+"""Panoptic FCN (arXiv 2012.00720)."""

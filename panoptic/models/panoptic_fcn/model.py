@@ -1,0 +1,418 @@
+"""Panoptic FCN, plain and starred (Li et al., "Fully Convolutional Networks for Panoptic Segmentation", 2012.00720).
+
+Things and stuff are drawn alike: a position head marks centres of things and regions of stuff on each level of
+a pyramid, a kernel head gives a kernel for each of them, and a kernel is a 1x1 convolution on one encoded
+stride-4 feature map. Kernels that say the same are fused, so an instance that two levels find is drawn once.
+The starred variant encodes with 256 channels and deformable convolutions.
+
+Kept as published (dvlab-research/PanopticFCN, on detectron2), though odd:
+- the mean of RGB channels is subtracted from BGR images (`bgr` with an RGB-ordered `pixel_mean`), scale 1;
+- scores are averaged with their window's mean, in which cells beyond the border count as 0;
+- the size ranges of levels include both ends, so a thing of 64 pixels is on three levels;
+- the kernel of a stuff region is a mean over the whole map, not over the region (`stuff_kernel` chooses);
+- the first coordinate channel is the vertical one; both are of the padded feature map;
+- the bias of -2.19 is on the region maps too; offsets of deformable convolutions start from random weights;
+- the Gaussian's radius is divided by 2 and not by 2a (CornerNet's first formula);
+- losses are divided by this worker's own counts.
+
+Deviations: batches of any size are merged image by image (the reference is right for 1 only); no thing, no stuff
+or nothing at all are maps as well (it crashes without stuff); of more than `most_things` things on a level the
+largest stay (it raises an error); a level of fewer than `points` cells uses what it has (it raises an error);
+a thing that leaves no trace at stride 4 has its peak in the middle of its box (there in the image's corner);
+ground-truth things come from the panoptic map and so never overlap.
+
+The truth stands for positions, classes and masks, in this order: a class needs a position, a mask a class. With all
+three PQ is 100 but for stuff that covers half of no cell of any level and for things beyond `scales` or `most_things`;
+without the masks these are the network's, so PQ has no bound but 0.
+
+Shapes: B images, H x W canvas, h x w a level, y x x the cells of stride 4, T thing and R region classes, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from panoptic.backbones import Backbone
+from panoptic.layers.conv import Norm, Pixels, resize
+from panoptic.layers.fpn import FPN, SemanticFPN
+from panoptic.losses import soft_focal_loss
+from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.panoptic_fcn.conv_stack import Tower, predictor
+from panoptic.models.panoptic_fcn.kernel_fusion import (
+    Level,
+    collect_regions,
+    collect_things,
+    fuse,
+    fuse_classes,
+    similar,
+)
+from panoptic.models.panoptic_fcn.kernels import (
+    centre_kernels,
+    embedded,
+    guided_kernels,
+    kernel_dice_loss,
+    region_kernels,
+)
+from panoptic.models.panoptic_fcn.postprocess import (
+    Things,
+    View,
+    as_instances,
+    class_map,
+    combine,
+    draw_regions,
+    draw_things,
+    true_masks,
+)
+from panoptic.models.panoptic_fcn.targets import (
+    Centre,
+    KernelTargets,
+    Regions,
+    kernel_numbers,
+    kernel_targets,
+    region_classes,
+)
+from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
+
+LEVELS = ("p3", "p4", "p5", "p6", "p7")
+"""Of the pyramid, on which positions and kernels are found; strides 8 to 128."""
+
+STRIDE = 32
+"""Of the deepest backbone feature: images are padded to a multiple of it."""
+
+
+BIAS = -2.19
+"""Of both position predictors: a probability of 0.1 before anything is learnt."""
+
+
+@dataclass(frozen=True)
+class PanopticFCNConfig:
+    """Panoptic FCN; the defaults are the published ResNet-50 for COCO."""
+
+    backbone: Backbone = field(default_factory=lambda: Backbone(stride_in_1x1=True, norm="frozen", freeze=2))
+    """Where the features come from."""
+    divisor: int = 32
+    """Batches are padded to a multiple of this."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from the pixels, scale 0..255."""
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Divides the pixels, scale 0..255."""
+    bgr: bool = True
+    """Channels enter as blue, green, red; mean and std are applied in that order, as they stand."""
+    width: int = 256
+    """Channels of the pyramid."""
+    norm: Norm = "group"
+    """Normalisation in the heads and the semantic branch (the backbone has its own, the pyramid and encoder none)."""
+    feature: Literal["semantic_fpn", "p2", "summed"] = "semantic_fpn"
+    """The high-resolution feature: the semantic branch, p2 alone, or p2 to p5 resized and added."""
+    feature_channels: int = 256
+    """Width of the semantic branch."""
+    head_convs: int = 3
+    """Convolutions in the position head and in the kernel head, before their predictors."""
+    head_channels: int = 256
+    """Width of both heads."""
+    position_deform: bool = True
+    """Modulated deformable convolutions in the position head."""
+    position_coordinates: bool = False
+    """Two coordinate channels enter the position head."""
+    kernel_deform: bool = False
+    """Modulated deformable convolutions in the kernel head."""
+    kernel_coordinates: bool = True
+    """Two coordinate channels enter the kernel head."""
+    encoder_convs: int = 3
+    """Convolutions of the feature encoder."""
+    encoder_channels: int = 64
+    """Width of the encoder and size of the kernels that draw (starred: 256)."""
+    encoder_deform: bool = False
+    """Modulated deformable convolutions in the encoder (starred: True)."""
+    encoder_coordinates: bool = True
+    """Two coordinate channels enter the encoder."""
+    encoder_norm: bool = False
+    """Normalise in the encoder too."""
+    regions: Regions = "with_things"
+    """Region classes: one for all things and then stuff; stuff alone; or all classes (published for Cityscapes)."""
+    stuff_kernel: Literal["map", "region"] = "map"
+    """A region's kernel is a mean over the whole map (published), or over its own cells, which learns far sooner."""
+    centre: Centre = "mass"
+    """A thing's peak is at the centre of mass of its mask, or of its box."""
+    scales: tuple[tuple[int, int], ...] = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+    """Smallest and largest square root of a box's area, in pixels, of the things of each level."""
+    most_things: int = 100
+    """Things of an image that a level trains on, the largest ones; bounds the memory."""
+    overlap: float = 0.7
+    """Least IoU of a box shifted by the radius of its Gaussian."""
+    points: int = 7
+    """Kernels that the weighted dice loss takes a thing; 0 = not weighted, the one at its centre."""
+    alpha: float = 0.25
+    """Of the focal loss."""
+    gamma: float = 2.0
+    """Of the focal loss."""
+    position_weight: float = 1.0
+    """Factor of both position losses."""
+    mask_weight: float = 3.0
+    """Factor of both mask losses (Cityscapes: 4)."""
+    pool: tuple[int, ...] = (3, 3, 3, 5, 5)
+    """Side of the window that each level's scores are averaged over."""
+    thing_threshold: float = 0.05
+    """Peaks score strictly more (fast variants: 0.2)."""
+    region_threshold: float = 0.05
+    """Regions of a level score strictly more (fast variants: 0.1)."""
+    most_kernels: int = 100
+    """Things that are drawn; a level gives half as many at most."""
+    fusion_threshold: float = 0.9
+    """Kernels of at least this cosine are one."""
+    class_aware: bool = True
+    """Only kernels of one class are fused."""
+    mask_threshold: float = 0.4
+    """A thing is where its probability is strictly higher."""
+    lowest_score: float = 0.05
+    """Instances score at least this once their masks are judged."""
+    merged_score: float = 0.2
+    """Things in the panoptic map score at least this."""
+    most_overlap: float = 0.5
+    """Things of which a larger share is taken already are dropped."""
+    stuff_area: int = 4096
+    """Stuff of fewer pixels becomes void."""
+
+    def build(self, categories: Categories) -> PanopticFCN:
+        """The model, initialised from scratch but for what `backbone.weights` says of timm.
+
+        Raises:
+            ValueError: options contradict each other; the message names them.
+        """
+        if not (len(self.scales) == len(self.pool) == len(LEVELS)):
+            raise ValueError(
+                f"scales and pool: {len(self.scales)} and {len(self.pool)} entries, but there are {len(LEVELS)} levels"
+            )
+        if any(side % 2 == 0 for side in self.pool):
+            raise ValueError(f"pool: {self.pool}, but a window needs a middle; make every side odd")
+        if self.backbone.output_stride != STRIDE:
+            raise ValueError(f"backbone.output_stride: {self.backbone.output_stride}, but the pyramid needs {STRIDE}")
+        if min(self.head_convs, self.encoder_convs) < 1:
+            raise ValueError(f"head_convs {self.head_convs}, encoder_convs {self.encoder_convs}: at least one each")
+        if not categories.things or not region_classes(categories, self.regions):
+            raise ValueError("regions: Panoptic FCN needs a thing class and a region class; without stuff: with_things")
+        return PanopticFCN(self, categories)
+
+
+class PanopticFCN(PanopticModel):
+    """Backbone, pyramid, position head, kernel head, feature encoder.
+
+    Outputs: "encoded" [B, C, y, x] at stride 4, and of each level "things_p3" logits [B, T, h, w], "regions_p3" logits
+    [B, R, h, w] and "kernels_p3" [B, C, h, w], up to "p7". `segment` also takes what `truth` gives.
+    """
+
+    truth_needs = MappingProxyType({"class": ("position",), "mask": ("class",)})
+
+    def __init__(self, config: PanopticFCNConfig, categories: Categories) -> None:
+        super().__init__()
+        self.config, self.categories, self.divisor = config, categories, config.divisor
+        self.regions = region_classes(categories, config.regions)
+        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.backbone = config.backbone.build()
+        self.pyramid = FPN(self.backbone.channels, config.width, top="convolutions")
+        semantic = config.feature == "semantic_fpn"
+        self.semantic = SemanticFPN(config.width, config.feature_channels, config.norm) if semantic else None
+        channels = config.head_channels
+        heads = partial(Tower, config.width, channels, config.head_convs, norm=config.norm)
+        self.position_tower = heads(deform=config.position_deform, coordinates=config.position_coordinates)
+        self.thing_head = predictor(channels, len(categories.things), 3, BIAS)
+        self.region_head = predictor(channels, len(self.regions), 3, BIAS)
+        self.kernel_tower = heads(deform=config.kernel_deform, coordinates=config.kernel_coordinates)
+        self.kernel_head = predictor(channels, channels, 3)
+        self.encoder = Tower(
+            config.feature_channels if semantic else config.width,
+            config.encoder_channels,
+            config.encoder_convs,
+            norm=config.norm if config.encoder_norm else None,
+            deform=config.encoder_deform,
+            coordinates=config.encoder_coordinates,
+        )
+        self.thing_embed = predictor(channels, config.encoder_channels, 1)
+        self.stuff_embed = predictor(channels, config.encoder_channels, 1)
+
+    def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
+        """uint8 [B, 3, H, W] to the outputs that the class describes."""
+        x = self.pixels(images, frame)
+        x = functional.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
+        levels = self.pyramid(self.backbone(x))
+        outputs = {"encoded": self.encoder(self._high_resolution(levels))}
+        for level in LEVELS:
+            position = self.position_tower(levels[level])
+            outputs[f"things_{level}"] = self.thing_head(position)
+            outputs[f"regions_{level}"] = self.region_head(position)
+            outputs[f"kernels_{level}"] = self.kernel_head(self.kernel_tower(levels[level]))
+        return outputs
+
+    def _high_resolution(self, levels: dict[str, Tensor]) -> Tensor:
+        if self.semantic is not None:
+            return self.semantic(levels)
+        finest = levels["p2"]
+        if self.config.feature == "p2":
+            return finest
+        size = (finest.shape[-2], finest.shape[-1])
+        return finest + sum(resize(levels[level], size, False) for level in ("p3", "p4", "p5"))
+
+    # Losses
+
+    def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        """Terms "thing_position", "stuff_position", "thing_mask" and "stuff_mask"."""
+        config, encoded = self.config, outputs["encoded"]
+        truth = self._targets(outputs, targets)
+        thing_position = stuff_position = encoded.new_zeros(())
+        things, regions = [], []
+        for level, told in zip(LEVELS, truth.levels, strict=True):
+            centres, areas, kernels = (outputs[f"{part}_{level}"] for part in Level._fields)
+            focal = soft_focal_loss(centres, told.things, config.alpha, config.gamma)
+            thing_position = thing_position + focal.sum()
+            focal = soft_focal_loss(areas, told.regions, config.alpha, config.gamma)
+            stuff_position = stuff_position + focal.mean((2, 3)).sum()
+            if config.points:
+                chosen = guided_kernels(centres, kernels, told, truth.masks, config.points)
+            else:
+                chosen = centre_kernels(kernels, told)
+            things.append((*chosen, told.image, told.thing))
+            regions.append(region_kernels(kernels, told.regions, config.stuff_kernel == "region"))
+        thing_kernels, weights, image, thing = (torch.cat(parts) for parts in zip(*things, strict=True))
+        at, region, means = (torch.cat(parts) for parts in zip(*regions, strict=True))
+        drawn = embedded(self.thing_embed, thing_kernels), embedded(self.stuff_embed, means)[:, None]
+        thing_mask = kernel_dice_loss(encoded, truth.masks, drawn[0], image, thing, weights)
+        stuff_mask = kernel_dice_loss(encoded, truth.region_masks, drawn[1], at, region, torch.ones_like(means[:, :1]))
+        count, regions_count = max(1, len(weights)), max(1, len(means))
+        return {
+            "thing_position": config.position_weight * thing_position / count,
+            "stuff_position": config.position_weight * stuff_position / len(encoded),
+            "thing_mask": config.mask_weight * thing_mask / count,
+            "stuff_mask": config.mask_weight * stuff_mask / regions_count,
+        }
+
+    def _targets(self, outputs: Outputs, targets: Targets) -> KernelTargets:
+        config, cells = self.config, _size(outputs["encoded"])
+        shapes = [_size(outputs[f"kernels_{level}"]) for level in LEVELS]
+        told = partial(kernel_targets, targets, self.categories, cells=cells, shapes=shapes, scales=config.scales)
+        return told(regions=config.regions, centre=config.centre, overlap=config.overlap, most=config.most_things)
+
+    # Merging
+
+    @torch.no_grad()
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        """Merged maps at `frame.output_sizes`, with scores: of things, and the mean probability of stuff regions."""
+        return [self._merge(*self._draw(outputs, frame, b)) for b in range(len(frame.sizes))]
+
+    @torch.no_grad()
+    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+        """The things that score at least `lowest_score`."""
+        return [as_instances(self._draw(outputs, frame, b)[0]) for b in range(len(frame.sizes))]
+
+    @torch.no_grad()
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+        """int32 [H, W] class maps: what the region kernels draw, as the reference scores its mIoU.
+
+        Its region classes know things only as one; there the merged map says which.
+        """
+        is_thing = np.array(self.categories.is_thing, bool)
+        drawn = [self._draw(outputs, frame, b) for b in range(len(frame.sizes))]
+        return [class_map(parts[1], self._merge(*parts), self.regions, is_thing) for parts in drawn]
+
+    def _merge(self, things: Things, regions: np.ndarray, stuff: dict[int, tuple[int, float]]) -> Segmentation:
+        least, overlap, area = self.config.merged_score, self.config.most_overlap, self.config.stuff_area
+        return combine(things, regions, stuff, lowest=least, overlap=overlap, stuff_area=area)
+
+    def _draw(self, outputs: Outputs, frame: Frame, b: int) -> tuple[Things, np.ndarray, dict[int, tuple[int, float]]]:
+        """Of image b the things, the map of region classes (1 + each, 0 = none), and what stuff these stand for."""
+        config, encoded = self.config, outputs["encoded"][b]
+        kernels, labels, scores, owners = self._thing_list(outputs, b)
+        logits = torch.einsum("kc,cyx->kyx", kernels, encoded)
+        region_kernels, regions, region_scores = self._region_list(outputs, b)
+        drawn = torch.einsum("kc,cyx->kyx", region_kernels, encoded)
+        view, numbers = _view(encoded, frame, b, 4), regions + 1
+        if "mask" in outputs:
+            numbers = functional.pad(regions + 1, (0, 1))  # and 0, nothing
+            logits, drawn = (true_masks(outputs["mask"][b], index) for index in (owners + 1, -numbers))
+            view = _view(logits, frame, b, 1)
+        table = torch.tensor(self.categories.things, dtype=torch.int64, device=labels.device)
+        things = draw_things(
+            logits,
+            table[labels],
+            scores,
+            view,
+            threshold=config.mask_threshold,
+            lowest=config.lowest_score,
+            most=config.most_kernels,
+        )
+        stuff = {
+            region + 1: (self.regions[region], score)
+            for region, score in zip(regions.tolist(), region_scores.tolist(), strict=True)
+            if self.regions[region] in self.categories.stuff
+        }
+        return things, draw_regions(drawn, numbers, view), stuff
+
+    def _thing_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fused kernels [K, C] of image b, best first, their class among the T, score, and true thing (or -1)."""
+        config, true = self.config, outputs.get("position.things")
+        kernels, labels, scores, owners = collect_things(
+            _levels(outputs, b),
+            config.pool,
+            config.thing_threshold,
+            config.most_kernels // 2,
+            None if true is None else true[b],
+        )
+        kernels = embedded(self.thing_embed, kernels)
+        if true is None:
+            groups = similar(kernels, labels, config.fusion_threshold, config.class_aware)
+        else:  # one kernel a true thing, and no doubt about it
+            groups, scores = owners[:, None] == owners, torch.ones_like(scores)
+        if "class" in outputs:
+            labels = outputs["class"][b, owners]
+        kernels, kept = fuse(kernels, groups)
+        return kernels, labels[kept], scores[kept], owners[kept]
+
+    def _region_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The fused kernels [K, C] of image b, their region class, ascending, and score."""
+        true = [outputs[f"position.{level}"][b] for level in LEVELS] if "position.things" in outputs else None
+        config, known = self.config, "class" in outputs
+        kernels, labels, scores = collect_regions(
+            _levels(outputs, b), config.region_threshold, true, known, config.stuff_kernel == "region"
+        )
+        return fuse_classes(embedded(self.stuff_embed, kernels), labels, scores)
+
+    @torch.no_grad()
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """Where things and regions are, which class they have, and their masks.
+
+        "position.things" int64 [B, 5, M], the cell of each true thing on each level, -1 where it is not on that level;
+        "position.p3" float [B, R, h, w] to "p7", what each region covers; "class" int64 [B, M], the class of each thing
+        among the T; "mask" int64 [B, H, W], k + 1 on thing k, -1 - r on region r, 0 on void. With true positions
+        kernels are fused by the thing that they belong to, and every score is 1 until its mask is judged.
+        """
+        told = self._targets(outputs, targets)
+        images, most = told.segments.shape
+        cells = torch.full((images, len(LEVELS), most), -1, device=told.segments.device)
+        classes = torch.zeros(images, most, dtype=torch.int64, device=told.segments.device)
+        for place, level in enumerate(told.levels):
+            cells[level.image, place, level.thing] = level.cell
+            classes[level.image, level.thing] = level.label
+        covered = {f"position.{name}": level.regions for name, level in zip(LEVELS, told.levels, strict=True)}
+        numbers = kernel_numbers(targets, self.categories, self.config.regions, told.segments)
+        return {"position.things": cells, **covered, "class": classes, "mask": numbers}
+
+
+def _levels(outputs: Outputs, b: int) -> list[Level]:
+    return [Level(*(outputs[f"{part}_{level}"][b] for part in Level._fields)) for level in LEVELS]
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _view(planes: Tensor, frame: Frame, b: int, stride: int) -> View:
+    """From planes [K, y, x] of image b, each cell `stride` pixels, to its output."""
+    (height, width), (rows, columns) = frame.sizes[b].tolist(), frame.output_sizes[b].tolist()
+    return View.of(_size(planes), (height, width), (rows, columns), planes, stride)

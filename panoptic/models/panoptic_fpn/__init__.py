@@ -1,0 +1,1 @@
+"""Panoptic FPN (arXiv 1901.02446)."""

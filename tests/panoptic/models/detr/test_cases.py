@@ -1,0 +1,157 @@
+"""DETR where sets are empty, too large or broken, and where memory is bounded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic.backbones import Backbone
+from panoptic.freezing import freeze_parameters, training_mode
+from panoptic.models.detr import model as detr
+from panoptic.optim import Optim, parameter_groups
+from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from pipelines.presets.detr import DETECTOR
+from tests.panoptic.models.photographs import learn, photographs
+from tests.panoptic.models.small import SMALL_DETR
+
+
+def sample(truth: Segmentation, seed: int = 0) -> Sample:
+    image = np.random.default_rng(seed).integers(0, 256, (*truth.size, 3), np.uint8)
+    return Sample(image, truth, f"photo {seed}.jpg")
+
+
+def grid(count: int, categories: Categories) -> Segmentation:
+    """`count` things of one pixel and more, on stuff."""
+    segments = np.ones((64, 64), np.int32)
+    for k in range(count):
+        segments[4 * (k // 16) : 4 * (k // 16) + 2, 4 * (k % 16) : 4 * (k % 16) + 1 + k % 3] = k + 2
+    return Segmentation(segments, np.array([categories.stuff[0]] + [categories.things[0]] * count))
+
+
+def test_more_segments_than_queries(small_categories) -> None:
+    model = replace(SMALL_DETR, queries=5).build(small_categories)
+    truth = grid(60, small_categories)
+    images, targets = collate([sample(truth)])
+    losses, _ = model(images, targets)
+    assert torch.isfinite(sum(losses.values()))
+    outputs = model.eval().network(images, targets.frame)
+    present, boxes = detr._true_boxes(targets)
+    matches = model._match(outputs["logits"], outputs["boxes"], targets, present, boxes)
+    assert present.sum() == 61 and sorted(matches.queries.tolist()) == [0, 1, 2, 3, 4]
+    (found,) = model.segment({**outputs, **model.truth(targets, outputs)}, targets.frame)
+    assert len(found.labels) == 5
+
+
+def test_segments_that_the_crop_left_without_a_pixel_are_no_targets(small_categories) -> None:
+    segments = np.full((40, 50), 2, np.int32)
+    segments[7, 9] = 3
+    truth = Segmentation(segments, np.array([small_categories.things[0], small_categories.stuff[0], 4]))
+    _, targets = collate([sample(truth)])
+    present, boxes = detr._true_boxes(targets)
+    assert present.tolist() == [[False, True, True]]
+    # the last pixel is part of the box, so a segment of one pixel has no width
+    np.testing.assert_allclose(boxes[0, 1], [24.5 / 50, 19.5 / 40, 49 / 50, 39 / 40], atol=1e-6)
+    np.testing.assert_allclose(boxes[0, 2], [9 / 50, 7 / 40, 0, 0], atol=1e-6)
+
+
+def test_outputs_that_are_not_finite_name_the_image(small_categories) -> None:
+    model = SMALL_DETR.build(small_categories).eval()
+    images, targets = collate([sample(grid(2, small_categories), k) for k in (1, 2)])
+    outputs = dict(model.network(images, targets.frame))
+    outputs["boxes"] = outputs["boxes"].detach().clone()
+    outputs["boxes"][1, 3] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"not finite for photo 2\.jpg;"):
+        model.loss(outputs, targets)
+
+
+def test_mask_losses_in_parts_are_those_in_one(small_categories, monkeypatch) -> None:
+    model = SMALL_DETR.build(small_categories).eval()
+    images, targets = collate([sample(grid(9, small_categories))])
+
+    def terms() -> tuple[list[float], list[torch.Tensor]]:
+        model.zero_grad()
+        losses, _ = model(images, targets)
+        (losses["mask"] + losses["dice"]).backward()
+        gradients = [p.grad for p in model.mask_head.parameters() if p.grad is not None]
+        return [losses["mask"].item(), losses["dice"].item()], gradients
+
+    whole, gradients = terms()
+    monkeypatch.setattr(detr, "PIXELS", 3 * 64 * 64)
+    parts, others = terms()
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_masks_of_chosen_queries_are_those_of_all(small_categories) -> None:
+    model = SMALL_DETR.build(small_categories).eval()
+    images, targets = collate([sample(grid(3, small_categories), k) for k in (1, 2)])
+    with torch.no_grad():
+        outputs = model.network(images, targets.frame)
+        every = model.masks(outputs, targets.frame)
+        some = model._masks(outputs, targets.frame, 1, torch.tensor([7, 2]))
+    assert every.shape == (2, 12, 16, 16)
+    torch.testing.assert_close(some, every[1, [7, 2]], atol=1e-5, rtol=1e-4)
+
+
+def test_learning_rates_of_the_paper(small_categories) -> None:
+    model = SMALL_DETR.build(small_categories)
+    groups = parameter_groups(model, Optim(lr=1e-4, backbone_lr=0.1, weight_decay=1e-4, decay="all"))
+    factors = {group["lr_factor"]: sum(p.numel() for p in group["params"]) for group in groups}
+    trunk = sum(p.numel() for name, p in model.named_parameters() if name.startswith("backbone.") and p.requires_grad)
+    assert factors[0.1] == trunk and len(factors) == 2
+    early = [p for name, p in model.named_parameters() if name.startswith(("backbone.conv1", "backbone.layer1"))]
+    assert early and not any(p.requires_grad for p in early)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": 30}, "channels: 30 is no multiple"),
+        ({"mask_channels": 40}, "mask_channels: 40"),
+        ({"queries": 0}, "at least 1"),
+        ({"logits": 3}, "3 cannot stand for 5 classes"),
+    ],
+)
+def test_contradictions_are_named(change, message, small_categories) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SMALL_DETR, **change).build(small_categories)
+
+
+def test_the_second_stage_trains_the_mask_head_alone(small_categories) -> None:
+    model = SMALL_DETR.build(small_categories)
+    freeze_parameters(model, DETECTOR)
+    training_mode(model, frozen_dropout=True)
+    assert model.encoder.layers[0].dropout.training
+    losses, _ = model(*collate([sample(grid(3, small_categories))]))
+    sum(losses.values()).backward()
+    learnt = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert learnt == {"mask_attention", "mask_head"}
+    assert losses.keys() >= {"class", "box", "giou", "mask", "dice"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_four_photographs_are_learnt(shared) -> None:
+    """Of COCO, from scratch at 96 pixels: the loss falls.
+
+    Measured: the total goes from 25.6 to 6.3 in 250 steps. Its queries are not yet certain enough to merge (PQ 0): DETR
+    is slow, the paper trains for 300 epochs of COCO.
+    """
+    config = replace(
+        SMALL_DETR,
+        backbone=Backbone("resnet18", norm="group", output_stride=16),
+        channels=64,
+        heads=8,
+        hidden=128,
+        queries=40,
+        mask_channels=128,
+        dropout=0.0,
+        threshold=0.5,
+    )
+    optim = Optim(optimiser="adamw", lr=1e-3, schedule="poly", warmup_steps=20, clip_norm=1.0)
+    losses, _ = learn(config, *photographs(shared), steps=250, optim=optim)
+    assert losses[-1] < 0.35 * losses[0]

@@ -1,0 +1,120 @@
+"""DETR's post-processors against the plain way to compute them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from torch.nn import functional
+
+from panoptic.layers.upsampled_argmax import highest
+from panoptic.models.detr.postprocess import binary_masks, box_masks, encode, merge_boxes, merge_masks
+from panoptic.segmentation import Categories
+
+
+def blobs(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    """Smooth logits [count, *size] with some noise."""
+    torch.manual_seed(seed)
+    smooth = functional.interpolate(torch.randn(1, count, 4, 5) * 3, size=size, mode="bilinear")[0]
+    return smooth + 0.2 * torch.randn(count, *size)
+
+
+def plain_merge(masks, labels, categories, size, output_size, min_area) -> tuple[np.ndarray, list[int]]:
+    """The published loop, step by step, over whole maps: ids from 0 as in the original, and the queries left."""
+    up = functional.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+    rows, columns = (
+        ((np.arange(after) + 0.5) * before / after).astype(int) for before, after in zip(size, output_size, strict=True)
+    )
+    left = list(range(len(masks)))
+
+    def ids(dedup: bool) -> np.ndarray:
+        found = up[left].argmax(0).numpy()
+        if dedup:
+            for label in categories.stuff:
+                same = [i for i, q in enumerate(left) if labels[q] == label]
+                for other in same[1:]:
+                    found[found == other] = same[0]
+        return found[rows][:, columns]
+
+    found = ids(dedup=True)
+    while left:
+        areas = [(found == i).sum() for i in range(len(left))]
+        if min(areas) > min_area:
+            break
+        left = [q for q, area in zip(left, areas, strict=True) if area > min_area]
+        if left:
+            found = ids(dedup=False)
+    return found, left
+
+
+@pytest.mark.parametrize(
+    "shape", [((25, 33), (100, 132)), ((13, 9), (49, 35)), ((20, 20), (20, 20)), ((7, 1), (26, 3))]
+)
+def test_the_highest_query_is_that_of_the_interpolated_maps(shape) -> None:
+    low, canvas = shape
+    masks = blobs(7, low, 0)
+    up = functional.interpolate(masks[None], size=canvas, mode="bilinear", align_corners=False)[0]
+    assert (highest(masks, canvas, canvas) != up.argmax(0)).float().mean() < 1e-3
+    inside = (canvas[0] - 5, canvas[1] - 2)
+    assert (highest(masks, canvas, inside) != up[:, : inside[0], : inside[1]].argmax(0)).float().mean() < 1e-3
+    wanted = torch.zeros(canvas, dtype=torch.bool)
+    wanted[::2] = True
+    assert (highest(masks, canvas, canvas, wanted) != up.argmax(0))[wanted].float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("output_size", [(59, 79), (112, 46), (60, 82)])
+def test_merging_follows_the_published_loop(seed, output_size, small_categories) -> None:
+    masks, labels = blobs(9, (15, 20), seed), torch.from_numpy(np.random.default_rng(seed).integers(0, 5, 9))
+    masks[3] -= 1.5  # a few pixels at most
+    scores, min_area = torch.rand(9), 40
+    sizes = dict(canvas=(59, 79), size=(59, 79), output_size=output_size)
+    found = merge_masks(masks, labels, scores, small_categories, min_area=min_area, **sizes)
+    expected, left = plain_merge(masks, labels.tolist(), small_categories, (59, 79), output_size, min_area)
+    np.testing.assert_array_equal(found.labels, labels[left])
+    np.testing.assert_allclose(found.scores, scores[left])
+    assert (found.segments - 1 != expected).mean() < 1e-3
+
+
+def test_nothing_kept_and_nothing_left_is_void(small_categories) -> None:
+    sizes = dict(canvas=(8, 8), size=(8, 8), output_size=(5, 6))
+    none = merge_masks(
+        torch.zeros(0, 2, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0), small_categories, **sizes
+    )
+    one = (torch.ones(1, 2, 2), torch.zeros(1, dtype=torch.long), torch.ones(1), small_categories)
+    small = merge_masks(*one, min_area=30, **sizes)
+    for found in (none, small):
+        assert found.size == (5, 6) and not found.segments.any() and not len(found.labels)
+    assert merge_masks(*one, min_area=29, **sizes).areas().tolist() == [30]
+
+
+def test_the_reference_resizes_ids_as_pillow_does() -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    from panoptic.models.detr.postprocess import _resized
+
+    ids = torch.arange(37 * 53, dtype=torch.int32).view(37, 53)
+    for size in [(37, 53), (74, 106), (123, 161), (11, 200), (36, 52)]:
+        image = pillow.fromarray(ids.numpy()).resize(size[::-1], pillow.Resampling.NEAREST)
+        np.testing.assert_array_equal(_resized(ids, size), np.asarray(image))
+
+
+def test_boxes_are_painted_the_more_certain_one_in_front(small_categories: Categories) -> None:
+    thing, stuff = small_categories.things[0], small_categories.stuff[0]
+    boxes = torch.tensor([[0.0, 0, 3, 3], [2, 2, 5, 5], [-4, 0, 1, 9], [7, 7, 7, 7], [20, 20, 30, 30]])
+    labels = torch.tensor([thing, thing, stuff, stuff, thing])
+    found = merge_boxes(boxes, labels, torch.tensor([0.5, 0.9, 0.7, 0.6, 1.0]), small_categories, (8, 8))
+    assert found.labels.tolist() == [thing, thing, stuff]
+    assert found.segments[2, 2] == 2 and found.segments[0, 0] == 3 and found.segments[0, 3] == 1
+    assert found.segments[7, 7] == 3 and found.segments[6, 6] == 0
+
+
+def test_instance_masks_overlap_and_come_at_the_output_size() -> None:
+    masks = blobs(4, (6, 8), 1)
+    up = functional.interpolate(masks[None], size=(24, 32), mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
+    found = binary_masks(masks, (24, 32), (20, 30), (40, 60))
+    np.testing.assert_array_equal(found, up[:, :20, :30].repeat_interleave(2, 1).repeat_interleave(2, 2))
+    encoded = encode(found)
+    np.testing.assert_array_equal(rle.decode(encoded).transpose(2, 0, 1), found)
+    boxes = box_masks(torch.tensor([[1.0, 2, 3, 2]]), (5, 6))
+    assert boxes.nonzero().tolist() == [[0, 2, 1], [0, 2, 2], [0, 2, 3]]

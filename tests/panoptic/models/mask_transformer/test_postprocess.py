@@ -1,0 +1,161 @@
+"""Merging of queries: the published arrays, and a plain loop that makes every mask at full size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+from torch.nn import functional
+
+from panoptic.models.mask_transformer import mask_resampler, pixel_assignment
+from panoptic.models.mask_transformer.mask_resampler import Extent, Planes, extremes
+from panoptic.models.mask_transformer.postprocess import merge_queries, query_instances, query_semantics
+from panoptic.segmentation import Categories
+from tests.panoptic.models.query_fixtures import arrays, coco, record
+
+RULES = {"maskformer": False, "mask2former": True}
+
+
+def fixture(shared, name: str):
+    reference, meta = arrays(shared, name), record(shared, name)
+    masks = torch.from_numpy(reference["pred_masks"])
+    extent = Extent(*(tuple(meta[key]) for key in ("padded", "image_size", "output")))
+    return reference, meta, torch.from_numpy(reference["pred_logits"]), lambda queries: masks[queries], extent
+
+
+@pytest.mark.parametrize("model", RULES)
+@pytest.mark.parametrize("case", ["few", "many"])
+def test_published_maps(shared, model: str, case: str) -> None:
+    reference, meta, classes, masks, extent = fixture(shared, f"{model}_post_synth_{case}")
+    found = merge_queries(classes, masks, extent, contiguous(shared), inside=RULES[model])
+    assert found.labels.tolist() == [entry["category_id"] for entry in meta["segments_info"]]
+    assert (found.segments != reference["seg"]).mean() <= 5e-4
+    assert found.scores is not None and (found.scores > meta["object_mask_threshold"]).all()
+
+
+@pytest.mark.parametrize("model", RULES)
+@pytest.mark.parametrize("case", ["few", "many"])
+def test_published_class_maps(shared, model: str, case: str) -> None:
+    reference, _, classes, masks, extent = fixture(shared, f"{model}_post_synth_{case}")
+    assert (query_semantics(classes, masks, extent) != reference["sem_argmax"]).mean() <= 5e-4
+    whole = Planes(masks(torch.arange(100)), extent)
+    height, width = extent.output
+    shares = whole.window(whole.masks, (0, height), (0, width)).sigmoid().flatten(1)
+    highest = (classes.softmax(1)[:, :-1].T @ shares).amax(0).view(height, width)
+    np.testing.assert_allclose(highest, reference["sem_max"].astype(np.float32), rtol=2e-3)  # stored as float16
+
+
+@pytest.mark.parametrize("case", ["few", "many"])
+def test_published_instances(shared, case: str) -> None:
+    reference, _, classes, masks, extent = fixture(shared, f"mask2former_post_synth_{case}")
+    found = query_instances(classes, masks, extent, contiguous(shared))
+    ours, theirs = (np.argsort(-scores, kind="stable") for scores in (found.scores, reference["inst_scores"]))
+    np.testing.assert_allclose(found.scores[ours], reference["inst_scores"][theirs], rtol=1e-4, atol=1e-7)
+    np.testing.assert_array_equal(found.labels[ours], reference["inst_classes"][theirs])
+    np.testing.assert_array_equal(rle.area(found.masks)[ours], reference["inst_area"][theirs])
+
+
+def contiguous(shared) -> Categories:
+    """COCO's classes in the order of the head: things before stuff, whatever the order of their ids."""
+    categories = coco(shared)
+    assert categories.is_thing == (True,) * 80 + (False,) * 53
+    return categories
+
+
+def scene(seed: int, extent: Extent, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Class logits and blurred masks of 12 queries, some of them of one stuff class, some of no object."""
+    draw = torch.Generator().manual_seed(seed)
+    classes = 3 * torch.randn(12, 7, generator=draw)
+    masks = 20 * functional.avg_pool2d(torch.randn(12, *cells, generator=draw), 5, 1, 2)
+    return classes, masks
+
+
+def full_size(masks: Tensor, extent: Extent) -> Tensor:
+    """As the references resize."""
+    x = functional.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)
+    x = x[:, :, : extent.size[0], : extent.size[1]]
+    return functional.interpolate(x, size=extent.output, mode="bilinear", align_corners=False)[0]
+
+
+def plain(classes: Tensor, masks: Tensor, categories: Categories, inside: bool) -> tuple[np.ndarray, list[int]]:
+    """The references' loop over the kept queries."""
+    scores, labels = classes.softmax(1).max(1)
+    kept = (labels != len(categories)) & (scores > 0.6)
+    scores, labels, shares = scores[kept], labels[kept], masks[kept].sigmoid()
+    segments, found, stuff = np.zeros(masks.shape[1:], np.int32), [], {}
+    if not len(labels):
+        return segments, found
+    owners = (scores[:, None, None] * shares).argmax(0)
+    for k, label in enumerate(labels.tolist()):
+        own = shares[k] >= 0.5
+        won = owners == k
+        painted = won & own if inside else won
+        if not (painted.any() and own.any() and won.any()) or won.sum() / own.sum() < 0.7:
+            continue
+        if label in stuff:
+            segments[painted.numpy()] = stuff[label]
+            continue
+        found.append(label)
+        segments[painted.numpy()] = len(found)
+        if not categories.is_thing[label]:
+            stuff[label] = len(found)
+    return segments, found
+
+
+EXTENTS = [
+    (Extent((64, 96), (64, 96), (64, 96)), (16, 24)),
+    (Extent((64, 96), (61, 83), (130, 47)), (16, 24)),
+    (Extent((65, 97), (65, 97), (40, 131)), (17, 25)),
+    (Extent((33, 47), (20, 47), (20, 47)), (33, 47)),
+    (Extent((8, 8), (8, 5), (7, 5)), (1, 2)),
+]
+
+
+@pytest.mark.parametrize(("extent", "cells"), EXTENTS)
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("vague", [0.0, 1.0])
+def test_merge_against_a_plain_loop(extent, cells, inside: bool, vague: float, small_categories, monkeypatch) -> None:
+    """By windows and by cells."""
+    monkeypatch.setitem(mask_resampler.BLOCK, "cpu", 500)  # many bands
+    monkeypatch.setattr(pixel_assignment, "VAGUE", vague)
+    c = small_categories
+    for seed in range(6):
+        classes, masks = scene(seed, extent, cells)
+        classes = classes[:, : len(c) + 1]
+        wanted, labels = plain(classes, full_size(masks, extent), c, inside)
+        found = merge_queries(classes, lambda q, m=masks: m[q], extent, c, threshold=0.6, overlap=0.7, inside=inside)
+        assert found.labels.tolist() == labels
+        assert (found.segments != wanted).mean() <= 5e-4
+
+
+@pytest.mark.parametrize(("extent", "cells"), EXTENTS)
+def test_windows_are_cut_from_the_whole(extent, cells) -> None:
+    _, masks = scene(0, extent, cells)
+    cut, whole = Planes(masks, extent), full_size(masks, extent)
+    height, width = extent.output
+    for rows, columns in (((0, height), (0, width)), ((height // 3, height), (1, width // 2 + 1))):
+        found = cut.window(masks, rows, columns)
+        torch.testing.assert_close(found, whole[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-4)
+
+
+def test_nothing_is_sure_enough(small_categories) -> None:
+    extent = Extent((8, 8), (8, 8), (5, 6))
+    found = merge_queries(torch.zeros(3, 5), lambda q: torch.zeros(len(q), 2, 2), extent, small_categories)
+    assert found.segments.shape == (5, 6) and not found.segments.any() and len(found.labels) == 0
+
+
+def test_no_thing_among_the_candidates(small_categories) -> None:
+    classes = torch.full((2, len(small_categories) + 1), -20.0)
+    classes[:, small_categories.stuff[0]] = 9.0
+    extent = Extent((8, 8), (8, 8), (8, 8))
+    found = query_instances(classes, lambda q: torch.ones(len(q), 2, 2), extent, small_categories, top=2)
+    assert found.masks == [] and found.boxes.shape == (0, 4)
+
+
+def test_extremes_of_neighbourhoods() -> None:
+    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    low, high = extremes(x)
+    torch.testing.assert_close(high, functional.max_pool2d(x, 3, 1, 1))
+    torch.testing.assert_close(low, -functional.max_pool2d(-x, 3, 1, 1))
