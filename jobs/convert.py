@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from panoptic.checkpoint import from_plain, save, to_plain
 from panoptic.convert import FAMILIES, convert, read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
+from panoptic.training.checkpoint import from_plain, save, to_plain
 from pipelines.storage import read_bytes, write_bytes
 
 

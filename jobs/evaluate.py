@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from panoptic.evaluation import Measures
+from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
 from pipelines import storage
 from pipelines.actors import Pool

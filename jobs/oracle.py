@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
-from panoptic.oracle import table, truth_names
 from pipelines import runtime
 from pipelines.evaluate import load, options_of
 from pipelines.oracle import choices_of, oracle, without_stuff_area

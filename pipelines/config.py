@@ -20,9 +20,9 @@ from typing import Any, Literal
 
 import tyro
 
-from panoptic.engine import Engine
 from panoptic.models import Architecture
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
+from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.feed import FeedConfig
 from pipelines.tracking import Tracking

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from panoptic import checkpoint as checkpoints
-from panoptic.checkpoint import check_categories
-from panoptic.engine import prepare
-from panoptic.evaluation import Batch, Measures, Tally, judge, summarise
+from panoptic.evaluation.tally import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
+from panoptic.training import checkpoint as checkpoints
+from panoptic.training.checkpoint import check_categories
+from panoptic.training.step import prepare
 from pipelines import storage
 from pipelines.actors import Killed, Pool, each
 from pipelines.config import Experiment, override

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from panoptic import checkpoint as checkpoints
-from panoptic.checkpoint import check_categories
-from panoptic.engine import prepare
-from panoptic.evaluation import Measures, judge, summarise
+from panoptic.evaluation.tally import Measures, judge, summarise
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
+from panoptic.training import checkpoint as checkpoints
+from panoptic.training.checkpoint import check_categories
+from panoptic.training.step import prepare
 from pipelines import storage
 from pipelines.config import Experiment
 from pipelines.evaluate import Stored, options_of

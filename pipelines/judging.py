@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from panoptic.evaluation import Tally
+from panoptic.evaluation.tally import Tally
 from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences
 from panoptic.metrics.report import class_rows, class_table, details, metrics, table
 from panoptic.segmentation import Categories

@@ -42,10 +42,10 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors.torch import load_file, save_file
 
 import panoptic
-from panoptic.checkpoint import build_model, from_plain, to_plain
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
+from panoptic.training.checkpoint import build_model, from_plain, to_plain
 from panoptic.transforms import Resize, evaluation_view
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Packaged:
 
 
 def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:
-    """Write the three files of a checkpoint (`panoptic.checkpoint.load`); their paths by artifact name."""
+    """Write the three files of a checkpoint (`panoptic.training.checkpoint.load`); their paths by artifact name."""
     paths = {name: str(Path(folder) / file) for name, file in FILES.items()}
     weights = checkpoint["weights"] if checkpoint["ema"] is None else checkpoint["ema"]
     # clones: safetensors refuses tensors that share memory

@@ -8,12 +8,12 @@ from dataclasses import fields, replace
 
 import torch
 
-from panoptic.checkpoint import check_categories
-from panoptic.engine import prepare
-from panoptic.evaluation import Measures, judge, summarise
+from panoptic.evaluation.oracle import missing_needs, subsets, truth_names
+from panoptic.evaluation.tally import Measures, judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
-from panoptic.oracle import missing_needs, subsets, truth_names
+from panoptic.training.checkpoint import check_categories
+from panoptic.training.step import prepare
 from pipelines.config import Experiment
 from pipelines.evaluate import Stored
 from pipelines.manifest import Manifest

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from panoptic import checkpoint as checkpoints
 from panoptic.png import encode_image
+from panoptic.training import checkpoint as checkpoints
 from pipelines import runtime, storage, tracking
 from pipelines.config import Experiment, flatten
 from pipelines.manifest import Manifest

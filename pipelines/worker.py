@@ -27,16 +27,25 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from panoptic import checkpoint as checkpoints
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
-from panoptic.draw import side_by_side
-from panoptic.engine import Health, Meter, evaluation_step, prepare, seed_torch, share_buffers, train_step, world_size
-from panoptic.evaluation import Batch, Tally, judge, summarise
-from panoptic.freezing import freeze_parameters, refuse_frozen, training_mode
+from panoptic.evaluation.tally import Batch, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
-from panoptic.optim import build_ema, build_optimiser, scaled_learning_rate
+from panoptic.training import checkpoint as checkpoints
+from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
+from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
+from panoptic.training.step import (
+    Health,
+    Meter,
+    evaluation_step,
+    prepare,
+    seed_torch,
+    share_buffers,
+    train_step,
+    world_size,
+)
+from panoptic.visualization import side_by_side
 from pipelines import runtime, storage
 from pipelines.config import Experiment, flatten
 from pipelines.feed import Feed, evaluation_batches

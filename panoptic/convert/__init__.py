@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import CLASSIFIER
 from panoptic.convert import detr, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
+from panoptic.convert.backbones import trunk_config
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
-from panoptic.convert.trunks import trunk_config
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from panoptic.convert.backbones import part, trunk_config
 from panoptic.convert.family import Family
 from panoptic.convert.panoptic_deeplab import weight
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
-from panoptic.convert.trunks import part, trunk_config
 from panoptic.models.detr.model import DETRConfig
 from panoptic.segmentation import Categories
 

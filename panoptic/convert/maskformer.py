@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import Backbone
+from panoptic.convert.backbones import part
 from panoptic.convert.family import Family, same_classes
 from panoptic.convert.panoptic_deeplab import COCO_CLASSES, weight
 from panoptic.convert.swin import (
@@ -26,7 +27,6 @@ from panoptic.convert.swin import (
     without_tables,
 )
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
-from panoptic.convert.trunks import part
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories
 

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones.weights import trunk_key
+from panoptic.convert.backbones import part, trunk_config
 from panoptic.convert.family import Family, same_classes, weight
-from panoptic.convert.trunks import part, trunk_config
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
 

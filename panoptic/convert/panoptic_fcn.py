@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones.weights import trunk_key
+from panoptic.convert.backbones import frozen_trunk, part, trunk_config
 from panoptic.convert.family import Family, State
-from panoptic.convert.trunks import frozen_trunk, part, trunk_config
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.models.panoptic_fcn.targets import Regions
 from panoptic.segmentation import Categories

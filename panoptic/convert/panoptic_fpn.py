@@ -18,8 +18,8 @@ import torch
 
 from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.weights import trunk_key
+from panoptic.convert.backbones import frozen_trunk, part, trunk_config
 from panoptic.convert.family import Family, State, weight
-from panoptic.convert.trunks import frozen_trunk, part, trunk_config
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.segmentation import Categories

@@ -11,8 +11,8 @@ from torch import Tensor
 from panoptic.backbones import Backbone
 from panoptic.backbones.swin import SWINS
 from panoptic.backbones.weights import trunk_key
+from panoptic.convert.backbones import trunk_config
 from panoptic.convert.transformer import join_projections
-from panoptic.convert.trunks import trunk_config
 
 COMPUTED = r"(.*\.)?(relative_position_index|attn_mask)"
 """Tables that follow from the size of a window."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.engine import Engine
-from panoptic.evaluation import Batch, Measures, judge
+from panoptic.evaluation.tally import Batch, Measures, judge
 from panoptic.models.base import Outputs
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLab, PanopticDeepLabConfig
 from panoptic.png import decode_image, decode_segments, encode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
+from panoptic.training.step import Engine
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Row
 

@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.convert import convert
-from panoptic.engine import Engine, Health, prepare, train_step
 from panoptic.matcher import Matches, hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask2former.model import Mask2FormerConfig
@@ -27,8 +26,9 @@ from panoptic.models.mask_transformer.loss import learnt, mask_products, trained
 from panoptic.models.mask_transformer.mask_resampler import Extent
 from panoptic.models.mask_transformer.postprocess import merge_queries
 from panoptic.models.maskformer.model import MaskFormerConfig
-from panoptic.optim import Optim, build_optimiser
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
+from panoptic.training.optim import Optim, build_optimiser
+from panoptic.training.step import Engine, Health, prepare, train_step
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, same_partition
 

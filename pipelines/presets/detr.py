@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -21,9 +21,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.engine import Engine
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
+from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.engine import Engine
 from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
-from panoptic.optim import Optim
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions
+from panoptic.training.optim import Optim
+from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.deeplab import CITYSCAPES_SIDES

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Literal
 
 from panoptic.backbones import Backbone
-from panoptic.engine import Engine
 from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
+from panoptic.training.step import Engine
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from panoptic.engine import Engine
 from panoptic.models import Architecture
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
+from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Scenes, Train
 

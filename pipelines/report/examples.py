@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import cv2
 
-from panoptic.draw import errors, overlay
-from panoptic.engine import evaluation_step
-from panoptic.evaluation import Tally
+from panoptic.evaluation.tally import Tally
 from panoptic.png import encode_jpeg
 from panoptic.segmentation import Categories, Sample, Segmentation
+from panoptic.training.step import evaluation_step
+from panoptic.visualization import errors, overlay
 from pipelines.evaluate import Task, placed
 from pipelines.feed import evaluation_batches
 from pipelines.report.page import Example

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from panoptic.draw import ERROR_COLOURS
 from panoptic.metrics.bootstrap import LEAST, Counts, Interval, differences, intervals
 from panoptic.metrics.report import Evaluation
+from panoptic.visualization import ERROR_COLOURS
 from pipelines.report import charts
 from pipelines.report.charts import number
 from pipelines.report.style import CSS

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from panoptic import checkpoint as checkpoints
-from panoptic.evaluation import Measures
+from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import metrics
+from panoptic.training import checkpoint as checkpoints
 from pipelines import storage
 from pipelines.actors import Pool
 from pipelines.config import Experiment, override

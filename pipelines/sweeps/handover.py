@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic import checkpoint as checkpoints
-from panoptic.freezing import freeze_parameters
 from panoptic.models.base import PanopticModel
-from panoptic.optim import Optim, parameter_groups
+from panoptic.training import checkpoint as checkpoints
+from panoptic.training.freezing import freeze_parameters
+from panoptic.training.optim import Optim, parameter_groups
 
 COUNTER = "num_batches_tracked"
 """Of a norm that learns: how many batches its statistics have seen."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from panoptic import checkpoint as checkpoints
+from panoptic.training import checkpoint as checkpoints
 from pipelines import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
 from pipelines.presets.deeplab import demo

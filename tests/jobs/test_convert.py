@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs.convert import main
-from panoptic.checkpoint import build_model, load
+from panoptic.training.checkpoint import build_model, load
 
 NAME = "panoptic_deeplab_B_r52_dsconv_cityscapes"
 

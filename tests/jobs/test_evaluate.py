@@ -13,7 +13,7 @@ from pipelines.tracking import connect
 
 def register(store: str, folder: Path, categories: Categories, seed: int) -> None:
     """One more version of "street"."""
-    from panoptic import checkpoint
+    from panoptic.training import checkpoint
     from panoptic.transforms import Resize
     from pipelines import mlflow_model, tracking
     from tests.pipelines.stored import write_model

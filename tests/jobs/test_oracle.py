@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from jobs.oracle import main
-from panoptic import checkpoint
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.segmentation import Categories
+from panoptic.training import checkpoint
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
 
 

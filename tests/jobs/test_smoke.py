@@ -179,7 +179,7 @@ def test_another_option_under_the_same_name_is_refused(trained: Trained):
 def test_weights_start_a_new_run(trained: Trained):
     import torch
 
-    from panoptic.checkpoint import load
+    from panoptic.training.checkpoint import load
     from pipelines.config import parse
     from pipelines.presets import PRESETS
     from pipelines.worker import Job, Worker

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from panoptic.evaluation import Tally, summarise
+from panoptic.evaluation.tally import Tally, summarise
 from panoptic.metrics.average_precision import instance_overlaps
 from panoptic.metrics.image import count_image
 from panoptic.metrics.report import Evaluation

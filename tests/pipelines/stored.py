@@ -25,7 +25,7 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
     """A checkpoint folder of a tiny Panoptic-DeepLab with random weights."""
     import torch
 
-    from panoptic import checkpoint
+    from panoptic.training import checkpoint
     from tests.panoptic.models.small import SMALL_DEEPLAB
 
     folder.mkdir(parents=True, exist_ok=True)

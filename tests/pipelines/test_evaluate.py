@@ -38,7 +38,7 @@ def figures(evaluation) -> dict[str, float]:
 
 
 def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
-    from panoptic.evaluation import summarise
+    from panoptic.evaluation.tally import summarise
     from pipelines.actors import Pool, each
     from pipelines.evaluate import evaluate
     from tests.pipelines.stored import mortal
@@ -54,7 +54,7 @@ def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> N
 
 
 def test_batches_are_like_single_images(assigned: Callable) -> None:
-    from panoptic.engine import evaluation_step
+    from panoptic.training.step import evaluation_step
     from pipelines.evaluate import batches, placed
 
     task = assigned()

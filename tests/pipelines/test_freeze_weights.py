@@ -79,8 +79,8 @@ def test_schedules_of_freezing():
 
 def trained(changes: dict[str, Any], steps: int) -> tuple[Any, torch.optim.Optimizer, Any]:
     """Model, optimiser and experiment after some updates with made-up gradients."""
-    from panoptic.freezing import freeze_parameters
-    from panoptic.optim import build_optimiser
+    from panoptic.training.freezing import freeze_parameters
+    from panoptic.training.optim import build_optimiser
 
     experiment = override(demo(), {**TINY, **changes})
     torch.manual_seed(0)
@@ -96,7 +96,7 @@ def trained(changes: dict[str, Any], steps: int) -> tuple[Any, torch.optim.Optim
 
 
 def saved(model: Any, optimiser: Any, experiment: Any) -> dict[str, Any]:
-    from panoptic import checkpoint
+    from panoptic.training import checkpoint
     from pipelines.config import flatten
 
     buffer = io.BytesIO()
@@ -178,7 +178,7 @@ class Trainings:
         check_continuation({"options": self.begun.setdefault(run.name, options)}, options, {}, run.name)
         if self.interrupt:
             raise KeyboardInterrupt
-        from panoptic import checkpoint
+        from panoptic.training import checkpoint
 
         self.ended.append(run)
         file = self.folder / f"{run.name}-made.pt"

@@ -87,7 +87,7 @@ def test_one_command_prints_the_table(
     ray_cluster: None, scenes16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], small_categories
 ) -> None:
     from jobs import independent
-    from panoptic.checkpoint import save as save_checkpoint
+    from panoptic.training.checkpoint import save as save_checkpoint
     from pipelines.config import flatten
     from pipelines.presets import PRESETS
     from pipelines.shards import ensure_shards

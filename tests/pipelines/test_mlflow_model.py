@@ -41,7 +41,7 @@ def jpeg(height: int, width: int) -> bytes:
 def checkpoint(small_categories) -> dict:
     import io
 
-    from panoptic import checkpoint as checkpoints
+    from panoptic.training import checkpoint as checkpoints
 
     torch.manual_seed(0)
     model = CONFIG.build(small_categories)

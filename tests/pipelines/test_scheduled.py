@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoptic.evaluation import Measures, Tally, summarise
+from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.image import count_image
 from panoptic.segmentation import Categories, Segmentation
 from pipelines import judging, lease, registry, scheduled, storage

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panoptic import models
-from panoptic.evaluation import Measures, judge, summarise
+from panoptic.evaluation.tally import Measures, judge, summarise
 from panoptic.metrics.report import metrics
 from panoptic.segmentation import Categories
 from pipelines.manifest import Manifest

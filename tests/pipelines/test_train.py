@@ -170,7 +170,7 @@ def status(outcome: Outcome) -> str:
 
 
 def record(outcome: Outcome, step: int) -> dict[str, Any]:
-    from panoptic.checkpoint import load
+    from panoptic.training.checkpoint import load
 
     file = Path(outcome.folder) / f"step_{step:06d}" / "checkpoint.pt"
     return load(str(file), file.parent.name)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from panoptic.checkpoint import save
 from panoptic.layers.conv import FrozenBatchNorm
 from panoptic.segmentation import Categories
+from panoptic.training.checkpoint import save
 from pipelines.config import UNRANKED, Data, Train
 from pipelines.manifest import Manifest
 from pipelines.presets import PRESETS

@@ -20,7 +20,7 @@ from panoptic.backbones.resnet import DEPTHS
 from panoptic.backbones.swin import SWINS
 from panoptic.backbones.vgg import VGGS
 from panoptic.backbones.weights import load_weights
-from panoptic.convert.trunks import trunk_config
+from panoptic.convert.backbones import trunk_config
 from panoptic.layers.conv import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")

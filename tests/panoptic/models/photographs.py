@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from panoptic.engine import Engine, Health, prepare, train_step
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
-from panoptic.optim import Optim, build_optimiser
 from panoptic.png import decode_image, from_coco
 from panoptic.segmentation import Categories, Sample, collate
+from panoptic.training.optim import Optim, build_optimiser
+from panoptic.training.step import Engine, Health, prepare, train_step
 from panoptic.transforms import Resize, evaluation_view
 
 

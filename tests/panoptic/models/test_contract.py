@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from panoptic import models
-from panoptic.checkpoint import build_model, load, save
-from panoptic.engine import Engine, evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
+from panoptic.training.checkpoint import build_model, load, save
+from panoptic.training.step import Engine, evaluation_step
 from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)

@@ -8,7 +8,7 @@ import pytest
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
-from panoptic.optim import Optim
+from panoptic.training.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 
 NARROW = PanopticDeepLabConfig(

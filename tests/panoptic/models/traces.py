@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.engine import Engine, Health, prepare, train_step
 from panoptic.models import (
     DETRConfig,
     JSISNetConfig,
@@ -30,8 +29,9 @@ from panoptic.models import (
     PanopticFPNConfig,
 )
 from panoptic.models.base import Outputs, PanopticModel, alone
-from panoptic.optim import Optim, build_optimiser
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
+from panoptic.training.optim import Optim, build_optimiser
+from panoptic.training.step import Engine, Health, prepare, train_step
 from panoptic.transforms import Augment, generator, training_view
 from tests.conftest import draw_segmentation
 from tests.panoptic.double import all_in_double

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.freezing import freeze_parameters, training_mode
 from panoptic.models.detr import model as detr
-from panoptic.optim import Optim, parameter_groups
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from panoptic.training.freezing import freeze_parameters, training_mode
+from panoptic.training.optim import Optim, parameter_groups
 from pipelines.presets.detr import DETECTOR
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL_DETR

@@ -14,9 +14,9 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.weights import load_weights
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import REGIONS, JSISNet, JSISNetConfig
-from panoptic.optim import Optim, build_optimiser
 from panoptic.rcnn.rpn import region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, Segmentation, Targets, collate
+from panoptic.training.optim import Optim, build_optimiser
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL, SMALL_JSIS
 

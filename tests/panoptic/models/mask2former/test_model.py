@@ -13,8 +13,8 @@ from panoptic.models.base import Outputs
 from panoptic.models.mask2former.model import Mask2Former, Mask2FormerConfig, _looked_at
 from panoptic.models.mask_transformer import loss, point_sampling
 from panoptic.models.mask_transformer.loss import learnt, mask_logits, mask_products
-from panoptic.optim import Optim
 from panoptic.segmentation import Categories, Targets, collate
+from panoptic.training.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL_MASK2FORMER
 from tests.panoptic.models.test_contract import as_sample, only

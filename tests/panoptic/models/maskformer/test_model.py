@@ -13,8 +13,8 @@ from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask_transformer.loss import coarse_masks, learnt, mask_logits
 from panoptic.models.maskformer.model import MaskFormerConfig
-from panoptic.optim import Optim
 from panoptic.segmentation import Frame, Targets, collate
+from panoptic.training.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.query_fixtures import arrays, coco, record, weights
 from tests.panoptic.models.small import SMALL_MASKFORMER

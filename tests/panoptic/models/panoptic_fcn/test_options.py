@@ -10,8 +10,8 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fcn.model import PanopticFCN, PanopticFCNConfig
-from panoptic.optim import Optim
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, collate
+from panoptic.training.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL_FCN
 

@@ -10,10 +10,10 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
-from panoptic.optim import Optim
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation, collate
+from panoptic.training.optim import Optim
 from tests.panoptic.models.photographs import learn, photographs
 from tests.panoptic.models.small import SMALL
 from tests.panoptic.models.test_contract import as_sample, build

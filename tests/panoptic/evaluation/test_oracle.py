@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic.engine import Engine
-from panoptic.evaluation import Batch, Measures, judge, summarise
+from panoptic.evaluation.oracle import missing_needs, subsets, swap, table, truth_names
+from panoptic.evaluation.tally import Batch, Measures, judge, summarise
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
-from panoptic.oracle import missing_needs, subsets, swap, table, truth_names
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from panoptic.training.step import Engine
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
 
 FCN_NEEDS = {"class": ("position",), "mask": ("class",)}

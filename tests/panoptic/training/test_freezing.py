@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.freezing import freeze_parameters, training_mode
 from panoptic.layers.conv import FrozenBatchNorm
-from panoptic.optim import Optim, build_optimiser
+from panoptic.training.freezing import freeze_parameters, training_mode
+from panoptic.training.optim import Optim, build_optimiser
 
 
 def network() -> nn.Module:

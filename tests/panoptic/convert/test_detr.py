@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.checkpoint import load, load_for_finetune, save
 from panoptic.convert import convert
 from panoptic.convert.detr import class_index
 from panoptic.models.detr.model import DETRConfig
 from panoptic.segmentation import Categories, Sample, collate
+from panoptic.training.checkpoint import load, load_for_finetune, save
 from tests.conftest import draw_segmentation
 
 FEW = Categories(

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from panoptic.evaluation.oracle import swap
 from panoptic.models.base import PanopticModel, alone, full_precision
-from panoptic.optim import Optim, learning_rate_factor, set_learning_rate
-from panoptic.oracle import swap
 from panoptic.segmentation import Instances, Segmentation, Targets
+from panoptic.training.optim import Optim, learning_rate_factor, set_learning_rate
 
 
 @dataclass(frozen=True)

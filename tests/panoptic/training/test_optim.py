@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.optim import (
+from panoptic.training.optim import (
     Optim,
     build_ema,
     build_optimiser,

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoptic import checkpoint
-from panoptic.engine import (
+from panoptic.training import checkpoint
+from panoptic.training.optim import Optim, build_ema, build_optimiser
+from panoptic.training.step import (
     Engine,
     Health,
     Meter,
@@ -22,7 +23,6 @@ from panoptic.engine import (
     prepare,
     train_step,
 )
-from panoptic.optim import Optim, build_ema, build_optimiser
 from tests.panoptic.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 OPTIM = Optim(lr=0.05, warmup_steps=3, weight_decay=1e-4, clip_norm=1.0, ema=0.9)

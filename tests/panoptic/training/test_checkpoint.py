@@ -11,9 +11,10 @@ from typing import Literal
 import pytest
 import torch
 
-from panoptic import checkpoint, models
-from panoptic.optim import Optim, build_ema, build_optimiser
+from panoptic import models
 from panoptic.segmentation import Categories
+from panoptic.training import checkpoint
+from panoptic.training.optim import Optim, build_ema, build_optimiser
 from tests.panoptic.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 CONFIG = TinyConfig(TinyBackbone(width=6, norm="group"), rates=(3, 6, 9), factor=0.5)

@@ -1,0 +1,1 @@
+"""Evaluation of a model: counts that add up, figures, oracles."""
