@@ -19,7 +19,7 @@ from panoptic.convert import FAMILIES, convert, read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import from_plain, save, to_plain
-from pipelines.storage import read_bytes, write_bytes
+from pipelines.cluster.storage import read_bytes, write_bytes
 
 
 def main(arguments: list[str] | None = None) -> Architecture:

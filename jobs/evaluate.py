@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
-from pipelines import storage
-from pipelines.actors import Pool
+from pipelines.cluster import storage
+from pipelines.cluster.actor_pool import Pool
 from pipelines.evaluate import ask, evaluate, resolved
 from pipelines.judging import Places, Worse, html, key_of, record, text
 from pipelines.presets import PRESETS

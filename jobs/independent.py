@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.metrics.report import Evaluation
-from pipelines import runtime
+from pipelines.cluster import session
 from pipelines.evaluate import load
 from pipelines.independent import compare, merge, save, table
 from pipelines.presets import PRESETS
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Evaluation]:
     merged = merge(load(given.semantic, store), load(given.instances, store))
     if given.out:
         print(f"merged model: {save(merged, given.out)}")
-    runtime.connect()
+    session.connect()
     manifest = ensure_shards(given.data, given.split, given.shards)
     found = compare({"joint": load(given.joint, store), "merged": merged}, manifest, PRESETS["demo"]())
     print(f"{manifest.rows} images of {given.split}\n{table(found['joint'], found['merged'])}")

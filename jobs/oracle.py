@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
-from pipelines import runtime
+from pipelines.cluster import session
 from pipelines.evaluate import load, options_of
 from pipelines.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[tuple[str, ...], Eval
     stored.model.eval()
     names = truth_names(stored.model)
     choices = choices_of(stored.model, given.swap)
-    runtime.connect()
+    session.connect()
     manifest = ensure_shards(given.data, given.split, given.shards)
     experiment = options_of(stored, PRESETS["demo"]())
     rows = list(oracle(stored, manifest, experiment, choices, not given.no_ap))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.actors import Pool
+from pipelines.cluster.actor_pool import Pool
 from pipelines.evaluate import assign_images
 from pipelines.images import photographs, rows
 from pipelines.manifest import Manifest, is_shards

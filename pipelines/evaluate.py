@@ -23,8 +23,8 @@ from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
 from panoptic.training.checkpoint import check_categories
 from panoptic.training.step import prepare
-from pipelines import storage
-from pipelines.actors import Killed, Pool, each
+from pipelines.cluster import storage
+from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override
 from pipelines.feed import evaluation_batches
 from pipelines.manifest import Manifest

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.manifest import Manifest
 
 log = logging.getLogger(__name__)

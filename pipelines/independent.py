@@ -17,7 +17,7 @@ from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
 from panoptic.training import checkpoint as checkpoints
 from panoptic.training.checkpoint import check_categories
 from panoptic.training.step import prepare
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.evaluate import Stored, options_of
 from pipelines.manifest import Manifest

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.manifest import SCHEMA_VERSION
 from pipelines.sources import Problem
 

@@ -21,8 +21,9 @@ from panoptic.evaluation.tally import Tally
 from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences
 from panoptic.metrics.report import class_rows, class_table, details, metrics, table
 from panoptic.segmentation import Categories
-from pipelines import lease, registry, storage, tracking
-from pipelines.actors import Pool
+from pipelines import registry, tracking
+from pipelines.cluster import lease, storage
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import flatten
 from pipelines.evaluate import VIEW, Judgement, Task, evaluate, resolved
 from pipelines.report.examples import choose, pictures

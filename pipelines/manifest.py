@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoptic.segmentation import Categories
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.sources import Problem
 
 SCHEMA_VERSION = 1

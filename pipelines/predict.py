@@ -29,8 +29,8 @@ from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.step import evaluation_step
 from panoptic.transforms import evaluation_view
 from panoptic.visualization import overlay
-from pipelines import storage
-from pipelines.actors import Pool, each
+from pipelines.cluster import storage
+from pipelines.cluster.actor_pool import Pool, each
 from pipelines.evaluate import Task, placed, stored_of
 from pipelines.feed import evaluation_batches
 from pipelines.images import Image

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import runtime, storage
+from pipelines.cluster import session, storage
 from pipelines.order import Stream
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def dataset(reading: Reading, part: range, tasks: int, cpus: float) -> Any:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    runtime.data_context()
+    session.data_context()
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus)

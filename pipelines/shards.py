@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
-from pipelines import runtime, storage
+from pipelines.cluster import session, storage
 from pipelines.ingest import ROW_GROUP, Report, write_shard
 from pipelines.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
 from pipelines.sources import READERS, Problem, Source
@@ -208,7 +208,7 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: Catego
     """Ray Data over the light rows, one block a shard; the reports in the order of the shards."""
     if not rows.num_rows:
         return []
-    runtime.connect()
+    session.connect()
     import ray.data
 
     rows = rows.append_column("shard", pa.array(np.arange(rows.num_rows) // rows_per_shard))

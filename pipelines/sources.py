@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from panoptic.segmentation import Categories
-from pipelines import storage
+from pipelines.cluster import storage
 
 Stamps = dict[str, tuple[int, int]]
 """Of each file of a folder: bytes, time of change."""

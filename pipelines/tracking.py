@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines import runtime
+from pipelines.cluster import session
 from pipelines.provenance import code_version, origin
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def start(
 @contextmanager
 def ending(run: Run) -> Iterator[None]:
     """Give the run its final status: FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM."""
-    with runtime.sigterm_raises():
+    with session.sigterm_raises():
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:

@@ -18,7 +18,8 @@ from typing import Any
 
 from panoptic.png import encode_image
 from panoptic.training import checkpoint as checkpoints
-from pipelines import runtime, storage, tracking
+from pipelines import tracking
+from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.manifest import Manifest
 from pipelines.order import limited
@@ -99,7 +100,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     experiment = _named(experiment, preset)
     accumulation(experiment.train.batch, experiment.train.workers, experiment.train.micro_batch)
     check_freezing(experiment)
-    runtime.connect(_local_cpus(experiment))
+    session.connect(_local_cpus(experiment))
     gpu = preflight(experiment)
     train_set, val_set = prepare_data(experiment)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)

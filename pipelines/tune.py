@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
 from pipelines.sweeps import progress, search, trial
 from pipelines.sweeps.closing import Finished, conclude

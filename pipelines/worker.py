@@ -46,7 +46,7 @@ from panoptic.training.step import (
     world_size,
 )
 from panoptic.visualization import side_by_side
-from pipelines import runtime, storage
+from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.feed import Feed, evaluation_batches
 from pipelines.manifest import Manifest
@@ -82,14 +82,14 @@ def loop(config: dict[str, Any]) -> None:
     """The function that Ray Train runs on each worker; `config["job"]` is a `Job`."""
     import ray.train
 
-    runtime.data_context()
+    session.data_context()
     for name in list(logging.root.manager.loggerDict):  # the one that prints every report is named by its file
         if name.startswith("ray.train") or f"{os.sep}ray{os.sep}train{os.sep}" in name:
             logging.getLogger(name).setLevel(logging.WARNING)
     # Of 1x1 convolutions, whose channels-last gradients lie in memory as the buckets do, whatever their strides say.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     job = config["job"]
-    with runtime.printing_to(_local(job.folder) if job.quiet else ""):
+    with session.printing_to(_local(job.folder) if job.quiet else ""):
         context = ray.train.get_context()
         worker = Worker(job, context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
         given = ray.train.get_checkpoint()

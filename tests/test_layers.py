@@ -172,7 +172,6 @@ OPEN: tuple[str, ...] = (
     "panoptic/metrics/average_precision.py: panoptic.models.panoptic_deeplab.postprocess stands after panoptic.metrics.average_precision in the order inside panoptic/",  # noqa: E501
     "panoptic/metrics/semantic.py: panoptic.models.panoptic_deeplab.postprocess stands after panoptic.metrics.semantic in the order inside panoptic/",  # noqa: E501
     "panoptic/training/step.py: panoptic.evaluation.oracle stands after panoptic.training.step in the order inside panoptic/",  # noqa: E501
-    "pipelines/actors.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/benchmark/deeplab.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/benchmark/detection.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/benchmark/detr.py: no place in the order inside pipelines/; add it to ORDER",
@@ -192,7 +191,6 @@ OPEN: tuple[str, ...] = (
     "pipelines/independent.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/ingest.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/judging.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/lease.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/manifest.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/mlflow_model.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/mlflow_model.py: only pipelines/tracking/ may import mlflow",
@@ -207,7 +205,6 @@ OPEN: tuple[str, ...] = (
     "pipelines/report/examples.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/report/page.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/report/style.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/runtime.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/scenes/__main__.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/scenes/compose.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/scenes/drawing.py: no place in the order inside pipelines/; add it to ORDER",
@@ -217,9 +214,6 @@ OPEN: tuple[str, ...] = (
     "pipelines/scheduled.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/shards.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/sources.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/storage.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/storage.py: only pipelines/cluster/storage.py may import boto3",
-    "pipelines/storage.py: only pipelines/cluster/storage.py may import botocore",
     "pipelines/sweeps/closing.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/sweeps/endings.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/sweeps/fitting.py: no place in the order inside pipelines/; add it to ORDER",

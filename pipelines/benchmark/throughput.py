@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from panoptic.png import to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import Augment
-from pipelines import runtime
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Row
+from pipelines.cluster import session
 from pipelines.feed import Feed, FeedConfig
 from pipelines.order import Stream
 from pipelines.reading import Rows, single_threaded, view
@@ -54,7 +54,7 @@ def rows(
     Raises:
         ValueError: the two do not give the same tensors.
     """
-    runtime.connect(cpus=4)
+    session.connect(cpus=4)
     manifest = write_shards(folder, size, images)
     augment = Augment(scale="factor", factors=(0.5, 2.0, 0.1), crop=(side, side))
     stream = Stream(0, manifest.rows, BATCH, SKIPPED + batches)

@@ -15,8 +15,8 @@ import torch
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import metrics
 from panoptic.training import checkpoint as checkpoints
-from pipelines import storage
-from pipelines.actors import Pool
+from pipelines.cluster import storage
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment, override
 from pipelines.evaluate import assign, evaluate, load
 from pipelines.independent import merge, save

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.judging import COSTLY, judged, merged_quality

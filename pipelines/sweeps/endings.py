@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.sweeps.plan import Plan, Row, failed_run_file, failure_file, run_id
 
 log = logging.getLogger(__name__)

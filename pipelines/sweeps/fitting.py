@@ -14,7 +14,7 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.config import OPTIONS, TIMM_NAMES
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.config import Experiment
 
 Shapes = Mapping[str, Tensor]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.sweeps.search import Space
 

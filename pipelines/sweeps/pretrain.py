@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from panoptic.training import checkpoint as checkpoints
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
 from pipelines.presets.deeplab import demo
 from pipelines.train import FREE, FREE_GROUPS, train

@@ -19,7 +19,8 @@ from typing import Any
 
 from ray.tune import Callback
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.sweeps import gate
 from pipelines.sweeps.endings import record_failure
 from pipelines.sweeps.plan import Plan, failure_file, run_id

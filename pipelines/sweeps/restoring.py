@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines import storage
+from pipelines.cluster import storage
 
 log = logging.getLogger(__name__)
 

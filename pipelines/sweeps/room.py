@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from pipelines import runtime, storage, tracking
+from pipelines import tracking
+from pipelines.cluster import session, storage
 from pipelines.config import Experiment
 from pipelines.sweeps.trial import DRIVER_CPUS, DRIVER_MEMORY
 from pipelines.train import prepare_data, worker_cpus
@@ -28,10 +29,10 @@ def join_cluster(wanted: int, experiments: Sequence[Experiment]) -> int:
         workers = max(one.train.workers for one in experiments)
         at_once = wanted or max(1, cores // workers)
         each = max(one.train.workers * ((one.train.cpus_per_worker or 1.0) + _data(one)) for one in experiments)
-        runtime.connect(max(cores, 2 * workers, math.ceil(at_once * (each + DRIVER_CPUS))))
+        session.connect(max(cores, 2 * workers, math.ceil(at_once * (each + DRIVER_CPUS))))
         gpus = ray.cluster_resources().get("GPU", 0)
         wanted = at_once if not gpus else wanted
-    runtime.connect()
+    session.connect()
     there = ray.cluster_resources()
     kinds = {(one.train.workers, worker_cpus(one) + _data(one), one.train.gpu) for one in experiments}
     return min(

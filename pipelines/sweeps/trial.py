@@ -19,7 +19,8 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from pipelines import storage, tracking
+from pipelines import tracking
+from pipelines.cluster import storage
 from pipelines.config import Experiment, override
 from pipelines.sweeps import gate
 from pipelines.sweeps.endings import (

@@ -39,7 +39,7 @@ def figures(evaluation) -> dict[str, float]:
 
 def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
     from panoptic.evaluation.tally import summarise
-    from pipelines.actors import Pool, each
+    from pipelines.cluster.actor_pool import Pool, each
     from pipelines.evaluate import evaluate
     from tests.pipelines.stored import mortal
 
@@ -74,7 +74,7 @@ def test_batches_are_like_single_images(assigned: Callable) -> None:
 
 def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines import evaluate
-    from pipelines.actors import Pool
+    from pipelines.cluster.actor_pool import Pool
 
     monkeypatch.setattr(evaluate, "each", lambda *_: iter(()))
     with pytest.raises(RuntimeError, match="8 images were not judged"):
@@ -83,7 +83,7 @@ def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.
 
 def test_images_that_kill_every_actor_are_named(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines import evaluate
-    from pipelines.actors import Killed, Pool
+    from pipelines.cluster.actor_pool import Killed, Pool
 
     def dying(*_: object):
         raise Killed(range(2, 4), 4)
@@ -101,7 +101,7 @@ def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytes
     import torch
 
     from pipelines import evaluate
-    from pipelines.actors import Pool
+    from pipelines.cluster.actor_pool import Pool
     from pipelines.judging import facts
 
     task, counter, names = assigned(), evaluate.counter, iter(["H100", "A10", "H100", "H100"])
@@ -128,7 +128,7 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -
 
 
 def test_the_report_is_one_file_with_everything(assigned: Callable) -> None:
-    from pipelines.actors import Pool
+    from pipelines.cluster.actor_pool import Pool
     from pipelines.evaluate import evaluate
     from pipelines.judging import html
 

@@ -12,7 +12,7 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.config import OPTIONS
-from pipelines import storage
+from pipelines.cluster import storage
 from pipelines.presets import PRESETS
 from pipelines.presets.deeplab import demo
 from pipelines.studies import running

@@ -12,11 +12,12 @@ import pytest
 from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.image import count_image
 from panoptic.segmentation import Categories, Segmentation
-from pipelines import judging, lease, registry, scheduled, storage
-from pipelines.actors import Pool
+from pipelines import judging, registry, scheduled
+from pipelines.cluster import lease, storage
+from pipelines.cluster.actor_pool import Pool
+from pipelines.cluster.lease import Busy, acquire
 from pipelines.evaluate import Judgement, Task
 from pipelines.judging import Places, Worse, key_of
-from pipelines.lease import Busy, acquire
 from pipelines.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import lease as leases
-from pipelines import storage
-from pipelines.lease import Busy, acquire, holder, wait
+from pipelines.cluster import lease as leases
+from pipelines.cluster import storage
+from pipelines.cluster.lease import Busy, acquire, holder, wait
 
 
 def test_one_of_many_gets_it(tmp_path: Path):

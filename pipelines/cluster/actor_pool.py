@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from pipelines import runtime
+from pipelines.cluster import session
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def each(
             work = build(*arguments)
             yield from (work(item) for item in items)
         return
-    runtime.connect()
+    session.connect()
     shares = _shares_here(pool, len(items))
     for row in _dataset(build, arguments, items, shares).iter_rows():
         kind, value = pickle.loads(row["result"])

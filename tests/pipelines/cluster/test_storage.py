@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import storage
+from pipelines.cluster import storage
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines import actors
-from pipelines.actors import Killed, Pool, each, shares_of
+from pipelines.cluster import actor_pool
+from pipelines.cluster.actor_pool import Killed, Pool, each, shares_of
 
 
 def test_threads_do_not_depend_on_the_number_of_actors() -> None:
@@ -51,7 +51,7 @@ def test_ray_data_takes_actors_with_gpus(ray_cluster: None) -> None:
     """Its checks come before it looks for any."""
     from tests.pipelines.stored import deadly
 
-    dataset = actors._dataset(deadly, (0,), [1, 2], shares_of(Pool(2), 2, 4, 2))
+    dataset = actor_pool._dataset(deadly, (0,), [1, 2], shares_of(Pool(2), 2, 4, 2))
     assert dataset is not None
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipelines import storage
+from pipelines.cluster import storage
 
 log = logging.getLogger(__name__)
 
