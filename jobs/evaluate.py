@@ -26,11 +26,11 @@ from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.data.prepare import ensure_shards
 from pipelines.evaluate import ask, evaluate, resolved
 from pipelines.judging import Places, Worse, html, key_of, record, text
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference, scheduled
-from pipelines.shards import ensure_shards
 from pipelines.tracking import Tracking, resolve_uri
 
 

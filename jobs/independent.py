@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
+from pipelines.data.prepare import ensure_shards
 from pipelines.evaluate import load
 from pipelines.independent import compare, merge, save, table
 from pipelines.presets import PRESETS
-from pipelines.shards import ensure_shards
 from pipelines.tracking import Tracking, resolve_uri
 
 

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
+from pipelines.data.prepare import ensure_shards
 from pipelines.evaluate import load, options_of
 from pipelines.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
-from pipelines.shards import ensure_shards
 from pipelines.tracking import Tracking, resolve_uri
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cluster.actor_pool import Pool
+from pipelines.data.manifest import Manifest, is_shards
 from pipelines.evaluate import assign_images
 from pipelines.images import photographs, rows
-from pipelines.manifest import Manifest, is_shards
 from pipelines.predict import FORMATS, Output, Predicted, predict
 from pipelines.presets import PRESETS
 from pipelines.tracking import Tracking, resolve_uri

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.shards import Manifest, prepare
-from pipelines.sources import READERS
+from pipelines.data.prepare import Manifest, prepare
+from pipelines.data.readers.coco_panoptic import READERS
 
 
 def main(arguments: list[str] | None = None) -> Manifest:

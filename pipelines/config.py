@@ -24,7 +24,7 @@ from panoptic.models import Architecture
 from panoptic.training.optim import Optim
 from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
-from pipelines.feed import FeedConfig
+from pipelines.data.loader import FeedConfig
 from pipelines.tracking import Tracking
 
 UNRANKED = -1e9
@@ -54,7 +54,7 @@ class Data:
     val: str = "val"
     """Name of the validation split."""
     reader: str = "coco"
-    """How `root` is read: a key of `pipelines.sources.READERS`."""
+    """How `root` is read: a key of `pipelines.data.readers.coco_panoptic.READERS`."""
     shards: str = ""
     """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"

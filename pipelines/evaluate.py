@@ -26,10 +26,10 @@ from panoptic.training.step import prepare
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override
-from pipelines.feed import evaluation_batches
-from pipelines.manifest import Manifest
-from pipelines.order import evaluation_window
-from pipelines.reading import Rows
+from pipelines.data.loader import evaluation_batches
+from pipelines.data.manifest import Manifest
+from pipelines.data.sampler import evaluation_window
+from pipelines.data.shard_reader import Rows
 from pipelines.worker import CHECKPOINT, load_checkpoint
 
 log = logging.getLogger(__name__)

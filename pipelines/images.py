@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipelines.cluster import storage
-from pipelines.manifest import Manifest
+from pipelines.data.manifest import Manifest
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from panoptic.training.checkpoint import check_categories
 from panoptic.training.step import prepare
 from pipelines.cluster import storage
 from pipelines.config import Experiment
+from pipelines.data.manifest import Manifest
 from pipelines.evaluate import Stored, options_of
-from pipelines.manifest import Manifest
 from pipelines.worker import CHECKPOINT, validation_batches
 
 FREE = ("branches", "trunks", "regularisation")

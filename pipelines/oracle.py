@@ -15,8 +15,8 @@ from panoptic.models.base import PanopticModel
 from panoptic.training.checkpoint import check_categories
 from panoptic.training.step import prepare
 from pipelines.config import Experiment
+from pipelines.data.manifest import Manifest
 from pipelines.evaluate import Stored
-from pipelines.manifest import Manifest
 from pipelines.worker import validation_batches
 
 log = logging.getLogger(__name__)

@@ -31,10 +31,10 @@ from panoptic.transforms import evaluation_view
 from panoptic.visualization import overlay
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool, each
+from pipelines.data.loader import evaluation_batches
+from pipelines.data.validation import is_cut
 from pipelines.evaluate import Task, placed, stored_of
-from pipelines.feed import evaluation_batches
 from pipelines.images import Image
-from pipelines.ingest import is_cut
 
 FORMATS = ("coco", "cityscapes", "overlay")
 CHUNK = 16

@@ -21,9 +21,9 @@ from panoptic.training import checkpoint as checkpoints
 from pipelines import tracking
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
-from pipelines.manifest import Manifest
-from pipelines.order import limited
-from pipelines.shards import ensure_shards
+from pipelines.data.manifest import Manifest
+from pipelines.data.prepare import ensure_shards
+from pipelines.data.sampler import limited
 from pipelines.sweeps.freezing import check_freezing
 from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
@@ -183,7 +183,7 @@ def _named(experiment: Experiment, preset: str) -> Experiment:
 
 
 def _draw_scenes(experiment: Experiment, base: str) -> str:
-    from pipelines.scenes import write_scenes
+    from pipelines.data.scenes import write_scenes
 
     if "://" in base:
         raise ValueError(

@@ -48,9 +48,9 @@ from panoptic.training.step import (
 from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
-from pipelines.feed import Feed, evaluation_batches
-from pipelines.manifest import Manifest
-from pipelines.order import Stream
+from pipelines.data.loader import Feed, evaluation_batches
+from pipelines.data.manifest import Manifest
+from pipelines.data.sampler import Stream
 from pipelines.sweeps.handover import take_over
 from pipelines.tracking import Run, Tracker
 

@@ -146,7 +146,7 @@ def mlflow_store(mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture(scope="session")
 def scenes16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO-panoptic folder of 16 drawn training scenes and 8 of validation."""
-    from pipelines.scenes import write_scenes
+    from pipelines.data.scenes import write_scenes
 
     root = tmp_path_factory.mktemp("scenes16")
     write_scenes(root, train=16, val=8, seed=7, workers=1)

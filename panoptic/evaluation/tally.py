@@ -88,7 +88,7 @@ def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measur
 
     Args:
         model: unwrapped, in evaluation mode.
-        batches: from `pipelines.feed` or anything like it.
+        batches: from `pipelines.data.loader` or anything like it.
         measures: what to count beside PQ and mIoU; nothing by default.
 
     Raises:

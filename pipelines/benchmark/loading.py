@@ -28,7 +28,7 @@ from panoptic.transforms.geometry import Window
 from panoptic.transforms.views import draw_geometry
 from pipelines.benchmark import inputs, peers
 from pipelines.benchmark.timing import Case, same_partition
-from pipelines.shards import read_row
+from pipelines.data.prepare import read_row
 
 IMAGES = 12
 """Of a round, each with a draw of its own."""

@@ -24,11 +24,11 @@ from panoptic.transforms import Augment
 from pipelines.benchmark import inputs
 from pipelines.benchmark.timing import Row
 from pipelines.cluster import session
-from pipelines.feed import Feed, FeedConfig
-from pipelines.order import Stream
-from pipelines.reading import Rows, single_threaded, view
-from pipelines.shards import Manifest, prepare
-from pipelines.sources import READERS
+from pipelines.data.loader import Feed, FeedConfig
+from pipelines.data.prepare import Manifest, prepare
+from pipelines.data.readers.coco_panoptic import READERS
+from pipelines.data.sampler import Stream
+from pipelines.data.shard_reader import Rows, single_threaded, view
 
 BATCH = 8
 SKIPPED = 4

@@ -13,8 +13,8 @@ from panoptic.png import encode_jpeg
 from panoptic.segmentation import Categories, Sample, Segmentation
 from panoptic.training.step import evaluation_step
 from panoptic.visualization import errors, overlay
+from pipelines.data.loader import evaluation_batches
 from pipelines.evaluate import Task, placed
-from pipelines.feed import evaluation_batches
 from pipelines.report.page import Example
 
 WIDTH = 520

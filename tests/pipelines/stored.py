@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments
+from pipelines.data.manifest import Manifest, Shard
 from pipelines.evaluate import Task, counter
-from pipelines.manifest import Manifest, Shard
 from tests.conftest import draw_segmentation
 
 OPTIONS = {"train.validation_batch": 2}

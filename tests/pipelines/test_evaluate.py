@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.manifest import Manifest
+from pipelines.data.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
 def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    from pipelines.shards import ensure_shards
+    from pipelines.data.prepare import ensure_shards
 
     return ensure_shards(scenes16, "val", tmp_path_factory.mktemp("shards"))
 

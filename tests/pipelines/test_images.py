@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.data.manifest import Manifest
 from pipelines.images import photographs, rows, stems
-from pipelines.manifest import Manifest
 
 
 def folder(root: Path, *names: str) -> str:
@@ -111,8 +111,8 @@ def shards(root: Path, names: list[str]) -> Manifest:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipelines.manifest import Shard
-    from tests.pipelines.coco_folder import CATEGORIES
+    from pipelines.data.manifest import Shard
+    from tests.pipelines.data.coco_folder import CATEGORIES
 
     pq.write_table(pa.table({"name": names, "image_id": [10 + k for k in range(len(names))]}), root / "s.parquet")
     empty = Manifest(0, "val", 0, "", CATEGORIES, (), 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {})

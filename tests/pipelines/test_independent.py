@@ -89,8 +89,8 @@ def test_one_command_prints_the_table(
     from jobs import independent
     from panoptic.training.checkpoint import save as save_checkpoint
     from pipelines.config import flatten
+    from pipelines.data.prepare import ensure_shards
     from pipelines.presets import PRESETS
-    from pipelines.shards import ensure_shards
 
     categories = ensure_shards(str(scenes16), "val", str(tmp_path / "shards")).categories
     experiment = replace(PRESETS["jsis-net-scenes"](), resize=Resize(short=64))

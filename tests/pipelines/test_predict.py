@@ -158,7 +158,7 @@ def test_an_image_that_a_format_cannot_hold_is_left_out(
 def submission(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Categories]:
     """Predictions of the drawn validation scenes, from shards."""
     from jobs import predict
-    from pipelines.shards import ensure_shards
+    from pipelines.data.prepare import ensure_shards
     from tests.pipelines.stored import write_model
 
     root = tmp_path_factory.mktemp("submission")

@@ -16,9 +16,9 @@ from pipelines import judging, registry, scheduled
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy, acquire
+from pipelines.data.manifest import Manifest
 from pipelines.evaluate import Judgement, Task
 from pipelines.judging import Places, Worse, key_of
-from pipelines.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference
 

@@ -13,8 +13,8 @@ from panoptic import models
 from panoptic.evaluation.tally import Measures, judge, summarise
 from panoptic.metrics.report import metrics
 from panoptic.segmentation import Categories
-from pipelines.manifest import Manifest
-from pipelines.order import evaluation_window
+from pipelines.data.manifest import Manifest
+from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
 from pipelines.worker import validation_batches
 from tests.panoptic.models.small import SMALL
@@ -56,7 +56,7 @@ def test_figures_do_not_depend_on_the_number_of_workers(config, shards: Manifest
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_batches_are_those_of_one_worker(shards: Manifest, batch: int) -> None:
     """In training, and in an evaluation, whose actors take a window each."""
-    from pipelines.feed import evaluation_batches
+    from pipelines.data.loader import evaluation_batches
 
     demo = PRESETS["demo"]()
     experiment = replace(demo, train=replace(demo.train, validation_batch=batch))

@@ -14,7 +14,7 @@ from panoptic.layers.conv import FrozenBatchNorm
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from pipelines.config import UNRANKED, Data, Train
-from pipelines.manifest import Manifest
+from pipelines.data.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.sweeps.freezing import STAND_IN
 from pipelines.tracking import Run

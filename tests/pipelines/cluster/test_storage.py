@@ -97,9 +97,9 @@ def test_s3(bucket: str, tmp_path: Path) -> None:
 
 
 def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
-    from pipelines.ingest import write_shard
-    from pipelines.sources import coco_panoptic
-    from tests.pipelines.coco_folder import write_folder
+    from pipelines.data.readers.coco_panoptic import coco_panoptic
+    from pipelines.data.validation import write_shard
+    from tests.pipelines.data.coco_folder import write_folder
 
     write_folder(tmp_path / "data", "val", count=2)
     storage.upload_directory(tmp_path / "data", storage.join(bucket, "data"))

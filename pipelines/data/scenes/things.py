@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipelines.scenes.drawing import Colour, Part, pick
+from pipelines.data.scenes.drawing import Colour, Part, pick
 
 PAINTS = ((188, 52, 44), (46, 88, 170), (232, 230, 224), (226, 180, 52), (54, 132, 124), (126, 128, 130))
 PAINTS += ((128, 84, 52), (216, 122, 52), (118, 74, 138), (52, 54, 62), (96, 140, 66), (206, 190, 152))

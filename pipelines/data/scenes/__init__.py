@@ -9,7 +9,7 @@ the number of processes and of images.
 `drawing` (canvas, textures, polygons) · `things` and `stuff` (what is drawn) · `compose` (where) · `files`.
 """
 
-from pipelines.scenes.compose import render
-from pipelines.scenes.files import CATEGORIES, write_scenes
+from pipelines.data.scenes.compose import render
+from pipelines.data.scenes.files import CATEGORIES, write_scenes
 
 __all__ = ["CATEGORIES", "render", "write_scenes"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipelines.scenes.drawing import Light, Part, Scene, cast_shadow, draw, pick, texture
-from pipelines.scenes.stuff import SKIES, index_of, paint_backdrop, paint_ground
-from pipelines.scenes.things import THINGS, blob
+from pipelines.data.scenes.drawing import Light, Part, Scene, cast_shadow, draw, pick, texture
+from pipelines.data.scenes.stuff import SKIES, index_of, paint_backdrop, paint_ground
+from pipelines.data.scenes.things import THINGS, blob
 
 SPLITS = ("train", "val")
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipelines.scenes.compose import SPLITS, render
-from pipelines.scenes.drawing import STUFF, Scene
-from pipelines.scenes.things import THINGS
+from pipelines.data.scenes.compose import SPLITS, render
+from pipelines.data.scenes.drawing import STUFF, Scene
+from pipelines.data.scenes.things import THINGS
 
 VERSION = 2
 """Raise it whenever a scene of the same seed comes out differently, and folders are written anew."""
@@ -159,7 +159,7 @@ def _in_processes(root: Path, seed: int, split: str, count: int, workers: int) -
     """
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     bounds = np.linspace(0, count, workers + 1).astype(int).astype(str)
-    command = [sys.executable, "-m", "pipelines.scenes", str(root.resolve()), str(seed), split]
+    command = [sys.executable, "-m", "pipelines.data.scenes", str(root.resolve()), str(seed), split]
     processes = [
         subprocess.Popen([*command, *part], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path})
         for part in itertools.pairwise(bounds)

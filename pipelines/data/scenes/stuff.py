@@ -11,8 +11,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pipelines.scenes.drawing import STUFF, TILE, Colour, Scene, fill, pick, texture, textures
-from pipelines.scenes.things import blob
+from pipelines.data.scenes.drawing import STUFF, TILE, Colour, Scene, fill, pick, texture, textures
+from pipelines.data.scenes.things import blob
 
 SKIES = (((96, 150, 214), (196, 216, 232)), ((150, 168, 186), (206, 208, 208)), ((74, 96, 160), (240, 186, 140)))
 SKIES += (((120, 190, 220), (226, 228, 208)), ((108, 104, 140), (226, 160, 150)), ((168, 178, 182), (222, 216, 204)))

@@ -15,9 +15,9 @@ import pytest
 from jobs.prepare import main
 from panoptic.png import encode_ids, from_coco
 from panoptic.segmentation import Categories
-from pipelines.shards import Manifest, ensure_shards, is_shards, prepare, read_row, verify
-from pipelines.sources import coco_panoptic
-from tests.pipelines.coco_folder import CATEGORIES, write_folder, write_json
+from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, read_row, verify
+from pipelines.data.readers.coco_panoptic import coco_panoptic
+from tests.pipelines.data.coco_folder import CATEGORIES, write_folder, write_json
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.order import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order
+from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])

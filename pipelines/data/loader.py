@@ -24,9 +24,9 @@ from torch import Tensor
 
 from panoptic.segmentation import Sample, Targets, collate
 from panoptic.transforms import Augment, Resize, evaluation_view
-from pipelines.order import Stream, evaluation_rows, evaluation_window
-from pipelines.reading import Reading, Rows, execute, single_threaded, unpack, view
-from pipelines.shards import Manifest, read_row
+from pipelines.data.prepare import Manifest, read_row
+from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window
+from pipelines.data.shard_reader import Reading, Rows, execute, single_threaded, unpack, view
 
 logger = logging.getLogger(__name__)
 

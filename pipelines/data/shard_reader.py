@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.cluster import session, storage
-from pipelines.order import Stream
+from pipelines.data.sampler import Stream
 
 if TYPE_CHECKING:
     from panoptic.segmentation import Sample
@@ -100,7 +100,7 @@ def view(row: dict[str, Any], stream: Stream, augment: Augment) -> Sample:
     Where the data set is doubled, the first copy keeps its colours and the second always changes them alike.
     """
     from panoptic.transforms import copy_generator, generator, training_view
-    from pipelines.shards import read_row
+    from pipelines.data.prepare import read_row
 
     epoch, number = stream.locate(row["position"])
     sample = replace(read_row(row), position=row["position"])

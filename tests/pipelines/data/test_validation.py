@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PIL
 
 from panoptic.png import decode_image
-from pipelines.ingest import is_cut
+from pipelines.data.validation import is_cut
 
 
 def picture(height: int = 120, width: int = 160) -> np.ndarray:

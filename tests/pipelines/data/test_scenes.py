@@ -17,10 +17,10 @@ import pytest
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
 from panoptic.png import decode_ids, decode_image, from_coco
 from panoptic.segmentation import Categories, Segmentation
-from pipelines.scenes import render, write_scenes
-from pipelines.scenes.drawing import STUFF
-from pipelines.scenes.files import MIN_PIXELS, record
-from pipelines.scenes.things import THINGS
+from pipelines.data.scenes import render, write_scenes
+from pipelines.data.scenes.drawing import STUFF
+from pipelines.data.scenes.files import MIN_PIXELS, record
+from pipelines.data.scenes.things import THINGS
 
 TRAIN, VAL = 90, 40
 
@@ -160,8 +160,8 @@ def test_stuff_is_one_segment_per_class(splits: dict, categories: Categories) ->
 
 def test_the_image_shows_what_the_truth_says() -> None:
     """The outline in the truth is where the image changes: a ball without shadow, haze or noise."""
-    from pipelines.scenes.drawing import Light, Part, Scene, draw
-    from pipelines.scenes.things import ellipse
+    from pipelines.data.scenes.drawing import Light, Part, Scene, draw
+    from pipelines.data.scenes.things import ellipse
 
     scene = Scene(np.full((40, 50, 3), 200, np.uint8), np.ones((40, 50), np.int32), 10, 30, Light(0, 0, 0), np.zeros(3))
     part = Part(ellipse(0, 1, 1, 1, 60), np.zeros(3))
@@ -175,7 +175,7 @@ def test_the_image_shows_what_the_truth_says() -> None:
 
 
 def test_shadows_change_the_image_only() -> None:
-    from pipelines.scenes.drawing import Light, Scene, cast_shadow
+    from pipelines.data.scenes.drawing import Light, Scene, cast_shadow
 
     scene = Scene(
         np.full((60, 80, 3), 200, np.uint8), np.ones((60, 80), np.int32), 20, 30, Light(0.8, 0.3, 1), np.zeros(3)

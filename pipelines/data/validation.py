@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
-from pipelines.manifest import SCHEMA_VERSION
-from pipelines.sources import Problem
+from pipelines.data.manifest import SCHEMA_VERSION
+from pipelines.data.readers.coco_panoptic import Problem
 
 ROW_GROUP = 16
 """Rows that a reader must hold at once."""

@@ -2,6 +2,6 @@
 
 import sys
 
-from pipelines.scenes.files import draw_part
+from pipelines.data.scenes.files import draw_part
 
 draw_part(*sys.argv[1:])

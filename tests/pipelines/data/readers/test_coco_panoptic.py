@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources import READERS, Source, coco_panoptic
-from tests.pipelines.coco_folder import CATEGORIES, write_folder, write_json
+from pipelines.data.readers.coco_panoptic import READERS, Source, coco_panoptic
+from tests.pipelines.data.coco_folder import CATEGORIES, write_folder, write_json
 
 
 def reasons(source: Source) -> dict[str, str]:

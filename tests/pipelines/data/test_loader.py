@@ -19,11 +19,11 @@ import torch
 from panoptic.png import encode_segments
 from panoptic.segmentation import Categories, Targets
 from panoptic.transforms import Augment, Resize
-from pipelines import feed
-from pipelines.feed import Feed, FeedConfig, evaluation_batches
-from pipelines.manifest import Manifest, Shard
-from pipelines.order import Stream
-from pipelines.reading import Reading, Rows
+from pipelines.data import loader
+from pipelines.data.loader import Feed, FeedConfig, evaluation_batches
+from pipelines.data.manifest import Manifest, Shard
+from pipelines.data.sampler import Stream
+from pipelines.data.shard_reader import Reading, Rows
 
 ROWS = 23
 AUGMENT = Augment(scale="factor", factors=(0.5, 1.5, 0.25), crop=(33, 47), colour="ssd")
@@ -152,7 +152,7 @@ def test_ray_data_gives_the_same_bytes(
     ray_cluster: None, manifest: Manifest, reference: list, decode, world: int
 ) -> None:
     config = FeedConfig(decode=decode, tasks=2)
-    assert everything(manifest, config, feed.ray_tables, world) == reference
+    assert everything(manifest, config, loader.ray_tables, world) == reference
 
 
 def test_a_position_resumes_the_stream(manifest: Manifest, reference: list) -> None:
@@ -172,9 +172,9 @@ def test_the_position_counts_whole_steps(manifest: Manifest) -> None:
 def test_small_blocks_and_many_tasks_keep_the_order(
     ray_cluster: None, manifest: Manifest, reference: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.reading.ROWS_PER_TASK", 1)
-    monkeypatch.setattr("pipelines.reading.BLOCK_BYTES", 1000)
-    assert everything(manifest, FeedConfig(tasks=3), feed.ray_tables) == reference
+    monkeypatch.setattr("pipelines.data.shard_reader.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("pipelines.data.shard_reader.BLOCK_BYTES", 1000)
+    assert everything(manifest, FeedConfig(tasks=3), loader.ray_tables) == reference
 
 
 def test_a_limited_and_doubled_data_set(manifest: Manifest) -> None:

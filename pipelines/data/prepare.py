@@ -22,9 +22,9 @@ import pyarrow as pa
 from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import session, storage
-from pipelines.ingest import ROW_GROUP, Report, write_shard
-from pipelines.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
-from pipelines.sources import READERS, Problem, Source
+from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
+from pipelines.data.readers.coco_panoptic import READERS, Problem, Source
+from pipelines.data.validation import ROW_GROUP, Report, write_shard
 
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row", "verify"]
 

@@ -1,0 +1,1 @@
+"""Readers of annotated data sets, a file a format."""
