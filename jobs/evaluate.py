@@ -31,7 +31,7 @@ from pipelines.evaluate import ask, evaluate, resolved
 from pipelines.judging import Places, Worse, html, key_of, record, text
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference, scheduled
-from pipelines.tracking import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> Evaluation | None:

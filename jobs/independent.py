@@ -20,7 +20,7 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.evaluate import load
 from pipelines.independent import compare, merge, save, table
 from pipelines.presets import PRESETS
-from pipelines.tracking import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Evaluation]:

@@ -22,7 +22,7 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.evaluate import load, options_of
 from pipelines.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
-from pipelines.tracking import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> list[tuple[tuple[str, ...], Evaluation]]:

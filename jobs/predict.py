@@ -24,7 +24,7 @@ from pipelines.evaluate import assign_images
 from pipelines.images import photographs, rows
 from pipelines.predict import FORMATS, Output, Predicted, predict
 from pipelines.presets import PRESETS
-from pipelines.tracking import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> list[Predicted]:

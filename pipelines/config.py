@@ -25,7 +25,7 @@ from panoptic.training.optim import Optim
 from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
-from pipelines.tracking import Tracking
+from pipelines.tracking.runs import Tracking
 
 UNRANKED = -1e9
 """Rank of a checkpoint without a figure."""

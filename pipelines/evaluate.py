@@ -57,7 +57,7 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
         ValueError: nothing is there, or it is no model of this project.
     """
     if uri.startswith(REGISTRY):
-        from pipelines import mlflow_model
+        from pipelines.tracking import model as mlflow_model
 
         packaged = mlflow_model.load_packaged(uri, tracking_uri)
         return Stored(packaged.model, dict(packaged.experiment))
@@ -145,7 +145,7 @@ def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
         ValueError: nothing is there.
     """
     if uri.startswith(REGISTRY):
-        from pipelines import registry
+        from pipelines.tracking import registry
 
         fixed = registry.pin(uri, tracking_uri)
         return fixed, fixed

@@ -21,13 +21,13 @@ from panoptic.evaluation.tally import Tally
 from panoptic.metrics.bootstrap import LEAST, Counts, beyond_noise, differences
 from panoptic.metrics.report import class_rows, class_table, details, metrics, table
 from panoptic.segmentation import Categories
-from pipelines import registry, tracking
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import flatten
 from pipelines.evaluate import VIEW, Judgement, Task, evaluate, resolved
 from pipelines.report.examples import choose, pictures
 from pipelines.report.page import Model, page
+from pipelines.tracking import registry, runs
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Places:
 class Record:
     """What an MLflow run of an evaluation holds."""
 
-    run: tracking.Run
+    run: runs.Run
     pq: float
     counts: Counts
 
@@ -102,7 +102,7 @@ def facts(judgement: Judgement) -> dict[str, str]:
         "evaluation": key_of(task),
         **{name: str(value) for name, value in _options(task).items()},
         "device": judgement.device,
-        "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in tracking.code_version().items()),
+        "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in runs.code_version().items()),
     }
 
 
@@ -124,21 +124,21 @@ def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Re
     task, evaluation, key = judgement.task, judgement.evaluation, key_of(judgement.task)
     tags = {registry.KEY: key, registry.ASKED: key_of(asked)}
     tags |= {"model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
-    data = [tracking.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
-    options = tracking.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
+    data = [runs.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
+    options = runs.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
     local = places.tracking_uri.removeprefix("sqlite:///")
     root = Path(local).parent if local != places.tracking_uri else "runs"  # artifacts beside the database
-    run = tracking.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
+    run = runs.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
     counts = counts_of(judgement.tally)
-    with tracking.ending(run):
-        tracker = tracking.Tracker(run)
+    with runs.ending(run):
+        tracker = runs.Tracker(run)
         tracker.metrics(0, metrics(evaluation))
         tracker.table("classes", class_rows(evaluation), text(judgement))
         if not tracker.flush():
             raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
         registry.log_artifact(run, REPORT, report.encode())
         registry.log_artifact(run, COUNTS, _pack(counts))
-        tracking.describe(run, f"```\n{table(evaluation)}\n{details(evaluation)}\n```")
+        runs.describe(run, f"```\n{table(evaluation)}\n{details(evaluation)}\n```")
     storage.write_bytes(storage.join(places.folder, f"{key}.html"), report.encode())
     return Record(run, evaluation.quality.all.pq, counts)
 

@@ -12,12 +12,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines import registry
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy
 from pipelines.evaluate import Task
 from pipelines.judging import Places, Record, Worse, check, once, title_of
+from pipelines.tracking import registry
 
 ROUNDS = 10
 """How often the reference may move while a model is compared with it."""

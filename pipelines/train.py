@@ -18,13 +18,13 @@ from typing import Any
 
 from panoptic.png import encode_image
 from panoptic.training import checkpoint as checkpoints
-from pipelines import tracking
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.data.manifest import Manifest
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
 from pipelines.sweeps.freezing import check_freezing
+from pipelines.tracking import runs
 from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Outcome:
     """What a finished run leaves."""
 
     name: str
-    run: tracking.Run
+    run: runs.Run
     folder: str
     """Of the run."""
     checkpoint: str
@@ -105,7 +105,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     train_set, val_set = prepare_data(experiment)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     run = _open_run(experiment, preset, child, folder, train_set, val_set)
-    with tracking.ending(run):
+    with runs.ending(run):
         begin, quiet = ("", False) if child is None else (child.begin, True)
         job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
         result = _fit(job, () if child is None else child.callbacks)
@@ -196,7 +196,7 @@ def _draw_scenes(experiment: Experiment, base: str) -> str:
 
 def _open_run(
     experiment: Experiment, preset: str, child: Child | None, folder: str, train_set: Manifest, val_set: Manifest
-) -> tracking.Run:
+) -> runs.Run:
     """A new MLflow run, or the one that this name had."""
     flat = json.loads(json.dumps(flatten(experiment)))
     hashes = {"train_hash": train_set.hash, "val_hash": val_set.hash}
@@ -206,17 +206,17 @@ def _open_run(
     if storage.exists(record):
         before = json.loads(storage.read_bytes(record))
         check_continuation(before, flat, hashes, experiment.name)
-        return tracking.start(options, root, run_id=before["run_id"])
+        return runs.start(options, root, run_id=before["run_id"])
     tags = {"preset": preset, "seed": str(experiment.train.seed), **hashes}
     params, parent, run_id = {**flat, **hashes}, "", ""
     if child is not None:
         options, params, tags = replace(options, name=child.label), dict(child.params), {**tags, **child.tags}
         parent, run_id = child.parent, child.run_id
     data = [
-        tracking.DataSet(PurePosixPath(m.uri).parent.name, m.hash, m.uri, context)
+        runs.DataSet(PurePosixPath(m.uri).parent.name, m.hash, m.uri, context)
         for m, context in ((train_set, "train"), (val_set, "val"))
     ]
-    run = tracking.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
+    run = runs.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
     content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
     storage.write_bytes(record, json.dumps(content, indent=1).encode())
     return run
@@ -286,7 +286,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
     model = _log_model(job, record) if finished and log_model else ""
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
-    tracking.describe(job.run, f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```")
+    runs.describe(job.run, f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```")
     return Outcome(
         name=experiment.name,
         run=job.run,
@@ -303,9 +303,9 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
 
 def _log_model(job: Job, record: Mapping[str, Any]) -> str:
     """The MLflow URI of the best model, logged once; "" where the store is away (the checkpoint is safe)."""
-    from pipelines.mlflow_model import log_model
+    from pipelines.tracking.model import log_model
 
-    names, client = job.experiment.tracking, tracking.connect(job.run.tracking_uri)
+    names, client = job.experiment.tracking, runs.connect(job.run.tracking_uri)
     try:
         logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
         if logged:

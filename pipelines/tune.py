@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
 from pipelines.sweeps import progress, search, trial
@@ -32,6 +31,7 @@ from pipelines.sweeps.restoring import RECORD, STATE, read_record, restorable
 from pipelines.sweeps.room import join_cluster, ready
 from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
 from pipelines.sweeps.search import PRESET, Space
+from pipelines.tracking import runs
 from pipelines.worker import accumulation
 
 ROOT = "data.root"
@@ -251,7 +251,7 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
         storage.write_bytes(storage.join(folder, RECORD), json.dumps(content, indent=1).encode())
     names = search.short_names([path for path, domain in trials.space.items() if not domain.constant])
     plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.rows, options.metric, options.mode)
-    with tracking.ending(parent):
+    with runs.ending(parent):
         lines = run(options, plan, concurrent, rounds)
         return conclude(name, lines, plan, first)
 
@@ -316,18 +316,18 @@ def open_parent(
     folder: str,
     name: str,
     before: Mapping[str, Any],
-) -> tracking.Run:
+) -> runs.Run:
     """The MLflow run above all trials."""
     base = next(iter(bases.values()))
     named = replace(base.tracking, name=name)
     local = folder.rsplit("/", 1)[0] if "://" not in folder else "runs"
     if before:
-        return tracking.start(named, local, run_id=before["run_id"])
+        return runs.start(named, local, run_id=before["run_id"])
     given = {key: value for key, value in asdict(options).items() if key not in ("sweep", "resume")}
     params = {"presets": " ".join(bases), **given, "trials given": len(trials.rows)}
     params |= {path: f"{domain.kind}{domain.values}" for path, domain in trials.space.items()}
     tags = {"kind": "study" if trials.rows else "sweep", "sweep": " ".join(options.sweep)}
-    return tracking.start(named, local, params=params, tags=tags)
+    return runs.start(named, local, params=params, tags=tags)
 
 
 def run(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> list[progress.Line]:

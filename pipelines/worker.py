@@ -52,7 +52,7 @@ from pipelines.data.loader import Feed, evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import Stream
 from pipelines.sweeps.handover import take_over
-from pipelines.tracking import Run, Tracker
+from pipelines.tracking.runs import Run, Tracker
 
 log = logging.getLogger(__name__)
 

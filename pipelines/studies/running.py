@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
@@ -35,6 +34,7 @@ from pipelines.sweeps.plan import Row as Trial
 from pipelines.sweeps.progress import Line
 from pipelines.sweeps.restoring import read_record
 from pipelines.sweeps.room import join_cluster
+from pipelines.tracking import runs
 from pipelines.train import prepare_data
 from pipelines.tune import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
 
@@ -237,7 +237,7 @@ def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] 
         done: what the sweep left.
         unjudged: rows that were trained and could not be judged, and why.
     """
-    tracker = tracking.Tracker(done.parent)
+    tracker = runs.Tracker(done.parent)
     for name, table in tables.items():
         tracker.table(f"studies/{name}", table.rows, table.text)
         tracker.text(f"studies/{name}.md", table.markdown)
@@ -246,7 +246,7 @@ def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] 
             storage.write_bytes(storage.join(done.folder, "studies", f"{name}.{ending}"), content.encode())
     tracker.close()
     text = "\n\n".join(table.text for table in tables.values())
-    tracking.describe(done.parent, "\n\n".join(table.markdown for table in tables.values()))
+    runs.describe(done.parent, "\n\n".join(table.markdown for table in tables.values()))
     failed = [f"{line.label}: {line.reason}" for line in done.lines if line.state != "finished"]
     failed += unjudged
     more = "".join(f"\nwithout a figure: {line}" for line in failed)

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipelines import tracking
 from pipelines.config import Experiment, override
 from pipelines.sweeps import progress, trial
 from pipelines.sweeps.plan import Plan
+from pipelines.tracking import runs
 from pipelines.train import MODEL_TAG
 from pipelines.worker import load_checkpoint
 
@@ -29,13 +29,13 @@ class Finished:
     """Best one of the best trial, "" without one."""
     model: str
     """MLflow URI of its model."""
-    parent: tracking.Run
+    parent: runs.Run
     table: str
 
 
 def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experiment) -> Finished:
     """The table in MLflow, and the best trial's model."""
-    tracker = tracking.Tracker(plan.parent)
+    tracker = runs.Tracker(plan.parent)
     text = progress.table(lines, progress.short_metric(plan.metric), plan.mode, most=len(lines) + 1)
     tracker.table("trials", progress.rows(lines, plan.metric), text)
     ordered = progress.ranked(lines, plan.mode)
@@ -49,20 +49,20 @@ def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experimen
     if checkpoint:
         model = log_best(plan.parent, checkpoint, first)
     told = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
-    tracking.describe(plan.parent, f"{told}```\n{text}\n```")
+    runs.describe(plan.parent, f"{told}```\n{text}\n```")
     return Finished(name, plan.folder, lines, best, checkpoint, model, plan.parent, text)
 
 
-def log_best(parent: tracking.Run, checkpoint: str, first: Experiment) -> str:
+def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
     """MLflow URI of a checkpoint's model, logged with the sweep and registered where `tracking.register` says so.
 
     A sweep that was resumed and has the same best checkpoint as before keeps the model that it logged.
     """
-    from pipelines.mlflow_model import log_model
+    from pipelines.tracking.model import log_model
 
     names = first.tracking
     try:
-        client = tracking.connect(parent.tracking_uri)
+        client = runs.connect(parent.tracking_uri)
         before: Mapping[str, str] = client.get_run(parent.run_id).data.tags
         if before.get("best_checkpoint") == checkpoint and before.get(MODEL_TAG):
             return before[MODEL_TAG]

@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.sweeps.plan import Plan, Row, failed_run_file, failure_file, run_id
+from pipelines.tracking import runs
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +80,12 @@ def record_failure(plan: Plan, row: Row, identity: str, reason: str) -> None:
     if known:
         run = replace(parent, run_id=known)
     else:
-        options = tracking.Tracking(uri=parent.tracking_uri, experiment=plan.bases[row.preset].tracking.experiment)
+        options = runs.Tracking(uri=parent.tracking_uri, experiment=plan.bases[row.preset].tracking.experiment)
         options = replace(options, name=row.label)
-        run = tracking.start(options, plan.folder, params=row.params, tags={"trial": identity}, parent=parent.run_id)
+        run = runs.start(options, plan.folder, params=row.params, tags={"trial": identity}, parent=parent.run_id)
         storage.write_bytes(failed_run_file(plan.folder, identity), run.run_id.encode())  # the next attempt's too
-    tracking.Tracker(run).tags({"state": "failed", "reason": reason})
-    tracking.finish(run, "FAILED")
+    runs.Tracker(run).tags({"state": "failed", "reason": reason})
+    runs.finish(run, "FAILED")
 
 
 def forget_failure(plan: Plan, identity: str) -> None:
@@ -96,19 +96,19 @@ def forget_failure(plan: Plan, identity: str) -> None:
     storage.delete(file)
     known = run_id(plan.folder, identity)
     if known:
-        tracking.Tracker(replace(plan.parent, run_id=known)).tags({"state": "running", "reason": ""})
+        runs.Tracker(replace(plan.parent, run_id=known)).tags({"state": "running", "reason": ""})
 
 
-def close_children(parent: tracking.Run) -> None:
+def close_children(parent: runs.Run) -> None:
     """Runs of trials that are open when a sweep has ended were interrupted; a store that is away is a warning."""
     query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
     try:
-        with tracking.patience(2, 30):
-            found = tracking.connect(parent.tracking_uri).search_runs([parent.experiment_id], query)
+        with runs.patience(2, 30):
+            found = runs.connect(parent.tracking_uri).search_runs([parent.experiment_id], query)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
         log.warning("tracking: runs of interrupted trials stay open (%s)", error)
         return
     for one in found:
         run = replace(parent, run_id=one.info.run_id)
-        tracking.Tracker(run).tags({"state": "interrupted"})
-        tracking.finish(run, "KILLED")
+        runs.Tracker(run).tags({"state": "interrupted"})
+        runs.finish(run, "KILLED")

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.sweeps.search import Space
+from pipelines.tracking import runs
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Plan:
     """Where the space chooses none."""
     folder: str
     """Of the sweep: trials and Tune's state."""
-    parent: tracking.Run
+    parent: runs.Run
     space: Space = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     """Short names of the space's paths."""

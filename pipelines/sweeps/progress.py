@@ -19,12 +19,12 @@ from typing import Any
 
 from ray.tune import Callback
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.sweeps import gate
 from pipelines.sweeps.endings import record_failure
 from pipelines.sweeps.plan import Plan, failure_file, run_id
 from pipelines.sweeps.trial import WORST, row_of
+from pipelines.tracking import runs
 
 log = logging.getLogger(__name__)
 
@@ -201,8 +201,8 @@ class Progress(Callback):
             return
         run = replace(self.plan.parent, run_id=known)
         state = f"pruned at step {line.step} of {line.total}" if line.state == "pruned" else "finished"
-        tracking.Tracker(run).tags({"state": state})
-        tracking.finish(run, "KILLED" if line.state == "pruned" else "FINISHED")
+        runs.Tracker(run).tags({"state": state})
+        runs.finish(run, "KILLED" if line.state == "pruned" else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial whose process died could not leave its reason."""

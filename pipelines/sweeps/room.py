@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from pipelines import tracking
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment
 from pipelines.sweeps.trial import DRIVER_CPUS, DRIVER_MEMORY
+from pipelines.tracking import runs
 from pipelines.train import prepare_data, worker_cpus
 
 
@@ -94,7 +94,7 @@ def ready(
     if data.root != "scenes":
         data = replace(data, root=storage.absolute(data.root)) if data.root else data
     local = first.storage if "://" not in first.storage else "runs"
-    uri = tracking.resolve_uri(first.tracking, local)
+    uri = runs.resolve_uri(first.tracking, local)
     threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))
     named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
     train_set, _ = prepare_data(named)

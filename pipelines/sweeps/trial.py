@@ -19,7 +19,6 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from pipelines import tracking
 from pipelines.cluster import storage
 from pipelines.config import Experiment, override
 from pipelines.sweeps import gate
@@ -34,6 +33,7 @@ from pipelines.sweeps.endings import (
 from pipelines.sweeps.freezing import parse_schedule
 from pipelines.sweeps.plan import Plan, Row, run_id, trial_name
 from pipelines.sweeps.search import PRESET, label
+from pipelines.tracking import runs
 from pipelines.train import Child, train
 from pipelines.worker import METRICS
 
@@ -232,8 +232,8 @@ def tell_exchange(course: Course, resolved: Resolved, identity: str, plan: Plan)
     origin, pointer, known = course.origin, course.pointer, run_id(plan.folder, identity)
     if known and pointer is not None and origin["begin"] == pointer["checkpoint"]:
         label = resolved.row.label
-        tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {label}", tracking.NAME_TAG: label}
-        tracking.Tracker(replace(plan.parent, run_id=known)).tags(tags)
+        tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {label}", runs.NAME_TAG: label}
+        runs.Tracker(replace(plan.parent, run_id=known)).tags(tags)
 
 
 def _fit(experiment: Experiment, resolved: Resolved, child: Child, course: Course, plan: Plan) -> str:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from panoptic.segmentation import Categories
-from pipelines.tracking import connect
+from pipelines.tracking.runs import connect
 
 
 def register(store: str, folder: Path, categories: Categories, seed: int) -> None:
     """One more version of "street"."""
     from panoptic.training import checkpoint
     from panoptic.transforms import Resize
-    from pipelines import mlflow_model, tracking
+    from pipelines.tracking import model as mlflow_model
+    from pipelines.tracking import runs as tracking
     from tests.pipelines.stored import write_model
 
     file = f"{write_model(folder / f'model-{seed}', categories, seed)}/checkpoint.pt"

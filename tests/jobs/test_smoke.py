@@ -58,7 +58,7 @@ def trained(
     ray_cluster: None, scenes16: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
     from jobs import train
-    from pipelines import tracking
+    from pipelines.tracking import runs
 
     folder = tmp_path_factory.mktemp("smoke")
     shutil.copy(mlflow_template, folder / "mlflow.db")
@@ -68,7 +68,7 @@ def trained(
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         outcome = train.main(arguments)
-    return Trained(arguments, outcome, printed.getvalue(), tracking.connect(uri))
+    return Trained(arguments, outcome, printed.getvalue(), runs.connect(uri))
 
 
 def figures(evaluation: Any) -> dict[str, float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipelines import tracking
 from pipelines.presets.deeplab import demo
 from pipelines.sweeps import search
 from pipelines.sweeps.plan import Plan
-from pipelines.tracking import Run
+from pipelines.tracking import runs
+from pipelines.tracking.runs import Run
 
 RUN = Run("sqlite:///none.db", "parent", "0")
 
@@ -26,12 +26,12 @@ def plan_of(*expressions: str, **more) -> Plan:
 def stored_plan(folder: Path, template: Path, **more: Any) -> Plan:
     """A plan with a store of its own."""
     shutil.copy(template, folder / "mlflow.db")
-    parent = tracking.start(tracking.Tracking(uri=f"sqlite:///{folder}/mlflow.db"), folder)
+    parent = runs.start(runs.Tracking(uri=f"sqlite:///{folder}/mlflow.db"), folder)
     return replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(folder), parent=parent, **more)
 
 
 def tags_of(plan: Plan, identity: str) -> dict[str, str]:
-    run = tracking.connect(plan.parent.tracking_uri).get_run(identity)
+    run = runs.connect(plan.parent.tracking_uri).get_run(identity)
     return {**run.data.tags, "status": run.info.status}
 
 

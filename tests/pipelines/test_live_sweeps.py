@@ -34,7 +34,7 @@ def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[s
 def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes16, mlflow_template, tmp_path, capsys):
     """Trial by trial in MLflow, the failed one with its reason; `--resume` repeats that one alone."""
     from jobs.tune import main
-    from pipelines import tracking
+    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "train.weights=grid('','/nowhere')")
     arguments += ["--concurrent", "2", "--train.max-failures", "0"]
@@ -65,7 +65,7 @@ def test_a_pruned_trial_gives_its_room_to_the_next(ray_cluster, scenes16, mlflow
     import ray
 
     from jobs.tune import main
-    from pipelines import tracking
+    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--concurrent", "1")
     chosen = ["--scheduler", "asha", "--reduction", "2", "--metric", "val/loss/total", "--mode", "min"]
@@ -89,7 +89,7 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
     """Ctrl-C and SIGTERM close the runs of children and say how to go on; SIGKILL leaves them open. Then what waited
     and what ran come to their end, and what had finished is not trained again."""
     from jobs.tune import main
-    from pipelines import tracking
+    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "optim.lr=grid(1e-3,2e-3)")
     arguments += ["--concurrent", "1"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from pipelines import tracking
 from pipelines.sweeps import progress
 from pipelines.sweeps.endings import close_children, record_failure
 from pipelines.sweeps.gate import Gate
 from pipelines.sweeps.plan import Row, run_id
 from pipelines.sweeps.progress import Display, Line, Progress, table
+from pipelines.tracking import runs as tracking
 from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
 
 LINES = [

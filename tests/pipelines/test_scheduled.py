@@ -12,7 +12,7 @@ import pytest
 from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.image import count_image
 from panoptic.segmentation import Categories, Segmentation
-from pipelines import judging, registry, scheduled
+from pipelines import judging, scheduled
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy, acquire
@@ -21,12 +21,13 @@ from pipelines.evaluate import Judgement, Task
 from pipelines.judging import Places, Worse, key_of
 from pipelines.presets import PRESETS
 from pipelines.scheduled import Reference
+from pipelines.tracking import registry
 
 
 @pytest.fixture
 def places(mlflow_store: str, tmp_path: Path) -> Places:
     """A store in which models 1 to 3 of "street" are registered, the first of them its champion."""
-    from pipelines.tracking import connect
+    from pipelines.tracking.runs import connect
 
     client = connect(mlflow_store)
     client.create_registered_model("street")

@@ -15,7 +15,7 @@ from pipelines.sweeps import search
 from pipelines.sweeps.plan import Plan
 from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
 from pipelines.sweeps.trial import resolve
-from pipelines.tracking import Run
+from pipelines.tracking.runs import Run
 from pipelines.tune import Sweep, check_options
 
 

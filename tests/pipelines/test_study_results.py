@@ -23,7 +23,7 @@ from pipelines.studies.results import Cell, beyond_chance, compare, noise, plot,
 from pipelines.sweeps.closing import Finished
 from pipelines.sweeps.freezing import STAND_IN
 from pipelines.sweeps.progress import Line
-from pipelines.tracking import Tracking, connect, start
+from pipelines.tracking.runs import Tracking, connect, start
 from tests.panoptic.models.small import SMALL_JSIS
 
 # From the options to the files that a study leaves.

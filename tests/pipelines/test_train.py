@@ -157,16 +157,16 @@ def run(ray_cluster: None, places: list[str]) -> Callable[..., Outcome]:
 
 
 def history(outcome: Outcome, key: str) -> list[tuple[int, float]]:
-    from pipelines import tracking
+    from pipelines.tracking import runs
 
-    client = tracking.connect(outcome.run.tracking_uri)
+    client = runs.connect(outcome.run.tracking_uri)
     return [(metric.step, metric.value) for metric in client.get_metric_history(outcome.run.run_id, key)]
 
 
 def status(outcome: Outcome) -> str:
-    from pipelines import tracking
+    from pipelines.tracking import runs
 
-    return tracking.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
+    return runs.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
 
 
 def record(outcome: Outcome, step: int) -> dict[str, Any]:
@@ -328,9 +328,9 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
 
 
 def check_run(run_id: str, places: list[str]) -> None:
-    from pipelines import tracking
+    from pipelines.tracking import runs
 
-    client = tracking.connect(places[-1])
+    client = runs.connect(places[-1])
     steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss/total")]
     assert steps == list(range(1, 31)) and client.get_run(run_id).info.status == "FINISHED"
     found = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.mlflow.runName = 'driver-killed'")

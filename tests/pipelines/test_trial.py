@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pipelines import tracking
 from pipelines.presets.deeplab import demo
 from pipelines.sweeps import progress, search
 from pipelines.sweeps.endings import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
@@ -33,6 +32,7 @@ from pipelines.sweeps.trial import (
     resolve,
     run_trial,
 )
+from pipelines.tracking import runs as tracking
 from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
 
 

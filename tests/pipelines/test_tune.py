@@ -19,7 +19,7 @@ from pipelines.sweeps import progress, search
 from pipelines.sweeps.plan import Plan
 from pipelines.sweeps.restoring import read_record, restorable
 from pipelines.sweeps.room import concurrency
-from pipelines.tracking import Run
+from pipelines.tracking.runs import Run
 from pipelines.tune import Checker, Sweep, Trials, check_options, split_preset, sweep
 
 
@@ -262,26 +262,26 @@ def test_what_tune_left_to_go_on_from(tmp_path: Path, caplog):
 
 def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_template, tmp_path: Path):
     """In the size that its own trial saw images, not the one of the first preset."""
-    from pipelines import mlflow_model, tracking
     from pipelines.sweeps import closing
+    from pipelines.tracking import model, runs
 
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
-    parent = tracking.start(tracking.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
+    parent = runs.start(runs.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
     logged: list[int] = []
 
     def log_model(run: Any, record: Any, resize: Any, **names: Any) -> str:
         logged.append(resize.short)
         return f"models:/m-{len(logged)}"
 
-    monkeypatch.setattr(mlflow_model, "log_model", log_model)
+    monkeypatch.setattr(model, "log_model", log_model)
     monkeypatch.setattr(closing, "load_checkpoint", lambda uri: {"experiment": {"resize.short": 64, "optim.lr": 1.0}})
     assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1"
     assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1" and logged == [64]
     assert closing.log_best(parent, "b/step_000010", demo()) == "models:/m-2"
-    tracker = tracking.Tracker(parent)
+    tracker = runs.Tracker(parent)
     for value in (50.0, 40.0):
         tracker.figures({"best/val/pq": value})
-    run = tracking.connect(parent.tracking_uri).get_run(parent.run_id)
+    run = runs.connect(parent.tracking_uri).get_run(parent.run_id)
     assert run.data.tags["best_checkpoint"] == "b/step_000010" and run.data.metrics["best/val/pq"] == 40.0
 
 

@@ -17,7 +17,7 @@ from pipelines.config import UNRANKED, Data, Train
 from pipelines.data.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.sweeps.freezing import STAND_IN
-from pipelines.tracking import Run
+from pipelines.tracking.runs import Run
 from pipelines.worker import Job, Worker
 
 

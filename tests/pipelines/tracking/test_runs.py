@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import tracking
-from pipelines.tracking import DataSet, Run, Tracker, Tracking, ending, start
+from pipelines.tracking import runs
+from pipelines.tracking.runs import DataSet, Run, Tracker, Tracking, ending, start
 
 
 @pytest.fixture
@@ -23,20 +23,20 @@ def run(mlflow_store: str, tmp_path: Path) -> Run:
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
-    found = tracking.connect(run.tracking_uri).get_metric_history(run.run_id, key)
+    found = runs.connect(run.tracking_uri).get_metric_history(run.run_id, key)
     return [(metric.step, metric.value) for metric in found]
 
 
 def artifacts(run: Run, folder: str = "") -> list[str]:
-    return [f.path for f in tracking.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
+    return [f.path for f in runs.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
 
 
 def test_default_store_lies_in_the_run_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert tracking.resolve_uri(Tracking(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert runs.resolve_uri(Tracking(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking.resolve_uri(Tracking(), tmp_path) == "http://server:5000"
-    assert tracking.resolve_uri(Tracking(uri="sqlite:////x.db"), tmp_path) == "sqlite:////x.db"
+    assert runs.resolve_uri(Tracking(), tmp_path) == "http://server:5000"
+    assert runs.resolve_uri(Tracking(uri="sqlite:////x.db"), tmp_path) == "sqlite:////x.db"
 
 
 def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
@@ -49,7 +49,7 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
         data=[DataSet("photographs", "d" * 64, "s3://bucket/train", "train")],
         parent="parent-id",
     )
-    client = tracking.connect(mlflow_store)
+    client = runs.connect(mlflow_store)
     data = client.get_run(run.run_id).data
     assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
     assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
@@ -66,10 +66,10 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
 
 
 def test_a_run_is_opened_again_with_its_params(run, tmp_path):
-    tracking.finish(run, "FAILED")
+    runs.finish(run, "FAILED")
     again = start(Tracking(), tmp_path, params={"optim.lr": 99}, run_id=run.run_id)
     assert again == run
-    found = tracking.connect(run.tracking_uri).get_run(run.run_id)
+    found = runs.connect(run.tracking_uri).get_run(run.run_id)
     assert found.info.status == "RUNNING" and found.data.params["optim.lr"] == "0.1"
     with pytest.raises(ConnectionError, match="does not take the run nowhere"):
         start(Tracking(), tmp_path, run_id="nowhere")
@@ -85,7 +85,7 @@ def test_metrics_are_written_in_one_request_and_steps_only_once(run, monkeypatch
     assert history(run, "train/loss") == []
     assert tracker.flush() and calls == [1]
     assert history(run, "train/loss") == [(s, s / 2) for s in range(5)]
-    assert "val/pq_0.5" in tracking.connect(run.tracking_uri).get_run(run.run_id).data.metrics
+    assert "val/pq_0.5" in runs.connect(run.tracking_uri).get_run(run.run_id).data.metrics
     continued = Tracker(run)
     for step in (3, 4, 5):
         continued.metrics(step, {"train/loss": -1.0, "new": 1.0})
@@ -111,7 +111,7 @@ def test_a_run_that_goes_back_to_another_training_writes_its_steps_again(run):
     again.metrics(200, {"val/pq": 50.0})
     again.close()
     assert history(run, "val/pq")[2:] == [(150, 40.0), (200, 50.0)]
-    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
+    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
 
 
 def test_tables_texts_and_overlays(run, tmp_path):
@@ -125,7 +125,7 @@ def test_tables_texts_and_overlays(run, tmp_path):
     assert artifacts(run, "overlays/step_000123") == ["overlays/step_000123/000.png"]
     root = tmp_path / "mlruns" / "panoptic" / run.run_id / "artifacts"
     assert (root / "classes.csv").read_text().splitlines() == ["name,pq", "person,1.5", "sky,2.0"]
-    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
+    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
 
 
 def test_an_outage_costs_no_time_and_no_metric(run, tmp_path, monkeypatch, caplog):
@@ -157,7 +157,7 @@ def test_an_unreachable_server_stops_the_driver_before_the_work(tmp_path, monkey
 
 
 def status(run: Run) -> str:
-    return tracking.connect(run.tracking_uri).get_run(run.run_id).info.status
+    return runs.connect(run.tracking_uri).get_run(run.run_id).info.status
 
 
 def test_the_final_status_tells_how_the_run_ended(run):
@@ -173,9 +173,9 @@ def test_the_final_status_tells_how_the_run_ended(run):
 
 
 def test_a_run_is_described(run):
-    tracking.describe(run, "PQ 50")
-    assert tracking.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
-    tracking.describe(Run("http://127.0.0.1:9", "x", "0"), "nobody listens")  # a warning, no error
+    runs.describe(run, "PQ 50")
+    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
+    runs.describe(Run("http://127.0.0.1:9", "x", "0"), "nobody listens")  # a warning, no error
 
 
 @pytest.mark.parametrize("theirs", [signal.SIG_DFL, lambda number, frame: pytest.fail("Ray's processes are ended")])

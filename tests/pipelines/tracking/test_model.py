@@ -59,8 +59,8 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     import mlflow
     import pandas as pd
 
-    from pipelines import mlflow_model
-    from pipelines.tracking import Tracking, start
+    from pipelines.tracking import model as mlflow_model
+    from pipelines.tracking.runs import Tracking, start
 
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the stored code in front
     run = start(Tracking(), tmp_path)
@@ -111,8 +111,8 @@ def test_predicts_where_the_project_is_not_installed(mlflow_store, tmp_path, che
     """In a process that finds no `pipelines` and no `panoptic` but the stored one."""
     import mlflow
 
-    from pipelines import mlflow_model
-    from pipelines.tracking import Tracking, start
+    from pipelines.tracking import model as mlflow_model
+    from pipelines.tracking.runs import Tracking, start
 
     uri = mlflow_model.log_model(start(Tracking(), tmp_path), checkpoint, RESIZE)
     folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy"))
@@ -136,7 +136,7 @@ def test_predicts_where_the_project_is_not_installed(mlflow_store, tmp_path, che
 
 
 def test_averaged_weights_are_the_ones_stored(tmp_path, checkpoint):
-    from pipelines.mlflow_model import read_package, write_package
+    from pipelines.tracking.model import read_package, write_package
 
     average = {key: torch.zeros_like(value) for key, value in checkpoint["weights"].items()}
     packaged = read_package(write_package(tmp_path, {**checkpoint, "ema": average}, RESIZE))
@@ -148,7 +148,7 @@ def test_averaged_weights_are_the_ones_stored(tmp_path, checkpoint):
 
 
 def test_bytes_that_are_no_image_are_named(tmp_path, checkpoint):
-    from pipelines.mlflow_model import predict_image, read_package, write_package
+    from pipelines.tracking.model import predict_image, read_package, write_package
 
     packaged = read_package(write_package(tmp_path, checkpoint, RESIZE))
     with pytest.raises(ValueError, match="image 7"):

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.cluster import session
-from pipelines.provenance import code_version, origin
+from pipelines.tracking.provenance import code_version, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking import Run, connect, patience
+from pipelines.tracking.runs import Run, connect, patience
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

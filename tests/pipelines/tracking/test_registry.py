@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from pipelines import registry
-from pipelines.tracking import connect
+from pipelines.tracking import registry
+from pipelines.tracking.runs import connect
 
 
 @pytest.fixture
