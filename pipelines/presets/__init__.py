@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.config import Experiment
-from pipelines.presets import deeplab, detr, fcn, fpn, jsis, mask2former, maskformer
+from pipelines.presets import detr, jsis_net, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
     function.__name__.replace("_", "-"): function
-    for module in (deeplab, detr, fcn, fpn, jsis, maskformer, mask2former)
+    for module in (panoptic_deeplab, detr, panoptic_fcn, panoptic_fpn, jsis_net, maskformer, mask2former)
     for function in module.PRESETS
 }
 """Command-line name to function."""

@@ -17,7 +17,7 @@ import torch
 from panoptic.training import checkpoint as checkpoints
 from pipelines.cluster import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.train import FREE, FREE_GROUPS, train
 from pipelines.worker import load_checkpoint
 

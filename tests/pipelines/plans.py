@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.sweeps import search
 from pipelines.sweeps.plan import Plan
 from pipelines.tracking import runs

@@ -14,7 +14,7 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.config import OPTIONS
 from pipelines.cluster import storage
 from pipelines.presets import PRESETS
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import running
 from pipelines.studies.planning import Options
 from pipelines.sweeps.fitting import Fitting

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.config import Experiment, flatten, override
 from pipelines.presets import PRESETS
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies.planning import Options, plan, with_weights
 from pipelines.sweeps import pretrain
 from pipelines.sweeps.freezing import STAND_IN, check_freezing, lacking, parse_schedule

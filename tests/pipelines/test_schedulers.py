@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.sweeps import search
 from pipelines.sweeps.plan import Plan
 from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher

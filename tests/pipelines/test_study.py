@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.config import override
 from pipelines.presets import PRESETS
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, detr, jsis, panoptic_fcn, planning, report, running
 from pipelines.studies.planning import (
     Options,

@@ -16,7 +16,7 @@ from pipelines.config import override
 from pipelines.evaluate import Stored, load
 from pipelines.independent import save
 from pipelines.presets import PRESETS
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, judging, planning, running
 from pipelines.studies.planning import Options, short_name
 from pipelines.studies.results import Cell, beyond_chance, compare, noise, plot, table_of, verdict

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.sweeps import progress, search
 from pipelines.sweeps.endings import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
 from pipelines.sweeps.plan import Row, run_id

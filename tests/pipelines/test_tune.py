@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import tune
 from pipelines.presets import PRESETS
-from pipelines.presets.deeplab import demo
+from pipelines.presets.panoptic_deeplab import demo
 from pipelines.sweeps import progress, search
 from pipelines.sweeps.plan import Plan
 from pipelines.sweeps.restoring import read_record, restorable

@@ -13,7 +13,7 @@ from panoptic.training.optim import Optim
 from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.deeplab import CITYSCAPES_SIDES
+from pipelines.presets.panoptic_deeplab import CITYSCAPES_SIDES
 from pipelines.presets.small import on_photographs, on_scenes
 
 RGB = PanopticFPNConfig(
