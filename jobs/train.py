@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.config import parse
 from pipelines.presets import PRESETS
-from pipelines.train import Outcome, closing_words, train
+from pipelines.training.driver import Outcome, closing_words, train
 
 
 def main(arguments: list[str] | None = None) -> Outcome:

@@ -17,7 +17,7 @@ from panoptic.training.step import prepare
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluate import Stored
-from pipelines.worker import validation_batches
+from pipelines.training.worker import validation_batches
 
 log = logging.getLogger(__name__)
 

@@ -17,22 +17,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
 from pipelines.sweeps import progress, search, trial
 from pipelines.sweeps.closing import Finished, conclude
 from pipelines.sweeps.endings import close_children
 from pipelines.sweeps.fitting import Fitting
-from pipelines.sweeps.freezing import check_freezing, meta_model
 from pipelines.sweeps.gate import open_gate
-from pipelines.sweeps.handover import COUNTER
 from pipelines.sweeps.plan import Plan, Row
 from pipelines.sweeps.restoring import RECORD, STATE, read_record, restorable
 from pipelines.sweeps.room import join_cluster, ready
 from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
 from pipelines.sweeps.search import PRESET, Space
 from pipelines.tracking import runs
-from pipelines.worker import accumulation
+from pipelines.training.preflight import check_freezing, meta_model
+from pipelines.training.worker import accumulation
 
 ROOT = "data.root"
 

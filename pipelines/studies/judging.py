@@ -20,8 +20,8 @@ from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment, override
 from pipelines.evaluate import assign, evaluate, load
 from pipelines.independent import merge, save
-from pipelines.train import prepare_data
-from pipelines.worker import load_checkpoint
+from pipelines.training.driver import prepare_data
+from pipelines.training.worker import load_checkpoint
 
 COSTLY = ("AP", "AP50", "recall")
 """Columns that are counted here and not while training."""

@@ -11,9 +11,9 @@ from pipelines.config import Experiment, flatten, override, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.table import SMALL, Row, Study
 from pipelines.sweeps import trial
-from pipelines.sweeps.freezing import lacking
 from pipelines.sweeps.pretrain import pretrained
-from pipelines.train import prepare_data
+from pipelines.training.driver import prepare_data
+from pipelines.training.preflight import lacking
 from pipelines.tune import Sweep, split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]

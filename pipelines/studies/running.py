@@ -29,13 +29,13 @@ from pipelines.studies.results import Cell, Table, table_of
 from pipelines.studies.table import METRICS
 from pipelines.sweeps import trial
 from pipelines.sweeps.endings import describe
-from pipelines.sweeps.freezing import lacking
 from pipelines.sweeps.plan import Row as Trial
 from pipelines.sweeps.progress import Line
 from pipelines.sweeps.restoring import read_record
 from pipelines.sweeps.room import join_cluster
 from pipelines.tracking import runs
-from pipelines.train import prepare_data
+from pipelines.training.driver import prepare_data
+from pipelines.training.preflight import lacking
 from pipelines.tune import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
 
 Uris = Mapping[tuple[str, int, int], str]

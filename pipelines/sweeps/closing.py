@@ -10,8 +10,8 @@ from pipelines.config import Experiment, override
 from pipelines.sweeps import progress, trial
 from pipelines.sweeps.plan import Plan
 from pipelines.tracking import runs
-from pipelines.train import MODEL_TAG
-from pipelines.worker import load_checkpoint
+from pipelines.training.driver import MODEL_TAG
+from pipelines.training.worker import load_checkpoint
 
 VIEW = "resize."
 """How the options begin that say what of an image a model sees."""

@@ -18,8 +18,8 @@ from panoptic.training import checkpoint as checkpoints
 from pipelines.cluster import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.train import FREE, FREE_GROUPS, train
-from pipelines.worker import load_checkpoint
+from pipelines.training.driver import FREE, FREE_GROUPS, train
+from pipelines.training.worker import load_checkpoint
 
 Kind = Literal["backbone", "model"]
 

@@ -12,7 +12,7 @@ from pipelines.cluster import session, storage
 from pipelines.config import Experiment
 from pipelines.sweeps.trial import DRIVER_CPUS, DRIVER_MEMORY
 from pipelines.tracking import runs
-from pipelines.train import prepare_data, worker_cpus
+from pipelines.training.driver import prepare_data, worker_cpus
 
 
 def join_cluster(wanted: int, experiments: Sequence[Experiment]) -> int:

@@ -30,12 +30,12 @@ from pipelines.sweeps.endings import (
     perhaps_out_of_memory,
     record_failure,
 )
-from pipelines.sweeps.freezing import parse_schedule
 from pipelines.sweeps.plan import Plan, Row, run_id, trial_name
 from pipelines.sweeps.search import PRESET, label
 from pipelines.tracking import runs
-from pipelines.train import Child, train
-from pipelines.worker import METRICS
+from pipelines.training.driver import Child, train
+from pipelines.training.preflight import parse_schedule
+from pipelines.training.worker import METRICS
 
 DRIVER_CPUS = 0.01
 """Of a trial's function; 0 is refused by Ray."""

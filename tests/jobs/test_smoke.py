@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from pipelines.train import Outcome
+    from pipelines.training.driver import Outcome
 
 pytestmark = pytest.mark.timeout(300)  # the training is in the setup of whichever test runs first
 
@@ -182,7 +182,7 @@ def test_weights_start_a_new_run(trained: Trained):
     from panoptic.training.checkpoint import load
     from pipelines.config import parse
     from pipelines.presets import PRESETS
-    from pipelines.worker import Job, Worker
+    from pipelines.training.worker import Job, Worker
 
     _, experiment = parse([*trained.arguments, "--train.weights", trained.outcome.checkpoint], PRESETS)
     outcome = trained.outcome

@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
-from pipelines.worker import validation_batches
+from pipelines.training.worker import validation_batches
 from tests.panoptic.models.small import SMALL
 from tests.pipelines.stored import write_shards
 

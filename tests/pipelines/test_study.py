@@ -25,8 +25,8 @@ from pipelines.studies.planning import (
     with_weights,
 )
 from pipelines.studies.table import METRICS, Row
-from pipelines.sweeps.freezing import meta_model
 from pipelines.sweeps.trial import apply
+from pipelines.training.preflight import meta_model
 
 PAPERS_TABLES = {
     "freezing-r50": 4,

@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.train import Outcome
+    from pipelines.training.driver import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,13 +43,13 @@ TINY = """
     [(8, 2, 0, 1), (8, 2, 4, 1), (8, 2, 3, 2), (8, 2, 1, 4), (12, 1, 5, 3), (7, 1, 3, 7), (6, 6, 2, 1)],
 )
 def test_accumulation_takes_the_fewest_equal_micro_batches(batch: int, workers: int, micro: int, expected: int):
-    from pipelines.worker import accumulation
+    from pipelines.training.worker import accumulation
 
     assert accumulation(batch, workers, micro) == expected
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    from pipelines.worker import accumulation
+    from pipelines.training.worker import accumulation
 
     with pytest.raises(ValueError, match=r"train\.batch 8 cannot be shared by 3 workers; choose a multiple of 3"):
         accumulation(8, 3, 0)
@@ -63,7 +63,7 @@ def changed(**train: Any):
 
 
 def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
-    from pipelines.train import preflight
+    from pipelines.training.driver import preflight
 
     with pytest.raises(
         ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 .* has 4; .*Lower"
@@ -77,7 +77,7 @@ def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
 
 
 def test_data_that_cannot_be_found_is_named(tmp_path: Path):
-    from pipelines.train import prepare_data
+    from pipelines.training.driver import prepare_data
 
     demo = changed()
     with pytest.raises(ValueError, match=r"data\.root: this preset needs data; .*--data\.root FOLDER"):
@@ -89,7 +89,7 @@ def test_data_that_cannot_be_found_is_named(tmp_path: Path):
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_categories):
-    from pipelines import train
+    from pipelines.training import driver as train
 
     class Shards:
         def __init__(self, categories):
@@ -104,7 +104,7 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_continued_run_keeps_its_options():
-    from pipelines.train import check_continuation
+    from pipelines.training.driver import check_continuation
 
     hashes = {"train_hash": "a", "val_hash": "b"}
     before = {"options": {"optim.lr": 0.1, "train.seed": 0, "train.workers": 1, "feed.threads": 2}, **hashes}
@@ -122,7 +122,7 @@ def test_a_continued_run_keeps_its_options():
 
 
 def test_console_lines():
-    from pipelines.worker import console_line
+    from pipelines.training.worker import console_line
 
     values = {"loss/total": 1.5, "loss/centre": 0.25, "lr": 1e-3, "memory_mib": 812.4, "skipped_steps": 0}
     speed = {"images_per_second": 12.34, "step_seconds": 60.0, "data_wait": 0.031}

@@ -23,9 +23,9 @@ from pipelines.config import Experiment, flatten
 from pipelines.data.manifest import Manifest
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
-from pipelines.sweeps.freezing import check_freezing
 from pipelines.tracking import runs
-from pipelines.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
+from pipelines.training.preflight import check_freezing
+from pipelines.training.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
 log = logging.getLogger(__name__)
 

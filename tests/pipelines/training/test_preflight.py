@@ -16,10 +16,10 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies.planning import Options, plan, with_weights
 from pipelines.sweeps import pretrain
-from pipelines.sweeps.freezing import STAND_IN, check_freezing, lacking, parse_schedule
 from pipelines.sweeps.pretrain import pretrained, pretraining
 from pipelines.sweeps.trial import apply
-from pipelines.train import check_continuation
+from pipelines.training.driver import check_continuation
+from pipelines.training.preflight import STAND_IN, check_freezing, lacking, parse_schedule
 
 TINY = {
     "model.backbone.name": "resnet18",
@@ -61,7 +61,7 @@ def test_what_is_frozen_without_weights(changes: dict[str, Any], missing: str):
 
 
 def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tmp_path):
-    from pipelines.train import train
+    from pipelines.training.driver import train
 
     frozen = replace(override(demo(), {"model.backbone.freeze": 2}), storage=str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.backbone\.freeze 2: no weights were loaded"):
@@ -122,7 +122,7 @@ def state_by_name(model: Any, optimiser: torch.optim.Optimizer) -> dict[str, tor
     ],
 )
 def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, Any], after: dict[str, Any]):
-    from pipelines.sweeps.handover import COUNTER, take_over
+    from panoptic.training.transfer import COUNTER, take_over
 
     old, old_optimiser, old_experiment = trained(before, 2)
     record = saved(old, old_optimiser, old_experiment)
@@ -143,7 +143,7 @@ def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, A
 
 @pytest.mark.parametrize(("before", "after", "kept"), [("sgd", "adamw", 0), ("adam", "sgd", 0), ("adam", "adamw", 1)])
 def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: int):
-    from pipelines.sweeps.handover import take_over
+    from panoptic.training.transfer import take_over
 
     old, old_optimiser, old_experiment = trained({"optim.optimiser": before}, 2)
     new, optimiser, _ = trained({"optim.optimiser": after}, 0)
@@ -155,7 +155,7 @@ def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: 
 
 
 def test_a_checkpoint_without_an_optimiser_gives_its_weights():
-    from pipelines.sweeps.handover import take_over
+    from panoptic.training.transfer import take_over
 
     old, _, experiment = trained({}, 0)
     record = {**saved(old, None, experiment)}

@@ -45,13 +45,13 @@ from panoptic.training.step import (
     train_step,
     world_size,
 )
+from panoptic.training.transfer import take_over
 from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.data.loader import Feed, evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import Stream
-from pipelines.sweeps.handover import take_over
 from pipelines.tracking.runs import Run, Tracker
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from panoptic.training.checkpoint import save
 from pipelines.config import UNRANKED, Data, Train
 from pipelines.data.manifest import Manifest
 from pipelines.presets import PRESETS
-from pipelines.sweeps.freezing import STAND_IN
 from pipelines.tracking.runs import Run
-from pipelines.worker import Job, Worker
+from pipelines.training.preflight import STAND_IN
+from pipelines.training.worker import Job, Worker
 
 
 @pytest.fixture
