@@ -27,10 +27,10 @@ from panoptic.metrics.report import Evaluation
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.data.prepare import ensure_shards
-from pipelines.evaluate import ask, evaluate, resolved
-from pipelines.judging import Places, Worse, html, key_of, record, text
+from pipelines.evaluation.evaluate import ask, evaluate, resolved
+from pipelines.evaluation.record import Places, Worse, html, key_of, record, text
+from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
-from pipelines.scheduled import Reference, scheduled
 from pipelines.tracking.runs import Tracking, resolve_uri
 
 

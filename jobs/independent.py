@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
 from pipelines.data.prepare import ensure_shards
-from pipelines.evaluate import load
-from pipelines.independent import compare, merge, save, table
+from pipelines.evaluation.evaluate import load
+from pipelines.evaluation.merge_branches import compare, merge, save, table
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
 

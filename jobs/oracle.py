@@ -19,8 +19,8 @@ from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
 from pipelines.data.prepare import ensure_shards
-from pipelines.evaluate import load, options_of
-from pipelines.oracle import choices_of, oracle, without_stuff_area
+from pipelines.evaluation.evaluate import load, options_of
+from pipelines.evaluation.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
 

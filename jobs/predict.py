@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.cluster.actor_pool import Pool
 from pipelines.data.manifest import Manifest, is_shards
-from pipelines.evaluate import assign_images
-from pipelines.images import photographs, rows
-from pipelines.predict import FORMATS, Output, Predicted, predict
+from pipelines.evaluation.evaluate import assign_images
+from pipelines.evaluation.inputs import photographs, rows
+from pipelines.evaluation.predict import FORMATS, Output, Predicted, predict
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
 

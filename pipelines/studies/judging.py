@@ -18,8 +18,8 @@ from panoptic.training import checkpoint as checkpoints
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment, override
-from pipelines.evaluate import assign, evaluate, load
-from pipelines.independent import merge, save
+from pipelines.evaluation.evaluate import assign, evaluate, load
+from pipelines.evaluation.merge_branches import merge, save
 from pipelines.training.driver import prepare_data
 from pipelines.training.worker import load_checkpoint
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from pipelines.config import override
-from pipelines.evaluate import Stored, load
-from pipelines.independent import save
+from pipelines.evaluation.evaluate import Stored, load
+from pipelines.evaluation.merge_branches import save
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, judging, planning, running

@@ -121,7 +121,7 @@ def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_cat
 
     from jobs import predict
     from panoptic.png import from_coco
-    from tests.pipelines.stored import write_model
+    from tests.pipelines.evaluation.stored import write_model
 
     model, photos, out = (storage.join(bucket, name) for name in ("model", "photos", "out"))
     storage.upload_directory(write_model(tmp_path / "model", small_categories), model)

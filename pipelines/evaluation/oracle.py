@@ -16,7 +16,7 @@ from panoptic.training.checkpoint import check_categories
 from panoptic.training.step import prepare
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
-from pipelines.evaluate import Stored
+from pipelines.evaluation.evaluate import Stored
 from pipelines.training.worker import validation_batches
 
 log = logging.getLogger(__name__)

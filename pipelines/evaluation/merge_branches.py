@@ -20,7 +20,7 @@ from panoptic.training.step import prepare
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
-from pipelines.evaluate import Stored, options_of
+from pipelines.evaluation.evaluate import Stored, options_of
 from pipelines.training.worker import CHECKPOINT, validation_batches
 
 FREE = ("branches", "trunks", "regularisation")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments
 from pipelines.data.manifest import Manifest, Shard
-from pipelines.evaluate import Task, counter
+from pipelines.evaluation.evaluate import Task, counter
 from tests.conftest import draw_segmentation
 
 OPTIONS = {"train.validation_batch": 2}

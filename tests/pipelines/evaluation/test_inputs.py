@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.manifest import Manifest
-from pipelines.images import photographs, rows, stems
+from pipelines.evaluation.inputs import photographs, rows, stems
 
 
 def folder(root: Path, *names: str) -> str:
@@ -73,7 +73,7 @@ def test_numbers_are_ids_where_every_name_is_one(tmp_path: Path) -> None:
 def test_a_json_gives_the_ids_and_says_which_are_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = folder(tmp_path / "test2017", "000000000001.jpg", "000000000016.jpg", "other.jpg")
     file = listed(tmp_path / "image_info.json", (1001, "000000000001.jpg"), ("two", "other.jpg"), (5, "gone.jpg"))
-    with caplog.at_level(logging.INFO, "pipelines.images"):
+    with caplog.at_level(logging.INFO, "pipelines.evaluation.inputs"):
         assert ids(root, file) == {"000000000001.jpg": 1001, "other.jpg": "two"}
     assert "1 of its images are not there, the ids [5]" in caplog.text and "2 of 3 photographs are in" in caplog.text
     assert ids(str(tmp_path), file) == {"test2017/000000000001.jpg": 1001, "test2017/other.jpg": "two"}

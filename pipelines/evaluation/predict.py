@@ -33,8 +33,8 @@ from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool, each
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.validation import is_cut
-from pipelines.evaluate import Task, placed, stored_of
-from pipelines.images import Image
+from pipelines.evaluation.evaluate import Task, placed, stored_of
+from pipelines.evaluation.inputs import Image
 
 FORMATS = ("coco", "cityscapes", "overlay")
 CHUNK = 16

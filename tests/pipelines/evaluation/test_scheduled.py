@@ -12,15 +12,15 @@ import pytest
 from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.image import count_image
 from panoptic.segmentation import Categories, Segmentation
-from pipelines import judging, scheduled
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy, acquire
 from pipelines.data.manifest import Manifest
-from pipelines.evaluate import Judgement, Task
-from pipelines.judging import Places, Worse, key_of
+from pipelines.evaluation import record, scheduled
+from pipelines.evaluation.evaluate import Judgement, Task
+from pipelines.evaluation.record import Places, Worse, key_of
+from pipelines.evaluation.scheduled import Reference
 from pipelines.presets import PRESETS
-from pipelines.scheduled import Reference
 from pipelines.tracking import registry
 
 
@@ -53,9 +53,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tally.add(Tally({row: count_image(truth, found, 5, name=f"{row}.jpg")}, np.eye(5, 6, dtype=np.int64)))
         return Judgement(task, summarise([tally], task.manifest.categories), tally)
 
-    monkeypatch.setattr(judging, "evaluate", evaluate)
-    monkeypatch.setattr(judging, "resolved", lambda asked: asked)
-    monkeypatch.setattr(judging, "pictures", lambda *_: [])
+    monkeypatch.setattr(record, "evaluate", evaluate)
+    monkeypatch.setattr(record, "resolved", lambda asked: asked)
+    monkeypatch.setattr(record, "pictures", lambda *_: [])
     return done
 
 
@@ -173,14 +173,14 @@ def test_a_promotion_that_was_not_asked_for_is_made_up_for(places: Places, judge
 
 def test_no_promotion_is_lost(places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 2 was compared with 1 when 3 took the alias: it must not take it from 3."""
-    reference, evaluate = replace(CHAMPION, promote=True), judging.evaluate
+    reference, evaluate = replace(CHAMPION, promote=True), record.evaluate
 
     def slow(task: Task, pool: Pool) -> Judgement:
         if task.uri.endswith("/1"):  # the reference of version 2: meanwhile 3 is promoted
             registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
         return evaluate(task, pool)
 
-    monkeypatch.setattr(judging, "evaluate", slow)
+    monkeypatch.setattr(record, "evaluate", slow)
     with pytest.raises(Worse):
         scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
     assert champion(places) == "models:/street/3"
@@ -205,7 +205,7 @@ def test_few_images_promote_nobody(
     places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("panoptic.metrics.bootstrap.LEAST", 41)
-    monkeypatch.setattr(judging, "LEAST", 41)
+    monkeypatch.setattr(record, "LEAST", 41)
     scheduled.scheduled(ask, "models:/street/3", Pool(0), places, replace(CHAMPION, promote=True))
     assert champion(places) == "models:/street/1"
     assert "40 images are too few to tell from chance, which takes 41" in capsys.readouterr().out
@@ -226,7 +226,7 @@ def test_what_is_done_is_found_without_a_model(
     def loaded(task: Task) -> Task:
         raise AssertionError(f"{task.uri} was loaded")
 
-    monkeypatch.setattr(judging, "resolved", loaded)
+    monkeypatch.setattr(record, "resolved", loaded)
     assert scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION) is not None
 
 
@@ -234,7 +234,7 @@ def test_who_was_followed_records_nothing(
     places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A holder whose lease expired while it worked, and the one that took over."""
-    task, evaluate = ask("models:/street/1"), judging.evaluate
+    task, evaluate = ask("models:/street/1"), record.evaluate
     dead = acquire(f"{places.folder}/leases/{key_of(task)}", 0.01)
     assert dead is not None
     time.sleep(0.05)
@@ -246,10 +246,10 @@ def test_who_was_followed_records_nothing(
         return evaluate(task, pool)
 
     with monkeypatch.context() as patch:
-        patch.setattr(judging, "evaluate", overtaken)
-        assert judging.once(task, Pool(0), places) == (None, False)
+        patch.setattr(record, "evaluate", overtaken)
+        assert record.once(task, Pool(0), places) == (None, False)
     assert "taken over by late; nothing was recorded" in capsys.readouterr().out
-    found, made = judging.once(task, Pool(0), places)
+    found, made = record.once(task, Pool(0), places)
     assert found is not None and made and len(judged) == 2
 
 

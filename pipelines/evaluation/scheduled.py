@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy
-from pipelines.evaluate import Task
-from pipelines.judging import Places, Record, Worse, check, once, title_of
+from pipelines.evaluation.evaluate import Task
+from pipelines.evaluation.record import Places, Record, Worse, check, once, title_of
 from pipelines.tracking import registry
 
 ROUNDS = 10

@@ -14,8 +14,8 @@ from panoptic.segmentation import Categories, Sample, Segmentation
 from panoptic.training.step import evaluation_step
 from panoptic.visualization import errors, overlay
 from pipelines.data.loader import evaluation_batches
-from pipelines.evaluate import Task, placed
-from pipelines.report.page import Example
+from pipelines.evaluation.evaluate import Task, placed
+from pipelines.evaluation.report.page import Example
 
 WIDTH = 520
 """Pixels of a panel, at most."""

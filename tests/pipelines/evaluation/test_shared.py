@@ -18,7 +18,7 @@ from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
 from pipelines.training.worker import validation_batches
 from tests.panoptic.models.small import SMALL
-from tests.pipelines.stored import write_shards
+from tests.pipelines.evaluation.stored import write_shards
 
 ROWS = 7
 

@@ -11,9 +11,9 @@ from html import escape
 from panoptic.metrics.bootstrap import LEAST, Counts, Interval, differences, intervals
 from panoptic.metrics.report import Evaluation
 from panoptic.visualization import ERROR_COLOURS
-from pipelines.report import charts
-from pipelines.report.charts import number
-from pipelines.report.style import CSS
+from pipelines.evaluation.report import charts
+from pipelines.evaluation.report.charts import number
+from pipelines.evaluation.report.style import CSS
 
 ERROR_KEY = ("right", "missed", "made up", "outline elsewhere")
 """In the order of `draw.ERROR_COLOURS`."""

@@ -23,9 +23,9 @@ def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """`assigned(seed)` is the task of judging a random model."""
-    from pipelines.evaluate import assign
+    from pipelines.evaluation.evaluate import assign
     from pipelines.presets import PRESETS
-    from tests.pipelines.stored import write_model
+    from tests.pipelines.evaluation.stored import write_model
 
     folder = tmp_path_factory.mktemp("models")
     return lambda seed=0: assign(write_model(folder / f"random-{seed}", val.categories, seed), val, PRESETS["demo"]())
@@ -40,8 +40,8 @@ def figures(evaluation) -> dict[str, float]:
 def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
     from panoptic.evaluation.tally import summarise
     from pipelines.cluster.actor_pool import Pool, each
-    from pipelines.evaluate import evaluate
-    from tests.pipelines.stored import mortal
+    from pipelines.evaluation.evaluate import evaluate
+    from tests.pipelines.evaluation.stored import mortal
 
     task = assigned()
     alone = evaluate(task, Pool(0)).evaluation
@@ -55,7 +55,7 @@ def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> N
 
 def test_batches_are_like_single_images(assigned: Callable) -> None:
     from panoptic.training.step import evaluation_step
-    from pipelines.evaluate import batches, placed
+    from pipelines.evaluation.evaluate import batches, placed
 
     task = assigned()
     model = placed(task)
@@ -73,8 +73,8 @@ def test_batches_are_like_single_images(assigned: Callable) -> None:
 
 
 def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import evaluate
     from pipelines.cluster.actor_pool import Pool
+    from pipelines.evaluation import evaluate
 
     monkeypatch.setattr(evaluate, "each", lambda *_: iter(()))
     with pytest.raises(RuntimeError, match="8 images were not judged"):
@@ -82,8 +82,8 @@ def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.
 
 
 def test_images_that_kill_every_actor_are_named(assigned: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines import evaluate
     from pipelines.cluster.actor_pool import Killed, Pool
+    from pipelines.evaluation import evaluate
 
     def dying(*_: object):
         raise Killed(range(2, 4), 4)
@@ -100,9 +100,9 @@ def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytes
     """Not of the driver, which may have another, or none."""
     import torch
 
-    from pipelines import evaluate
     from pipelines.cluster.actor_pool import Pool
-    from pipelines.judging import facts
+    from pipelines.evaluation import evaluate
+    from pipelines.evaluation.record import facts
 
     task, counter, names = assigned(), evaluate.counter, iter(["H100", "A10", "H100", "H100"])
 
@@ -117,8 +117,8 @@ def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytes
 
 
 def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -> None:
-    from pipelines.evaluate import identify
-    from tests.pipelines.stored import write_model
+    from pipelines.evaluation.evaluate import identify
+    from tests.pipelines.evaluation.stored import write_model
 
     uri, first = identify(write_model(tmp_path / "a", small_categories))
     assert uri.endswith("a/checkpoint.pt") and identify(uri) == (uri, first)
@@ -129,8 +129,8 @@ def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -
 
 def test_the_report_is_one_file_with_everything(assigned: Callable) -> None:
     from pipelines.cluster.actor_pool import Pool
-    from pipelines.evaluate import evaluate
-    from pipelines.judging import html
+    from pipelines.evaluation.evaluate import evaluate
+    from pipelines.evaluation.record import html
 
     first, second = (evaluate(assigned(seed), Pool(0)) for seed in (0, 1))
     text = html(first, [second], examples=2)

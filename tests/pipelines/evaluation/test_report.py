@@ -13,9 +13,9 @@ import pytest
 from panoptic.metrics.bootstrap import Counts, differences
 from panoptic.metrics.report import Evaluation
 from panoptic.segmentation import Categories, Segmentation
-from pipelines.report import charts
-from pipelines.report.examples import choose
-from pipelines.report.page import Example, Model, page
+from pipelines.evaluation.report import charts
+from pipelines.evaluation.report.examples import choose
+from pipelines.evaluation.report.page import Example, Model, page
 from tests.panoptic.judged import Pair, judged, moved_pairs, tally_of
 
 TIMINGS = {"network_ms": 20.0, "merge_ms": 5.0, "images_per_second": 3.0}

@@ -24,9 +24,9 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import flatten
-from pipelines.evaluate import VIEW, Judgement, Task, evaluate, resolved
-from pipelines.report.examples import choose, pictures
-from pipelines.report.page import Model, page
+from pipelines.evaluation.evaluate import VIEW, Judgement, Task, evaluate, resolved
+from pipelines.evaluation.report.examples import choose, pictures
+from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
 
 log = logging.getLogger(__name__)

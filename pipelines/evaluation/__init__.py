@@ -1,0 +1,1 @@
+"""Evaluation of stored models, once or by the clock; prediction; reports."""
