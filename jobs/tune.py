@@ -17,11 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines import tune
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
 from pipelines.studies import running
-from pipelines.sweeps.closing import closing_words
+from pipelines.tuning import sweep
+from pipelines.tuning.results import closing_words
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a sweep that can go on."""
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> Any:
         report = running.run(options, rest, PRESETS)
         print(report.text, flush=True)
         return report
-    done = tune.sweep(options, rest, PRESETS)
+    done = sweep.sweep(options, rest, PRESETS)
     print(closing_words(done), flush=True)
     return done
 

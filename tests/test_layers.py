@@ -185,19 +185,6 @@ OPEN: tuple[str, ...] = (
     "pipelines/benchmark/queries.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/benchmark/throughput.py: no place in the order inside pipelines/; add it to ORDER",
     "pipelines/benchmark/timing.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/closing.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/endings.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/fitting.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/gate.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/plan.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/pretrain.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/progress.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/restoring.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/room.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/schedulers.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/search.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/sweeps/trial.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/tune.py: no place in the order inside pipelines/; add it to ORDER",
 )
 """What still stands against the order while the files move, a line each; empty when they have."""
 

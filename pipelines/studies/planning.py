@@ -9,12 +9,12 @@ from typing import Any
 
 from pipelines.config import Experiment, flatten, override, parse
 from pipelines.studies import STUDIES
+from pipelines.studies.pretrain import pretrained
 from pipelines.studies.table import SMALL, Row, Study
-from pipelines.sweeps import trial
-from pipelines.sweeps.pretrain import pretrained
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
-from pipelines.tune import Sweep, split_preset
+from pipelines.tuning import trial
+from pipelines.tuning.sweep import Sweep, split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]
 

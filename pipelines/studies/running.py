@@ -27,16 +27,16 @@ from pipelines.studies.planning import (
 )
 from pipelines.studies.results import Cell, Table, table_of
 from pipelines.studies.table import METRICS
-from pipelines.sweeps import trial
-from pipelines.sweeps.endings import describe
-from pipelines.sweeps.plan import Row as Trial
-from pipelines.sweeps.progress import Line
-from pipelines.sweeps.restoring import read_record
-from pipelines.sweeps.room import join_cluster
 from pipelines.tracking import runs
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
-from pipelines.tune import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
+from pipelines.tuning import trial
+from pipelines.tuning.concurrency import join_cluster
+from pipelines.tuning.failures import describe
+from pipelines.tuning.plan import Row as Trial
+from pipelines.tuning.progress import Line
+from pipelines.tuning.resume import read_record
+from pipelines.tuning.sweep import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
 
 Uris = Mapping[tuple[str, int, int], str]
 """By study, row and seed."""

@@ -25,8 +25,8 @@ from pipelines.studies.planning import (
     with_weights,
 )
 from pipelines.studies.table import METRICS, Row
-from pipelines.sweeps.trial import apply
 from pipelines.training.preflight import meta_model
+from pipelines.tuning.trial import apply
 
 PAPERS_TABLES = {
     "freezing-r50": 4,

@@ -20,10 +20,10 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, judging, planning, running
 from pipelines.studies.planning import Options, short_name
 from pipelines.studies.results import Cell, beyond_chance, compare, noise, plot, table_of, verdict
-from pipelines.sweeps.closing import Finished
-from pipelines.sweeps.progress import Line
 from pipelines.tracking.runs import Tracking, connect, start
 from pipelines.training.preflight import STAND_IN
+from pipelines.tuning.progress import Line
+from pipelines.tuning.results import Finished
 from tests.panoptic.models.small import SMALL_JSIS
 
 # From the options to the files that a study leaves.

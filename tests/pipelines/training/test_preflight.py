@@ -14,12 +14,12 @@ import torch
 from pipelines.config import Experiment, flatten, override
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.studies import pretrain
 from pipelines.studies.planning import Options, plan, with_weights
-from pipelines.sweeps import pretrain
-from pipelines.sweeps.pretrain import pretrained, pretraining
-from pipelines.sweeps.trial import apply
+from pipelines.studies.pretrain import pretrained, pretraining
 from pipelines.training.driver import check_continuation
 from pipelines.training.preflight import STAND_IN, check_freezing, lacking, parse_schedule
+from pipelines.tuning.trial import apply
 
 TINY = {
     "model.backbone.name": "resnet18",

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.sweeps import progress, search
-from pipelines.sweeps.endings import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
-from pipelines.sweeps.plan import Row, run_id
-from pipelines.sweeps.trial import (
+from pipelines.tracking import runs as tracking
+from pipelines.tuning import progress, search_space
+from pipelines.tuning.failures import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
+from pipelines.tuning.plan import Row, run_id
+from pipelines.tuning.trial import (
     Course,
     Resolved,
     accumulating,
@@ -32,8 +33,7 @@ from pipelines.sweeps.trial import (
     resolve,
     run_trial,
 )
-from pipelines.tracking import runs as tracking
-from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
+from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
 
 
 def test_what_tune_draws_becomes_an_experiment():
@@ -169,7 +169,7 @@ def in_tune(monkeypatch: pytest.MonkeyPatch, train: Any, pointer: dict[str, Any]
     from ray import tune
     from ray.util import queue
 
-    from pipelines.sweeps import trial
+    from pipelines.tuning import trial
 
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(queue, "Queue", FakeQueue)
@@ -287,7 +287,7 @@ def test_a_killed_worker_is_the_reason_and_not_that_others_missed_it():
 
 
 def test_a_run_out_of_memory_ends_before_ray_train_starts_it_again():
-    from pipelines.sweeps.trial import forward
+    from pipelines.tuning.trial import forward
 
     callback = forward(FakeQueue())
     callback.after_exception(None, {0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})  # may be a lost machine
@@ -348,7 +348,7 @@ def test_a_failure_before_any_training_has_one_run_however_often(monkeypatch, tm
     """A draw that makes no experiment has its reason, in a run that the next attempts go on with."""
     plan = stored_plan(tmp_path, mlflow_template)
     bad = {"optim.lr": "fast"}
-    plan = replace(plan, space=search.parse(["optim.lr=choice(fast,slow)"]))
+    plan = replace(plan, space=search_space.parse(["optim.lr=choice(fast,slow)"]))
     for _ in range(2):
         with in_tune(monkeypatch, lambda *given: None), pytest.raises(RuntimeError, match=r"optim\.lr"):
             run_trial(bad, plan)

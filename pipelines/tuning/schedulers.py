@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from ray.tune import schedulers
 
 from pipelines.config import Experiment
-from pipelines.sweeps import search
-from pipelines.sweeps.search import Space
+from pipelines.tuning import search_space
+from pipelines.tuning.search_space import Space
 
 
 class Schedule(Protocol):
-    """Of a sweep's options (`pipelines.tune.Sweep`), those that matter here."""
+    """Of a sweep's options (`pipelines.tuning.sweep.Sweep`), those that matter here."""
 
     @property
     def scheduler(self) -> str: ...
@@ -89,9 +89,9 @@ class Population(schedulers.PopulationBasedTraining):
 
 def population(options: Schedule, space: Space) -> Any:
     """Population based training: listed values move to a neighbour, numbers by a fifth, within their range."""
-    drawn = search.to_tune(space)
+    drawn = search_space.to_tune(space)
     mutations = {
-        path: list(domain.values) if domain.kind in search.ENUMERATED else drawn[path]
+        path: list(domain.values) if domain.kind in search_space.ENUMERATED else drawn[path]
         for path, domain in space.items()
         if domain.kind != "grid"
     }

@@ -17,7 +17,7 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import running
 from pipelines.studies.planning import Options
-from pipelines.sweeps.fitting import Fitting
+from pipelines.tuning.checks import Fitting
 
 
 def start_from(trunk: Backbone) -> Any:

@@ -21,8 +21,12 @@ from typing import Any
 
 from pipelines.cluster import storage
 from pipelines.config import Experiment, override
-from pipelines.sweeps import gate
-from pipelines.sweeps.endings import (
+from pipelines.tracking import runs
+from pipelines.training.driver import Child, train
+from pipelines.training.preflight import parse_schedule
+from pipelines.training.worker import METRICS
+from pipelines.tuning import gate
+from pipelines.tuning.failures import (
     MemoryRanOut,
     describe,
     forget_failure,
@@ -30,12 +34,8 @@ from pipelines.sweeps.endings import (
     perhaps_out_of_memory,
     record_failure,
 )
-from pipelines.sweeps.plan import Plan, Row, run_id, trial_name
-from pipelines.sweeps.search import PRESET, label
-from pipelines.tracking import runs
-from pipelines.training.driver import Child, train
-from pipelines.training.preflight import parse_schedule
-from pipelines.training.worker import METRICS
+from pipelines.tuning.plan import Plan, Row, run_id, trial_name
+from pipelines.tuning.search_space import PRESET, label
 
 DRIVER_CPUS = 0.01
 """Of a trial's function; 0 is refused by Ray."""

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from pipelines import tune
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.sweeps import progress, search
-from pipelines.sweeps.plan import Plan
-from pipelines.sweeps.restoring import read_record, restorable
-from pipelines.sweeps.room import concurrency
 from pipelines.tracking.runs import Run
-from pipelines.tune import Checker, Sweep, Trials, check_options, split_preset, sweep
+from pipelines.tuning import progress, search_space
+from pipelines.tuning import sweep as tune
+from pipelines.tuning.concurrency import concurrency
+from pipelines.tuning.plan import Plan
+from pipelines.tuning.resume import read_record, restorable
+from pipelines.tuning.sweep import Checker, Sweep, Trials, check_options, split_preset, sweep
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_cluster_too_small_for_one_trial():
 )
 def test_combinations_that_are_refused(options: Sweep, space: str, message: str):
     with pytest.raises(ValueError, match=message):
-        check_options(options, search.parse([space]))
+        check_options(options, search_space.parse([space]))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,10 @@ def test_a_dry_run_refuses_what_cannot_be(expressions: list[str], message: str, 
 def test_models_are_built_once_each_and_presets_apply():
     trials = Trials({"demo": demo(), "other": demo()}, "demo")
     checker = Checker(trials)
-    space = search.parse(["optim.lr=grid(1e-3,1e-2)", "model.aspp_channels=grid(16,32)", "preset=grid(demo,other)"])
-    assert search.dry_run(space, checker) == 8 == len(checker.experiments)
+    space = search_space.parse(
+        ["optim.lr=grid(1e-3,1e-2)", "model.aspp_channels=grid(16,32)", "preset=grid(demo,other)"]
+    )
+    assert search_space.dry_run(space, checker) == 8 == len(checker.experiments)
     assert len(checker._built) == 2 and {e.optim.lr for e in checker.experiments} == {1e-3, 1e-2}
     frozen = {"model.backbone.freeze": 2}
     with pytest.raises(ValueError, match="frozen noise"):
@@ -192,18 +194,18 @@ def test_a_population_trains_at_once_and_keeps_what_others_may_take_over(monkeyp
 
 def test_a_population_has_weights_of_one_shape():
     trials = Trials(
-        {"demo": demo()}, "demo", search.parse(["optim.lr=uniform(0,1)", "model.aspp_channels=choice(16,32)"])
+        {"demo": demo()}, "demo", search_space.parse(["optim.lr=uniform(0,1)", "model.aspp_channels=choice(16,32)"])
     )
     with pytest.raises(ValueError, match=r"pbt: model\.aspp_channels changes the shapes"):
         Checker(trials).check_exchange()
-    space = search.parse(["optim.lr=uniform(0,1)", "model.backbone.freeze=choice(0,2,5)"])
+    space = search_space.parse(["optim.lr=uniform(0,1)", "model.backbone.freeze=choice(0,2,5)"])
     Checker(replace(trials, space=space), allow_lacking=True).check_exchange()
 
 
 def test_the_largest_trial_sets_how_many_run_at_once(monkeypatch):
     import ray
 
-    from pipelines.sweeps import room
+    from pipelines.tuning import concurrency as room
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 10.0})
@@ -234,7 +236,7 @@ def test_data_that_is_swept_is_prepared_before_anything_starts(monkeypatch, tmp_
     monkeypatch.setattr(tune, "ready", ready)
     bare = replace(demo(), data=replace(demo().data, root=""))
     drawn = [replace(bare, data=replace(bare.data, root=root)) for root in ("a", "b", "a")]
-    space = search.parse(["data.root=grid(a,b)", "optim.lr=grid(1e-3,2e-3)"])
+    space = search_space.parse(["data.root=grid(a,b)", "optim.lr=grid(1e-3,2e-3)"])
     bases = tune.ready_bases(Sweep(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
     assert set(seen[:2]) == {"a", "b"} and bases["demo"].data.root == "a" and seen.count("b") == 1
     with pytest.raises(ValueError, match=r"data\.root"):
@@ -262,8 +264,8 @@ def test_what_tune_left_to_go_on_from(tmp_path: Path, caplog):
 
 def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_template, tmp_path: Path):
     """In the size that its own trial saw images, not the one of the first preset."""
-    from pipelines.sweeps import closing
     from pipelines.tracking import model, runs
+    from pipelines.tuning import results
 
     shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     parent = runs.start(runs.Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
@@ -274,10 +276,10 @@ def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_tem
         return f"models:/m-{len(logged)}"
 
     monkeypatch.setattr(model, "log_model", log_model)
-    monkeypatch.setattr(closing, "load_checkpoint", lambda uri: {"experiment": {"resize.short": 64, "optim.lr": 1.0}})
-    assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1"
-    assert closing.log_best(parent, "a/step_000010", demo()) == "models:/m-1" and logged == [64]
-    assert closing.log_best(parent, "b/step_000010", demo()) == "models:/m-2"
+    monkeypatch.setattr(results, "load_checkpoint", lambda uri: {"experiment": {"resize.short": 64, "optim.lr": 1.0}})
+    assert results.log_best(parent, "a/step_000010", demo()) == "models:/m-1"
+    assert results.log_best(parent, "a/step_000010", demo()) == "models:/m-1" and logged == [64]
+    assert results.log_best(parent, "b/step_000010", demo()) == "models:/m-2"
     tracker = runs.Tracker(parent)
     for value in (50.0, 40.0):
         tracker.figures({"best/val/pq": value})

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.config import Experiment, override
-from pipelines.sweeps import progress, trial
-from pipelines.sweeps.plan import Plan
 from pipelines.tracking import runs
 from pipelines.training.driver import MODEL_TAG
 from pipelines.training.worker import load_checkpoint
+from pipelines.tuning import progress, trial
+from pipelines.tuning.plan import Plan
 
 VIEW = "resize."
 """How the options begin that say what of an image a model sees."""

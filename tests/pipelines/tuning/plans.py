@@ -9,17 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.sweeps import search
-from pipelines.sweeps.plan import Plan
 from pipelines.tracking import runs
 from pipelines.tracking.runs import Run
+from pipelines.tuning import search_space
+from pipelines.tuning.plan import Plan
 
 RUN = Run("sqlite:///none.db", "parent", "0")
 
 
 def plan_of(*expressions: str, **more) -> Plan:
-    space = search.parse(expressions)
-    names = search.short_names(list(space))
+    space = search_space.parse(expressions)
+    names = search_space.short_names(list(space))
     return Plan({"demo": demo(), "other": demo()}, "demo", "/nowhere", RUN, space, names, **more)
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from ray.tune import Callback
 
 from pipelines.cluster import storage
-from pipelines.sweeps import gate
-from pipelines.sweeps.endings import record_failure
-from pipelines.sweeps.plan import Plan, failure_file, run_id
-from pipelines.sweeps.trial import WORST, row_of
 from pipelines.tracking import runs
+from pipelines.tuning import gate
+from pipelines.tuning.failures import record_failure
+from pipelines.tuning.plan import Plan, failure_file, run_id
+from pipelines.tuning.trial import WORST, row_of
 
 log = logging.getLogger(__name__)
 

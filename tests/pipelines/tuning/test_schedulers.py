@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.sweeps import search
-from pipelines.sweeps.plan import Plan
-from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
-from pipelines.sweeps.trial import resolve
 from pipelines.tracking.runs import Run
-from pipelines.tune import Sweep, check_options
+from pipelines.tuning import search_space
+from pipelines.tuning.plan import Plan
+from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
+from pipelines.tuning.sweep import Sweep, check_options
+from pipelines.tuning.trial import resolve
 
 
 class One:
@@ -95,7 +95,7 @@ def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
 
 def test_a_population_goes_on_while_one_of_it_waits_for_its_turn(monkeypatch):
     """Ray would pause whoever reports next, and its workers would start anew for nothing."""
-    made = scheduler(Sweep(scheduler="pbt", samples=4), search.parse(["optim.lr=loguniform(1e-4,1e-2)"]), 8)
+    made = scheduler(Sweep(scheduler="pbt", samples=4), search_space.parse(["optim.lr=loguniform(1e-4,1e-2)"]), 8)
     made.set_search_properties("objective", "max")
     trials = [One(str(k), "RUNNING") for k in range(4)]
     made._trial_state = {one: SimpleNamespace(last_perturbation_time=0) for one in trials}
@@ -111,7 +111,9 @@ def test_a_population_goes_on_while_one_of_it_waits_for_its_turn(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["none", "asha", "hyperband", "median", "pbt"])
 def test_every_scheduler_is_made(kind: str):
-    space = search.parse(["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)", "optim.ema=0.5"])
+    space = search_space.parse(
+        ["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)", "optim.ema=0.5"]
+    )
     made = scheduler(Sweep(scheduler=kind, samples=4), space, 3)  # type: ignore[arg-type]
     assert (made is None) == (kind == "none")
     if kind == "pbt":
@@ -130,11 +132,11 @@ def test_optuna_draws_from_our_space():
         "optim.ema=0.5",
         "model.rates=choice((2,4,6))",
     ]
-    space = search.parse(expressions)
+    space = search_space.parse(expressions)
     options = Sweep(sweep=tuple(expressions), searcher="optuna")
     check_options(options, space)
     made = searcher("optuna", "max", 0, 2)
-    config = search.to_tune(space)
+    config = search_space.to_tune(space)
     assert made.set_search_properties("objective", "max", config)
     plan = Plan({"demo": demo()}, "demo", "/nowhere", Run("", "", ""), space)
     drawn = []
@@ -147,4 +149,4 @@ def test_optuna_draws_from_our_space():
         made.on_trial_complete(str(k), result)
     assert np.mean(drawn[20:]) > np.mean(drawn[:10])  # the best are near 1e-3
     with pytest.raises(ValueError, match="nothing to draw"):
-        check_options(options, search.parse(["optim.ema=0.5"]))
+        check_options(options, search_space.parse(["optim.ema=0.5"]))

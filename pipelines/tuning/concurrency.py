@@ -10,9 +10,9 @@ from pathlib import PurePosixPath
 
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment
-from pipelines.sweeps.trial import DRIVER_CPUS, DRIVER_MEMORY
 from pipelines.tracking import runs
 from pipelines.training.driver import prepare_data, worker_cpus
+from pipelines.tuning.trial import DRIVER_CPUS, DRIVER_MEMORY
 
 
 def join_cluster(wanted: int, experiments: Sequence[Experiment]) -> int:

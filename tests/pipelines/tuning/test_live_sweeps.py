@@ -134,7 +134,7 @@ def test_the_gate_stands_where_trials_find_it(ray_cluster):
     """In every process of the job, and only as long as the sweep."""
     import ray
 
-    from pipelines.sweeps import gate
+    from pipelines.tuning import gate
 
     handle = gate.open_gate("parent", 1)
     assert ray.get(handle.update.remote(["a", "b"])) == ["a"]

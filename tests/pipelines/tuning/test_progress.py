@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.sweeps import progress
-from pipelines.sweeps.endings import close_children, record_failure
-from pipelines.sweeps.gate import Gate
-from pipelines.sweeps.plan import Row, run_id
-from pipelines.sweeps.progress import Display, Line, Progress, table
 from pipelines.tracking import runs as tracking
-from tests.pipelines.plans import plan_of, stored_plan, tags_of, tuned
+from pipelines.tuning import progress
+from pipelines.tuning.failures import close_children, record_failure
+from pipelines.tuning.gate import Gate
+from pipelines.tuning.plan import Row, run_id
+from pipelines.tuning.progress import Display, Line, Progress, table
+from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
 
 LINES = [
     Line("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),
@@ -179,7 +179,7 @@ def test_the_gate_hears_which_trials_tune_started(monkeypatch):
 def test_a_trial_waits_for_the_gate(monkeypatch):
     import ray
 
-    from pipelines.sweeps import gate
+    from pipelines.tuning import gate
 
     answers = [False, False, True]
     asked: list[str] = []

@@ -20,19 +20,19 @@ from typing import Any, Literal
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
-from pipelines.sweeps import progress, search, trial
-from pipelines.sweeps.closing import Finished, conclude
-from pipelines.sweeps.endings import close_children
-from pipelines.sweeps.fitting import Fitting
-from pipelines.sweeps.gate import open_gate
-from pipelines.sweeps.plan import Plan, Row
-from pipelines.sweeps.restoring import RECORD, STATE, read_record, restorable
-from pipelines.sweeps.room import join_cluster, ready
-from pipelines.sweeps.schedulers import rounds_of, scheduler, searcher
-from pipelines.sweeps.search import PRESET, Space
 from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, meta_model
 from pipelines.training.worker import accumulation
+from pipelines.tuning import progress, search_space, trial
+from pipelines.tuning.checks import Fitting
+from pipelines.tuning.concurrency import join_cluster, ready
+from pipelines.tuning.failures import close_children
+from pipelines.tuning.gate import open_gate
+from pipelines.tuning.plan import Plan, Row
+from pipelines.tuning.results import Finished, conclude
+from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
+from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
+from pipelines.tuning.search_space import PRESET, Space
 
 ROOT = "data.root"
 
@@ -95,7 +95,7 @@ def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[]
     """
     if not options.sweep:
         raise ValueError("--sweep: nothing to search; give path=expression, such as optim.lr=loguniform(1e-5,1e-3)")
-    space = search.parse(options.sweep)
+    space = search_space.parse(options.sweep)
     check_options(options, space)
     chosen, arguments = split_preset(rest)
     names = [str(value) for value in space[PRESET].values] if PRESET in space else [chosen]
@@ -104,7 +104,7 @@ def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[]
         raise ValueError(f"preset {', '.join(unknown)} is unknown; there are: {', '.join(sorted(presets))}")
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
     checker = Checker(Trials(bases, names[0], space))
-    search.dry_run(space, checker)
+    search_space.dry_run(space, checker)
     if options.scheduler == "pbt":
         checker.check_exchange()
     first = bases[names[0]]
@@ -210,7 +210,7 @@ class Checker:
         Raises:
             ValueError: a path of the space changes their shapes.
         """
-        first = next(search.probes(self.trials.space))
+        first = next(search_space.probes(self.trials.space))
         for path, domain in self.trials.space.items():
             drawn = [self({**first, path: value}) for value in domain.probes()]
             if len({self._shapes(experiment) for experiment in drawn}) > 1:
@@ -249,7 +249,7 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     if not before:
         content = {"run_id": parent.run_id, **record}
         storage.write_bytes(storage.join(folder, RECORD), json.dumps(content, indent=1).encode())
-    names = search.short_names([path for path, domain in trials.space.items() if not domain.constant])
+    names = search_space.short_names([path for path, domain in trials.space.items() if not domain.constant])
     plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.rows, options.metric, options.mode)
     with runs.ending(parent):
         lines = run(options, plan, concurrent, rounds)
@@ -367,7 +367,7 @@ def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
     if restorable(plan.folder):
         state = storage.join(path, STATE)
         return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
-    space = search.to_tune(plan.space, options.searcher == "grid")
+    space = search_space.to_tune(plan.space, options.searcher == "grid")
     if plan.rows:
         space = {"row": tune.grid_search(list(range(len(plan.rows))))}
     return tune.Tuner(

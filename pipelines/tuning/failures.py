@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipelines.cluster import storage
-from pipelines.sweeps.plan import Plan, Row, failed_run_file, failure_file, run_id
 from pipelines.tracking import runs
+from pipelines.tuning.plan import Plan, Row, failed_run_file, failure_file, run_id
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.sweeps.search import Domain, dry_run, label, parse, probes, short_names
+from pipelines.tuning.search_space import Domain, dry_run, label, parse, probes, short_names
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_names_are_as_short_as_they_can_be():
 def test_the_space_of_tune():
     from ray.tune.search.sample import Categorical, Float, Integer
 
-    from pipelines.sweeps.search import to_tune
+    from pipelines.tuning.search_space import to_tune
 
     space = parse(["a=grid(1,2)", "b=choice(x,y)", "c=loguniform(1e-4,1)", "d=randint(2,9)", "e=quniform(2,8,2)"])
     found = to_tune(space)

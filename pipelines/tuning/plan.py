@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.cluster import storage
 from pipelines.config import Experiment
-from pipelines.sweeps.search import Space
 from pipelines.tracking import runs
+from pipelines.tuning.search_space import Space
 
 
 @dataclass(frozen=True)

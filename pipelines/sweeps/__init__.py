@@ -1,1 +1,0 @@
-"""What `pipelines.tune` is made of: expressions, checks, room for trials, one trial, its schedulers and its table."""
