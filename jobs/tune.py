@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
-from pipelines.studies import running
+from pipelines.studies import run
 from pipelines.tuning import sweep
 from pipelines.tuning.results import closing_words
 
@@ -29,12 +29,12 @@ INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run it and print the table; a study's result is its report, a sweep's what it left."""
-    options, rest = parse_known(running.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
+    options, rest = parse_known(run.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
     if options.study == ("list",):
-        print(running.listing(PRESETS))
+        print(run.listing(PRESETS))
         return None
     if options.study:
-        report = running.run(options, rest, PRESETS)
+        report = run.run(options, rest, PRESETS)
         print(report.text, flush=True)
         return report
     done = sweep.sweep(options, rest, PRESETS)

@@ -1,72 +1,275 @@
-"""What a study is: a table of a paper, as options beside the paper's figures."""
+"""A study's table: the paper's figures and ours, what exceeds the noise of the seeds, Markdown, CSV and a plot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import csv
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 
-METRICS = {
-    "PQ": "val/pq",
-    "things": "val/pq_things",
-    "stuff": "val/pq_stuff",
-    "SQ": "val/sq",
-    "RQ": "val/rq",
-    "AP": "val/ap",
-    "AP50": "val/ap50",
-    "mIoU": "val/miou",
-    "recall": "val/proposal_recall",
-    "loss": "val/loss/total",
-}
-"""Columns of the papers' tables, and the metrics of a validation that they are."""
+from scipy.stats import t as student
 
-QUALITIES = ("PQ", "things", "stuff")
+from pipelines.studies.study import Study
 
-SMALL: dict[str, dict[Any, Any]] = {
-    "model.backbone.name": {"resnet50": "resnet18", "resnet101": "resnet34"},
-    "model.rates": {(3, 6, 9): (1, 2, 3), (6, 12, 18): (2, 4, 6), (12, 24, 36): (4, 8, 12)},
-    "augment.sides": {(400,): (160,), (500,): (200,), (600,): (240,), (700,): (280,)},
-    "augment.longest": {400: 320, 500: 400, 600: 480, 700: 560},
-    "resize.short": {400: 160, 500: 200, 600: 240, 700: 280},
-    "resize.longest": {400: 320, 500: 400, 600: 480, 700: 560},
-}
-"""What a row's values become on the small presets: a smaller trunk, the same ratio of dilations or sides."""
+MISTAKEN = 0.05
+"""Chance that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
+
+ROUNDING = 1e-6
+"""Deviations below it are no noise that was measured."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table."""
+class Cell:
+    """One figure of a row."""
 
-    label: str
-    change: Mapping[str, Any]
-    """Options in which it differs."""
-    paper: tuple[float | None, ...] = ()
-    """The paper's figures in the order of the study's columns; None where it gives none."""
-    judge: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the model that differ only while it is judged; rows that differ in nothing else train once."""
-    preset: str = ""
-    """Instead of the study's."""
+    paper: float | None
+    ours: tuple[float, ...]
+    """One a seed; NaN where a run has none."""
+    trainings: tuple[str, ...] = ()
+    """What made each; cells with the same come from one training, judged in several ways. () = one of its own."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Those that there are."""
+        return tuple(value for value in self.ours if value == value)
+
+    @property
+    def mean(self) -> float:
+        """NaN without any."""
+        return sum(self.values) / len(self.values) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Of the sample (n - 1); NaN below two."""
+        if len(self.values) < 2:
+            return math.nan
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
+
+    def shares(self, other: Cell) -> bool:
+        """Whether both come from one training a seed."""
+        return bool(self.trainings) and self.trainings == other.trainings
+
+    def text(self) -> str:
+        """`42.10 ± 0.31`."""
+        if not self.values:
+            return "-"
+        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
 
 
 @dataclass(frozen=True)
-class Study:
-    """A table of a paper."""
+class Table:
+    """A study in every form."""
 
-    title: str
-    preset: str
-    """The paper's recipe."""
-    small: str
-    """The preset of --small: two CPU cores, from scratch."""
-    rows: tuple[Row, ...]
-    columns: tuple[str, ...] = QUALITIES
-    """Of `METRICS`."""
-    setting: Mapping[str, Any] = field(default_factory=dict)
-    """Options of all rows, also with --small."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    """Options of all rows without --small: what the paper says beyond its preset."""
-    images: int = 0
-    """Of the paper's training set: `data.limit` of preset and rows is meant as a share of it. 0 = as it stands."""
-    merged: tuple[int, ...] = ()
-    """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
-    note: str = ""
-    """What the paper leaves open."""
+    text: str
+    markdown: str
+    rows: list[dict[str, str | float]]
+    plot: str
+    """SVG."""
+
+    @property
+    def csv(self) -> str:
+        """The rows as a file."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return buffer.getvalue()
+
+
+def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: str) -> Table:
+    """Every form of a study.
+
+    Args:
+        name: of the study.
+        study: its rows and columns.
+        cells: a list a row, a cell a column.
+        budget: steps and seeds, as words.
+    """
+    labels = [row.label for row in study.rows]
+    head = ["", *(f"{column} {who}" for column in study.columns for who in ("paper", "ours"))]
+    body = [
+        [label, *(text for cell in row for text in (_paper(cell.paper), cell.text()))]
+        for label, row in zip(labels, cells, strict=True)
+    ]
+    leading = "PQ" if "PQ" in study.columns else study.columns[0]
+    place = study.columns.index(leading)
+    notes = [*verdict(labels, [row[place] for row in cells], leading), *([study.note] if study.note else [])]
+    title = f"{name}: {study.title}. Ours: {budget}"
+    return Table(
+        text="\n".join([title, _aligned([head, *body]), *notes]),
+        markdown="\n".join([f"**{title}**", "", *_markdown([head, *body]), "", *(f"- {note}" for note in notes)]),
+        rows=[csv_row(label, study.columns, row) for label, row in zip(labels, cells, strict=True)],
+        plot=plot(title, labels, [row[place] for row in cells], leading),
+    )
+
+
+def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str, str | float]:
+    """A row's figures: the paper's, our mean, deviation and number of seeds."""
+    flat: dict[str, str | float] = {"row": label}
+    for column, cell in zip(columns, row, strict=True):
+        flat |= {
+            f"{column} paper": "" if cell.paper is None else cell.paper,
+            f"{column} mean": cell.mean,
+            f"{column} deviation": cell.deviation,
+            f"{column} seeds": len(cell.values),
+        }
+    return flat
+
+
+def noise(cells: Sequence[Cell]) -> tuple[float, int]:
+    """Deviation of a single run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
+
+    Rows of one training count once: its seeds are no more for being judged in several ways.
+    """
+    groups: dict[object, list[Cell]] = {}
+    for place, cell in enumerate(cells):
+        if len(cell.values) > 1:
+            groups.setdefault(cell.trainings or place, []).append(cell)
+    squares, freedom = 0.0, 0
+    for group in groups.values():
+        degrees = max(len(cell.values) for cell in group) - 1
+        squares += degrees * sum(cell.deviation**2 for cell in group) / len(group)
+        freedom += degrees
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows."""
+
+    text: str
+    """`a over b by 1.23`."""
+    chance: float
+    """Of a difference at least as large between rows that do not differ: Student's two-sided t; 1 where it cannot be
+    told."""
+
+
+def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom: int) -> Comparison:
+    """Two rows under the pooled noise; rows of one training seed by seed, under the noise of their differences.
+
+    Args:
+        a: label and figures.
+        b: the same of another row.
+        deviation: pooled, of one run.
+        freedom: its degrees of freedom.
+    """
+    (one, first), (other, second) = a, b
+    difference = first.mean - second.mean
+    error = deviation * math.sqrt(1 / len(first.values) + 1 / len(second.values))
+    if first.shares(second):
+        paired = Cell(None, tuple(x - y for x, y in zip(first.ours, second.ours, strict=True)))
+        difference, freedom = paired.mean if paired.values else difference, len(paired.values) - 1
+        error = paired.deviation / math.sqrt(len(paired.values)) if freedom > 0 else math.nan
+    if difference < 0:
+        one, other, difference = other, one, -difference
+    told = error > ROUNDING and round(difference, 2) > 0
+    chance = 2 * float(student.sf(difference / error, freedom)) if told else 1.0
+    return Comparison(f"{one} over {other} by {difference:.2f}", chance)
+
+
+def beyond_chance(chances: Sequence[float]) -> list[bool]:
+    """Holm's procedure: which differences are claimed, so that all of them hold with 95 % together."""
+    claimed = [False] * len(chances)
+    for rank, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[place] > MISTAKEN / (len(chances) - rank):
+            break
+        claimed[place] = True
+    return claimed
+
+
+def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
+    """Which differences of `column` exceed the noise of the seeds, in words."""
+    there = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.values]
+    if len(there) < 2:
+        return ["Fewer than two rows have a figure: nothing to compare."]
+    deviation, freedom = noise([cell for _, cell in there])
+    if not freedom and max(len(cell.ours) for _, cell in there) < 2:
+        return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
+    if not freedom:
+        return ["No row has the figures of two seeds: the noise is unknown, so no difference is claimed."]
+    if deviation < ROUNDING:
+        return ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
+    pairs = [(a, b) for a, b in itertools.combinations(there, 2) if not _same(a[1], b[1])]
+    compared = [compare(a, b, deviation, freedom) for a, b in pairs]
+    claimed = beyond_chance([one.chance for one in compared])
+    exceeding = [one.text for one, yes in zip(compared, claimed, strict=True) if yes]
+    within = [one.text for one, yes in zip(compared, claimed, strict=True) if not yes]
+    lines = [
+        f"Noise of one run: {column} ± {deviation:.2f} ({freedom} degrees of freedom).",
+        f"Beyond the noise (all of these together with {1 - MISTAKEN:.0%} confidence): "
+        f"{'; '.join(exceeding) or 'no difference'}.",
+    ]
+    if within:
+        lines.append(f"Within it: {'; '.join(within)}.")
+    if any(a[1].shares(b[1]) for a, b in pairs):
+        lines.append("Rows that are one training, judged in several ways, are compared seed by seed.")
+    return [*lines, *orders(labels, cells)]
+
+
+def _same(a: Cell, b: Cell) -> bool:
+    """Whether two cells are one figure, printed twice."""
+    return a.shares(b) and all(x == y or (x != x and y != y) for x, y in zip(a.ours, b.ours, strict=True))
+
+
+def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """The paper's order of the rows beside ours, where it has two or more."""
+    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper is not None and cell.values]
+    if len(both) < 2:
+        return []
+    paper = [label for label, cell in sorted(both, key=lambda entry: -float(entry[1].paper or 0))]
+    ours = [label for label, cell in sorted(both, key=lambda entry: -entry[1].mean)]
+    if paper == ours:
+        return [f"The order of the means is the paper's: {' > '.join(ours)}."]
+    return [f"Order of the means: {' > '.join(ours)}; the paper's: {' > '.join(paper)}."]
+
+
+def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) -> str:
+    """Bars of the paper's figure and ours a row, with the deviation of the seeds, as SVG."""
+    heights = [value for cell in cells for value in (cell.paper, cell.mean) if value is not None and value == value]
+    top = max([*heights, 1.0]) * 1.15
+    width, high, left, base = max(420, 130 * len(labels) + 60, 20 + 7 * len(title)), 320, 50, 260
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{high}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="18" font-weight="bold">{escape(title)}</text>',
+        f'<text x="10" y="36">{escape(column)}: paper (grey), ours (blue)</text>',
+        f'<line x1="{left}" y1="{base}" x2="{width - 10}" y2="{base}" stroke="black"/>',
+    ]
+    for k, (label, cell) in enumerate(zip(labels, cells, strict=True)):
+        x = left + 10 + 130 * k
+        for shift, value, colour in ((0, cell.paper, "#999999"), (48, cell.mean, "#3b6fb6")):
+            if value is None or value != value:
+                continue
+            tall = 200 * max(value, 0.0) / top
+            parts.append(
+                f'<rect x="{x + shift}" y="{base - tall:.1f}" width="44" height="{tall:.1f}" fill="{colour}"/>'
+            )
+            parts.append(
+                f'<text x="{x + shift + 22}" y="{base - tall - 6:.1f}" text-anchor="middle">{value:.1f}</text>'
+            )
+        if cell.deviation == cell.deviation and cell.mean == cell.mean:
+            low, upper = (base - 200 * max(cell.mean + sign * cell.deviation, 0) / top for sign in (-1, 1))
+            parts.append(f'<line x1="{x + 70}" y1="{low:.1f}" x2="{x + 70}" y2="{upper:.1f}" stroke="black"/>')
+        parts.append(f'<text x="{x + 46}" y="{base + 18}" text-anchor="middle">{escape(label)}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+def _paper(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]

@@ -15,7 +15,7 @@ from pipelines.config import Experiment, flatten, override
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import pretrain
-from pipelines.studies.planning import Options, plan, with_weights
+from pipelines.studies.plan import Options, plan, with_weights
 from pipelines.studies.pretrain import pretrained, pretraining
 from pipelines.training.driver import check_continuation
 from pipelines.training.preflight import STAND_IN, check_freezing, lacking, parse_schedule

@@ -15,8 +15,8 @@ from panoptic.backbones.config import OPTIONS
 from pipelines.cluster import storage
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.studies import running
-from pipelines.studies.planning import Options
+from pipelines.studies import run
+from pipelines.studies.plan import Options
 from pipelines.tuning.checks import Fitting
 
 
@@ -74,9 +74,9 @@ def test_the_main_study_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatc
     def started(*given: Any) -> int:
         raise InterruptedError("everything was checked")
 
-    monkeypatch.setattr(running, "join_cluster", started)
+    monkeypatch.setattr(run, "join_cluster", started)
     arguments = ["--data.root", "coco", "--model.backbone.weights", "timm"]
     with pytest.raises(InterruptedError):
-        running.run(Options(study=("freezing-r50", "freezing-r101")), arguments, PRESETS)
+        run.run(Options(study=("freezing-r50", "freezing-r101")), arguments, PRESETS)
     with pytest.raises(ValueError, match=r"freezing-r50 none frozen, seed 0: .*conv1.weight \(64, 3, 7, 7\)"):
-        running.run(Options(study=("freezing-r50",)), [*arguments, "--model.backbone.stem", "deeplab"], PRESETS)
+        run.run(Options(study=("freezing-r50",)), [*arguments, "--model.backbone.stem", "deeplab"], PRESETS)

@@ -13,18 +13,11 @@ import pytest
 from pipelines.config import override
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.studies import STUDIES, detr, jsis, panoptic_fcn, planning, report, running
-from pipelines.studies.planning import (
-    Options,
-    changes_of,
-    key_of,
-    limited,
-    plan,
-    shortened,
-    typed_paths,
-    with_weights,
-)
-from pipelines.studies.table import METRICS, Row
+from pipelines.studies import STUDIES, run
+from pipelines.studies import plan as planning
+from pipelines.studies.papers import coco_challenges_report, jsis_net, panoptic_fcn, panoptic_segmentation_report
+from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, typed_paths, with_weights
+from pipelines.studies.study import METRICS, Row
 from pipelines.training.preflight import meta_model
 from pipelines.tuning.trial import apply
 
@@ -83,10 +76,10 @@ def test_tables_are_whole(name: str):
 
 
 def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(running, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
+    monkeypatch.setattr(run, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
     some = {name: preset for name, preset in PRESETS.items() if name != "panoptic-fcn-pedestrians"}
-    assert "panoptic-fcn-pedestrians is unknown" in running.unavailable("fcn-points", some)
-    lines = running.listing(some).splitlines()
+    assert "panoptic-fcn-pedestrians is unknown" in run.unavailable("fcn-points", some)
+    lines = run.listing(some).splitlines()
     assert len(lines) == 3 and lines[0].startswith("aspp ") and "Table 4" in lines[0] and "not yet: preset" in lines[2]
 
 
@@ -109,9 +102,9 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_what_is_refused(options: Options, rest: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(running, "join_cluster", lambda *given: pytest.fail("Ray was started"))
+    monkeypatch.setattr(run, "join_cluster", lambda *given: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=message):
-        running.run(options, rest, PRESETS)
+        run.run(options, rest, PRESETS)
 
 
 def test_small_studies_map_trunks_and_leave_the_recipe_out():
@@ -270,7 +263,11 @@ def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: 
     assert shared[1] == shared[4] and len(set(shared)) == 4  # the small preset has one pooling
 
 
-@pytest.mark.parametrize("module", [report, jsis, panoptic_fcn, detr], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [coco_challenges_report, jsis_net, panoptic_fcn, panoptic_segmentation_report],
+    ids=lambda module: module.__name__,
+)
 def test_a_study_is_at_most_thirty_lines(module: ModuleType):
     calls = [
         node

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.config import Experiment, flatten, override, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.pretrain import pretrained
-from pipelines.studies.table import SMALL, Row, Study
+from pipelines.studies.study import SMALL, Row, Study
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial

@@ -1,6 +1,6 @@
 """Fully Convolutional Networks for Panoptic Segmentation: its tables 1 to 8, on COCO."""
 
-from pipelines.studies.table import Row, Study
+from pipelines.studies.study import Row, Study
 
 COLUMNS = ("PQ", "things", "stuff", "AP", "mIoU")
 PRESET, SMALL = "panoptic-fcn-r50-coco", "panoptic-fcn-pedestrians"

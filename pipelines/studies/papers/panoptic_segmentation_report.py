@@ -4,7 +4,7 @@ The slides print figures of two runs, version 119 (1200 frames of 400 pixels) an
 settings they say only which were tried, so most rows have no figure beside them.
 """
 
-from pipelines.studies.table import Row, Study
+from pipelines.studies.study import Row, Study
 
 COLUMNS = ("PQ", "SQ", "RQ", "mIoU")
 PRESET, SMALL = "detr-004-cityscapes", "detr-pedestrians"

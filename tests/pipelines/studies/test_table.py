@@ -17,9 +17,9 @@ from pipelines.evaluation.evaluate import Stored, load
 from pipelines.evaluation.merge_branches import save
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.studies import STUDIES, judging, planning, running
-from pipelines.studies.planning import Options, short_name
-from pipelines.studies.results import Cell, beyond_chance, compare, noise, plot, table_of, verdict
+from pipelines.studies import STUDIES, measure, plan, run
+from pipelines.studies.plan import Options, short_name
+from pipelines.studies.table import Cell, beyond_chance, compare, noise, plot, table_of, verdict
 from pipelines.tracking.runs import Tracking, connect, start
 from pipelines.training.preflight import STAND_IN
 from pipelines.tuning.progress import Line
@@ -47,14 +47,14 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, template: Path, failing
         assert {e.train.steps for e in trials.experiments} == {20} and given.concurrent == 2
         return Finished(name, str(folder), lines, None, "", "", start(options, folder), "")
 
-    monkeypatch.setattr(running, "execute", execute)
-    monkeypatch.setattr(running, "join_cluster", lambda wanted, experiments: 2)
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(run, "join_cluster", lambda wanted, experiments: 2)
     return options
 
 
 def test_a_study_leaves_its_table_in_every_form(monkeypatch, tmp_path: Path, mlflow_template: Path):
     options = faked(monkeypatch, tmp_path, mlflow_template, failing="detr-lr 1e-3, seed 0")
-    report = running.run(Options(study=("detr-lr",), small=True, steps=20), [], PRESETS)
+    report = run.run(Options(study=("detr-lr",), small=True, steps=20), [], PRESETS)
     table = (tmp_path / "studies" / "detr-lr.csv").read_text().splitlines()
     assert table[0].startswith("row,PQ paper,PQ mean") and table[2].startswith("1e-4,6.66,11.0,")
     assert "| 1e-5 | - | 10.00 |" in (tmp_path / "studies" / "detr-lr.md").read_text()
@@ -84,14 +84,14 @@ def test_branches_that_were_trained_alone_are_judged_merged(monkeypatch, tmp_pat
         return done
 
     faked(monkeypatch, tmp_path, mlflow_template)
-    sweep = running.execute
-    monkeypatch.setattr(running, "execute", save_models)
-    monkeypatch.setattr(running, "judged", judge)
-    monkeypatch.setattr(judging, "judged", judge)
-    report = running.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
+    sweep = run.execute
+    monkeypatch.setattr(run, "execute", save_models)
+    monkeypatch.setattr(run, "judged", judge)
+    monkeypatch.setattr(measure, "judged", judge)
+    report = run.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
     assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
     assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
-    assert math.isnan(judging.merged_quality("", "x", demo(), str(tmp_path)))
+    assert math.isnan(measure.merged_quality("", "x", demo(), str(tmp_path)))
 
 
 def test_a_row_that_cannot_be_judged_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):
@@ -101,8 +101,8 @@ def test_a_row_that_cannot_be_judged_costs_its_figure_alone(monkeypatch, tmp_pat
         return {"val/pq": 40.0, "val/ap": 5.0}
 
     options = faked(monkeypatch, tmp_path, mlflow_template)
-    monkeypatch.setattr(running, "judged", judge)
-    report = running.run(Options(study=("fcn-fusion",), small=True, steps=20), [], PRESETS)
+    monkeypatch.setattr(run, "judged", judge)
+    report = run.run(Options(study=("fcn-fusion",), small=True, steps=20), [], PRESETS)
     assert [row["PQ seeds"] for row in report.tables["fcn-fusion"].rows] == [1, 0, 1, 1, 1]
     reason = "fcn-fusion 0.85, seed 0: not judged: RuntimeError: the actor died; --resume judges it again"
     assert f"without a figure: {reason}" in report.text
@@ -118,10 +118,10 @@ def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_temp
         return table_of(name, definition, cells, budget)
 
     faked(monkeypatch, tmp_path, mlflow_template)
-    monkeypatch.setattr(running, "table_of", table)
-    monkeypatch.setattr(running, "judged", lambda *given: {"val/pq": 1.0})
-    monkeypatch.setattr(running, "merged_quality", lambda *given: 2.0)
-    running.run(Options(study=("fcn-fusion", "joint"), small=True, steps=20, seeds=2), [], PRESETS)
+    monkeypatch.setattr(run, "table_of", table)
+    monkeypatch.setattr(run, "judged", lambda *given: {"val/pq": 1.0})
+    monkeypatch.setattr(run, "merged_quality", lambda *given: 2.0)
+    run.run(Options(study=("fcn-fusion", "joint"), small=True, steps=20, seeds=2), [], PRESETS)
     fusion = {row[0] for row in seen["fcn-fusion"]}
     assert len(fusion) == 1 and len(set(fusion.pop())) == 2
     joint, semantic, instances = seen["joint"]
@@ -133,13 +133,13 @@ def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_temp
 @pytest.mark.parametrize(("resume", "message"), [(False, "is there already"), (True, "there is no sweep 'other'")])
 def test_names_are_checked_before_anything_is_trained(resume: bool, message: str, monkeypatch, tmp_path: Path):
     for name in ("join_cluster", "limited", "with_weights", "execute"):
-        monkeypatch.setattr(running, name, lambda *given: pytest.fail("something was started"))
+        monkeypatch.setattr(run, name, lambda *given: pytest.fail("something was started"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "sweep.json").write_text("{}")
     options = Options(study=("aspp",), small=True, steps=20, resume=resume)
     rest = ["--storage", str(tmp_path), "--name", "other" if resume else "taken"]
     with pytest.raises(ValueError, match=message):
-        running.run(options, rest, PRESETS)
+        run.run(options, rest, PRESETS)
 
 
 def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch):
@@ -150,28 +150,28 @@ def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.Monkey
         seen.extend([*trials.bases.values(), *trials.experiments])
         raise InterruptedError("trials were given")
 
-    monkeypatch.setattr(planning, "prepare_data", lambda experiment: (SimpleNamespace(rows=485), None))
-    monkeypatch.setattr(running, "join_cluster", lambda *given: 1)
-    monkeypatch.setattr(running, "execute", execute)
+    monkeypatch.setattr(plan, "prepare_data", lambda experiment: (SimpleNamespace(rows=485), None))
+    monkeypatch.setattr(run, "join_cluster", lambda *given: 1)
+    monkeypatch.setattr(run, "execute", execute)
     with pytest.raises(InterruptedError):
-        running.run(Options(study=("detr-length",), steps=20), ["--train.weights", "detr.pt"], PRESETS)
+        run.run(Options(study=("detr-length",), steps=20), ["--train.weights", "detr.pt"], PRESETS)
     assert [one.data.limit for one in seen] == [196, 163, 196, 485]
 
 
 def test_data_is_looked_at_before_weights_are_trained(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(running, "join_cluster", lambda *given: 1)
-    monkeypatch.setattr(running, "with_weights", lambda *given: pytest.fail("weights were trained"))
+    monkeypatch.setattr(run, "join_cluster", lambda *given: 1)
+    monkeypatch.setattr(run, "with_weights", lambda *given: pytest.fail("weights were trained"))
     with pytest.raises(ValueError, match=r"data\.root: this preset needs data"):
-        running.run(Options(study=("aspp",), small=True, steps=20), ["--storage", str(tmp_path)], PRESETS)
+        run.run(Options(study=("aspp",), small=True, steps=20), ["--storage", str(tmp_path)], PRESETS)
 
 
 def test_a_table_says_what_was_typed_in_place_of_its_own():
     typed = ["--model.backbone.freeze", "2", "--optim.lr", "0.5", "--train.overlays", "1"]
     bases = {"demo": override(demo(), {"optim.lr": 0.5, "model.backbone.freeze": 2})}
-    assert running.budget_of("aspp", Options(steps=9, small=True), typed, bases) == (
+    assert run.budget_of("aspp", Options(steps=9, small=True), typed, bases) == (
         "9 steps, 1 seed, model.backbone.freeze 2"
     )
-    assert running.budget_of("aspp", Options(seeds=2), typed, bases) == (
+    assert run.budget_of("aspp", Options(seeds=2), typed, bases) == (
         "the preset's steps, 2 seeds, model.backbone.freeze 2, optim.lr 0.5"
     )
 
@@ -183,9 +183,9 @@ def test_the_record_that_is_checked_is_the_one_that_is_kept(tmp_path: Path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "sweep.json").write_text(json.dumps({"run_id": "x", **kept, "arguments": rest}))
     base = replace(demo(), storage=str(tmp_path))
-    running.check_name(replace(options, resume=True, concurrent=3), rest, base, "one")
+    run.check_name(replace(options, resume=True, concurrent=3), rest, base, "one")
     with pytest.raises(ValueError, match="steps was 20, is 30"):
-        running.check_name(replace(options, resume=True, steps=30), rest, base, "one")
+        run.check_name(replace(options, resume=True, steps=30), rest, base, "one")
 
 
 def test_folders_of_many_studies_have_short_names():
@@ -196,7 +196,7 @@ def test_folders_of_many_studies_have_short_names():
 def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
     from jobs.tune import main
 
-    monkeypatch.setattr(running, "STUDIES", {"aspp": STUDIES["aspp"]})
+    monkeypatch.setattr(run, "STUDIES", {"aspp": STUDIES["aspp"]})
     assert main(["--study", "list"]) is None
     assert capsys.readouterr().out.startswith("aspp ")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.judging import COSTLY, judged, merged_quality
-from pipelines.studies.planning import (
+from pipelines.studies.measure import COSTLY, judged, merged_quality
+from pipelines.studies.plan import (
     Options,
     Planned,
     Presets,
@@ -25,8 +25,8 @@ from pipelines.studies.planning import (
     typed_paths,
     with_weights,
 )
-from pipelines.studies.results import Cell, Table, table_of
-from pipelines.studies.table import METRICS
+from pipelines.studies.study import METRICS
+from pipelines.studies.table import Cell, Table, table_of
 from pipelines.tracking import runs
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking

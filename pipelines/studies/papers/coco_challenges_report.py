@@ -1,6 +1,6 @@
 """Image Panoptic Segmentation Challenges using COCO Dataset: its tables 2 to 9."""
 
-from pipelines.studies.table import Row, Study
+from pipelines.studies.study import Row, Study
 
 FREEZE, NAME, RATES, STEM = "model.backbone.freeze", "model.backbone.name", "model.rates", "model.backbone.stem"
 

@@ -1,6 +1,6 @@
 """Panoptic Segmentation with a Joint Semantic and Instance Segmentation Network: its tables 3 and 4."""
 
-from pipelines.studies.table import Row, Study
+from pipelines.studies.study import Row, Study
 
 BRANCHES = "model.branches"
 

@@ -1,0 +1,1 @@
+"""The papers' tables as data, a file a source document."""

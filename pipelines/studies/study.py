@@ -1,0 +1,72 @@
+"""What a study is: a table of a paper, as options beside the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+METRICS = {
+    "PQ": "val/pq",
+    "things": "val/pq_things",
+    "stuff": "val/pq_stuff",
+    "SQ": "val/sq",
+    "RQ": "val/rq",
+    "AP": "val/ap",
+    "AP50": "val/ap50",
+    "mIoU": "val/miou",
+    "recall": "val/proposal_recall",
+    "loss": "val/loss/total",
+}
+"""Columns of the papers' tables, and the metrics of a validation that they are."""
+
+QUALITIES = ("PQ", "things", "stuff")
+
+SMALL: dict[str, dict[Any, Any]] = {
+    "model.backbone.name": {"resnet50": "resnet18", "resnet101": "resnet34"},
+    "model.rates": {(3, 6, 9): (1, 2, 3), (6, 12, 18): (2, 4, 6), (12, 24, 36): (4, 8, 12)},
+    "augment.sides": {(400,): (160,), (500,): (200,), (600,): (240,), (700,): (280,)},
+    "augment.longest": {400: 320, 500: 400, 600: 480, 700: 560},
+    "resize.short": {400: 160, 500: 200, 600: 240, 700: 280},
+    "resize.longest": {400: 320, 500: 400, 600: 480, 700: 560},
+}
+"""What a row's values become on the small presets: a smaller trunk, the same ratio of dilations or sides."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    label: str
+    change: Mapping[str, Any]
+    """Options in which it differs."""
+    paper: tuple[float | None, ...] = ()
+    """The paper's figures in the order of the study's columns; None where it gives none."""
+    judge: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the model that differ only while it is judged; rows that differ in nothing else train once."""
+    preset: str = ""
+    """Instead of the study's."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table of a paper."""
+
+    title: str
+    preset: str
+    """The paper's recipe."""
+    small: str
+    """The preset of --small: two CPU cores, from scratch."""
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...] = QUALITIES
+    """Of `METRICS`."""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    """Options of all rows, also with --small."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """Options of all rows without --small: what the paper says beyond its preset."""
+    images: int = 0
+    """Of the paper's training set: `data.limit` of preset and rows is meant as a share of it. 0 = as it stands."""
+    merged: tuple[int, ...] = ()
+    """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
+    note: str = ""
+    """What the paper leaves open."""
