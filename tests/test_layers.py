@@ -172,19 +172,6 @@ OPEN: tuple[str, ...] = (
     "panoptic/metrics/average_precision.py: panoptic.models.panoptic_deeplab.postprocess stands after panoptic.metrics.average_precision in the order inside panoptic/",  # noqa: E501
     "panoptic/metrics/semantic.py: panoptic.models.panoptic_deeplab.postprocess stands after panoptic.metrics.semantic in the order inside panoptic/",  # noqa: E501
     "panoptic/training/step.py: panoptic.evaluation.oracle stands after panoptic.training.step in the order inside panoptic/",  # noqa: E501
-    "pipelines/benchmark/deeplab.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/detection.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/detr.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/evaluating.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/fcn.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/inputs.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/loading.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/metric.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/peers.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/precision.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/queries.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/throughput.py: no place in the order inside pipelines/; add it to ORDER",
-    "pipelines/benchmark/timing.py: no place in the order inside pipelines/; add it to ORDER",
 )
 """What still stands against the order while the files move, a line each; empty when they have."""
 

@@ -15,8 +15,8 @@ from PIL import Image
 from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco
 from panoptic.png import from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case
 
 IMAGES = 4
 """Of a round."""

@@ -1,4 +1,4 @@
-"""Measure us against the published implementations: `python jobs/benchmark.py [ROWS …] [--peers DIR]`.
+"""Measure us against the published implementations: `python tests/benchmarks/__main__.py [ROWS …] [--peers DIR]`.
 
 DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detectron2, DIR/detr and DIR/Mask2Former;
 Hugging Face's transformers and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
@@ -20,19 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
-from pipelines.benchmark import (
-    deeplab,
-    detection,
-    detr,
-    evaluating,
-    fcn,
-    loading,
-    metric,
-    precision,
-    queries,
-    throughput,
-)
-from pipelines.benchmark.timing import Case, Row, hardware, measure, table
+from tests.benchmarks import deeplab, detection, detr, evaluating, fcn, loading, metric, precision, queries, throughput
+from tests.benchmarks.timing import Case, Row, hardware, measure, table
 
 ROWS = (
     *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),

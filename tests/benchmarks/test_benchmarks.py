@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.benchmark import ROWS, main
 from panoptic.segmentation import Segmentation
-from pipelines.benchmark import inputs
-from pipelines.benchmark.timing import Case, Row, measure, same_partition, table
+from tests.benchmarks import inputs
+from tests.benchmarks.__main__ import ROWS, main
+from tests.benchmarks.timing import Case, Row, measure, same_partition, table
 
 
 def test_every_row_without_ray_prints_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -27,8 +27,8 @@ from panoptic.rcnn.paste_masks import Pasted, paste
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions
 from panoptic.segmentation import Categories, Frame, Segmentation
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case
 
 SIZE, INSTANCES, SIDE = (800, 1333), 100, 28
 """Of rows 7c and 7d: the image, how many masks, and their side."""

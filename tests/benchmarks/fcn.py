@@ -18,8 +18,8 @@ from panoptic.models.base import Outputs
 from panoptic.models.panoptic_fcn.model import LEVELS, PanopticFCN, PanopticFCNConfig
 from panoptic.models.panoptic_fcn.targets import kernel_targets
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, Targets, collate
-from pipelines.benchmark import inputs
-from pipelines.benchmark.timing import Case
+from tests.benchmarks import inputs
+from tests.benchmarks.timing import Case
 
 SIZE, THINGS, STUFF = (800, 1216), 68, 12
 

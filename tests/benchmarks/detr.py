@@ -16,8 +16,8 @@ from panoptic.convert import convert
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.detr.postprocess import merge_masks
 from panoptic.segmentation import Categories, Frame, Segmentation
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case, close, same_partition
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case, close, same_partition
 
 QUERIES, KEPT, LOGITS = 100, 28, 250
 

@@ -17,8 +17,8 @@ from pycocotools import mask as rle
 from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
 from panoptic.models.panoptic_deeplab.postprocess import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
-from pipelines.benchmark import inputs
-from pipelines.benchmark.timing import Case
+from tests.benchmarks import inputs
+from tests.benchmarks.timing import Case
 
 IMAGES, INSTANCES = 12, 100
 

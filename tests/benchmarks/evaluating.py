@@ -19,8 +19,8 @@ from panoptic.models.panoptic_deeplab.model import PanopticDeepLab, PanopticDeep
 from panoptic.png import decode_image, decode_segments, encode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
 from panoptic.training.step import Engine
-from pipelines.benchmark import inputs
-from pipelines.benchmark.timing import Row
+from tests.benchmarks import inputs
+from tests.benchmarks.timing import Row
 
 IMAGES = 4
 

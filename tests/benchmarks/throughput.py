@@ -21,14 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from panoptic.png import to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import Augment
-from pipelines.benchmark import inputs
-from pipelines.benchmark.timing import Row
 from pipelines.cluster import session
 from pipelines.data.loader import Feed, FeedConfig
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers.coco_panoptic import READERS
 from pipelines.data.sampler import Stream
 from pipelines.data.shard_reader import Rows, single_threaded, view
+from tests.benchmarks import inputs
+from tests.benchmarks.timing import Row
 
 BATCH = 8
 SKIPPED = 4

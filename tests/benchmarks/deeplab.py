@@ -12,8 +12,8 @@ import torch
 from panoptic.models.panoptic_deeplab.postprocess import find_centres, merge_centres
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.targets.dense import CentreTargets, centre_targets
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case, close, same_partition
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case, close, same_partition
 
 DIVISOR = 1000
 """detectron2's: panoptic label = class x 1000 + instance."""

@@ -26,9 +26,9 @@ from panoptic.segmentation import Targets, collate
 from panoptic.transforms import Augment, generator, training_view
 from panoptic.transforms.geometry import Window
 from panoptic.transforms.views import draw_geometry
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case, same_partition
 from pipelines.data.prepare import read_row
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case, same_partition
 
 IMAGES = 12
 """Of a round, each with a draw of its own."""

@@ -29,8 +29,8 @@ from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.step import Engine, Health, prepare, train_step
-from pipelines.benchmark import inputs, peers
-from pipelines.benchmark.timing import Case, same_partition
+from tests.benchmarks import inputs, peers
+from tests.benchmarks.timing import Case, same_partition
 
 QUERIES, KEPT, CLASSES = 100, 28, 133
 

@@ -1,1 +1,0 @@
-"""Measurements against the published implementations: see `jobs/benchmark.py`."""

@@ -1,0 +1,1 @@
+"""Measurements against the published implementations: see `tests/benchmarks/__main__.py`."""
