@@ -19,7 +19,7 @@ from panoptic.backbones.swin import SWINS, Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG, VGGS
 from panoptic.backbones.weights import load_weights
-from panoptic.layers.conv import Norm, freeze_parts
+from panoptic.layers.norm import Norm, freeze_parts
 
 ALWAYS = ("name", "weights", "freeze")
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.conv import Norm, norm_layer
+from panoptic.layers.norm import Norm, norm_layer
 
 STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
 

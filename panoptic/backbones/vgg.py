@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from panoptic.layers.conv import Norm, norm_layer
+from panoptic.layers.norm import Norm, norm_layer
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the convolutions before each pool."""

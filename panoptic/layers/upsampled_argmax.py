@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from panoptic.layers.conv import mixed_cells
+from panoptic.layers.resize import mixed_cells
 
 CHUNK = 16
 """Classes enlarged at once: bounds the memory of 133 classes at 2 megapixels."""

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from panoptic.layers.conv import freeze_parts
+from panoptic.layers.norm import freeze_parts
 
 SHOWN = 8
 """Near names that an error lists."""

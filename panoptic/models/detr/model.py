@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
-from panoptic.layers.conv import Pixels
+from panoptic.layers.image import Pixels
 from panoptic.matcher import Matches, class_cost, hungarian
 from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
 from panoptic.models.detr.class_space import ClassSpace

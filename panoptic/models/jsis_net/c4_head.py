@@ -20,7 +20,9 @@ from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
-from panoptic.layers.conv import ConvNormAct, Norm, resize
+from panoptic.layers.conv import ConvNormAct
+from panoptic.layers.norm import Norm
+from panoptic.layers.resize import resize
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.roi_align import pool
 from panoptic.rcnn.roi_heads import Detection, Detections

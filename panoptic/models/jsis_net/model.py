@@ -44,11 +44,13 @@ from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers.conv import Norm, Pixels, resize, set_norm_momentum
-from panoptic.layers.fpn import Deconvolution, PooledSemantics
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm, set_norm_momentum
+from panoptic.layers.resize import resize
 from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.jsis_net import c4_head
 from panoptic.models.jsis_net.postprocess import Conflicts, Found, merge_conflicts, most_probable
+from panoptic.models.jsis_net.semantic_branch import Deconvolution, PooledSemantics
 from panoptic.rcnn.mask_rcnn import enlarge_boxes, paste_detections, true_detections
 from panoptic.rcnn.paste_masks import encode
 from panoptic.rcnn.roi_heads import Detection, Sampled, box_losses, mask_loss, sample_regions

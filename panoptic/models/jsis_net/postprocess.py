@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.layers.conv import resize
+from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.segmentation import Categories, Segmentation
 

@@ -30,7 +30,9 @@ from torch.nn import functional
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.attention import MLP, Attention, initialise_transformer
-from panoptic.layers.conv import Norm, Pixels, resize
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm
+from panoptic.layers.resize import resize
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
 from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
 from panoptic.models.mask_transformer import loss as mask_classification

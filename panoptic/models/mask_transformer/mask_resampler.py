@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from panoptic.layers.conv import mixed_cells
+from panoptic.layers.resize import mixed_cells
 
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pixels resampled at once: what fits a core's cache, or what keeps a GPU busy within bounded memory."""

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panoptic.layers.attention import Encoder, sine_positions
-from panoptic.layers.conv import Norm, norm_layer, resize
+from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.resize import resize
 from panoptic.models.mask_transformer.deformable_attention import DeformableEncoder
 
 COARSE_TO_FINE = ("res5", "res4", "res3", "res2")

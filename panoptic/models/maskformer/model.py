@@ -27,7 +27,8 @@ from torch.nn import functional
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.attention import MLP, Decoder
-from panoptic.layers.conv import Norm, Pixels
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm
 from panoptic.matcher import Matches, class_cost, dice_cost, focal_cost, hungarian
 from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
 from panoptic.models.mask_transformer import loss as mask_classification

@@ -42,19 +42,12 @@ from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers.conv import (
-    ASPP,
-    Decoder,
-    Head,
-    Norm,
-    Pixels,
-    initialise_decoder,
-    pool_window,
-    resize,
-    set_norm_momentum,
-)
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm, set_norm_momentum
+from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes, highest
 from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.panoptic_deeplab.decoder import ASPP, Decoder, Head, initialise_decoder, pool_window
 from panoptic.models.panoptic_deeplab.postprocess import Score, merge_centres, scored_instances
 from panoptic.models.panoptic_deeplab.upsampling import Enlarging
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets

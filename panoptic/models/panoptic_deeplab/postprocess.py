@@ -20,7 +20,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional
 
-from panoptic.layers.conv import mixed_cells
+from panoptic.layers.resize import mixed_cells
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]

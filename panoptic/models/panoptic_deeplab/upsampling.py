@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from panoptic.layers.conv import resize
+from panoptic.layers.resize import resize
 from panoptic.segmentation import Frame
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
-from panoptic.layers.conv import Norm, norm_layer
+from panoptic.layers.norm import Norm, norm_layer
 
 TAPS = 9
 """Of a 3x3 convolution: each has an offset (dy, dx) and a factor."""

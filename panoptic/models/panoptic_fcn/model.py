@@ -41,8 +41,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.backbones import Backbone
-from panoptic.layers.conv import Norm, Pixels, resize
 from panoptic.layers.fpn import FPN, SemanticFPN
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm
+from panoptic.layers.resize import resize
 from panoptic.losses import soft_focal_loss
 from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.panoptic_fcn.conv_stack import Tower, predictor

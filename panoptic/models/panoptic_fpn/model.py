@@ -37,8 +37,10 @@ from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers.conv import Norm, Pixels, resize
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import Norm
+from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.panoptic_fpn.postprocess import merge_instances

@@ -8,7 +8,7 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.weights import load_weights, trunk_key
-from panoptic.layers.conv import FrozenBatchNorm
+from panoptic.layers.norm import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 

@@ -21,7 +21,7 @@ from panoptic.backbones.swin import SWINS
 from panoptic.backbones.vgg import VGGS
 from panoptic.backbones.weights import load_weights
 from panoptic.convert.backbones import trunk_config
-from panoptic.layers.conv import FrozenBatchNorm
+from panoptic.layers.norm import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 

@@ -7,16 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.layers.conv import (
-    ASPP,
-    FrozenBatchNorm,
-    ImagePool,
-    Pixels,
-    freeze,
-    norm_layer,
-    pool_window,
-    set_norm_momentum,
-)
+from panoptic.layers.image import Pixels
+from panoptic.layers.norm import FrozenBatchNorm, freeze, norm_layer, set_norm_momentum
+from panoptic.models.panoptic_deeplab.decoder import ASPP, ImagePool, pool_window
 from panoptic.segmentation import Frame
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.layers.conv import FrozenBatchNorm
+from panoptic.layers.norm import FrozenBatchNorm
 from panoptic.training.freezing import freeze_parameters, training_mode
 from panoptic.training.optim import Optim, build_optimiser
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from panoptic.layers.conv import FrozenBatchNorm
+from panoptic.layers.norm import FrozenBatchNorm
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from pipelines.config import UNRANKED, Data, Train

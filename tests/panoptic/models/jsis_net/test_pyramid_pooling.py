@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from panoptic.layers.fpn import HybridUpsampling, PooledSemantics, PyramidPooling
+from panoptic.models.jsis_net.semantic_branch import HybridUpsampling, PooledSemantics, PyramidPooling
 
 
 def transparent(bins: tuple[int, ...]) -> PyramidPooling:

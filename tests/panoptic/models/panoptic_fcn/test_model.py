@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from panoptic.convert import convert, reference_keys
-from panoptic.layers.conv import NORM_EPS, FrozenBatchNorm
+from panoptic.layers.norm import NORM_EPS, FrozenBatchNorm
 from panoptic.models.panoptic_fcn.model import LEVELS, PanopticFCN
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from tests.panoptic.double import in_double

@@ -1,0 +1,38 @@
+"""Bilinear resizing, and which coarse cells a fine pixel mixes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mixed_cells(
+    cells: int, pixels: int, count: int | None = None, align_corners: bool = False, device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a bilinear resize along one axis mixes: both cells of each pixel, and the share of the second one.
+
+    Args:
+        cells: before the resize.
+        pixels: after it.
+        count: of pixels wanted, the first ones; all by default.
+        align_corners: as of `resize`.
+        device: of the result.
+
+    Returns:
+        int64 [count], int64 [count], float32 [count].
+    """
+    positions = torch.arange(pixels if count is None else count, dtype=torch.float32, device=device)
+    if align_corners:
+        positions = positions * ((cells - 1) / max(pixels - 1, 1))
+    else:
+        positions = ((positions + 0.5) * (cells / pixels) - 0.5).clamp(min=0)
+    before = positions.long().clamp(max=cells - 1)
+    return before, (before + 1).clamp(max=cells - 1), positions - before
+
+
+def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Bilinear to `size`; the tensor itself where it has that size already."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
