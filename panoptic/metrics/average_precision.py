@@ -27,7 +27,7 @@ import numpy as np
 from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
-from panoptic.models.panoptic_deeplab.postprocess import encode_masks
+from panoptic.rle import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as rle
 
-from panoptic.models.panoptic_deeplab.postprocess import encode_masks
+from panoptic.rle import encode_masks
 from panoptic.segmentation import IGNORE, Categories, Segmentation
 
 _BLOCK = 1 << 17

@@ -10,9 +10,7 @@ Shapes: B images, H x W the canvas of the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +22,7 @@ from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Ta
 
 Outputs = dict[str, Tensor]
 """Named tensors that `network` returns."""
+
 
 Merged = Sequence[Segmentation] | None
 """What `segment` made of the same outputs, one an image, so that no model merges twice; None where nobody has it."""
@@ -122,28 +121,3 @@ def full_precision(outputs: Outputs) -> Outputs:
     """bfloat16 and float16 outputs as float32; others untouched."""
     half = (torch.bfloat16, torch.float16)
     return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
-
-
-_alone: ContextVar[bool] = ContextVar("alone", default=False)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Within it `world_mean` asks no other worker: each evaluates its own images, and not equally many batches."""
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
-
-
-def world_mean(count: Tensor) -> Tensor:
-    """The mean of a normaliser over all workers, as the references that all-reduce their counts do.
-
-    A scalar tensor; without a process group, or within `alone`, it comes back as it is. Carries no gradient.
-    """
-    if _alone.get() or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return count
-    total = count.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from panoptic.distributed import alone, world_size
 from panoptic.evaluation.oracle import swap
-from panoptic.models.base import PanopticModel, alone, full_precision
+from panoptic.models.base import PanopticModel, full_precision
 from panoptic.segmentation import Instances, Segmentation, Targets
 from panoptic.training.optim import Optim, learning_rate_factor, set_learning_rate
 
@@ -72,17 +73,6 @@ def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) ->
     """The model on its device and in its memory format, before optimiser and DDP take hold of it."""
     memory = torch.channels_last if engine.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
-
-
-def share_buffers(model: nn.Module) -> None:
-    """Give every worker the first one's buffers, which are those that a checkpoint holds.
-
-    Call it before a validation that the workers share, or each judges a model with running statistics
-    of its own. Does nothing without a process group.
-    """
-    if world_size() > 1:
-        for buffer in model.buffers():
-            torch.distributed.broadcast(buffer, 0)
 
 
 def unwrap(model: nn.Module) -> PanopticModel:
@@ -389,10 +379,3 @@ class Meter:
             values["data_wait"] = self.wait / max(self.seconds, 1e-9)
         self.__init__()
         return values
-
-
-def world_size() -> int:
-    """Number of workers; 1 without a process group."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1
-    return torch.distributed.get_world_size()

@@ -29,22 +29,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
+from panoptic.distributed import share_buffers, world_size
 from panoptic.evaluation.tally import Batch, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
-from panoptic.training.step import (
-    Health,
-    Meter,
-    evaluation_step,
-    prepare,
-    seed_torch,
-    share_buffers,
-    train_step,
-    world_size,
-)
+from panoptic.training.step import Health, Meter, evaluation_step, prepare, seed_torch, train_step
 from panoptic.training.transfer import take_over
 from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage

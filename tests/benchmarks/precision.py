@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
-from panoptic.models.panoptic_deeplab.postprocess import encode_masks
+from panoptic.rle import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 from tests.benchmarks import inputs
 from tests.benchmarks.timing import Case

@@ -11,7 +11,7 @@ from panoptic.metrics.average_precision import instance_overlaps
 from panoptic.metrics.image import count_image
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion
-from panoptic.models.panoptic_deeplab.postprocess import encode_masks
+from panoptic.rle import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Pair = tuple[Segmentation, Segmentation]

@@ -34,10 +34,11 @@ from torch.utils.checkpoint import checkpoint
 
 from panoptic import losses
 from panoptic.backbones import Backbone
+from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
 from panoptic.layers.image import Pixels
 from panoptic.matcher import Matches, class_cost, hungarian
-from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
+from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.detr.class_space import ClassSpace
 from panoptic.models.detr.mask_head import MaskHead
 from panoptic.models.detr.postprocess import binary_masks, box_masks, encode, merge_boxes, merge_masks

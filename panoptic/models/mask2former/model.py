@@ -29,12 +29,13 @@ from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
+from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, Attention, initialise_transformer
 from panoptic.layers.image import Pixels
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
-from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
+from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.mask_transformer import loss as mask_classification
 from panoptic.models.mask_transformer import point_sampling
 from panoptic.models.mask_transformer.loss import class_losses, compared_masks, learnt, mask_products, trained_layers

@@ -26,11 +26,12 @@ from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
+from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, Decoder
 from panoptic.layers.image import Pixels
 from panoptic.layers.norm import Norm
 from panoptic.matcher import Matches, class_cost, dice_cost, focal_cost, hungarian
-from panoptic.models.base import Merged, Outputs, PanopticModel, world_mean
+from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.mask_transformer import loss as mask_classification
 from panoptic.models.mask_transformer.loss import (
     class_losses,

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as rle
@@ -21,13 +20,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.layers.resize import mixed_cells
+from panoptic.rle import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]
 """What ranks an instance: its mean class probability, the heatmap at its centroid, or their product."""
 
+
 CELL = 16
 """Side in pixels of the cells for which `group_pixels` looks for the only centre that can be nearest."""
+
 
 BLOCK = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Numbers handled at once: what fits a core's cache, or what keeps a GPU busy within bounded memory."""
@@ -320,26 +322,3 @@ def _instance_scores(instances: Tensor, labels: Tensor, certainty: _Certainty | 
     areas = areas.clamp(min=1)  # a truth may list things without a pixel
     at_centroid = heatmap[(rows / areas).long(), (columns / areas).long()].double()
     return torch.stack([at_centroid, probability / areas])
-
-
-def encode_masks(segments: np.ndarray, wanted: np.ndarray) -> list[dict]:
-    """COCO RLE of some segments of a map, from the runs of the whole map instead of a mask each.
-
-    Args:
-        segments: int32 [H, W].
-        wanted: int [K], distinct segment numbers.
-    """
-    height, width = segments.shape
-    flat = cv2.transpose(segments).reshape(-1)  # RLE runs down the columns
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    ends = np.append(starts[1:], flat.size)
-    owners = flat[starts]
-    order = np.argsort(owners, kind="stable")
-    first, last = (np.searchsorted(owners[order], wanted, side=side) for side in ("left", "right"))
-    masks = []
-    for a, b in zip(first, last, strict=True):
-        runs = order[a:b]
-        edges = np.stack([starts[runs], ends[runs]], 1).reshape(-1)
-        counts = np.diff(edges, prepend=0, append=flat.size)
-        masks.append({"size": [height, width], "counts": counts.tolist()})
-    return rle.frPyObjects(masks, height, width) if masks else []

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panoptic.distributed import alone
 from panoptic.models import (
     DETRConfig,
     JSISNetConfig,
@@ -28,7 +29,7 @@ from panoptic.models import (
     PanopticFCNConfig,
     PanopticFPNConfig,
 )
-from panoptic.models.base import Outputs, PanopticModel, alone
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.step import Engine, Health, prepare, train_step
