@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from panoptic.convert import FAMILIES, convert, read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
-from panoptic.training.checkpoint import from_plain, save, to_plain
+from panoptic.training.checkpoint import save
+from panoptic.training.plain import from_plain, to_plain
 from pipelines.cluster.storage import read_bytes, write_bytes
 
 

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import tyro
 
 from panoptic.models import Architecture
+from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
-from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
 from pipelines.tracking.runs import Tracking

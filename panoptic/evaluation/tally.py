@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from panoptic.evaluation.step import Judged, evaluation_step
 from panoptic.metrics.average_precision import average_precision, instance_overlaps
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
@@ -24,7 +25,7 @@ from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion, count_recall, mean_iou
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Segmentation, Targets
-from panoptic.training.step import Engine, Judged, evaluation_step, seed_torch
+from panoptic.training.device import Engine, seed_torch
 
 
 @dataclass(frozen=True)

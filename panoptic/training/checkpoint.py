@@ -19,23 +19,22 @@ A checkpoint is a dict of tensors, numbers, strings and lists, written by `torch
 from __future__ import annotations
 
 import pickle
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic import models
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories
+from panoptic.training.plain import read_config, to_plain, without_download
 
 FORMAT = 1
 
+
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
+
 
 SHOWN = 20
 """Names that an error message lists before it says how many more there are."""
@@ -111,8 +110,8 @@ def build_model(checkpoint: Mapping[str, Any], ema: bool = True) -> PanopticMode
     Raises:
         ValueError: unknown class or field, or weights that do not fit.
     """
-    model = read_config(_without_download(checkpoint["config"])).build(read_categories(checkpoint))
-    load_weights(model, _chosen(checkpoint, ema))
+    model = read_config(without_download(checkpoint["config"])).build(read_categories(checkpoint))
+    load_weights(model, chosen_weights(checkpoint, ema))
     return model.eval()
 
 
@@ -130,7 +129,7 @@ def restore(
     check_categories(read_categories(checkpoint), model.categories)
     load_weights(model, checkpoint["weights"])
     if ema is not None:
-        load_weights(ema.module, _chosen(checkpoint, True), "averaged weights")
+        load_weights(ema.module, chosen_weights(checkpoint, True), "averaged weights")
         ema.n_averaged.fill_(max(1, checkpoint.get("ema_updates", 0)))  # at 0 the next update would copy
     if optimiser is not None:
         if checkpoint["optimiser"] is None:
@@ -146,7 +145,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str = "c
     """
     problems = compare(model, weights)
     if any(problems.values()):
-        lines = [f"  {kind}: {_some(found)}" for kind, found in problems.items() if found]
+        lines = [f"  {kind}: {shortened(found)}" for kind, found in problems.items() if found]
         raise ValueError(f"{name}: does not fit {type(model).__name__}\n" + "\n".join(lines))
     model.load_state_dict(dict(weights))
 
@@ -165,46 +164,6 @@ def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[s
     }
 
 
-def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: bool = True) -> list[str]:
-    """Start a new run from a checkpoint of the same architecture, on the same or other classes.
-
-    The layers whose size depends on the classes stay as they were initialised when the classes
-    differ, be it only in name or order. Which layers these are is read off a model built for
-    classes of other counts and from `class_modules`; `added_modules` stay fresh where the file has none.
-
-    Returns:
-        the keys left fresh; empty when classes and modules agree.
-
-    Raises:
-        ValueError: anything else does not fit.
-    """
-    weights, own = _chosen(checkpoint, ema), model.state_dict()
-    absent = tuple(name for name in model.added_modules if not _within(weights, (name,)))
-    fresh = _within(own, absent)
-    old = read_categories(checkpoint)
-    if _classes(old) != _classes(model.categories):
-        fresh |= class_keys(read_config(_without_download(checkpoint["config"])), old)
-        fresh |= _within([*weights, *own], model.class_modules)
-    kept = {key: value for key, value in weights.items() if key not in fresh}
-    load_weights(model, kept | {key: own[key] for key in fresh & own.keys()})
-    return sorted(fresh & own.keys())
-
-
-def _within(keys: Iterable[str], modules: tuple[str, ...]) -> set[str]:
-    """The keys of these submodules."""
-    return {key for key in keys if key.split(".")[0] in modules}
-
-
-def class_keys(config: Any, categories: Categories) -> set[str]:
-    """Keys of the weights whose shape depends on the number of classes."""
-    used = set(categories.ids)
-    spare = [i for i in range(len(used) + 2) if i not in used][:2]
-    extra = [{"id": i, "name": f"spare {i}", "isthing": k} for k, i in enumerate(spare)]
-    before = config.build(categories).state_dict()
-    after = config.build(Categories.from_coco(categories.to_coco() + extra)).state_dict()
-    return {key for key, value in before.items() if key not in after or after[key].shape != value.shape}
-
-
 def read_categories(checkpoint: Mapping[str, Any]) -> Categories:
     """The classes that the checkpoint's heads stand for."""
     return Categories.from_coco(checkpoint["categories"], "checkpoint")
@@ -216,140 +175,32 @@ def check_categories(found: Categories, wanted: Categories, name: str = "checkpo
     Raises:
         ValueError: names those that differ.
     """
-    a, b = _classes(found), _classes(wanted)
+    a, b = class_entries(found), class_entries(wanted)
     if a == b:
         return
     only_a, only_b = [x for x in a if x not in b], [x for x in b if x not in a]
-    parts = [f"only in {name}: {_some(only_a)}"] if only_a else []
-    parts += [f"only in the data: {_some(only_b)}"] if only_b else []
+    parts = [f"only in {name}: {shortened(only_a)}"] if only_a else []
+    parts += [f"only in the data: {shortened(only_b)}"] if only_b else []
     if not parts:
         moved = [f"{x} / {y}" for x, y in zip(a, b, strict=False) if x != y]
-        parts = [f"the order differs: {_some(moved)}"]
+        parts = [f"the order differs: {shortened(moved)}"]
     raise ValueError(
         f"{name}: its {len(a)} classes are not the {len(b)} of the data; {'; '.join(parts)}. "
         "To train on other classes, start a new run from its weights (fine-tuning)"
     )
 
 
-def architectures() -> dict[str, type]:
-    """Every configuration class of `panoptic.models.Architecture`, by name."""
-    union: Any = models.Architecture
-    return {kind.__name__: kind for kind in typing.get_args(union) or (union,)}
-
-
-def read_config(plain: Mapping[str, Any]) -> Any:
-    """The configuration that `to_plain` wrote, of the class of `panoptic.models.Architecture` that it names.
-
-    Raises:
-        ValueError: unknown class, unknown or mistyped field.
-    """
-    known = architectures()
-    name = plain.get("class")
-    if name not in known:
-        raise ValueError(f"checkpoint: architecture {name!r} is not known; known are {', '.join(sorted(known))}")
-    return from_plain(known[name], plain, name)
-
-
-def to_plain(value: Any) -> Any:
-    """A configuration as dicts, lists, strings and numbers; a dataclass becomes {"class": name, **fields}."""
-    if is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.init}
-        return {"class": type(value).__name__, **own}
-    if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"to_plain: {type(value).__name__} is no plain value, dataclass, tuple, list or dict")
-
-
-def from_plain(kind: Any, plain: Any, where: str = "config") -> Any:
-    """The inverse of `to_plain`: a value of the annotated type `kind`.
-
-    A dataclass's absent fields take their defaults, so that older checkpoints load.
-
-    Raises:
-        ValueError: an unknown field, a missing one without default, or a value of another type; names the path.
-    """
-    arguments = typing.get_args(kind)
-    origin = typing.get_origin(kind)
-    if is_dataclass(kind):
-        return _read_fields(kind, plain, where)
-    if origin is typing.Union or origin is types.UnionType:
-        return _read_union(arguments, plain, where)
-    if origin is typing.Literal:
-        if plain in arguments:
-            return plain
-        raise ValueError(f"{where}: {plain!r} is none of {', '.join(map(repr, arguments))}")
-    if origin is tuple and isinstance(plain, list | tuple):
-        inner = arguments[:1] * len(plain) if arguments[-1] is Ellipsis else arguments
-        if len(inner) != len(plain):
-            raise ValueError(f"{where}: {len(plain)} values, {len(inner)} wanted")
-        return tuple(from_plain(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, plain, strict=True)))
-    if origin is dict and isinstance(plain, dict):
-        return {k: from_plain(arguments[1], v, f"{where}.{k}") for k, v in plain.items()}
-    if kind is float and type(plain) is int:
-        return float(plain)
-    if isinstance(kind, type) and type(plain) is kind:
-        return plain
-    raise ValueError(f"{where}: {plain!r} is no {getattr(kind, '__name__', kind)}")
-
-
-def _read_fields(kind: Any, plain: Any, where: str) -> Any:
-    if not isinstance(plain, Mapping):
-        raise ValueError(f"{where}: {plain!r} stands where the fields of {kind.__name__} are wanted")
-    if plain.get("class", kind.__name__) != kind.__name__:
-        raise ValueError(f"{where}: is a {plain['class']}, wanted is a {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in fields(kind) if f.init}
-    unknown = [name for name in plain if name not in known and name != "class"]
-    if unknown:
-        raise ValueError(f"{where}: unknown field {', '.join(unknown)}; {kind.__name__} has {', '.join(known)}")
-    required = [f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING]
-    missing = [name for name in required if name not in plain]
-    if missing:
-        raise ValueError(f"{where}: lacks {', '.join(missing)}, which {kind.__name__} has no default for")
-    return kind(**{n: from_plain(hints[n], v, f"{where}.{n}") for n, v in plain.items() if n != "class"})
-
-
-def _read_union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
-    """Dataclass members by the name that the value carries, others by the first type that takes it."""
-    named = plain.get("class") if isinstance(plain, Mapping) else None
-    for member in members:
-        if is_dataclass(member):
-            if named == getattr(member, "__name__", ""):
-                return from_plain(member, plain, where)
-            continue
-        try:
-            return from_plain(member, plain, where)
-        except ValueError:
-            continue
-    names = ", ".join(getattr(member, "__name__", str(member)) for member in members)
-    raise ValueError(f"{where}: {named or plain!s} is none of {names}")
-
-
-def _chosen(checkpoint: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
+def chosen_weights(checkpoint: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
     averaged = checkpoint["ema"] if ema else None
     return dict(checkpoint["weights"] if averaged is None else averaged)
 
 
-def _without_download(plain: Any) -> Any:
-    """The configuration with untrained backbones: their weights are about to be replaced."""
-    if isinstance(plain, list):
-        return [_without_download(value) for value in plain]
-    if not isinstance(plain, Mapping):
-        return plain
-    changed = {key: _without_download(value) for key, value in plain.items()}
-    return changed | {"weights": "none"} if plain.get("class") == "Backbone" else changed
-
-
-def _classes(categories: Categories) -> list[str]:
+def class_entries(categories: Categories) -> list[str]:
     kinds = ("stuff", "thing")
     return [f"{n} ({kinds[t]})" for n, t in zip(categories.names, categories.is_thing, strict=True)]
 
 
-def _some(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

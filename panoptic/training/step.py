@@ -12,34 +12,19 @@ Shapes: B images of a micro-batch, H x W the canvas.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic.distributed import alone, world_size
-from panoptic.evaluation.oracle import swap
-from panoptic.models.base import PanopticModel, full_precision
-from panoptic.segmentation import Instances, Segmentation, Targets
+from panoptic.distributed import world_size
+from panoptic.segmentation import Targets
+from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
 from panoptic.training.optim import Optim, learning_rate_factor, set_learning_rate
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How a step computes; nothing here changes what is learnt but by rounding."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network, by autocast; losses and merging always run in float32."""
-    channels_last: bool = False
-    """Memory format of images and weights; usually faster on a GPU."""
-    max_skipped: int = 5
-    """Steps in a row with a loss or gradient that is not finite before training stops."""
 
 
 @dataclass
@@ -67,19 +52,6 @@ class StepResult:
     """Seconds spent waiting for data."""
     seconds: float
     """Of the whole step, waiting included."""
-
-
-def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) -> PanopticModel:
-    """The model on its device and in its memory format, before optimiser and DDP take hold of it."""
-    memory = torch.channels_last if engine.channels_last else torch.preserve_format
-    return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
-
-
-def unwrap(model: nn.Module) -> PanopticModel:
-    """The model inside DDP and `torch.compile` wrappers."""
-    while not isinstance(model, PanopticModel):
-        model = model.module if isinstance(model, DistributedDataParallel) else model.get_submodule("_orig_mod")
-    return model
 
 
 def train_step(
@@ -146,96 +118,6 @@ def train_step(
     return StepResult(sums, norm, rate, skipped, images_seen, wait, time.perf_counter() - start)
 
 
-class Judged(NamedTuple):
-    """What one pass over a batch of B images gives."""
-
-    losses: dict[str, Tensor]
-    """Scalars on the device, with their sum as `total`."""
-    maps: list[Segmentation]
-    """Merged, for PQ."""
-    semantics: list[np.ndarray]
-    """int32 [H, W] class maps, for mIoU."""
-    instances: list[Instances] | None
-    """For AP; None where they were not wanted."""
-    proposals: list[Tensor] | None
-    """For recall; None where they were not wanted, and from models without region proposals."""
-    seconds: dict[str, float]
-    """`network`, `merge`, `loss` and `extra` (class maps, instances, proposals)."""
-
-
-def evaluation_step(
-    model: PanopticModel,
-    images: Tensor,
-    targets: Targets,
-    engine: Engine,
-    instances: bool = False,
-    true: Sequence[str] = (),
-    losses: bool = True,
-) -> Judged:
-    """Losses, merged maps and class maps of one batch, from one pass of the network.
-
-    Args:
-        model: unwrapped and in evaluation mode.
-        images: uint8 [B, 3, H, W].
-        instances: also want scored instances and region proposals.
-        true: outputs that the truth takes the place of before merging (see `oracle`); not in the losses.
-        losses: want the losses; there are none otherwise.
-
-    Returns:
-        everything but the losses at `targets.frame.output_sizes`.
-
-    Raises:
-        ValueError: the model is in training mode; its running statistics would learn from the validation.
-    """
-    if model.training:
-        raise ValueError("evaluation_step: the model is in training mode; call model.eval() first")
-    images, targets = _place(model, images, targets, engine)
-    frame, clock = targets.frame, _Clock(images.device)
-    with torch.inference_mode(), alone():
-        with _autocast(images, engine):
-            outputs = model.network(images, frame)
-        outputs = full_precision(outputs)
-        clock.lap("network")
-        terms = model.loss(outputs, targets) if losses else {}
-        clock.lap("loss")
-        if true:
-            outputs = swap(outputs, model.truth(targets, outputs), true)
-        found = model.detections(outputs, frame)
-        maps = model.segment(found, frame)
-        clock.lap("merge")
-        semantics = model.semantics(found, frame, maps)
-        scored = model.instances(found, frame, maps) if instances else None
-        proposals = model.proposals(found, frame) if instances else None
-        clock.lap("extra")
-    terms = {**terms, "total": _sum(terms)} if terms else {}
-    return Judged(terms, maps, semantics, scored, proposals, clock.seconds)
-
-
-class _Clock:
-    """Seconds between calls of `lap`; waits for the GPU, which works behind the caller's back."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device = device
-        self._mark = self._now()
-
-    def lap(self, name: str) -> None:
-        now = self._now()
-        self.seconds[name] = now - self._mark
-        self._mark = now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
-    """Seed every generator of torch for one micro-batch."""
-    state = np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0] >> 1))
-
-
 def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
     """Cut every entry to `entry`, then scale all to a norm of at most `largest` (0 = leave them); the norm before."""
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
@@ -255,18 +137,7 @@ def _take(source: Iterator[tuple[Tensor, Targets]], step: int, micro: int, wante
     return batch
 
 
-def _place(model: nn.Module, images: Tensor, targets: Targets, engine: Engine) -> tuple[Tensor, Targets]:
-    """The batch on the model's device, in the memory format of its weights."""
-    device = next(model.parameters()).device
-    memory = torch.channels_last if engine.channels_last else torch.contiguous_format
-    return images.to(device, non_blocking=True).contiguous(memory_format=memory), targets.to(device)
-
-
-def _autocast(images: Tensor, engine: Engine) -> torch.autocast:
-    return torch.autocast(images.device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
-
-
-def _sum(losses: dict[str, Tensor]) -> Tensor:
+def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
@@ -278,12 +149,12 @@ def _backward(
     Backward runs whatever the loss is: the other workers are waiting for this one's gradients. They
     are exchanged with the last micro-batch only.
     """
-    images, targets = _place(model, images, targets, engine)
+    images, targets = to_device(model, images, targets, engine)
     alone = isinstance(model, DistributedDataParallel) and not last
     with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
-        with _autocast(images, engine):
+        with autocast(images, engine):
             losses, _ = model(images, targets)
-        loss = _sum(losses) / accumulation
+        loss = total(losses) / accumulation
         loss.backward()
     return {name: value.detach() / accumulation for name, value in losses.items()} | {"total": loss.detach()}
 

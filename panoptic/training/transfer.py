@@ -8,7 +8,7 @@ Adam are no momentum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -17,9 +17,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.base import PanopticModel
+from panoptic.segmentation import Categories
 from panoptic.training import checkpoint as checkpoints
+from panoptic.training import plain
+from panoptic.training.checkpoint import chosen_weights, class_entries, load_weights, read_categories
 from panoptic.training.freezing import freeze_parameters
 from panoptic.training.optim import Optim, parameter_groups
+from panoptic.training.plain import read_config, without_download
 
 COUNTER = "num_batches_tracked"
 """Of a norm that learns: how many batches its statistics have seen."""
@@ -76,7 +80,7 @@ def kept_by(optimiser: str) -> str:
 
 def trained_names(record: Mapping[str, Any]) -> list[str]:
     """Names of the parameters that a checkpoint's optimiser holds, in its order."""
-    config = checkpoints.read_config(record["config"])
+    config = plain.read_config(record["config"])
     config = replace(config, backbone=replace(config.backbone, weights="none"))  # nothing is downloaded for names
     with torch.device("meta"):
         model = config.build(checkpoints.read_categories(record))
@@ -98,3 +102,43 @@ def _names(model: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
 
 def _positions(state: Mapping[str, Any]) -> list[int]:
     return [position for group in state["param_groups"] for position in group["params"]]
+
+
+def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: bool = True) -> list[str]:
+    """Start a new run from a checkpoint of the same architecture, on the same or other classes.
+
+    The layers whose size depends on the classes stay as they were initialised when the classes
+    differ, be it only in name or order. Which layers these are is read off a model built for
+    classes of other counts and from `class_modules`; `added_modules` stay fresh where the file has none.
+
+    Returns:
+        the keys left fresh; empty when classes and modules agree.
+
+    Raises:
+        ValueError: anything else does not fit.
+    """
+    weights, own = chosen_weights(checkpoint, ema), model.state_dict()
+    absent = tuple(name for name in model.added_modules if not _within(weights, (name,)))
+    fresh = _within(own, absent)
+    old = read_categories(checkpoint)
+    if class_entries(old) != class_entries(model.categories):
+        fresh |= class_keys(read_config(without_download(checkpoint["config"])), old)
+        fresh |= _within([*weights, *own], model.class_modules)
+    kept = {key: value for key, value in weights.items() if key not in fresh}
+    load_weights(model, kept | {key: own[key] for key in fresh & own.keys()})
+    return sorted(fresh & own.keys())
+
+
+def _within(keys: Iterable[str], modules: tuple[str, ...]) -> set[str]:
+    """The keys of these submodules."""
+    return {key for key in keys if key.split(".")[0] in modules}
+
+
+def class_keys(config: Any, categories: Categories) -> set[str]:
+    """Keys of the weights whose shape depends on the number of classes."""
+    used = set(categories.ids)
+    spare = [i for i in range(len(used) + 2) if i not in used][:2]
+    extra = [{"id": i, "name": f"spare {i}", "isthing": k} for k, i in enumerate(spare)]
+    before = config.build(categories).state_dict()
+    after = config.build(Categories.from_coco(categories.to_coco() + extra)).state_dict()
+    return {key for key, value in before.items() if key not in after or after[key].shape != value.shape}

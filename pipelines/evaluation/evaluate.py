@@ -22,7 +22,7 @@ from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
 from panoptic.training.checkpoint import check_categories
-from panoptic.training.step import prepare
+from panoptic.training.device import prepare
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override

@@ -16,7 +16,7 @@ from panoptic.metrics.report import Evaluation, metrics
 from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
 from panoptic.training import checkpoint as checkpoints
 from panoptic.training.checkpoint import check_categories
-from panoptic.training.step import prepare
+from panoptic.training.device import prepare
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest

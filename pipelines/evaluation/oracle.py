@@ -13,7 +13,7 @@ from panoptic.evaluation.tally import Measures, judge, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training.checkpoint import check_categories
-from panoptic.training.step import prepare
+from panoptic.training.device import prepare
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored

@@ -23,10 +23,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_jpeg, encode_segments, silence_opencv, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.training.step import evaluation_step
 from panoptic.transforms import evaluation_view
 from panoptic.visualization import overlay
 from pipelines.cluster import storage

@@ -8,8 +8,8 @@ from panoptic.backbones import Backbone
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
+from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
-from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

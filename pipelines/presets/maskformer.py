@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.maskformer.model import MaskFormerConfig
+from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
-from panoptic.training.step import Engine
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
-from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

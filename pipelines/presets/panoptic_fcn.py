@@ -22,8 +22,8 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
+from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
-from panoptic.training.step import Engine
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

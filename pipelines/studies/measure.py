@@ -14,7 +14,7 @@ import torch
 
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import metrics
-from panoptic.training import checkpoint as checkpoints
+from panoptic.training import plain
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment, override
@@ -74,9 +74,9 @@ def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> st
     uri = storage.join(folder, "judged", f"{digest}.pt")
     if not storage.exists(uri):
         record = load_checkpoint(checkpoint)
-        model = override(Holder(checkpoints.read_config(record["config"])), changes).model
+        model = override(Holder(plain.read_config(record["config"])), changes).model
         buffer = io.BytesIO()
-        torch.save({**record, "optimiser": None, "config": checkpoints.to_plain(model)}, buffer)
+        torch.save({**record, "optimiser": None, "config": plain.to_plain(model)}, buffer)
         storage.write_bytes(uri, buffer.getvalue())
     return uri
 

@@ -45,7 +45,8 @@ import panoptic
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
-from panoptic.training.checkpoint import build_model, from_plain, to_plain
+from panoptic.training.checkpoint import build_model
+from panoptic.training.plain import from_plain, to_plain
 from panoptic.transforms import Resize, evaluation_view
 
 if TYPE_CHECKING:

@@ -30,13 +30,16 @@ from torch.nn.parallel import DistributedDataParallel
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.distributed import share_buffers, world_size
+from panoptic.evaluation.step import evaluation_step
 from panoptic.evaluation.tally import Batch, Tally, judge, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
+from panoptic.training import transfer
+from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
-from panoptic.training.step import Health, Meter, evaluation_step, prepare, seed_torch, train_step
+from panoptic.training.step import Health, Meter, train_step
 from panoptic.training.transfer import take_over
 from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage
@@ -159,7 +162,7 @@ class Worker:
                 _say(f"backbone.weights: {backbone} has nothing for these, so fresh: {', '.join(lacking)}")
         if experiment.train.weights:
             record = load_checkpoint(experiment.train.weights)
-            fresh = checkpoints.load_for_finetune(self.model, record)
+            fresh = transfer.load_for_finetune(self.model, record)
             if fresh and self.rank == 0:
                 names = ", ".join(fresh)
                 _say(f"starting from {experiment.train.weights}; of other classes or not in it, so fresh: {names}")

@@ -18,7 +18,7 @@ from panoptic.models.base import Outputs
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLab, PanopticDeepLabConfig
 from panoptic.png import decode_image, decode_segments, encode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
-from panoptic.training.step import Engine
+from panoptic.training.device import Engine
 from tests.benchmarks import inputs
 from tests.benchmarks.timing import Row
 

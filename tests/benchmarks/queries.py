@@ -27,8 +27,9 @@ from panoptic.models.mask_transformer.mask_resampler import Extent
 from panoptic.models.mask_transformer.postprocess import merge_queries
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
+from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Engine, Health, prepare, train_step
+from panoptic.training.step import Health, train_step
 from tests.benchmarks import inputs, peers
 from tests.benchmarks.timing import Case, same_partition
 

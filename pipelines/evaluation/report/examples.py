@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import cv2
 
+from panoptic.evaluation.step import evaluation_step
 from panoptic.evaluation.tally import Tally
 from panoptic.png import encode_jpeg
 from panoptic.segmentation import Categories, Sample, Segmentation
-from panoptic.training.step import evaluation_step
 from panoptic.visualization import errors, overlay
 from pipelines.data.loader import evaluation_batches
 from pipelines.evaluation.evaluate import Task, placed

@@ -15,7 +15,8 @@ from panoptic.convert import convert
 from panoptic.convert.detr import class_index
 from panoptic.models.detr.model import DETRConfig
 from panoptic.segmentation import Categories, Sample, collate
-from panoptic.training.checkpoint import load, load_for_finetune, save
+from panoptic.training.checkpoint import load, save
+from panoptic.training.transfer import load_for_finetune
 from tests.conftest import draw_segmentation
 
 FEW = Categories(

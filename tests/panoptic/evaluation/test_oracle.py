@@ -15,7 +15,7 @@ from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.training.step import Engine
+from panoptic.training.device import Engine
 from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
 
 FCN_NEEDS = {"class": ("position",), "mask": ("class",)}

@@ -13,7 +13,7 @@ from panoptic.evaluation.tally import Batch, Measures, Tally, judge, summarise
 from panoptic.metrics.report import details, metrics
 from panoptic.models.base import Outputs
 from panoptic.segmentation import Frame, Segmentation
-from panoptic.training.step import Engine
+from panoptic.training.device import Engine
 from tests.panoptic.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
 
 

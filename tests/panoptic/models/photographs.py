@@ -13,8 +13,9 @@ import torch
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
 from panoptic.png import decode_image, from_coco
 from panoptic.segmentation import Categories, Sample, collate
+from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Engine, Health, prepare, train_step
+from panoptic.training.step import Health, train_step
 from panoptic.transforms import Resize, evaluation_view
 
 

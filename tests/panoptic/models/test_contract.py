@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from panoptic import models
+from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model, load, save
-from panoptic.training.step import Engine, evaluation_step
+from panoptic.training.device import Engine
 from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)

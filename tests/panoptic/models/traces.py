@@ -31,8 +31,9 @@ from panoptic.models import (
 )
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
+from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Engine, Health, prepare, train_step
+from panoptic.training.step import Health, train_step
 from panoptic.transforms import Augment, generator, training_view
 from tests.conftest import draw_segmentation
 from tests.panoptic.double import all_in_double

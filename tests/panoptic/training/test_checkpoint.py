@@ -13,7 +13,8 @@ import torch
 
 from panoptic import models
 from panoptic.segmentation import Categories
-from panoptic.training import checkpoint
+from panoptic.training import checkpoint, transfer
+from panoptic.training import plain as plain_module
 from panoptic.training.optim import Optim, build_ema, build_optimiser
 from tests.panoptic.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
@@ -54,7 +55,7 @@ def test_round_trip_builds_the_same_model():
     record = checkpoint.load(file)
     assert (record["step"], record["position"], record["run_id"]) == (7, 56, "abc")
     assert record["experiment"] == {"optim.lr": 0.1, "optim.betas": [0.9, 0.99], "data.root": "x"}
-    assert checkpoint.read_config(record["config"]) == CONFIG
+    assert plain_module.read_config(record["config"]) == CONFIG
     built = checkpoint.build_model(record)
     assert built.categories == model.categories and not built.training
     images, _ = tiny_batch(0)
@@ -145,7 +146,7 @@ def test_finetuning_leaves_the_class_layer_fresh(count):
     names = replace(tiny_categories(count), names=tuple(f"other {i}" for i in range(count)))
     model = CONFIG.build(names)
     head = model.head.weight.detach().clone()
-    assert checkpoint.load_for_finetune(model, record) == ["head.bias", "head.weight"]
+    assert transfer.load_for_finetune(model, record) == ["head.bias", "head.weight"]
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.backbone[0].weight, record["weights"]["backbone.0.weight"])
 
@@ -153,11 +154,11 @@ def test_finetuning_leaves_the_class_layer_fresh(count):
 def test_finetuning_on_the_same_classes_loads_everything():
     record = saved(3)
     model = CONFIG.build(tiny_categories(3))
-    assert checkpoint.load_for_finetune(model, record) == []
+    assert transfer.load_for_finetune(model, record) == []
     assert torch.equal(model.head.weight, record["weights"]["head.weight"])
     del record["weights"]["backbone.0.bias"]
     with pytest.raises(ValueError, match=r"missing: backbone\.0\.bias"):
-        checkpoint.load_for_finetune(CONFIG.build(tiny_categories(5)), record)
+        transfer.load_for_finetune(CONFIG.build(tiny_categories(5)), record)
 
 
 def test_continuing_needs_an_optimiser_state():
@@ -198,8 +199,8 @@ class Tree:
     ],
 )
 def test_plain_round_trip_through_json(tree):
-    plain = json.loads(json.dumps(checkpoint.to_plain(tree)))
-    assert checkpoint.from_plain(Tree, plain) == tree
+    plain = json.loads(json.dumps(plain_module.to_plain(tree)))
+    assert plain_module.from_plain(Tree, plain) == tree
 
 
 @pytest.mark.parametrize(
@@ -217,23 +218,23 @@ def test_plain_round_trip_through_json(tree):
 )
 def test_plain_values_that_do_not_fit_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        checkpoint.from_plain(Tree, checkpoint.to_plain(Tree(Other(1))) | change)
+        plain_module.from_plain(Tree, plain_module.to_plain(Tree(Other(1))) | change)
 
 
 def test_an_older_checkpoint_takes_the_defaults_of_new_fields():
-    plain = checkpoint.to_plain(CONFIG)
+    plain = plain_module.to_plain(CONFIG)
     del plain["rates"]
-    assert checkpoint.from_plain(TinyConfig, plain) == replace(CONFIG, rates=TinyConfig().rates)
+    assert plain_module.from_plain(TinyConfig, plain) == replace(CONFIG, rates=TinyConfig().rates)
 
 
 def test_unknown_architectures_are_named():
     with pytest.raises(ValueError, match="'Gone' is not known; known are TinyConfig"):
-        checkpoint.read_config({"class": "Gone"})
+        plain_module.read_config({"class": "Gone"})
     with pytest.raises(ValueError, match="no plain value"):
-        checkpoint.to_plain({"path": object()})
+        plain_module.to_plain({"path": object()})
 
 
 def test_a_backbone_that_is_about_to_be_replaced_is_not_downloaded():
     plain = {"class": "X", "parts": [{"class": "Backbone", "weights": "timm", "name": "resnet50"}]}
-    assert checkpoint._without_download(plain)["parts"][0]["weights"] == "none"
+    assert plain_module.without_download(plain)["parts"][0]["weights"] == "none"
     assert plain["parts"][0]["weights"] == "timm"

@@ -54,7 +54,7 @@ def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> N
 
 
 def test_batches_are_like_single_images(assigned: Callable) -> None:
-    from panoptic.training.step import evaluation_step
+    from panoptic.evaluation.step import evaluation_step
     from pipelines.evaluation.evaluate import batches, placed
 
     task = assigned()
