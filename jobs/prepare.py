@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.data.prepare import Manifest, prepare
-from pipelines.data.readers.coco_panoptic import READERS
+from pipelines.data.readers import READERS
 
 
 def main(arguments: list[str] | None = None) -> Manifest:

@@ -54,7 +54,7 @@ class Data:
     val: str = "val"
     """Name of the validation split."""
     reader: str = "coco"
-    """How `root` is read: a key of `pipelines.data.readers.coco_panoptic.READERS`."""
+    """How `root` is read: a key of `pipelines.data.readers.READERS`."""
     shards: str = ""
     """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
-from pipelines.data.readers.coco_panoptic import Problem
+from pipelines.data.readers.source import Problem
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

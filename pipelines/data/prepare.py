@@ -23,8 +23,9 @@ from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import session, storage
 from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
-from pipelines.data.readers.coco_panoptic import READERS, Problem, Source
-from pipelines.data.validation import ROW_GROUP, Report, write_shard
+from pipelines.data.readers import READERS
+from pipelines.data.readers.source import Problem, Source
+from pipelines.data.shard_writer import ROW_GROUP, Report, write_shard
 
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row", "verify"]
 

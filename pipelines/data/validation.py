@@ -2,120 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco, silence_opencv
-from panoptic.segmentation import Categories, Segmentation
-from pipelines.cluster import storage
-from pipelines.data.manifest import SCHEMA_VERSION
-from pipelines.data.readers.coco_panoptic import Problem
-
-ROW_GROUP = 16
-"""Rows that a reader must hold at once."""
 
 MARKERS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
 """Of a JPEG, what begins a segment, the image or its end. None of them can stand in the coded pixels between segments:
 there a byte 0xff is followed by 0 or is a restart marker (0xd0 to 0xd7)."""
-
-
-class Report(NamedTuple):
-    """What the task that wrote a shard says about it; plain values, so that it travels as JSON."""
-
-    path: str
-    rows: int
-    sha256: str
-    digests: list[str]  # of the content of each row
-    sizes: list[list[int]]
-    segments: list[int]  # of each class
-    crowds: int
-    empty: int
-    area_mismatches: int
-    problems: list[list[str]]
-
-
-def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
-    """Read, check and write the images of one shard: a Ray Data batch function.
-
-    Args:
-        rows: light rows of a `Source`, with a column `shard`, the number of the shard.
-        out: the folder of the shards.
-        categories: of the dataset.
-
-    Returns:
-        One row with one column, `report`: a `Report` as JSON.
-    """
-    numbers = set(rows["shard"].to_pylist())
-    if len(numbers) != 1:
-        raise RuntimeError(f"one task got rows of the shards {sorted(numbers)}; Ray Data must give it whole blocks")
-    path = f"shard-{numbers.pop():05d}.parquet"
-    silence_opencv()
-    with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
-        checked = list(pool.map(lambda row: _check(row, categories), rows.to_pylist()))
-    good = [entry for entry in checked if isinstance(entry, _Good)]
-    columns = [entry.columns for entry in good]
-    data = _parquet(columns, rows.schema.field("image_id").type, categories) if good else b""
-    if good:
-        storage.write_bytes(storage.join(out, path), data)
-    labels = np.concatenate([np.zeros(0, np.int64), *(row["labels"] for row in columns)])
-    report = Report(
-        path=path,
-        rows=len(good),
-        sha256=hashlib.sha256(data).hexdigest(),
-        digests=[entry.digest for entry in good],
-        sizes=[[row["height"], row["width"]] for row in columns],
-        segments=np.bincount(labels, minlength=len(categories)).tolist(),
-        crowds=sum(int(row["crowd"].sum()) for row in columns),
-        empty=sum(len(row["labels"]) == 0 for row in columns),
-        area_mismatches=sum(entry.area_mismatches for entry in good),
-        problems=[[entry.name, entry.reason] for entry in checked if isinstance(entry, Problem)],
-    )
-    return pa.table({"report": [json.dumps(report._asdict())]})
-
-
-class _Good(NamedTuple):
-    """An image that passed. The decoded map is gone: a shard of them would fill the memory."""
-
-    columns: dict[str, Any]
-    digest: str
-    area_mismatches: int
-
-
-def _check(row: dict, categories: Categories) -> _Good | Problem:
-    """Open the two files of a light row and check them against each other and the record."""
-    name, size, record = row["name"], (row["height"], row["width"]), json.loads(row["record"])
-    try:
-        image = storage.read_bytes(row["image"])
-        if is_cut(image):
-            raise ValueError("the JPEG ends before its image does (partial download?)")
-        found = decode_image(image, name).shape[:2]
-        if found != size:
-            raise ValueError(
-                f"the image is {found[0]}x{found[1]} but the JSON says {size[0]}x{size[1]} (height x width)"
-            )
-        truth = from_coco(storage.read_bytes(row["png"]), record, categories, name, size)
-        segments = encode_segments(truth.segments)
-    except (ValueError, OSError) as error:
-        return Problem(name, str(error).removeprefix(f"{name}: "))
-    columns = {
-        "name": name,
-        "image": image,
-        "segments": segments,
-        "labels": truth.labels,
-        "crowd": truth.is_crowd(),
-        "height": size[0],
-        "width": size[1],
-        "image_id": row["image_id"],
-    }
-    return _Good(columns, _digest(columns, truth), len(area_mismatches(truth, record)))
 
 
 def is_cut(data: bytes) -> bool:
@@ -133,36 +24,3 @@ def is_cut(data: bytes) -> bool:
             return kind == 0xD8
         place = start + int.from_bytes(data[start : start + 2], "big")
     return True
-
-
-def _digest(columns: dict, truth: Segmentation) -> str:
-    """Of a row's content, decoded where an encoder's version could show."""
-    digest = hashlib.sha256(json.dumps([columns["name"], columns["image_id"], truth.size]).encode())
-    digest.update(columns["image"])
-    for array, kind in ((truth.segments, "<u2"), (truth.labels, "<i4"), (truth.is_crowd(), "u1")):
-        digest.update(np.ascontiguousarray(array, kind).data)
-    return digest.hexdigest()
-
-
-def _parquet(rows: Sequence[dict], image_id: pa.DataType, categories: Categories) -> memoryview:
-    """The file of one shard. No compression: the payload is compressed already."""
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("image", pa.binary()),
-            ("segments", pa.binary()),
-            ("labels", pa.list_(pa.int32())),
-            ("crowd", pa.list_(pa.bool_())),
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-            ("image_id", image_id),
-        ],
-        metadata={
-            "panoptic.schema_version": str(SCHEMA_VERSION),
-            "panoptic.categories": json.dumps(categories.to_coco()),
-        },
-    )
-    sink = pa.BufferOutputStream()
-    columns = {field.name: [row[field.name] for row in rows] for field in schema}
-    pq.write_table(pa.table(columns, schema=schema), sink, row_group_size=ROW_GROUP, compression="none")
-    return memoryview(sink.getvalue())

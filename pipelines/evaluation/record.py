@@ -28,6 +28,7 @@ from pipelines.evaluation.evaluate import VIEW, Judgement, Task, evaluate, resol
 from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
+from pipelines.tracking import tracker as tracker_module
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Re
     run = runs.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
     counts = counts_of(judgement.tally)
     with runs.ending(run):
-        tracker = runs.Tracker(run)
+        tracker = tracker_module.Tracker(run)
         tracker.metrics(0, metrics(evaluation))
         tracker.table("classes", class_rows(evaluation), text(judgement))
         if not tracker.flush():

@@ -13,7 +13,7 @@ from pipelines.studies.pretrain import pretrained
 from pipelines.studies.study import SMALL, Row, Study
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
-from pipelines.tuning import trial
+from pipelines.tuning import trial_config
 from pipelines.tuning.sweep import Sweep, split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]
@@ -146,7 +146,7 @@ def common_workers(rows: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> dict
     trains = [
         replace(base, train=replace(base.train, batch=changes.get(BATCH, base.train.batch))) for base, changes in rows
     ]
-    if len({trial.fit_workers(one).train.workers for one in trains}) == 1:
+    if len({trial_config.fit_workers(one).train.workers for one in trains}) == 1:
         return {}
     common = math.gcd(*(one.train.batch for one in trains))
     most = min(one.train.workers for one in trains)
@@ -261,7 +261,7 @@ def with_weights(planned: Sequence[Planned], bases: Mapping[str, Experiment], st
 
 def experiment_of(entry: Planned, bases: Mapping[str, Experiment]) -> Experiment:
     """Of a row."""
-    return trial.apply(bases[entry.preset], entry.changes)[0]
+    return trial_config.apply(bases[entry.preset], entry.changes)[0]
 
 
 def key_of(entry: Planned, bases: Mapping[str, Experiment]) -> str:

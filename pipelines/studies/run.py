@@ -25,9 +25,11 @@ from pipelines.studies.plan import (
     typed_paths,
     with_weights,
 )
+from pipelines.studies.statistics import Cell
 from pipelines.studies.study import METRICS
-from pipelines.studies.table import Cell, Table, table_of
+from pipelines.studies.table import Table, table_of
 from pipelines.tracking import runs
+from pipelines.tracking import tracker as tracker_module
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial
@@ -237,7 +239,7 @@ def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] 
         done: what the sweep left.
         unjudged: rows that were trained and could not be judged, and why.
     """
-    tracker = runs.Tracker(done.parent)
+    tracker = tracker_module.Tracker(done.parent)
     for name, table in tables.items():
         tracker.table(f"studies/{name}", table.rows, table.text)
         tracker.text(f"studies/{name}.md", table.markdown)

@@ -4,59 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from scipy.stats import t as student
-
+from pipelines.studies.statistics import Cell, verdict
 from pipelines.studies.study import Study
-
-MISTAKEN = 0.05
-"""Chance that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
-
-ROUNDING = 1e-6
-"""Deviations below it are no noise that was measured."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure of a row."""
-
-    paper: float | None
-    ours: tuple[float, ...]
-    """One a seed; NaN where a run has none."""
-    trainings: tuple[str, ...] = ()
-    """What made each; cells with the same come from one training, judged in several ways. () = one of its own."""
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """Those that there are."""
-        return tuple(value for value in self.ours if value == value)
-
-    @property
-    def mean(self) -> float:
-        """NaN without any."""
-        return sum(self.values) / len(self.values) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Of the sample (n - 1); NaN below two."""
-        if len(self.values) < 2:
-            return math.nan
-        return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
-
-    def shares(self, other: Cell) -> bool:
-        """Whether both come from one training a seed."""
-        return bool(self.trainings) and self.trainings == other.trainings
-
-    def text(self) -> str:
-        """`42.10 ± 0.31`."""
-        if not self.values:
-            return "-"
-        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -117,113 +70,6 @@ def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str
             f"{column} seeds": len(cell.values),
         }
     return flat
-
-
-def noise(cells: Sequence[Cell]) -> tuple[float, int]:
-    """Deviation of a single run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
-
-    Rows of one training count once: its seeds are no more for being judged in several ways.
-    """
-    groups: dict[object, list[Cell]] = {}
-    for place, cell in enumerate(cells):
-        if len(cell.values) > 1:
-            groups.setdefault(cell.trainings or place, []).append(cell)
-    squares, freedom = 0.0, 0
-    for group in groups.values():
-        degrees = max(len(cell.values) for cell in group) - 1
-        squares += degrees * sum(cell.deviation**2 for cell in group) / len(group)
-        freedom += degrees
-    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two rows."""
-
-    text: str
-    """`a over b by 1.23`."""
-    chance: float
-    """Of a difference at least as large between rows that do not differ: Student's two-sided t; 1 where it cannot be
-    told."""
-
-
-def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom: int) -> Comparison:
-    """Two rows under the pooled noise; rows of one training seed by seed, under the noise of their differences.
-
-    Args:
-        a: label and figures.
-        b: the same of another row.
-        deviation: pooled, of one run.
-        freedom: its degrees of freedom.
-    """
-    (one, first), (other, second) = a, b
-    difference = first.mean - second.mean
-    error = deviation * math.sqrt(1 / len(first.values) + 1 / len(second.values))
-    if first.shares(second):
-        paired = Cell(None, tuple(x - y for x, y in zip(first.ours, second.ours, strict=True)))
-        difference, freedom = paired.mean if paired.values else difference, len(paired.values) - 1
-        error = paired.deviation / math.sqrt(len(paired.values)) if freedom > 0 else math.nan
-    if difference < 0:
-        one, other, difference = other, one, -difference
-    told = error > ROUNDING and round(difference, 2) > 0
-    chance = 2 * float(student.sf(difference / error, freedom)) if told else 1.0
-    return Comparison(f"{one} over {other} by {difference:.2f}", chance)
-
-
-def beyond_chance(chances: Sequence[float]) -> list[bool]:
-    """Holm's procedure: which differences are claimed, so that all of them hold with 95 % together."""
-    claimed = [False] * len(chances)
-    for rank, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        if chances[place] > MISTAKEN / (len(chances) - rank):
-            break
-        claimed[place] = True
-    return claimed
-
-
-def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
-    """Which differences of `column` exceed the noise of the seeds, in words."""
-    there = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.values]
-    if len(there) < 2:
-        return ["Fewer than two rows have a figure: nothing to compare."]
-    deviation, freedom = noise([cell for _, cell in there])
-    if not freedom and max(len(cell.ours) for _, cell in there) < 2:
-        return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
-    if not freedom:
-        return ["No row has the figures of two seeds: the noise is unknown, so no difference is claimed."]
-    if deviation < ROUNDING:
-        return ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
-    pairs = [(a, b) for a, b in itertools.combinations(there, 2) if not _same(a[1], b[1])]
-    compared = [compare(a, b, deviation, freedom) for a, b in pairs]
-    claimed = beyond_chance([one.chance for one in compared])
-    exceeding = [one.text for one, yes in zip(compared, claimed, strict=True) if yes]
-    within = [one.text for one, yes in zip(compared, claimed, strict=True) if not yes]
-    lines = [
-        f"Noise of one run: {column} ± {deviation:.2f} ({freedom} degrees of freedom).",
-        f"Beyond the noise (all of these together with {1 - MISTAKEN:.0%} confidence): "
-        f"{'; '.join(exceeding) or 'no difference'}.",
-    ]
-    if within:
-        lines.append(f"Within it: {'; '.join(within)}.")
-    if any(a[1].shares(b[1]) for a, b in pairs):
-        lines.append("Rows that are one training, judged in several ways, are compared seed by seed.")
-    return [*lines, *orders(labels, cells)]
-
-
-def _same(a: Cell, b: Cell) -> bool:
-    """Whether two cells are one figure, printed twice."""
-    return a.shares(b) and all(x == y or (x != x and y != y) for x, y in zip(a.ours, b.ours, strict=True))
-
-
-def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """The paper's order of the rows beside ours, where it has two or more."""
-    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper is not None and cell.values]
-    if len(both) < 2:
-        return []
-    paper = [label for label, cell in sorted(both, key=lambda entry: -float(entry[1].paper or 0))]
-    ours = [label for label, cell in sorted(both, key=lambda entry: -entry[1].mean)]
-    if paper == ours:
-        return [f"The order of the means is the paper's: {' > '.join(ours)}."]
-    return [f"Order of the means: {' > '.join(ours)}; the paper's: {' > '.join(paper)}."]
 
 
 def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) -> str:

@@ -218,7 +218,7 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
     Raises:
         ValueError: nothing of ours lies there.
     """
-    from pipelines.tracking.runs import patience
+    from pipelines.tracking.client import patience
 
     with patience(3, 300), _store(tracking_uri or mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
         try:
@@ -235,7 +235,7 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
 @contextmanager
 def _active(run: Run) -> Iterator[None]:
     """The run as MLflow's active one, with time for large files; MLflow's globals are put back afterwards."""
-    from pipelines.tracking.runs import patience
+    from pipelines.tracking.client import patience
 
     with _store(run.tracking_uri), patience(3, 300), mlflow.start_run(run_id=run.run_id, nested=True):
         yield

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking.runs import Run, connect, patience
+from pipelines.tracking.client import connect, patience
+from pipelines.tracking.runs import Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

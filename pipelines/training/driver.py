@@ -23,6 +23,7 @@ from pipelines.config import Experiment, flatten
 from pipelines.data.manifest import Manifest
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
+from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing
 from pipelines.training.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
@@ -305,7 +306,7 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> str:
     """The MLflow URI of the best model, logged once; "" where the store is away (the checkpoint is safe)."""
     from pipelines.tracking.model import log_model
 
-    names, client = job.experiment.tracking, runs.connect(job.run.tracking_uri)
+    names, client = job.experiment.tracking, client_module.connect(job.run.tracking_uri)
     try:
         logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
         if logged:

@@ -47,7 +47,8 @@ from pipelines.config import Experiment, flatten
 from pipelines.data.loader import Feed, evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import Stream
-from pipelines.tracking.runs import Run, Tracker
+from pipelines.tracking.runs import Run
+from pipelines.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipelines.cluster import storage
-from pipelines.tracking import runs
+from pipelines.tracking import client, runs, tracker
 from pipelines.tuning.plan import Plan, Row, failed_run_file, failure_file, run_id
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def record_failure(plan: Plan, row: Row, identity: str, reason: str) -> None:
         options = replace(options, name=row.label)
         run = runs.start(options, plan.folder, params=row.params, tags={"trial": identity}, parent=parent.run_id)
         storage.write_bytes(failed_run_file(plan.folder, identity), run.run_id.encode())  # the next attempt's too
-    runs.Tracker(run).tags({"state": "failed", "reason": reason})
+    tracker.Tracker(run).tags({"state": "failed", "reason": reason})
     runs.finish(run, "FAILED")
 
 
@@ -96,19 +96,19 @@ def forget_failure(plan: Plan, identity: str) -> None:
     storage.delete(file)
     known = run_id(plan.folder, identity)
     if known:
-        runs.Tracker(replace(plan.parent, run_id=known)).tags({"state": "running", "reason": ""})
+        tracker.Tracker(replace(plan.parent, run_id=known)).tags({"state": "running", "reason": ""})
 
 
 def close_children(parent: runs.Run) -> None:
     """Runs of trials that are open when a sweep has ended were interrupted; a store that is away is a warning."""
     query = f"tags.`mlflow.parentRunId` = '{parent.run_id}' and attributes.status = 'RUNNING'"
     try:
-        with runs.patience(2, 30):
-            found = runs.connect(parent.tracking_uri).search_runs([parent.experiment_id], query)
+        with client.patience(2, 30):
+            found = client.connect(parent.tracking_uri).search_runs([parent.experiment_id], query)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
         log.warning("tracking: runs of interrupted trials stay open (%s)", error)
         return
     for one in found:
         run = replace(parent, run_id=one.info.run_id)
-        runs.Tracker(run).tags({"state": "interrupted"})
+        tracker.Tracker(run).tags({"state": "interrupted"})
         runs.finish(run, "KILLED")

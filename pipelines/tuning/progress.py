@@ -20,11 +20,12 @@ from typing import Any
 from ray.tune import Callback
 
 from pipelines.cluster import storage
-from pipelines.tracking import runs
+from pipelines.tracking import runs, tracker
 from pipelines.tuning import gate
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Plan, failure_file, run_id
-from pipelines.tuning.trial import WORST, row_of
+from pipelines.tuning.trial import WORST
+from pipelines.tuning.trial_config import row_of
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class Progress(Callback):
             return
         run = replace(self.plan.parent, run_id=known)
         state = f"pruned at step {line.step} of {line.total}" if line.state == "pruned" else "finished"
-        runs.Tracker(run).tags({"state": state})
+        tracker.Tracker(run).tags({"state": state})
         runs.finish(run, "KILLED" if line.state == "pruned" else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

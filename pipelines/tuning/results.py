@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.config import Experiment, override
+from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
+from pipelines.tracking import tracker as tracker_module
 from pipelines.training.driver import MODEL_TAG
 from pipelines.training.worker import load_checkpoint
 from pipelines.tuning import progress, trial
@@ -35,7 +37,7 @@ class Finished:
 
 def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experiment) -> Finished:
     """The table in MLflow, and the best trial's model."""
-    tracker = runs.Tracker(plan.parent)
+    tracker = tracker_module.Tracker(plan.parent)
     text = progress.table(lines, progress.short_metric(plan.metric), plan.mode, most=len(lines) + 1)
     tracker.table("trials", progress.rows(lines, plan.metric), text)
     ordered = progress.ranked(lines, plan.mode)
@@ -62,7 +64,7 @@ def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
 
     names = first.tracking
     try:
-        client = runs.connect(parent.tracking_uri)
+        client = client_module.connect(parent.tracking_uri)
         before: Mapping[str, str] = client.get_run(parent.run_id).data.tags
         if before.get("best_checkpoint") == checkpoint and before.get(MODEL_TAG):
             return before[MODEL_TAG]

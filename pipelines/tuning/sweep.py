@@ -23,7 +23,7 @@ from pipelines.config import Experiment, parse
 from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, meta_model
 from pipelines.training.worker import accumulation
-from pipelines.tuning import progress, search_space, trial
+from pipelines.tuning import progress, search_space, trial, trial_config
 from pipelines.tuning.checks import Fitting
 from pipelines.tuning.concurrency import join_cluster, ready
 from pipelines.tuning.failures import close_children
@@ -182,7 +182,7 @@ class Checker:
         Raises:
             ValueError: there is none, or it cannot train.
         """
-        experiment, schedule = trial.apply(self.trials.bases[preset], changes)
+        experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
         options, trunk = experiment.train, experiment.model.backbone
         accumulation(options.batch, options.workers, options.micro_batch)
         for stages in {stages for _, stages in schedule}:

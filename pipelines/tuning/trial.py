@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment, override
-from pipelines.tracking import runs
+from pipelines.config import Experiment
+from pipelines.tracking import runs, tracker
 from pipelines.training.driver import Child, train
-from pipelines.training.preflight import parse_schedule
 from pipelines.training.worker import METRICS
 from pipelines.tuning import gate
 from pipelines.tuning.failures import (
@@ -34,37 +33,27 @@ from pipelines.tuning.failures import (
     perhaps_out_of_memory,
     record_failure,
 )
-from pipelines.tuning.plan import Plan, Row, run_id, trial_name
-from pipelines.tuning.search_space import PRESET, label
+from pipelines.tuning.plan import Plan, run_id, trial_name
+from pipelines.tuning.trial_config import Resolved, more_accumulation, resolve, row_of
 
 DRIVER_CPUS = 0.01
 """Of a trial's function; 0 is refused by Ray."""
+
 
 DRIVER_MEMORY = 768 << 20
 """Bytes that it reserves. Its process takes 0.7 GiB (measured), and --resume asks for all unfinished trials at once:
 those that no machine has memory for are started when others end."""
 
-FREEZE = "model.backbone.freeze"
-"""The one option whose value may be a schedule."""
 
 POINTER = "pointer.json"
+
 
 TALKATIVE = ("ray.train._internal.storage", "ray.tune.trainable.trainable")
 """Loggers of Ray that write a line a validation, of each trial, between the tables."""
 
+
 WORST = 1e9
 """Objective of a trial whose metric is not a number."""
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A trial's options."""
-
-    row: Row
-    experiment: Experiment
-    """With the first number of frozen stages."""
-    schedule: tuple[tuple[int, int], ...]
-    """(step, frozen stages), the first at step 0."""
 
 
 @dataclass
@@ -75,64 +64,6 @@ class Course:
     """As `beginning` returns it."""
     pointer: dict[str, Any] | None
     """To the last checkpoint that Tune was told of; None before the first."""
-
-
-def row_of(config: Mapping[str, Any], plan: Plan) -> Row:
-    """What Tune drew: one of the given trials, or values of the space."""
-    if "row" in config:
-        return plan.rows[config["row"]]
-    values = {
-        path: domain.values[0] if domain.constant else domain.cleaned(config[path])
-        for path, domain in plan.space.items()
-    }
-    told = {path: value for path, value in values.items() if not plan.space[path].constant}
-    params = {plan.names.get(path, path): value for path, value in told.items()}
-    changes = {path: value for path, value in values.items() if path != PRESET}
-    return Row(label(told, plan.names) or "as given", values.get(PRESET, plan.preset), changes, params)
-
-
-def resolve(config: Mapping[str, Any], plan: Plan) -> Resolved:
-    """What Tune drew, as an experiment.
-
-    Raises:
-        ValueError: the values do not make one.
-    """
-    row = row_of(config, plan)
-    return Resolved(row, *apply(plan.bases[row.preset], row.changes))
-
-
-def apply(base: Experiment, changes: Mapping[str, Any]) -> tuple[Experiment, tuple[tuple[int, int], ...]]:
-    """A trial's experiment and its schedule of freezing.
-
-    Raises:
-        ValueError: an option that does not exist, or a value that it does not take.
-    """
-    changes = dict(changes)
-    schedule = ((0, base.model.backbone.freeze),)
-    if FREEZE in changes:
-        schedule = tuple(parse_schedule(changes[FREEZE]))
-        changes[FREEZE] = schedule[0][1]
-    experiment = override(base, changes) if changes else base
-    if schedule[-1][0] >= experiment.train.steps:
-        raise ValueError(f"{FREEZE}: the schedule changes at step {schedule[-1][0]}, training ends before")
-    return fit_workers(experiment), schedule
-
-
-def fit_workers(experiment: Experiment) -> Experiment:
-    """As many of the asked workers as share the batch equally: their number changes neither samples nor updates."""
-    options = experiment.train
-    workers = next(n for n in range(options.workers, 0, -1) if options.batch % n == 0)
-    return replace(experiment, train=replace(options, workers=workers))
-
-
-def more_accumulation(experiment: Experiment) -> Experiment | None:
-    """The same experiment with half the images at once on a worker; None where that is one already."""
-    options = experiment.train
-    share = options.batch // options.workers
-    at_once = min(options.micro_batch or share, share)
-    if at_once == 1:
-        return None
-    return replace(experiment, train=replace(options, micro_batch=at_once // 2))
 
 
 def run_trial(config: dict[str, Any], plan: Plan) -> None:
@@ -233,7 +164,7 @@ def tell_exchange(course: Course, resolved: Resolved, identity: str, plan: Plan)
     if known and pointer is not None and origin["begin"] == pointer["checkpoint"]:
         label = resolved.row.label
         tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {label}", runs.NAME_TAG: label}
-        runs.Tracker(replace(plan.parent, run_id=known)).tags(tags)
+        tracker.Tracker(replace(plan.parent, run_id=known)).tags(tags)
 
 
 def _fit(experiment: Experiment, resolved: Resolved, child: Child, course: Course, plan: Plan) -> str:

@@ -24,7 +24,7 @@ from panoptic.transforms import Augment
 from pipelines.cluster import session
 from pipelines.data.loader import Feed, FeedConfig
 from pipelines.data.prepare import Manifest, prepare
-from pipelines.data.readers.coco_panoptic import READERS
+from pipelines.data.readers import READERS
 from pipelines.data.sampler import Stream
 from pipelines.data.shard_reader import Rows, single_threaded, view
 from tests.benchmarks import inputs

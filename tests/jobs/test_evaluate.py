@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from panoptic.segmentation import Categories
-from pipelines.tracking.runs import connect
+from pipelines.tracking.client import connect
 
 
 def register(store: str, folder: Path, categories: Categories, seed: int) -> None:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipelines.tracking import client as client_module
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -58,7 +60,6 @@ def trained(
     ray_cluster: None, scenes16: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
     from jobs import train
-    from pipelines.tracking import runs
 
     folder = tmp_path_factory.mktemp("smoke")
     shutil.copy(mlflow_template, folder / "mlflow.db")
@@ -68,7 +69,7 @@ def trained(
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         outcome = train.main(arguments)
-    return Trained(arguments, outcome, printed.getvalue(), runs.connect(uri))
+    return Trained(arguments, outcome, printed.getvalue(), client_module.connect(uri))
 
 
 def figures(evaluation: Any) -> dict[str, float]:

@@ -1,9 +1,4 @@
-"""Readers of annotated datasets: a folder in, a light table of rows out; no image is opened here.
-
-A reader is a function `(root, split, ...) -> Source` in `READERS`. It checks everything that can be
-checked without pixels and gives what it finds wrong as `problems`; `shards.prepare` opens the images,
-checks the rest and reports both together.
-"""
+"""COCO-panoptic: one JSON, a folder of PNG id maps, a folder of images."""
 
 from __future__ import annotations
 
@@ -11,46 +6,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
-
-Stamps = dict[str, tuple[int, int]]
-"""Of each file of a folder: bytes, time of change."""
-
-COLUMNS = ("name", "image", "png", "record", "height", "width", "image_id")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with one image."""
-
-    name: str
-    """File name of the image, or of what stands for it in the annotations."""
-    reason: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a reader found: one light row per image that passed the checks, in the order of the annotations."""
-
-    reader: str
-    root: str
-    split: str
-    categories: Categories
-    rows: pa.Table
-    """Columns: name (file name, unique), image and png (URIs), record (JSON text of the annotation), height,
-    width (as the annotations state them), image_id (int64, or string where the dataset's ids are text)."""
-    problems: tuple[Problem, ...]
-    unannotated: tuple[str, ...]
-    """Images that the annotations list without annotating them; they are left out."""
-    bytes: int
-    """Of all images and maps."""
-    fingerprint: str
-    """Changes whenever the annotations, or the size or time of a file, change."""
+from pipelines.data.readers.source import COLUMNS, Problem, Source, Stamps
 
 
 def coco_panoptic(
@@ -100,10 +61,6 @@ def coco_panoptic(
         bytes=sum(image[0] + png[0] for _, image, png in stamps),
         fingerprint=hashlib.sha256(text + json.dumps(stamps).encode()).hexdigest(),
     )
-
-
-READERS = {"coco": coco_panoptic}
-"""The formats that `jobs/prepare.py` reads, by name."""
 
 
 def _prefixes(name: str) -> list[str]:

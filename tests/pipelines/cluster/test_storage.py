@@ -98,7 +98,7 @@ def test_s3(bucket: str, tmp_path: Path) -> None:
 
 def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     from pipelines.data.readers.coco_panoptic import coco_panoptic
-    from pipelines.data.validation import write_shard
+    from pipelines.data.shard_writer import write_shard
     from tests.pipelines.data.coco_folder import write_folder
 
     write_folder(tmp_path / "data", "val", count=2)

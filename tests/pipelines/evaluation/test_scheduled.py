@@ -27,7 +27,7 @@ from pipelines.tracking import registry
 @pytest.fixture
 def places(mlflow_store: str, tmp_path: Path) -> Places:
     """A store in which models 1 to 3 of "street" are registered, the first of them its champion."""
-    from pipelines.tracking.runs import connect
+    from pipelines.tracking.client import connect
 
     client = connect(mlflow_store)
     client.create_registered_model("street")

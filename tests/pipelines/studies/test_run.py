@@ -19,7 +19,7 @@ from pipelines.studies.papers import coco_challenges_report, jsis_net, panoptic_
 from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, typed_paths, with_weights
 from pipelines.studies.study import METRICS, Row
 from pipelines.training.preflight import meta_model
-from pipelines.tuning.trial import apply
+from pipelines.tuning.trial_config import apply
 
 PAPERS_TABLES = {
     "freezing-r50": 4,

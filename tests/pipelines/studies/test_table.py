@@ -19,8 +19,10 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, measure, plan, run
 from pipelines.studies.plan import Options, short_name
-from pipelines.studies.table import Cell, beyond_chance, compare, noise, plot, table_of, verdict
-from pipelines.tracking.runs import Tracking, connect, start
+from pipelines.studies.statistics import Cell, beyond_chance, compare, noise, verdict
+from pipelines.studies.table import plot, table_of
+from pipelines.tracking.client import connect
+from pipelines.tracking.runs import Tracking, start
 from pipelines.training.preflight import STAND_IN
 from pipelines.tuning.progress import Line
 from pipelines.tuning.results import Finished

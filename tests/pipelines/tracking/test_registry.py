@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from pipelines.tracking import registry
-from pipelines.tracking.runs import connect
+from pipelines.tracking.client import connect
 
 
 @pytest.fixture

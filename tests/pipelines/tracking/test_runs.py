@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
-from pipelines.tracking.runs import DataSet, Run, Tracker, Tracking, ending, start
+from pipelines.tracking.runs import DataSet, Run, Tracking, ending, start
+from pipelines.tracking.tracker import Tracker
 
 
 @pytest.fixture
@@ -23,12 +25,12 @@ def run(mlflow_store: str, tmp_path: Path) -> Run:
 
 
 def history(run: Run, key: str) -> list[tuple[int, float]]:
-    found = runs.connect(run.tracking_uri).get_metric_history(run.run_id, key)
+    found = client_module.connect(run.tracking_uri).get_metric_history(run.run_id, key)
     return [(metric.step, metric.value) for metric in found]
 
 
 def artifacts(run: Run, folder: str = "") -> list[str]:
-    return [f.path for f in runs.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
+    return [f.path for f in client_module.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
 
 
 def test_default_store_lies_in_the_run_folder(tmp_path, monkeypatch):
@@ -49,7 +51,7 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
         data=[DataSet("photographs", "d" * 64, "s3://bucket/train", "train")],
         parent="parent-id",
     )
-    client = runs.connect(mlflow_store)
+    client = client_module.connect(mlflow_store)
     data = client.get_run(run.run_id).data
     assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
     assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
@@ -69,7 +71,7 @@ def test_a_run_is_opened_again_with_its_params(run, tmp_path):
     runs.finish(run, "FAILED")
     again = start(Tracking(), tmp_path, params={"optim.lr": 99}, run_id=run.run_id)
     assert again == run
-    found = runs.connect(run.tracking_uri).get_run(run.run_id)
+    found = client_module.connect(run.tracking_uri).get_run(run.run_id)
     assert found.info.status == "RUNNING" and found.data.params["optim.lr"] == "0.1"
     with pytest.raises(ConnectionError, match="does not take the run nowhere"):
         start(Tracking(), tmp_path, run_id="nowhere")
@@ -85,7 +87,7 @@ def test_metrics_are_written_in_one_request_and_steps_only_once(run, monkeypatch
     assert history(run, "train/loss") == []
     assert tracker.flush() and calls == [1]
     assert history(run, "train/loss") == [(s, s / 2) for s in range(5)]
-    assert "val/pq_0.5" in runs.connect(run.tracking_uri).get_run(run.run_id).data.metrics
+    assert "val/pq_0.5" in client_module.connect(run.tracking_uri).get_run(run.run_id).data.metrics
     continued = Tracker(run)
     for step in (3, 4, 5):
         continued.metrics(step, {"train/loss": -1.0, "new": 1.0})
@@ -111,7 +113,7 @@ def test_a_run_that_goes_back_to_another_training_writes_its_steps_again(run):
     again.metrics(200, {"val/pq": 50.0})
     again.close()
     assert history(run, "val/pq")[2:] == [(150, 40.0), (200, 50.0)]
-    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
+    assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
 
 
 def test_tables_texts_and_overlays(run, tmp_path):
@@ -125,7 +127,7 @@ def test_tables_texts_and_overlays(run, tmp_path):
     assert artifacts(run, "overlays/step_000123") == ["overlays/step_000123/000.png"]
     root = tmp_path / "mlruns" / "panoptic" / run.run_id / "artifacts"
     assert (root / "classes.csv").read_text().splitlines() == ["name,pq", "person,1.5", "sky,2.0"]
-    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
+    assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
 
 
 def test_an_outage_costs_no_time_and_no_metric(run, tmp_path, monkeypatch, caplog):
@@ -157,7 +159,7 @@ def test_an_unreachable_server_stops_the_driver_before_the_work(tmp_path, monkey
 
 
 def status(run: Run) -> str:
-    return runs.connect(run.tracking_uri).get_run(run.run_id).info.status
+    return client_module.connect(run.tracking_uri).get_run(run.run_id).info.status
 
 
 def test_the_final_status_tells_how_the_run_ended(run):
@@ -174,7 +176,7 @@ def test_the_final_status_tells_how_the_run_ended(run):
 
 def test_a_run_is_described(run):
     runs.describe(run, "PQ 50")
-    assert runs.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
+    assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
     runs.describe(Run("http://127.0.0.1:9", "x", "0"), "nobody listens")  # a warning, no error
 
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipelines.tracking import client as client_module
+
 if TYPE_CHECKING:
     import torch
 
@@ -157,16 +159,14 @@ def run(ray_cluster: None, places: list[str]) -> Callable[..., Outcome]:
 
 
 def history(outcome: Outcome, key: str) -> list[tuple[int, float]]:
-    from pipelines.tracking import runs
 
-    client = runs.connect(outcome.run.tracking_uri)
+    client = client_module.connect(outcome.run.tracking_uri)
     return [(metric.step, metric.value) for metric in client.get_metric_history(outcome.run.run_id, key)]
 
 
 def status(outcome: Outcome) -> str:
-    from pipelines.tracking import runs
 
-    return runs.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
+    return client_module.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
 
 
 def record(outcome: Outcome, step: int) -> dict[str, Any]:
@@ -328,9 +328,8 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
 
 
 def check_run(run_id: str, places: list[str]) -> None:
-    from pipelines.tracking import runs
 
-    client = runs.connect(places[-1])
+    client = client_module.connect(places[-1])
     steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss/total")]
     assert steps == list(range(1, 31)) and client.get_run(run_id).info.status == "FINISHED"
     found = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.mlflow.runName = 'driver-killed'")

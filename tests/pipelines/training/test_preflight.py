@@ -19,7 +19,7 @@ from pipelines.studies.plan import Options, plan, with_weights
 from pipelines.studies.pretrain import pretrained, pretraining
 from pipelines.training.driver import check_continuation
 from pipelines.training.preflight import STAND_IN, check_freezing, lacking, parse_schedule
-from pipelines.tuning.trial import apply
+from pipelines.tuning.trial_config import apply
 
 TINY = {
     "model.backbone.name": "resnet18",

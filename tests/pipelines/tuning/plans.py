@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.tracking import runs
+from pipelines.tracking import client, runs
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
 from pipelines.tuning.plan import Plan
@@ -31,7 +31,7 @@ def stored_plan(folder: Path, template: Path, **more: Any) -> Plan:
 
 
 def tags_of(plan: Plan, identity: str) -> dict[str, str]:
-    run = runs.connect(plan.parent.tracking_uri).get_run(identity)
+    run = client.connect(plan.parent.tracking_uri).get_run(identity)
     return {**run.data.tags, "status": run.info.status}
 
 

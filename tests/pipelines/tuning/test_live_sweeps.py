@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.tracking import client as client_module
+
 TINY = """
 --model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
@@ -34,7 +36,6 @@ def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[s
 def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes16, mlflow_template, tmp_path, capsys):
     """Trial by trial in MLflow, the failed one with its reason; `--resume` repeats that one alone."""
     from jobs.tune import main
-    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "train.weights=grid('','/nowhere')")
     arguments += ["--concurrent", "2", "--train.max-failures", "0"]
@@ -42,7 +43,7 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
     lines = {line.label: line for line in done.lines}
     good = lines["weights="]
     assert good.state == "finished" and good.step == good.total == 4 and done.best == good
-    client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = client_module.connect(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], "")
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == done.parent.run_id}
     assert set(children) == set(lines) and children["weights="].info.status == "FINISHED"
@@ -65,14 +66,13 @@ def test_a_pruned_trial_gives_its_room_to_the_next(ray_cluster, scenes16, mlflow
     import ray
 
     from jobs.tune import main
-    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--concurrent", "1")
     chosen = ["--scheduler", "asha", "--reduction", "2", "--metric", "val/loss/total", "--mode", "min"]
     done = main([*arguments, "--sweep", "optim.lr=grid(5e-3,1e-9,2e-9)", *chosen])
     lines = {line.label: (line.state, line.step) for line in done.lines}
     assert lines == {"lr=0.005": ("finished", 4), "lr=1e-09": ("pruned", 2), "lr=2e-09": ("pruned", 2)}
-    client = tracking.connect(done.parent.tracking_uri)
+    client = client_module.connect(done.parent.tracking_uri)
     query = f"tags.`mlflow.parentRunId` = '{done.parent.run_id}'"
     runs = {run.info.run_name: run for run in client.search_runs([done.parent.experiment_id], query)}
     assert {name: run.info.status for name, run in runs.items()}["lr=1e-09"] == "KILLED"
@@ -89,7 +89,6 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
     """Ctrl-C and SIGTERM close the runs of children and say how to go on; SIGKILL leaves them open. Then what waited
     and what ran come to their end, and what had finished is not trained again."""
     from jobs.tune import main
-    from pipelines.tracking import runs as tracking
 
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "optim.lr=grid(1e-3,2e-3)")
     arguments += ["--concurrent", "1"]
@@ -109,7 +108,7 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
 
     def states() -> tuple[str, list[tuple[str, str]]]:
         """Status of the parent, status and state of each child."""
-        client = tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+        client = client_module.connect(f"sqlite:///{tmp_path}/mlflow.db")
         parent = json.loads((tmp_path / "small" / "sweep.json").read_text())["run_id"]
         experiment = client.get_experiment_by_name("panoptic").experiment_id
         children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")

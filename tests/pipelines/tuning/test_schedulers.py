@@ -16,7 +16,7 @@ from pipelines.tuning import search_space
 from pipelines.tuning.plan import Plan
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.sweep import Sweep, check_options
-from pipelines.tuning.trial import resolve
+from pipelines.tuning.trial_config import resolve
 
 
 class One:

@@ -14,6 +14,8 @@ import pytest
 
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.tracking import client
+from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.runs import Run
 from pipelines.tuning import progress, search_space
 from pipelines.tuning import sweep as tune
@@ -280,10 +282,10 @@ def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_tem
     assert results.log_best(parent, "a/step_000010", demo()) == "models:/m-1"
     assert results.log_best(parent, "a/step_000010", demo()) == "models:/m-1" and logged == [64]
     assert results.log_best(parent, "b/step_000010", demo()) == "models:/m-2"
-    tracker = runs.Tracker(parent)
+    tracker = tracker_module.Tracker(parent)
     for value in (50.0, 40.0):
         tracker.figures({"best/val/pq": value})
-    run = runs.connect(parent.tracking_uri).get_run(parent.run_id)
+    run = client.connect(parent.tracking_uri).get_run(parent.run_id)
     assert run.data.tags["best_checkpoint"] == "b/step_000010" and run.data.metrics["best/val/pq"] == 40.0
 
 

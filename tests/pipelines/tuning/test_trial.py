@@ -14,25 +14,13 @@ from typing import Any
 import pytest
 
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.tracking import client as client_module
 from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress, search_space
 from pipelines.tuning.failures import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
 from pipelines.tuning.plan import Row, run_id
-from pipelines.tuning.trial import (
-    Course,
-    Resolved,
-    accumulating,
-    apply,
-    beginning,
-    best_of,
-    fit_workers,
-    fitted,
-    missing,
-    more_accumulation,
-    report,
-    resolve,
-    run_trial,
-)
+from pipelines.tuning.trial import Course, accumulating, beginning, best_of, fitted, missing, report, run_trial
+from pipelines.tuning.trial_config import Resolved, apply, fit_workers, more_accumulation, resolve
 from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
 
 
@@ -352,7 +340,7 @@ def test_a_failure_before_any_training_has_one_run_however_often(monkeypatch, tm
     for _ in range(2):
         with in_tune(monkeypatch, lambda *given: None), pytest.raises(RuntimeError, match=r"optim\.lr"):
             run_trial(bad, plan)
-    client = tracking.connect(plan.parent.tracking_uri)
+    client = client_module.connect(plan.parent.tracking_uri)
     children = client.search_runs([plan.parent.experiment_id], f"tags.`mlflow.parentRunId` = '{plan.parent.run_id}'")
     assert [child.info.run_id for child in children] == [run_id(plan.folder, "7")]
     tags = tags_of(plan, run_id(plan.folder, "7"))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.readers.coco_panoptic import READERS, Source, coco_panoptic
+from pipelines.data.readers import READERS
+from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.readers.source import Source
 from tests.pipelines.data.coco_folder import CATEGORIES, write_folder, write_json
 
 

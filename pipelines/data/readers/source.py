@@ -1,0 +1,44 @@
+"""What a reader of a data set gives: light rows, problems, a fingerprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from panoptic.segmentation import Categories
+
+Stamps = dict[str, tuple[int, int]]
+"""Of each file of a folder: bytes, time of change."""
+
+
+COLUMNS = ("name", "image", "png", "record", "height", "width", "image_id")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with one image."""
+
+    name: str
+    """File name of the image, or of what stands for it in the annotations."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found: one light row per image that passed the checks, in the order of the annotations."""
+
+    reader: str
+    root: str
+    split: str
+    categories: Categories
+    rows: pa.Table
+    """Columns: name (file name, unique), image and png (URIs), record (JSON text of the annotation), height,
+    width (as the annotations state them), image_id (int64, or string where the dataset's ids are text)."""
+    problems: tuple[Problem, ...]
+    unannotated: tuple[str, ...]
+    """Images that the annotations list without annotating them; they are left out."""
+    bytes: int
+    """Of all images and maps."""
+    fingerprint: str
+    """Changes whenever the annotations, or the size or time of a file, change."""
