@@ -88,7 +88,7 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
         )
     if any(key.endswith("_gn_s") for key in state) and any(key.endswith("running_mean") for key in own):
         raise ValueError("backbone.weights: these are weights with group norms: set backbone.norm group")
-    renamed = {trunk_key(key): value for key, value in state.items()}
+    renamed = {backbone_key(key): value for key, value in state.items()}
     if not any(key.endswith("running_mean") for key in renamed):
         renamed |= _statistics({key for key in own if key not in renamed}, own)
     stages = (f"layer{k}." for k in (1, 2, 3, 4))
@@ -134,7 +134,7 @@ def _timm_key(key: str, own: Mapping[str, Tensor]) -> str:
     return key if key in own or flattened not in own else flattened
 
 
-def trunk_key(key: str) -> str:
+def backbone_key(key: str) -> str:
     """detectron2's or Caffe2's name of a ResNet or Res2Net weight as the published network's.
 
     `res2.0.conv1.norm.bias` and `res2_0_branch2a_bn_b` become `layer1.0.bn1.bias`; names that are so already come

@@ -10,7 +10,7 @@
 | `mask2former` | facebookresearch/Mask2Former, ResNet and Swin (`.pkl`) |
 | `transformers` | Hugging Face's DETR, MaskFormer and Mask2Former, versions 4 and 5 |
 
-`convert_trunk` does the same with torchvision's ResNet classifiers.
+`convert_backbone` does the same with torchvision's ResNet classifiers.
 
 Architecture and sizes are read off keys and shapes. What they cannot tell is the published default, which
 each file of this package states, and can be changed with `dataclasses.replace`.
@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import CLASSIFIER
 from panoptic.convert import detr, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
-from panoptic.convert.backbones import trunk_config
+from panoptic.convert.backbones import backbone_config
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 
-__all__ = ["FAMILIES", "convert", "convert_trunk", "read_checkpoint", "reference_keys"]
+__all__ = ["FAMILIES", "convert", "convert_backbone", "read_checkpoint", "reference_keys"]
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
     "panoptic-deeplab": (panoptic_deeplab.STANDALONE,),
@@ -68,7 +68,7 @@ def convert(state: Mapping[str, Tensor], source: str, categories: Categories) ->
     return config, _fit(dict(weights), lambda: config.build(categories), names, source)
 
 
-def convert_trunk(state: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tensor]]:
+def convert_backbone(state: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tensor]]:
     """The configuration and the weights of one of torchvision's ResNets or VGGs, without the classifier.
 
     Raises:
@@ -77,8 +77,8 @@ def convert_trunk(state: Mapping[str, Tensor]) -> tuple[Backbone, dict[str, Tens
     state = _unwrapped(state)
     names = {key: key for key in state if not key.startswith(CLASSIFIER)}
     weights = {key: torch.as_tensor(state[key]) for key in names}
-    trunk = trunk_config(weights)
-    return trunk, _fit(weights, trunk.build, names, "torchvision")
+    backbone = backbone_config(weights)
+    return backbone, _fit(weights, backbone.build, names, "torchvision")
 
 
 def reference_keys(state: Mapping[str, Tensor], source: str) -> dict[str, str]:

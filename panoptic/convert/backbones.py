@@ -16,7 +16,7 @@ from panoptic.backbones.resnet import DEPTHS, STAGES
 from panoptic.backbones.swin import SWINS
 
 
-def trunk_config(trunk: Mapping[str, Tensor]) -> Backbone:
+def backbone_config(backbone: Mapping[str, Tensor]) -> Backbone:
     """Kind, depth, stem and deformable stages of a backbone under the published names (a ResNet's are torchvision's).
 
     Strides, dilations and stochastic depth leave no trace.
@@ -24,31 +24,31 @@ def trunk_config(trunk: Mapping[str, Tensor]) -> Backbone:
     Raises:
         ValueError: the blocks are those of no known backbone.
     """
-    if "patch_embed.proj.weight" in trunk:
-        return Backbone(name=_swin(trunk))
-    if "features.0.weight" in trunk:
-        return Backbone(name="vgg16_bn" if "features.1.running_mean" in trunk else "vgg16")
-    counts = _counts(trunk, "layer{}.", 1)
-    if "layer1.0.convs.0.weight" in trunk:
-        deep = "conv1.0.weight" in trunk
+    if "patch_embed.proj.weight" in backbone:
+        return Backbone(name=_swin(backbone))
+    if "features.0.weight" in backbone:
+        return Backbone(name="vgg16_bn" if "features.1.running_mean" in backbone else "vgg16")
+    counts = _counts(backbone, "layer{}.", 1)
+    if "layer1.0.convs.0.weight" in backbone:
+        deep = "conv1.0.weight" in backbone
         return Backbone(name=_name({n: (k.deep, k.blocks) for n, k in RES2NETS.items()}, (deep, counts)))
-    found = ("layer1.0.conv3.weight" in trunk, "layer1.0.conv2b.weight" in trunk, counts)
+    found = ("layer1.0.conv3.weight" in backbone, "layer1.0.conv2b.weight" in backbone, counts)
     name = _name({n: (d.bottleneck, d.double, d.blocks) for n, d in DEPTHS.items()}, found)
-    plain = Backbone(name=name, stem="deeplab" if "conv3.weight" in trunk else "conv7")
-    return replace(plain, **_deformable(trunk))
+    plain = Backbone(name=name, stem="deeplab" if "conv3.weight" in backbone else "conv7")
+    return replace(plain, **_deformable(backbone))
 
 
-def _swin(trunk: Mapping[str, Tensor]) -> str:
-    table = trunk.get("layers.0.blocks.0.attn.relative_position_bias_table")
+def _swin(backbone: Mapping[str, Tensor]) -> str:
+    table = backbone.get("layers.0.blocks.0.attn.relative_position_bias_table")
     window = 0 if table is None else (math.isqrt(len(table)) + 1) // 2
-    found = (len(trunk["patch_embed.proj.weight"]), _counts(trunk, "layers.{}.blocks.", 0), window)
+    found = (len(backbone["patch_embed.proj.weight"]), _counts(backbone, "layers.{}.blocks.", 0), window)
     return _name({name: (size.width, size.blocks, size.window) for name, size in SWINS.items()}, found)
 
 
-def _counts(trunk: Mapping[str, Tensor], layer: str, first: int) -> tuple[int, ...]:
+def _counts(backbone: Mapping[str, Tensor], layer: str, first: int) -> tuple[int, ...]:
     """Blocks of the four stages."""
     prefixes = [layer.format(first + k) for k in range(4)]
-    return tuple(len({k.removeprefix(p).split(".")[0] for k in trunk if k.startswith(p)}) for p in prefixes)
+    return tuple(len({k.removeprefix(p).split(".")[0] for k in backbone if k.startswith(p)}) for p in prefixes)
 
 
 def _name(known: Mapping[str, Any], found: Any) -> str:
@@ -58,23 +58,23 @@ def _name(known: Mapping[str, Any], found: Any) -> str:
     raise ValueError(f"convert: a backbone of the shape {found} is none of {', '.join(known)}")
 
 
-def _deformable(trunk: Mapping[str, Tensor]) -> dict[str, Any]:
+def _deformable(backbone: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options of deformable stages, read off the layers that give their offsets."""
-    offsets = {key: value for key, value in trunk.items() if key.endswith(".conv2_offset.weight")}
+    offsets = {key: value for key, value in backbone.items() if key.endswith(".conv2_offset.weight")}
     if not offsets:
         return {}
     stages = tuple(stage for k, stage in enumerate(STAGES, 1) if any(key.startswith(f"layer{k}.") for key in offsets))
     return {"deformable": "v2" if len(next(iter(offsets.values()))) == 27 else "v1", "deformable_stages": stages}
 
 
-def frozen_trunk(trunk: Backbone) -> Backbone:
+def frozen_backbone(backbone: Backbone) -> Backbone:
     """As detectron2 trains it: fixed norms, stem and res2 frozen, the stride in the first 1x1.
 
     Of a Res2Net only the fork for v1b strides there.
     """
-    wanted = {"norm": "frozen", "stride_in_1x1": trunk.name not in RES2NETS or "v1b" in trunk.name}
-    has = OPTIONS.get(trunk.name, ())
-    return replace(trunk, freeze=2, **{name: value for name, value in wanted.items() if name in has})
+    wanted = {"norm": "frozen", "stride_in_1x1": backbone.name not in RES2NETS or "v1b" in backbone.name}
+    has = OPTIONS.get(backbone.name, ())
+    return replace(backbone, freeze=2, **{name: value for name, value in wanted.items() if name in has})
 
 
 def part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

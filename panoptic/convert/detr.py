@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from panoptic.convert.backbones import part, trunk_config
+from panoptic.convert.backbones import backbone_config, part
 from panoptic.convert.family import Family
 from panoptic.convert.panoptic_deeplab import weight
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
@@ -101,7 +101,7 @@ def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[DETRC
     default = DETRConfig()
     config = replace(
         default,
-        backbone=replace(trunk_config(part(weights, "backbone.")), norm="frozen", freeze=2),
+        backbone=replace(backbone_config(part(weights, "backbone.")), norm="frozen", freeze=2),
         channels=len(weight(weights, "projection.weight")),
         hidden=len(weight(weights, "encoder.layers.0.linear1.weight")),
         encoder_layers=_count(weights, "encoder"),

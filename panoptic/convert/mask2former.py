@@ -20,12 +20,12 @@ from panoptic.convert.maskformer import (
     from_transformers,
     layers,
     renamed,
-    transformers_trunk_key,
+    transformers_backbone_key,
     unsynchronised,
     with_pixel_decoder,
 )
 from panoptic.convert.panoptic_deeplab import weight
-from panoptic.convert.swin import published_trunk_key
+from panoptic.convert.swin import published_backbone_key
 from panoptic.models.mask2former.model import LEVELS, Mask2FormerConfig
 from panoptic.segmentation import Categories
 
@@ -38,7 +38,7 @@ CONV = {"0": "conv", "1": "norm", "weight": "conv.weight"}
 ATTENTION = r"in_proj_weight|in_proj_bias|out_proj\.weight|out_proj\.bias"
 
 ORIGINAL_RULES: Rules = (
-    (r"backbone\.(.+)", lambda m: f"backbone.{published_trunk_key(m[1])}"),
+    (r"backbone\.(.+)", lambda m: f"backbone.{published_backbone_key(m[1])}"),
     (PIXELS + r"input_proj\.([012])\.([01])\.(\w+)", lambda m: f"pixel_decoder.projections.{m[1]}.{m[2]}.{m[3]}"),
     (PIXELS + r"transformer\.level_embed", lambda m: "pixel_decoder.level_embedding"),
     (
@@ -83,7 +83,7 @@ QUERY_MODULE = r"model\.transformer_module\."
 DECODER_LAYER = QUERY_MODULE + r"decoder\.layers\.(\d+)\."
 
 TRANSFORMERS_RULES: Rules = (
-    (r"model\.pixel_level_module\.encoder\.(.+)", lambda m: transformers_trunk_key(m[1])),
+    (r"model\.pixel_level_module\.encoder\.(.+)", lambda m: transformers_backbone_key(m[1])),
     (
         LEVEL_MODULE + r"input_projections\.([012])\.([01])\.(\w+)",
         lambda m: f"pixel_decoder.projections.{m[1]}.{m[2]}.{m[3]}",

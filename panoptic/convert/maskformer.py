@@ -20,8 +20,8 @@ from panoptic.convert.backbones import part
 from panoptic.convert.family import Family, same_classes
 from panoptic.convert.panoptic_deeplab import COCO_CLASSES, weight
 from panoptic.convert.swin import (
-    backbone_config,
-    published_trunk_key,
+    published_backbone_key,
+    swin_config,
     transformers_swin,
     transformers_swin_key,
     without_tables,
@@ -42,7 +42,7 @@ EMPTY_WEIGHT = "criterion.empty_weight"
 CONV = {"0": "conv", "1": "norm", "weight": "conv.weight"}
 
 ORIGINAL_RULES: Rules = (
-    (r"backbone\.(.+)", lambda m: f"backbone.{published_trunk_key(m[1])}"),
+    (r"backbone\.(.+)", lambda m: f"backbone.{published_backbone_key(m[1])}"),
     (r"sem_seg_head\.pixel_decoder\.adapter_([123])\.(.+)", lambda m: _layer(f"adapters.{3 - int(m[1])}", m[2])),
     (r"sem_seg_head\.pixel_decoder\.layer_([1234])\.(.+)", lambda m: _layer(f"layers.{4 - int(m[1])}", m[2])),
     (r"sem_seg_head\.pixel_decoder\.mask_features\.(\w+)", lambda m: f"pixel_decoder.mask_features.{m[1]}"),
@@ -60,7 +60,7 @@ ORIGINAL_RULES: Rules = (
 )
 
 TRANSFORMERS_RULES: Rules = (
-    (r"model\.pixel_level_module\.encoder\.(.+)", lambda m: transformers_trunk_key(m[1])),
+    (r"model\.pixel_level_module\.encoder\.(.+)", lambda m: transformers_backbone_key(m[1])),
     (
         r"model\.pixel_level_module\.decoder\.fpn\.stem\.([01])\.(\w+)",
         lambda m: f"pixel_decoder.layers.0.{CONV[m[1]]}.{m[2]}",
@@ -109,7 +109,7 @@ def _below(prefix: str, name: str | None) -> str | None:
     return None if name is None else f"{prefix}{name}"
 
 
-def transformers_trunk_key(key: str) -> str | None:
+def transformers_backbone_key(key: str) -> str | None:
     """Our name of a key below Hugging Face's backbone, a ResNet or a Swin."""
     return _below("backbone.", resnet_key(key) or transformers_swin_key(key))
 
@@ -148,13 +148,13 @@ def common(weights: Mapping[str, Tensor], categories: Categories) -> tuple[dict[
     return fields, {key: value for key, value in weights.items() if key != EMPTY_WEIGHT}
 
 
-def _backbone(trunk: Mapping[str, Tensor]) -> Backbone:
-    found = backbone_config(trunk)
+def _backbone(backbone: Mapping[str, Tensor]) -> Backbone:
+    found = swin_config(backbone)
     if found.name.startswith("swin"):
         return found
     if found.stem == "deeplab":  # the published R101c
         found = replace(found, multigrid=(1, 2, 4))
-    return replace(found, norm="sync" if "bn1.num_batches_tracked" in trunk else "frozen")
+    return replace(found, norm="sync" if "bn1.num_batches_tracked" in backbone else "frozen")
 
 
 def unsynchronised(

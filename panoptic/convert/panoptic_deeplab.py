@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones.weights import trunk_key
-from panoptic.convert.backbones import part, trunk_config
+from panoptic.backbones.weights import backbone_key
+from panoptic.convert.backbones import backbone_config, part
 from panoptic.convert.family import Family, same_classes, weight
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
@@ -72,7 +72,7 @@ def _separable_key(prefix: str, rest: str) -> str | None:
 def _detectron2_key(key: str, low: list[str]) -> str | None:
     """Our name of a key of detectron2's Panoptic-DeepLab, None if it has no such key."""
     if key.startswith("backbone."):
-        return f"backbone.{trunk_key(key.removeprefix('backbone.'))}"
+        return f"backbone.{backbone_key(key.removeprefix('backbone.'))}"
     match = re.fullmatch(r"(sem_seg_head|ins_embed_head)\.(.+)", key)
     if match is None:
         return None
@@ -113,7 +113,7 @@ def _standalone(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
     coco = len(weight(weights, "semantic_head.predictor.weight")) == COCO_CLASSES
     return PanopticDeepLabConfig(
         flavour="standalone",
-        backbone=replace(trunk_config(part(weights, "backbone.")), output_stride=32 if coarse else 16),
+        backbone=replace(backbone_config(part(weights, "backbone.")), output_stride=32 if coarse else 16),
         norm_momentum=0.01,
         rates=(3, 6, 9) if coarse else (6, 12, 18),
         dropout=0.5,
@@ -125,10 +125,10 @@ def _standalone(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
 
 def _detectron2(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
     coco = len(weight(weights, "semantic_head.predictor.weight")) == COCO_CLASSES
-    trunk = trunk_config(part(weights, "backbone."))
+    backbone = backbone_config(part(weights, "backbone."))
     return PanopticDeepLabConfig(
         flavour="detectron2",
-        backbone=replace(trunk, output_stride=16, dilate_first=True, multigrid=(1, 2, 4)),
+        backbone=replace(backbone, output_stride=16, dilate_first=True, multigrid=(1, 2, 4)),
         divisor=640 if coco else 1,
         rates=(6, 12, 18),
         image_pool=(640, 640) if coco else (512, 1024),
@@ -171,9 +171,9 @@ def _projections(weights: Mapping[str, Tensor], branch: str, levels: int) -> tup
     return tuple(weight(weights, f"{branch}_decoder.projections.{i}.conv.weight").shape[0] for i in range(levels))
 
 
-def _stage_width(trunk: Mapping[str, Tensor], layer: int) -> int:
-    last = "conv3" if "layer1.0.conv3.weight" in trunk else "conv2"
-    return weight(trunk, f"layer{layer}.0.{last}.weight").shape[0]
+def _stage_width(backbone: Mapping[str, Tensor], layer: int) -> int:
+    last = "conv3" if "layer1.0.conv3.weight" in backbone else "conv2"
+    return weight(backbone, f"layer{layer}.0.{last}.weight").shape[0]
 
 
 def _build(

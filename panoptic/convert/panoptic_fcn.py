@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from panoptic.backbones.weights import trunk_key
-from panoptic.convert.backbones import frozen_trunk, part, trunk_config
+from panoptic.backbones.weights import backbone_key
+from panoptic.convert.backbones import backbone_config, frozen_backbone, part
 from panoptic.convert.family import Family, State
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.models.panoptic_fcn.targets import Regions
@@ -65,7 +65,7 @@ def _rename(state: Mapping[str, object]) -> dict[str, str | None]:
 def _key(key: str) -> str | None:
     """Our name of one of the reference's, None if it has no such key."""
     if key.startswith("backbone.bottom_up."):
-        return f"backbone.{trunk_key(key.removeprefix('backbone.bottom_up.'))}"
+        return f"backbone.{backbone_key(key.removeprefix('backbone.bottom_up.'))}"
     layer, _, leaf = key.rpartition(".")
     if layer in LAYERS:
         return f"{LAYERS[layer]}.{leaf}" if leaf in ("weight", "bias") else None
@@ -96,9 +96,9 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, S
     head_convs = _count(weights, "position_tower.")
     if _count(weights, "kernel_tower.") != head_convs:
         raise ValueError("convert: position head and kernel head differ in their number of convolutions")
-    trunk = trunk_config(part(weights, "backbone."))
+    backbone = backbone_config(part(weights, "backbone."))
     config = PanopticFCNConfig(
-        backbone=frozen_trunk(trunk),
+        backbone=frozen_backbone(backbone),
         width=pyramid,
         feature="p2" if semantic is None else "semantic_fpn",
         feature_channels=PanopticFCNConfig.feature_channels if semantic is None else entering,

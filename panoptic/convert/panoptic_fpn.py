@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import torch
 
 from panoptic.backbones.res2net import RES2NETS
-from panoptic.backbones.weights import trunk_key
-from panoptic.convert.backbones import frozen_trunk, part, trunk_config
+from panoptic.backbones.weights import backbone_key
+from panoptic.convert.backbones import backbone_config, frozen_backbone, part
 from panoptic.convert.family import Family, State, weight
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
@@ -64,7 +64,7 @@ def _rename(state: Mapping[str, object]) -> dict[str, str | None]:
 def _key(key: str) -> str | None:
     """Our name of one of detectron2's, None if it has no such key."""
     if key.startswith("backbone.bottom_up."):
-        return f"backbone.{trunk_key(key.removeprefix('backbone.bottom_up.'))}"
+        return f"backbone.{backbone_key(key.removeprefix('backbone.bottom_up.'))}"
     layer, _, leaf = key.rpartition(".")
     if layer in HEADS:
         return f"{HEADS[layer]}.{leaf}" if leaf in ("weight", "bias") else None
@@ -90,10 +90,10 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFPNConfig, S
         mask_width=weight(weights, "detector.masks.predictor.weight").shape[1],
         mask_layers=len(layers),
     )
-    trunk = trunk_config(part(weights, "backbone."))
+    backbone = backbone_config(part(weights, "backbone."))
     config = PanopticFPNConfig(
-        backbone=frozen_trunk(trunk),
-        **(RGB if trunk.name in RES2NETS else {}),
+        backbone=frozen_backbone(backbone),
+        **(RGB if backbone.name in RES2NETS else {}),
         width=width,
         semantic_width=weight(weights, "classifier.weight").shape[1],
         detector=DetectorConfig(heads=heads),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.swin import SWINS
-from panoptic.backbones.weights import trunk_key
-from panoptic.convert.backbones import trunk_config
+from panoptic.backbones.weights import backbone_key
+from panoptic.convert.backbones import backbone_config
 from panoptic.convert.transformer import join_projections
 
 COMPUTED = r"(.*\.)?(relative_position_index|attn_mask)"
@@ -36,9 +36,9 @@ HUGGING_FACE = (
 """Names of versions 4 and 5 below the backbone, once query, key and value are one; ours are the original's."""
 
 
-def published_trunk_key(key: str) -> str:
+def published_backbone_key(key: str) -> str:
     """Our name of a backbone's key in detectron2's projects: ResNets renamed, Swins as they are."""
-    return key if re.match(r"patch_embed\.|layers\.\d|norm\d\.", key) else trunk_key(key)
+    return key if re.match(r"patch_embed\.|layers\.\d|norm\d\.", key) else backbone_key(key)
 
 
 def transformers_swin_key(key: str) -> str | None:
@@ -65,17 +65,17 @@ def transformers_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
     return join_projections(named, "attention")
 
 
-def backbone_config(trunk: Mapping[str, Tensor]) -> Backbone:
+def swin_config(backbone: Mapping[str, Tensor]) -> Backbone:
     """The ResNet or Swin that these weights (our names) are of; Swin's stochastic depth is the published 0.3.
 
     Raises:
         ValueError: the blocks are those of neither.
     """
-    if "patch_embed.proj.weight" not in trunk:
-        return trunk_config(trunk)
-    width = len(trunk["patch_embed.proj.weight"])
-    blocks = tuple(len({k.split(".")[3] for k in trunk if k.startswith(f"layers.{s}.blocks.")}) for s in range(4))
-    table = trunk.get("layers.0.blocks.0.attn.relative_position_bias_table", torch.zeros(0))
+    if "patch_embed.proj.weight" not in backbone:
+        return backbone_config(backbone)
+    width = len(backbone["patch_embed.proj.weight"])
+    blocks = tuple(len({k.split(".")[3] for k in backbone if k.startswith(f"layers.{s}.blocks.")}) for s in range(4))
+    table = backbone.get("layers.0.blocks.0.attn.relative_position_bias_table", torch.zeros(0))
     for name, size in SWINS.items():
         if (size.width, size.blocks, (2 * size.window - 1) ** 2) == (width, blocks, len(table)):
             return Backbone(name=name, drop_path=0.3)

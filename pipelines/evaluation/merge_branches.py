@@ -34,7 +34,7 @@ COLUMNS = {"mIoU": "val/miou", "AP50": "val/ap50", "PQ": "val/pq"}
 
 
 def merge(semantic: Stored, instances: Stored) -> Stored:
-    """One model with the semantic branch of one and the instance branch of another, each on its own trunk.
+    """One model with the semantic branch of one and the instance branch of another, each on its own backbone.
 
     Raises:
         ValueError: a model is no JSIS-Net, lacks its branch, or they differ in classes, options or view.
@@ -56,7 +56,7 @@ def merge(semantic: Stored, instances: Stored) -> Stored:
     weights = dict(instances.model.state_dict())
     for name, value in semantic.model.state_dict().items():
         name = name if name.startswith("semantic.") else f"semantic_{name}"
-        if name in own:  # a trunk that went on to a head of regions has a stage more
+        if name in own:  # a backbone that went on to a head of regions has a stage more
             weights[name] = value
     checkpoints.load_weights(model, {name: value for name, value in weights.items() if name in own}, "the two models")
     return Stored(model.eval(), instances.options)
@@ -107,10 +107,12 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def _config(stored: Stored, branch: str) -> JSISNetConfig:
-    """The options of a model that has this branch, on a trunk that it may share."""
+    """The options of a model that has this branch, on a backbone that it may share."""
     if not isinstance(stored.model, JSISNet):
         raise ValueError(f"the {branch} model is a {type(stored.model).__name__}; JSISNet is wanted")
     config: Any = stored.model.config
     if config.branches not in (branch, "both") or (config.branches == "both" and config.trunks == "separate"):
-        raise ValueError(f"the {branch} model has branches {config.branches} (trunks {config.trunks}); train {branch}")
+        raise ValueError(
+            f"the {branch} model has branches {config.branches} (backbones {config.backbones}); train {branch}"
+        )
     return config

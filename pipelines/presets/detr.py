@@ -158,7 +158,7 @@ def _coco(model: DETRConfig, epochs: int, drop: int, batch: int = 16) -> Experim
 
 
 def _optim(drop: int) -> Optim:
-    """AdamW at 1e-4, a tenth of that for the trunk, gradients clipped at 0.1, one drop."""
+    """AdamW at 1e-4, a tenth of that for the backbone, gradients clipped at 0.1, one drop."""
     return Optim(
         optimiser="adamw",
         lr=1e-4,
@@ -172,7 +172,7 @@ def _optim(drop: int) -> Optim:
 
 
 def _small() -> DETRConfig:
-    """A trunk that learns from scratch, at stride 16 because the images are small, and half the transformer."""
+    """A backbone that learns from scratch, at stride 16 because the images are small, and half the transformer."""
     return DETRConfig(
         backbone=Backbone(name="resnet18", output_stride=16),
         channels=128,

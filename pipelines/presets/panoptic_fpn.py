@@ -19,7 +19,7 @@ from pipelines.presets.small import on_photographs, on_scenes
 RGB = PanopticFPNConfig(
     pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), bgr=False, backbone=Backbone()
 )
-"""Pixels and trunk as torchvision has them; all norms learn."""
+"""Pixels and backbone as torchvision has them; all norms learn."""
 
 SOLVER = Optim(
     optimiser="sgd",
@@ -77,7 +77,7 @@ def panoptic_fpn_double3x3_coco() -> Experiment:
 def panoptic_fpn_r50_cityscapes() -> Experiment:
     """The paper's recipe for Cityscapes with ResNet-50 (32 crops of 512x1024, 65,000 steps).
 
-    The PQ of this trunk is not at hand: ResNet-101 reaches 58.1 (see panoptic-fpn-r101-cityscapes).
+    The PQ of this backbone is not at hand: ResNet-101 reaches 58.1 (see panoptic-fpn-r101-cityscapes).
     """
     return Experiment(
         model=PanopticFPNConfig(),

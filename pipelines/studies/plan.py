@@ -33,7 +33,7 @@ class Options(Sweep):
     seeds: int = 1
     """Seeds of every row; two or more give mean ± deviation, and say what exceeds it."""
     small: bool = False
-    """The study on two CPU cores: its small preset, small trunks, from scratch."""
+    """The study on two CPU cores: its small preset, small backbones, from scratch."""
     pretrain_steps: int = 0
     """Where a row freezes parts without weights, train these on drawn scenes for so many steps first, once.
     0 = 600 with --small, else an error."""

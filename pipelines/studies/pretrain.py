@@ -1,7 +1,7 @@
 """Weights for what a study freezes, where none can be had: trained on the drawn scenes, once, and kept.
 
 The backbone alone learns through the semantic loss of its preset's model, whatever heads a row has, so that all studies
-of a preset share a trunk. Where other parts are frozen too, the row's whole model learns through all its losses, at the
+of a preset share a backbone. Where other parts are frozen too, the row's whole model learns through all its losses, at the
 preset's rate, and the study's rows start from that checkpoint. Run and file are named by everything that changes them.
 """
 
@@ -47,13 +47,13 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
         steps: of this run.
     """
     scenes = demo()
-    trunk = replace(experiment.model.backbone, freeze=0, weights="none")
+    backbone = replace(experiment.model.backbone, freeze=0, weights="none")
     model = base.model if kind == "backbone" else experiment.model
     warmup = min(base.optim.warmup_steps, steps // 10)
     own = {"steps": steps, "validate_every": steps, "overlays": 0, "workers": 1, "seed": 0}
     changed = replace(
         scenes,
-        model=replace(model, backbone=trunk),  # type: ignore[type-var]
+        model=replace(model, backbone=backbone),  # type: ignore[type-var]
         storage=storage.absolute(experiment.storage),
         data=Data(root="scenes", scenes=Scenes()),
         tracking=replace(experiment.tracking, register="", alias=""),
@@ -63,7 +63,7 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
     architecture = type(model).__name__
     losses = SEMANTIC_ONLY.get(architecture, {}) if kind == "backbone" else {}
     changed = override(changed, {**ANY_SIZE.get(architecture, {}), **losses})
-    return replace(changed, name=f"pretrained-{kind}-{trunk.name}-{steps}-{digest(changed)}")
+    return replace(changed, name=f"pretrained-{kind}-{backbone.name}-{steps}-{digest(changed)}")
 
 
 def digest(experiment: Experiment) -> str:

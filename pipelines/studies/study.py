@@ -30,7 +30,7 @@ SMALL: dict[str, dict[Any, Any]] = {
     "resize.short": {400: 160, 500: 200, 600: 240, 700: 280},
     "resize.longest": {400: 320, 500: 400, 600: 480, 700: 560},
 }
-"""What a row's values become on the small presets: a smaller trunk, the same ratio of dilations or sides."""
+"""What a row's values become on the small presets: a smaller backbone, the same ratio of dilations or sides."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def meta_model(experiment: Experiment) -> torch.nn.Module:
 
 def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
     """What is frozen though no weights were loaded into it: nothing, the backbone, or other parts of the model."""
-    patterns, trunk = experiment.train.freeze, experiment.model.backbone
+    patterns, backbone = experiment.train.freeze, experiment.model.backbone
     if experiment.train.weights:
         return ""
     frozen: list[str] = []
@@ -42,7 +42,7 @@ def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
         frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if any(not name.startswith("backbone.") for name in frozen):
         return "model"
-    return "backbone" if trunk.weights == "none" and (trunk.freeze or frozen) else ""
+    return "backbone" if backbone.weights == "none" and (backbone.freeze or frozen) else ""
 
 
 def check_freezing(experiment: Experiment) -> None:
@@ -54,8 +54,8 @@ def check_freezing(experiment: Experiment) -> None:
     missing = lacking(experiment)
     if not missing:
         return
-    trunk, patterns = experiment.model.backbone, " ".join(experiment.train.freeze)
-    named = f"train.freeze {patterns}" if patterns else f"model.backbone.freeze {trunk.freeze}"
+    backbone, patterns = experiment.model.backbone, " ".join(experiment.train.freeze)
+    named = f"train.freeze {patterns}" if patterns else f"model.backbone.freeze {backbone.freeze}"
     thaw = "set --train.freeze to nothing" if patterns else "train everything with --model.backbone.freeze 0"
     weights = "" if missing == "model" else "--model.backbone.weights FILE (or timm, which downloads), or with "
     raise ValueError(

@@ -32,14 +32,14 @@ class Fitting:
         """Raises:
         ValueError: the backbone's weights cannot be read, or do not fit; names what differs.
         """
-        trunk = replace(experiment.model.backbone, freeze=0)
-        if trunk.weights == "none" or trunk in self._tried:
+        backbone = replace(experiment.model.backbone, freeze=0)
+        if backbone.weights == "none" or backbone in self._tried:
             return
-        shapes = _timm(trunk) if trunk.weights == "timm" else self._read(trunk.weights)
+        shapes = _timm(backbone) if backbone.weights == "timm" else self._read(backbone.weights)
         with torch.device("meta"):
             if shapes:
-                load_weights(replace(trunk, weights="none").build(), shapes)
-        self._tried.add(trunk)
+                load_weights(replace(backbone, weights="none").build(), shapes)
+        self._tried.add(backbone)
 
     def _read(self, file: str) -> Shapes:
         if file not in self._files:
@@ -51,18 +51,18 @@ class Fitting:
         return self._files[file]
 
 
-def _timm(trunk: Backbone) -> Shapes:
+def _timm(backbone: Backbone) -> Shapes:
     """Of what timm would download; {} for its own models, which fit themselves.
 
     Raises:
         ValueError: timm has no weights, or none for such a backbone.
     """
-    name = TIMM_NAMES.get(trunk.name, trunk.name)
+    name = TIMM_NAMES.get(backbone.name, backbone.name)
     if not timm.is_model_pretrained(name):
         raise ValueError(f"model.backbone.weights timm: timm has no weights for {name}; give a FILE")
-    if trunk.name not in OPTIONS:
+    if backbone.name not in OPTIONS:
         return {}
-    if trunk.stride_in_1x1:
+    if backbone.stride_in_1x1:
         raise ValueError(
             "model.backbone.weights timm: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
             "in the first 1x1; give a FILE such as R-50.pkl"

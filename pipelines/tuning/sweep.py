@@ -183,10 +183,10 @@ class Checker:
             ValueError: there is none, or it cannot train.
         """
         experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
-        options, trunk = experiment.train, experiment.model.backbone
+        options, backbone = experiment.train, experiment.model.backbone
         accumulation(options.batch, options.workers, options.micro_batch)
         for stages in {stages for _, stages in schedule}:
-            part = replace(experiment, model=replace(experiment.model, backbone=replace(trunk, freeze=stages)))
+            part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
             self._shapes(part)
             if not self.allow_lacking:
                 check_freezing(part)

@@ -124,6 +124,6 @@ def _image(scale: float) -> Case:
 
 def _hugging_face(module: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    trunk = module.TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4])
-    config = module.DetrConfig(backbone_config=trunk, use_pretrained_backbone=False, num_labels=LOGITS)
+    backbone = module.TimmBackboneConfig(backbone="resnet50", out_indices=[1, 2, 3, 4])
+    config = module.DetrConfig(swin_config=backbone, use_pretrained_backbone=False, num_labels=LOGITS)
     return module.DetrForSegmentation(config).eval()

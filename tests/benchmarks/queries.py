@@ -181,12 +181,12 @@ def _ours(name: str, peer: torch.nn.Module | None, categories: Categories) -> An
 
 def _hugging_face(name: str, module: Any) -> torch.nn.Module:
     torch.manual_seed(0)
-    trunk = module.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    backbone = module.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
     if name == "mask2former":
-        config = module.Mask2FormerConfig(backbone_config=trunk, num_labels=CLASSES)
+        config = module.Mask2FormerConfig(swin_config=backbone, num_labels=CLASSES)
         return module.Mask2FormerForUniversalSegmentation(config).eval()
     decoder = module.DetrConfig(use_pretrained_backbone=False, num_queries=QUERIES)
-    config = module.MaskFormerConfig(backbone_config=trunk, decoder_config=decoder, num_labels=CLASSES)
+    config = module.MaskFormerConfig(swin_config=backbone, decoder_config=decoder, num_labels=CLASSES)
     return module.MaskFormerForInstanceSegmentation(config).eval()
 
 

@@ -1,8 +1,8 @@
 """DETR's mask head: from where a query looks in the coarse map to its mask at stride 4.
 
 Carion et al., arXiv 2005.12872, section 4.4; facebookresearch/detr (MaskHeadSmallConv). The first convolution
-of the reference sees the projected trunk, repeated for each query, beside the query's attention maps. A
-convolution is linear, so the trunk's part is computed once an image here, like the levels that are added.
+of the reference sees the projected backbone, repeated for each query, beside the query's attention maps. A
+convolution is linear, so the backbone's part is computed once an image here, like the levels that are added.
 
 Shapes: n queries of one image, D width, M heads, h x w the coarse map, H x W the canvas.
 """
@@ -43,10 +43,10 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def levels(self, source: Tensor, fine: Sequence[Tensor]) -> list[Tensor]:
-        """What does not depend on the query: the trunk's share of the first convolution, then what is added.
+        """What does not depend on the query: the backbone's share of the first convolution, then what is added.
 
         Args:
-            source: [B, D, h, w], the projected trunk.
+            source: [B, D, h, w], the projected backbone.
             fine: res4, res3 and res2, [B, C, ...].
 
         Returns:

@@ -5,7 +5,7 @@ box, or with "no object"; matching answers and segments one to one leaves nothin
 has boxes like things. A second head turns where each query looks into its mask.
 
 The network follows facebookresearch/detr, oddities included: the attention maps of the mask head share one
-softmax over all heads and cells; its first input is the projected trunk, not the memory; a segment's box ends
+softmax over all heads and cells; its first input is the projected backbone, not the memory; a segment's box ends
 at its last pixel, not after it; crowds are targets; pixels of batch padding count as background in mask losses;
 merged duplicates of stuff give their pixels back (see `merging.detr`).
 

@@ -223,7 +223,7 @@ def new_stage(inputs: int, width: int, blocks: int, norm: Norm) -> nn.Sequential
     return stage
 
 
-def cut_trunk(backbone: nn.Module, shared: str, head: bool) -> None:
+def cut_backbone(backbone: nn.Module, shared: str, head: bool) -> None:
     """Remove the stages that come after the `shared` feature, but for the last one where it is the `head`'s.
 
     Raises:

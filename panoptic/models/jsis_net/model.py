@@ -87,7 +87,7 @@ class JSISNetConfig:
     branches: Literal["both", "semantic", "instances"] = "both"
     """What is trained: both branches, or one of them as in the paper's table 3."""
     trunks: Literal["shared", "separate"] = "shared"
-    """separate: each branch has a trunk of its own, to merge two models that were trained apart (table 3 again)."""
+    """separate: each branch has a backbone of its own, to merge two models that were trained apart (table 3 again)."""
     divisor: int = 16
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -161,7 +161,7 @@ class JSISNetConfig:
 
 
 class JSISNet(PanopticModel):
-    """A shared trunk, a semantic branch, region proposals and a head.
+    """A shared backbone, a semantic branch, region proposals and a head.
 
     Outputs: "semantic" logits [B, C, 2 h, 2 w]; "features" [B, D, h, w], the shared map; "objectness"
     [B, 2 A, h, w] (background, thing of each anchor) and "deltas" [B, 4 A, h, w]. A branch alone has its own only.
@@ -181,11 +181,11 @@ class JSISNet(PanopticModel):
         self.backbone = config.backbone.build()
         shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
         reaches_end = config.branches != "semantic" and config.head.width == 0
-        c4_head.cut_trunk(self.backbone, config.shared_level, head=reaches_end)
+        c4_head.cut_backbone(self.backbone, config.shared_level, head=reaches_end)
         self.semantic = self.regions = self.head = self.semantic_backbone = None
         if config.branches == "both" and config.trunks == "separate":
             self.semantic_backbone = config.backbone.build()
-            c4_head.cut_trunk(self.semantic_backbone, config.shared_level, head=False)
+            c4_head.cut_backbone(self.semantic_backbone, config.shared_level, head=False)
         if config.branches != "instances":
             pooling = (config.bins, config.bin_channels, config.norm)
             width, classes = config.semantic_channels, len(categories)
@@ -295,13 +295,13 @@ class JSISNet(PanopticModel):
         found = true_detections(targets, is_thing(targets, self.categories), self.config.head.mask_side)
         return {"semantic": logits.scatter_(1, classes, CERTAIN), **found}
 
-    def _shared(self, x: Tensor, trunk: nn.Module) -> Tensor:
+    def _shared(self, x: Tensor, backbone: nn.Module) -> Tensor:
         """Normalised images to the map that both branches share."""
         if self.config.shared_level == "res5":
-            return trunk(x)["res5"]
-        x = trunk.stem(x)  # type: ignore[operator]
+            return backbone(x)["res5"]
+        x = backbone.stem(x)  # type: ignore[operator]
         for k in range(1, int(self.config.shared_level[3:])):
-            x = trunk.get_submodule(f"layer{k}")(x)
+            x = backbone.get_submodule(f"layer{k}")(x)
         return x
 
     def _region_losses(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:

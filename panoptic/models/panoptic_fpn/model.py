@@ -8,7 +8,7 @@ sampling, L1 for boxes, one class "things" in the semantic branch (class 0; stuf
 keeps an instance however little of it is left. Its odd choices stay: both losses of the proposals are divided by the
 number of anchors that should have been sampled, not by those that were, and an anchor that overlaps a thing as much as
 any other does is positive, however little that is. The default configuration is the published one, which trains from
-converted weights (fixed norms, a frozen stem and res2); from scratch the trunk wants norms that learn.
+converted weights (fixed norms, a frozen stem and res2); from scratch the backbone wants norms that learn.
 
 Deviations: true things come from the panoptic map and so never overlap; their masks are cut out of that map (as
 detectron2 does with bitmaps), not rasterised from polygons. Instances of equal score keep the order of detection.
@@ -53,15 +53,15 @@ CERTAIN = 30.0
 """The logit of a true class in `truth`: its softmax is 1 in float32."""
 
 COARSEST = 32
-"""Stride of the trunk's last feature; the canvas becomes a multiple of it."""
+"""Stride of the backbone's last feature; the canvas becomes a multiple of it."""
 
 CAFFE2 = Backbone(name="resnet50", stride_in_1x1=True, norm="frozen", freeze=2)
-"""The trunk of the published models."""
+"""The backbone of the published models."""
 
 
 @dataclass(frozen=True)
 class PanopticFPNConfig:
-    """Panoptic FPN on any trunk; the defaults are detectron2's for COCO."""
+    """Panoptic FPN on any backbone; the defaults are detectron2's for COCO."""
 
     backbone: Backbone = CAFFE2
     """Where the features come from."""
@@ -103,7 +103,7 @@ class PanopticFPNConfig:
         if not categories.things:
             raise ValueError("categories: there is no thing class to detect; Panoptic FPN needs one")
         if self.divisor % COARSEST:
-            raise ValueError(f"divisor: {self.divisor} is no multiple of {COARSEST}, the stride of the trunk")
+            raise ValueError(f"divisor: {self.divisor} is no multiple of {COARSEST}, the stride of the backbone")
         if self.backbone.output_stride != COARSEST:
             raise ValueError(
                 f"backbone.output_stride: {self.backbone.output_stride}; the levels of the pyramid double in stride, "

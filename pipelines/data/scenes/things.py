@@ -127,12 +127,12 @@ def house(rng: np.random.Generator) -> list[Part]:
 def tree(rng: np.random.Generator) -> list[Part]:
     """Broad-leaved, or a conifer in tiers."""
     leaf, height = pick(rng, LEAVES), rng.uniform(4.5, 8.5)
-    trunk = Part(bar((0, 0), (0, height * 0.6), 0.05 * height), pick(rng, (WOOD, (128, 116, 104)), 8), 0.12)
+    backbone = Part(bar((0, 0), (0, height * 0.6), 0.05 * height), pick(rng, (WOOD, (128, 116, 104)), 8), 0.12)
     if rng.random() < 0.35:
         tiers = [(0.16, 0.30, 0.62), (0.38, 0.24, 0.82), (0.6, 0.17, 1.0)]
         points = [np.array([(-half, low), (half, low), (0, top)]) * height for low, half, top in tiers]
-        return [trunk, *(Part(p, leaf * (0.66 + 0.1 * k), 0.26) for k, p in enumerate(points))]
-    parts = [trunk]
+        return [backbone, *(Part(p, leaf * (0.66 + 0.1 * k), 0.26) for k, p in enumerate(points))]
+    parts = [backbone]
     for k in range(int(rng.integers(4, 7))):
         x, y = rng.normal(0, 0.11), rng.uniform(0.52, 0.8)
         size = rng.uniform(0.15, 0.23)

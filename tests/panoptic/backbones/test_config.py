@@ -7,7 +7,7 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.timm import TimmBackbone
-from panoptic.backbones.weights import load_weights, trunk_key
+from panoptic.backbones.weights import backbone_key, load_weights
 from panoptic.layers.norm import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -50,7 +50,7 @@ def test_a_frozen_norm_computes_what_the_batch_norm_did() -> None:
 
 
 def detectron2_name(key: str) -> str:
-    """torchvision's name of a ResNet weight as detectron2's, written down independently of `trunk_key`."""
+    """torchvision's name of a ResNet weight as detectron2's, written down independently of `backbone_key`."""
     head, *rest = key.split(".")
     if head in ("conv1", "bn1"):
         return f"stem.conv1.{'norm.' if head == 'bn1' else ''}{rest[0]}"
@@ -72,7 +72,7 @@ def test_weights_are_recognised_by_their_keys() -> None:
         target = Backbone("resnet18", freeze=2).build()
         load_weights(target, form)
         assert all(torch.equal(target.state_dict()[k], v) for k, v in state.items())
-    assert {trunk_key(detectron2_name(k)) for k in state} == set(state)
+    assert {backbone_key(detectron2_name(k)) for k in state} == set(state)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name() -> None:

@@ -41,20 +41,20 @@ def test_equals_torchvision(name: str, stride: int) -> None:
             assert features[stage].shape[2] == -(-65 // ours.strides[stage])
 
 
-def test_deeplab_trunk_has_the_published_dilations() -> None:
-    trunk = ResNet("resnet50", deeplab_stem=True, output_stride=16, dilate_first=True, multigrid=(1, 2, 4))
-    assert [block.conv2.dilation for block in trunk.layer4] == [(2, 2), (4, 4), (8, 8)]
-    assert [block.conv2.dilation for block in trunk.layer3] == [(1, 1)] * 6
-    assert trunk.strides == {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 16}
-    assert trunk.channels["stem"] == 128
-    assert trunk.layer1[0].conv1.weight.shape == (64, 128, 1, 1)
-    assert trunk(torch.zeros(1, 3, 64, 64))["res5"].shape == (1, 2048, 4, 4)
+def test_deeplab_backbone_has_the_published_dilations() -> None:
+    backbone = ResNet("resnet50", deeplab_stem=True, output_stride=16, dilate_first=True, multigrid=(1, 2, 4))
+    assert [block.conv2.dilation for block in backbone.layer4] == [(2, 2), (4, 4), (8, 8)]
+    assert [block.conv2.dilation for block in backbone.layer3] == [(1, 1)] * 6
+    assert backbone.strides == {"stem": 4, "res2": 4, "res3": 8, "res4": 16, "res5": 16}
+    assert backbone.channels["stem"] == 128
+    assert backbone.layer1[0].conv1.weight.shape == (64, 128, 1, 1)
+    assert backbone(torch.zeros(1, 3, 64, 64))["res5"].shape == (1, 2048, 4, 4)
 
 
 @pytest.mark.parametrize("in_1x1", [False, True])
 def test_where_a_bottleneck_strides(in_1x1: bool) -> None:
-    trunk = ResNet("resnet50", stride_in_1x1=in_1x1)
-    for layer in (trunk.layer2, trunk.layer3, trunk.layer4):
+    backbone = ResNet("resnet50", stride_in_1x1=in_1x1)
+    for layer in (backbone.layer2, backbone.layer3, backbone.layer4):
         assert layer[0].conv1.stride == ((2, 2) if in_1x1 else (1, 1))
         assert layer[0].conv2.stride == ((1, 1) if in_1x1 else (2, 2))
         assert all(block.conv1.stride == block.conv2.stride == (1, 1) for block in layer[1:])
@@ -62,6 +62,6 @@ def test_where_a_bottleneck_strides(in_1x1: bool) -> None:
 
 def test_trains_with_every_norm_and_keeps_statistics_finite() -> None:
     for norm in ("batch", "group", "frozen"):
-        trunk = ResNet("resnet18", norm).train()
-        sum(f.mean() for f in trunk(torch.rand(2, 3, 64, 64)).values()).backward()
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trunk.parameters())
+        backbone = ResNet("resnet18", norm).train()
+        sum(f.mean() for f in backbone(torch.rand(2, 3, 64, 64)).values()).backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in backbone.parameters())

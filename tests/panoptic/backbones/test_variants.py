@@ -20,7 +20,7 @@ from panoptic.backbones.resnet import DEPTHS
 from panoptic.backbones.swin import SWINS
 from panoptic.backbones.vgg import VGGS
 from panoptic.backbones.weights import load_weights
-from panoptic.convert.backbones import trunk_config
+from panoptic.convert.backbones import backbone_config
 from panoptic.layers.norm import FrozenBatchNorm
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -136,27 +136,27 @@ def plain_res2net_block(block: nn.Module, x: Tensor, stride: int, first: bool) -
 
 @pytest.mark.parametrize("name", ["res2net50_26w_4s", "res2net50_v1b_26w_4s"])
 def test_res2net_blocks_follow_their_definition(name: str) -> None:
-    trunk = Backbone(name).build().eval()
-    fill(trunk)
+    backbone = Backbone(name).build().eval()
+    fill(backbone)
     x = images()
     with torch.no_grad():
-        features = trunk(x)
+        features = backbone(x)
         y = features["stem"]
         for index, stage in enumerate(STAGES[1:]):
-            for i, block in enumerate(trunk.get_submodule(f"layer{index + 1}")):
+            for i, block in enumerate(backbone.get_submodule(f"layer{index + 1}")):
                 y = plain_res2net_block(block, y, 1 if index == 0 or i else 2, i == 0)
             torch.testing.assert_close(features[stage], y)
-    assert trunk.layer1[0].convs[0].weight.shape == (26, 26, 3, 3)
+    assert backbone.layer1[0].convs[0].weight.shape == (26, 26, 3, 3)
     if "v1b" in name:
-        assert trunk.layer2[0].downsample[0].ceil_mode and not trunk.layer2[0].downsample[0].count_include_pad
+        assert backbone.layer2[0].downsample[0].ceil_mode and not backbone.layer2[0].downsample[0].count_include_pad
 
 
 def test_res2net_as_its_detectron2_fork() -> None:
-    trunk = Backbone("res2net50_v1b_26w_4s", stride_in_1x1=True).build().eval()
-    for layer in (trunk.layer2, trunk.layer3, trunk.layer4):
+    backbone = Backbone("res2net50_v1b_26w_4s", stride_in_1x1=True).build().eval()
+    for layer in (backbone.layer2, backbone.layer3, backbone.layer4):
         assert layer[0].conv1.stride == (2, 2) and all(conv.stride == (1, 1) for conv in layer[0].convs)
-    block = trunk.layer2[0]
-    fill(trunk)
+    block = backbone.layer2[0]
+    fill(backbone)
     with torch.no_grad():
         x = images(1, 256, 9, 11)
         y = torch.relu(block.bn1(block.conv1(x)))
@@ -194,11 +194,11 @@ def test_the_fork_and_the_published_names_load() -> None:
 
 @pytest.mark.parametrize("stride", [8, 16])
 def test_res2net_trades_stride_for_dilation(stride: int) -> None:
-    trunk = Backbone("res2net50_26w_4s", output_stride=stride).build().eval()
+    backbone = Backbone("res2net50_26w_4s", output_stride=stride).build().eval()
     with torch.no_grad():
-        features = trunk(images(1, 3, 64, 96))
+        features = backbone(images(1, 3, 64, 96))
     assert features["res5"].shape[2:] == (64 // stride, 96 // stride)
-    assert trunk.layer4[1].convs[0].dilation == ((2, 2) if stride == 16 else (4, 4))
+    assert backbone.layer4[1].convs[0].dilation == ((2, 2) if stride == 16 else (4, 4))
 
 
 # ResNet: a second 3x3, deformable 3x3
@@ -224,9 +224,9 @@ def test_a_doubled_resnet_loads_an_ordinary_one() -> None:
 
 
 def test_the_second_3x3_keeps_size_and_dilation() -> None:
-    trunk = Backbone("resnet50_double3x3", output_stride=16).build()
-    assert trunk.layer2[0].conv2.stride == (2, 2) and trunk.layer2[0].conv2b.stride == (1, 1)
-    assert trunk.layer4[1].conv2b.dilation == trunk.layer4[1].conv2.dilation == (2, 2)
+    backbone = Backbone("resnet50_double3x3", output_stride=16).build()
+    assert backbone.layer2[0].conv2.stride == (2, 2) and backbone.layer2[0].conv2b.stride == (1, 1)
+    assert backbone.layer4[1].conv2b.dilation == backbone.layer4[1].conv2.dilation == (2, 2)
 
 
 @pytest.mark.parametrize("stride", [32, 16])
@@ -326,7 +326,7 @@ def test_options_of_other_backbones_are_refused(backbone: Backbone, message: str
 
 
 def caffe2_name(key: str) -> str:
-    """Caffe2's name of a ResNet weight, written down independently of `trunk_key`."""
+    """Caffe2's name of a ResNet weight, written down independently of `backbone_key`."""
     head, *rest = key.split(".")
     leaves = {"weight": "s", "bias": "b"}
     if head == "conv1":
@@ -374,7 +374,7 @@ def test_caffe2_files_load_where_they_may(name: str) -> None:
 )
 def test_weights_tell_their_backbone(backbone: Backbone) -> None:
     with torch.device("meta"):
-        assert trunk_config(backbone.build().state_dict()) == backbone
+        assert backbone_config(backbone.build().state_dict()) == backbone
 
 
 def test_weights_of_no_known_backbone_are_refused() -> None:
@@ -382,4 +382,4 @@ def test_weights_of_no_known_backbone_are_refused() -> None:
         resnet, swin = (Backbone(name).build().state_dict() for name in ("resnet50", "swin_tiny"))
     for state, part in ((resnet, "layer3.5."), (swin, "layers.2.blocks.5.")):
         with pytest.raises(ValueError, match="is none of"):
-            trunk_config({key: value for key, value in state.items() if not key.startswith(part)})
+            backbone_config({key: value for key, value in state.items() if not key.startswith(part)})

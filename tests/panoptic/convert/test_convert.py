@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.convert import convert, convert_trunk, read_checkpoint
+from panoptic.convert import convert, convert_backbone, read_checkpoint
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
 from panoptic.segmentation import Categories
@@ -136,8 +136,8 @@ def test_panoptic_fpn_of_other_sizes_and_ages(fpn) -> None:
     assert config.build(kinds(8, 11)).load_state_dict(weights).missing_keys == []
 
 
-def test_panoptic_fpn_of_other_trunks(fpn) -> None:
-    """Whose fork read red, green, blue, and which trunks stride where."""
+def test_panoptic_fpn_of_other_backbones(fpn) -> None:
+    """Whose fork read red, green, blue, and which backbones stride where."""
     rest = {key: value for key, value in fpn.items() if not key.startswith("backbone.bottom_up.")}
     for name, stride, bgr in (
         ("res2net50_v1b_26w_4s", True, False),
@@ -146,10 +146,10 @@ def test_panoptic_fpn_of_other_trunks(fpn) -> None:
         ("vgg16_bn", False, True),
     ):
         norms = {} if name == "vgg16" else {"norm": "frozen"}
-        trunk = Backbone(name, **norms).build()
-        state = {f"backbone.bottom_up.{key}": value for key, value in trunk.state_dict().items()}
+        backbone = Backbone(name, **norms).build()
+        state = {f"backbone.bottom_up.{key}": value for key, value in backbone.state_dict().items()}
         lateral = {
-            f"backbone.fpn_lateral{k}.weight": torch.zeros(256, trunk.channels[f"res{k}"], 1, 1) for k in range(2, 6)
+            f"backbone.fpn_lateral{k}.weight": torch.zeros(256, backbone.channels[f"res{k}"], 1, 1) for k in range(2, 6)
         }
         config, _ = convert({**rest, **state, **lateral}, "detectron2", kinds(80, 53))
         found = config.backbone
@@ -171,8 +171,8 @@ def test_panoptic_fpn_refuses_what_it_does_not_know(fpn) -> None:
     ("name", "parameters"),
     [("resnet50", 23_508_032), ("resnet101", 42_500_160), ("vgg16", 14_714_688), ("vgg16_bn", 14_723_136)],
 )
-def test_torchvision_trunks(shared, name: str, parameters: int) -> None:
-    config, weights = convert_trunk(published(shared, f"torchvision_{name}"))
+def test_torchvision_backbones(shared, name: str, parameters: int) -> None:
+    config, weights = convert_backbone(published(shared, f"torchvision_{name}"))
     assert config == Backbone(name)
     assert not any(key.startswith(("fc.", "classifier.")) for key in weights)
     assert sum(v.numel() for k, v in weights.items() if not k.endswith(("_mean", "_var", "_tracked"))) == parameters

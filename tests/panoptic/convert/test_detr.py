@@ -114,18 +114,18 @@ def batch(seeds: tuple[int, ...], categories: Categories):
 
 @pytest.fixture(scope="module", params=["resnet", "timm"])
 def theirs(request):
-    """Hugging Face's panoptic DETR with random weights, small but for its trunk, with its own ResNet and timm's."""
+    """Hugging Face's panoptic DETR with random weights, small but for its backbone, with its own ResNet and timm's."""
     transformers = pytest.importorskip("transformers")
     if request.param == "timm":
-        trunk = transformers.TimmBackboneConfig(backbone="resnet18", out_indices=[1, 2, 3, 4])
+        backbone = transformers.TimmBackboneConfig(backbone="resnet18", out_indices=[1, 2, 3, 4])
     else:
         names = ["stage1", "stage2", "stage3", "stage4"]
-        trunk = transformers.ResNetConfig(
+        backbone = transformers.ResNetConfig(
             depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", out_features=names
         )
     sizes = dict(d_model=64, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=48, decoder_ffn_dim=48, num_queries=9)
     config = transformers.DetrConfig(
-        backbone_config=trunk, use_pretrained_backbone=False, num_labels=250, auxiliary_loss=False, **sizes
+        swin_config=backbone, use_pretrained_backbone=False, num_labels=250, auxiliary_loss=False, **sizes
     )
     torch.manual_seed(0)
     model = transformers.DetrForSegmentation(config).eval()

@@ -99,8 +99,10 @@ def test_a_stem_of_three_convolutions_is_the_published_one() -> None:
     from panoptic.convert.maskformer import common
 
     for stem, expected in (("deeplab", (1, 2, 4)), ("conv7", (1, 1, 1))):
-        trunk = Backbone("resnet101", stem=stem).build().state_dict()
-        weights = {f"backbone.{key}": value for key, value in trunk.items()} | {"class_head.weight": torch.zeros(20, 8)}
+        backbone = Backbone("resnet101", stem=stem).build().state_dict()
+        weights = {f"backbone.{key}": value for key, value in backbone.items()} | {
+            "class_head.weight": torch.zeros(20, 8)
+        }
         fields, _ = common(weights, categories(19))
         assert (fields["backbone"].name, fields["backbone"].multigrid) == ("resnet101", expected)
 
@@ -154,11 +156,11 @@ SIZES = {
     scope="module", params=["maskformer-resnet", "maskformer-swin", "mask2former-resnet", "mask2former-swin"]
 )
 def theirs(request):
-    """Hugging Face's model with random weights, small but for its trunk."""
+    """Hugging Face's model with random weights, small but for its backbone."""
     transformers = pytest.importorskip("transformers")
-    kind, trunk = request.param.split("-")
+    kind, backbone = request.param.split("-")
     names = ["stage1", "stage2", "stage3", "stage4"]
-    if trunk == "resnet":
+    if backbone == "resnet":
         widths = [64, 128, 256, 512]
         backbone = transformers.ResNetConfig(
             depths=[2, 2, 2, 2], hidden_sizes=widths, layer_type="basic", out_features=names
@@ -169,11 +171,11 @@ def theirs(request):
         sizes = dict(d_model=64, decoder_layers=2, decoder_ffn_dim=48, num_queries=9, encoder_layers=0)
         decoder = transformers.DetrConfig(**sizes, use_pretrained_backbone=False)
         config = transformers.MaskFormerConfig(
-            backbone_config=backbone, decoder_config=decoder, num_labels=len(FEW), **SIZES[kind]
+            swin_config=backbone, decoder_config=decoder, num_labels=len(FEW), **SIZES[kind]
         )
         made = transformers.MaskFormerForInstanceSegmentation
     else:
-        config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=len(FEW), **SIZES[kind])
+        config = transformers.Mask2FormerConfig(swin_config=backbone, num_labels=len(FEW), **SIZES[kind])
         made = transformers.Mask2FormerForUniversalSegmentation
     torch.manual_seed(0)
     model = made(config).eval()

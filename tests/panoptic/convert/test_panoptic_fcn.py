@@ -57,7 +57,7 @@ def test_published_models(shared, name: str, entries: int, expected: PanopticFCN
     loads(config, weights, COCO)
 
 
-def test_deeper_and_deformable_trunks(state) -> None:
+def test_deeper_and_deformable_backbones(state) -> None:
     deep = dict(state)
     for key, value in state.items():
         if match := re.fullmatch(r"(backbone\.bottom_up\.res4\.)5(\..*)", key):

@@ -68,7 +68,7 @@ def _wide_groups(config: Mask2FormerConfig) -> Mask2FormerConfig:
 
 
 def _few_regions(config: JSISNetConfig) -> JSISNetConfig:
-    """So that a trunk's last stage, run over each of them, takes seconds."""
+    """So that a backbone's last stage, run over each of them, takes seconds."""
     return replace(config, detection=replace(config.detection, samples=2, most=6))
 
 

@@ -107,7 +107,7 @@ def test_what_is_refused(options: Options, rest: list[str], message: str, monkey
         run.run(options, rest, PRESETS)
 
 
-def test_small_studies_map_trunks_and_leave_the_recipe_out():
+def test_small_studies_map_backbones_and_leave_the_recipe_out():
     (first, *_) = plan(Options(study=("dilation",), small=True), [], PRESETS)
     assert first.changes["model.backbone.name"] == "resnet34" and first.changes["model.rates"] == (1, 2, 3)
     assert "optim.lr" not in first.changes and first.changes["model.backbone.freeze"] == 4
@@ -314,8 +314,8 @@ def test_the_recipe_of_the_report():
     """Ordinary ResNets of ImageNet, where the preset has detectron2's ResNet-52; Adam for both architectures."""
     for name in ("freezing-r50", "freezing-r101", "aspp", "dilation", "batch", "weight-decay"):
         for entry in plan(Options(study=(name,)), [], PRESETS):
-            trunk = apply(PRESETS[entry.preset](), entry.changes)[0].model.backbone
-            assert trunk.stem == "conv7" and trunk.output_stride == 16
+            backbone = apply(PRESETS[entry.preset](), entry.changes)[0].model.backbone
+            assert backbone.stem == "conv7" and backbone.output_stride == 16
     for name in ("fpn-double3x3", "fpn-vgg", "fpn-res2net"):
         for entry in plan(Options(study=(name,)), [], PRESETS):
             assert apply(PRESETS[entry.preset](), entry.changes)[0].optim.optimiser == "adam"

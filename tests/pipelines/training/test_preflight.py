@@ -203,7 +203,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trainings:
     return stand_in
 
 
-def test_a_trunk_is_trained_once_for_all_studies_of_a_preset(trainings: Trainings, tmp_path: Path):
+def test_a_backbone_is_trained_once_for_all_studies_of_a_preset(trainings: Trainings, tmp_path: Path):
     """Whatever heads their rows have, also when one study was interrupted while it pretrained."""
     trainings.interrupt = True
     with pytest.raises(KeyboardInterrupt):

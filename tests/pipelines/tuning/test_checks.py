@@ -20,9 +20,9 @@ from pipelines.studies.plan import Options
 from pipelines.tuning.checks import Fitting
 
 
-def start_from(trunk: Backbone) -> Any:
+def start_from(backbone: Backbone) -> Any:
     """An experiment with this backbone."""
-    return replace(demo(), model=replace(demo().model, backbone=trunk))
+    return replace(demo(), model=replace(demo().model, backbone=backbone))
 
 
 @pytest.fixture(autouse=True)

@@ -101,8 +101,10 @@ def test_learning_rates_of_the_paper(small_categories) -> None:
     model = SMALL_DETR.build(small_categories)
     groups = parameter_groups(model, Optim(lr=1e-4, backbone_lr=0.1, weight_decay=1e-4, decay="all"))
     factors = {group["lr_factor"]: sum(p.numel() for p in group["params"]) for group in groups}
-    trunk = sum(p.numel() for name, p in model.named_parameters() if name.startswith("backbone.") and p.requires_grad)
-    assert factors[0.1] == trunk and len(factors) == 2
+    backbone = sum(
+        p.numel() for name, p in model.named_parameters() if name.startswith("backbone.") and p.requires_grad
+    )
+    assert factors[0.1] == backbone and len(factors) == 2
     early = [p for name, p in model.named_parameters() if name.startswith(("backbone.conv1", "backbone.layer1"))]
     assert early and not any(p.requires_grad for p in early)
 

@@ -15,7 +15,7 @@ from panoptic.models.jsis_net.c4_head import (
     StageHead,
     StageOptions,
     crop,
-    cut_trunk,
+    cut_backbone,
     detect_best,
     new_stage,
     pool_regions,
@@ -67,7 +67,7 @@ def test_regions_keep_their_image_and_their_order(pooling) -> None:
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 def test_the_last_stage_keeps_the_size_of_what_it_gets(name: str, output_stride) -> None:
     backbone = Backbone(name, output_stride=output_stride).build()
-    cut_trunk(backbone, "res4", True)
+    cut_backbone(backbone, "res4", True)
     stage = backbone.get_submodule("layer4")
     assert stage(torch.rand(2, backbone.channels["res4"], 7, 7)).shape == (2, backbone.channels["res5"], 7, 7)
     assert all(m.dilation == (1, 1) for m in stage.modules() if isinstance(m, nn.Conv2d))
@@ -75,7 +75,7 @@ def test_the_last_stage_keeps_the_size_of_what_it_gets(name: str, output_stride)
 
 def test_a_deformable_last_stage_keeps_it_too() -> None:
     backbone = Backbone("resnet50", deformable="v2").build()
-    cut_trunk(backbone, "res4", True)
+    cut_backbone(backbone, "res4", True)
     assert backbone.get_submodule("layer4")(torch.rand(1, 1024, 5, 5)).shape == (1, 2048, 5, 5)
 
 
@@ -83,12 +83,12 @@ def test_a_deformable_last_stage_keeps_it_too() -> None:
 def test_stages_that_nobody_uses_are_removed(shared: str, left: int) -> None:
     backbone = Backbone("resnet18").build()
     assert isinstance(backbone, ResNet)
-    cut_trunk(backbone, shared, False)
+    cut_backbone(backbone, shared, False)
     assert [name for name, _ in backbone.named_children() if name.startswith("layer")] == [
         f"layer{k}" for k in range(1, left + 1)
     ]
     with pytest.raises(ValueError, match="shared_level: res4 needs one of our ResNets"):
-        cut_trunk(nn.Conv2d(3, 3, 1), "res4", False)
+        cut_backbone(nn.Conv2d(3, 3, 1), "res4", False)
 
 
 def test_a_new_stage_has_four_times_its_width() -> None:

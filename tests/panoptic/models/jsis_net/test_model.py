@@ -239,7 +239,7 @@ def test_the_head_outlines_detections_that_came_without_masks(small_categories, 
 
 
 @pytest.mark.parametrize("branches", ["both", "semantic"])
-def test_weights_of_a_published_trunk_fill_what_is_left_of_it(branches, small_categories) -> None:
+def test_weights_of_a_published_backbone_fill_what_is_left_of_it(branches, small_categories) -> None:
     published = Backbone("resnet18").build()
     state = {**published.state_dict(), "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     config = replace(SMALL[JSISNetConfig]["last_stage"], branches=branches, backbone=Backbone("resnet18"))
@@ -261,7 +261,7 @@ def test_options_that_contradict_each_other_are_named(small_categories) -> None:
     assert replace(SMALL_JSIS, branches="semantic").build(stuff).background == 0
 
 
-def test_any_trunk_serves_whole(small_categories) -> None:
+def test_any_backbone_serves_whole(small_categories) -> None:
     config = replace(
         SMALL_JSIS, shared_level="res5", backbone=Backbone("vgg16"), head=StageOptions(width=8, blocks=1, side=2)
     )

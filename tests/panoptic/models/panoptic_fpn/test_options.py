@@ -151,7 +151,7 @@ def test_without_things_there_is_nothing_to_detect() -> None:
     assert build(CONFIG, only_things).classifier.out_channels == 1
 
 
-def test_any_pyramid_of_timm_is_a_trunk(small_categories) -> None:
+def test_any_pyramid_of_timm_is_a_backbone(small_categories) -> None:
     model = build(replace(CONFIG, backbone=Backbone("resnet10t")), small_categories).eval()
     with torch.no_grad():
         outputs = model.network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
