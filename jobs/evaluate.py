@@ -1,10 +1,10 @@
-"""Judge a stored model: `python jobs/evaluate.py MODEL --data ROOT --split val`.
+"""Evaluate a stored model: `python jobs/evaluate.py MODEL --data ROOT --split val`.
 
 MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Prints the tables, writes
 report.html and records both in an MLflow run.
 
-`--once` is for cron, a systemd timer or a Kubernetes CronJob: it does nothing where this version was judged on
-these images before, or is being judged, and exits with 0. With `--reference models:/name@champion` it exits with 1
+`--once` is for cron, a systemd timer or a Kubernetes CronJob: it does nothing where this version was evaluated on
+these images before, or is being evaluated, and exits with 0. With `--reference models:/name@champion` it exits with 1
 where PQ is lower than the reference's by more than `--margin`; `--promote` moves the alias to a model that is better
 by more than the bootstrap noise. A verdict is given once for each version of the reference and margin: the next call
 exits with 0, so Kubernetes must not repeat one that failed (backoffLimit: 0, restartPolicy: Never).
@@ -49,17 +49,17 @@ def main(arguments: list[str] | None = None) -> Evaluation | None:
         scheduled(task, given.model, pool, places, Reference(given.reference, given.margin, given.promote))
         return None
     asked = [task(uri) for uri in (given.model, *given.against)]
-    judged, *others = (evaluate(resolved(one), pool) for one in asked)
-    print(f"{text(judged)}\n({given.model} on {manifest.rows} images of {given.split})")
-    report = html(judged, others, given.examples)
+    evaluated, *others = (evaluate(resolved(one), pool) for one in asked)
+    print(f"{text(evaluated)}\n({given.model} on {manifest.rows} images of {given.split})")
+    report = html(evaluated, others, given.examples)
     if given.no_log:
-        place = storage.join(places.folder, f"{key_of(judged.task)}.html")
+        place = storage.join(places.folder, f"{key_of(evaluated.task)}.html")
         storage.write_bytes(place, report.encode())
     else:
-        run = record(judged, places, report, asked[0]).run
-        place = f"{storage.join(places.folder, key_of(judged.task))}.html, and in MLflow run {run.run_id}"
+        run = record(evaluated, places, report, asked[0]).run
+        place = f"{storage.join(places.folder, key_of(evaluated.task))}.html, and in MLflow run {run.run_id}"
     print(f"report: {place}")
-    return judged.evaluation
+    return evaluated.evaluation
 
 
 def _given(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """What a model would score if parts of its output were true: `python jobs/oracle.py MODEL --data ROOT --split val`.
 
-MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is judged
+MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is evaluated
 unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row has everything true
 and keeps stuff of any size. Each row has PQ, SQ, RQ, AP (of the instances before merging, against panoptic masks) and
 mean IoU; "-" stands where a figure is not defined, as AP of images without a thing.
@@ -26,7 +26,7 @@ from pipelines.tracking.runs import Tracking, resolve_uri
 
 
 def main(arguments: list[str] | None = None) -> list[tuple[tuple[str, ...], Evaluation]]:
-    """Judge every choice and print the table."""
+    """Evaluate every choice and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder, .pt file, models:/name@alias or runs:/id/model")
     parser.add_argument("--data", required=True, help="COCO-panoptic folder or shards, local or s3://")

@@ -37,7 +37,7 @@ def world_mean(count: Tensor) -> Tensor:
 def share_buffers(model: nn.Module) -> None:
     """Give every worker the first one's buffers, which are those that a checkpoint holds.
 
-    Call it before a validation that the workers share, or each judges a model with running statistics
+    Call it before a validation that the workers share, or each evaluates a model with running statistics
     of its own. Does nothing without a process group.
     """
     if world_size() > 1:

@@ -21,7 +21,7 @@ from panoptic.training.device import Engine, autocast, to_device
 from panoptic.training.step import total
 
 
-class Judged(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What one pass over a batch of B images gives."""
 
     losses: dict[str, Tensor]
@@ -46,7 +46,7 @@ def evaluation_step(
     instances: bool = False,
     true: Sequence[str] = (),
     losses: bool = True,
-) -> Judged:
+) -> EvaluationResult:
     """Losses, merged maps and class maps of one batch, from one pass of the network.
 
     Args:
@@ -83,7 +83,7 @@ def evaluation_step(
         proposals = model.proposals(found, frame) if instances else None
         clock.lap("extra")
     terms = {**terms, "total": total(terms)} if terms else {}
-    return Judged(terms, maps, semantics, scored, proposals, clock.seconds)
+    return EvaluationResult(terms, maps, semantics, scored, proposals, clock.seconds)
 
 
 class _Clock:

@@ -1,6 +1,6 @@
-"""Judging a model: counts that can be added, and the record that comes of them.
+"""Evaluation a model: counts that can be added, and the record that comes of them.
 
-A worker counts its own images (`judge`) and hands over a `Tally`; tallies are merged in any way and
+A worker counts its own images (`evaluate_batches`) and hands over a `Tally`; tallies are merged in any way and
 summed in the order of the images, so that the result is the same to the last bit however the images
 were shared out. An image leaves a record of a few kilobytes, whatever its size.
 
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from panoptic.evaluation.step import Judged, evaluation_step
+from panoptic.evaluation.step import EvaluationResult, evaluation_step
 from panoptic.metrics.average_precision import average_precision, instance_overlaps
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
@@ -43,7 +43,7 @@ class Measures:
 
 
 class Batch(NamedTuple):
-    """Images to judge, with their truth at network size (for losses) and at original size (for PQ)."""
+    """Images to evaluate, with their truth at network size (for losses) and at original size (for PQ)."""
 
     images: Tensor
     """uint8 [B, 3, H, W]."""
@@ -84,7 +84,9 @@ class Tally:
             self.seconds[name] = self.seconds.get(name, 0.0) + value
 
 
-def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measures: Measures | None = None) -> Tally:
+def evaluate_batches(
+    model: PanopticModel, batches: Iterable[Batch], engine: Engine, measures: Measures | None = None
+) -> Tally:
     """Run the model on each batch and count.
 
     Args:
@@ -111,7 +113,7 @@ def judge(model: PanopticModel, batches: Iterable[Batch], engine: Engine, measur
     return tally
 
 
-def _counted(batch: Batch, found: Judged, categories: Categories, measures: Measures) -> Tally:
+def _counted(batch: Batch, found: EvaluationResult, categories: Categories, measures: Measures) -> Tally:
     tally, classes = Tally(), len(categories)
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
         instances = None if found.instances is None else instance_overlaps(truth, found.instances[k], categories)

@@ -33,7 +33,7 @@ from panoptic.segmentation import Categories, Instances, Segmentation
 log = logging.getLogger(__name__)
 
 LIMIT = 100
-"""The best so many instances of a class in an image are judged, as in COCO."""
+"""The best so many instances of a class in an image are evaluated, as in COCO."""
 
 ANY_AREA = [0, 1e10]
 
@@ -136,7 +136,7 @@ def average_precision(
         ValueError: there is no image.
     """
     if not images:
-        raise ValueError("average_precision: no image was judged")
+        raise ValueError("average_precision: no image was evaluated")
     things = list(categories.things)
     precision = _precision(images, things, library or installed())  # [T, R, things], -1 where there is no truth
     known = precision[0, 0] > -1
@@ -160,34 +160,34 @@ def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: L
         return _pycocotools(images, things)
     try:
         return _faster_coco_eval(images, things)
-    except Exception as error:  # whatever another release of it raises: what was judged must not be lost
+    except Exception as error:  # whatever another release of it raises: what was evaluated must not be lost
         log.warning("faster-coco-eval cannot count these instances (%s); pycocotools does", error)
         return _pycocotools(images, things)
 
 
 def _pycocotools(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
     """Its matching and accumulation, given the overlaps; `Any`, as its type stubs leave out what it reads."""
-    judge: Any = COCOeval(iouType="segm")
-    params, place = judge.params, {label: k for k, label in enumerate(things)}
+    evaluator: Any = COCOeval(iouType="segm")
+    params, place = evaluator.params, {label: k for k, label in enumerate(things)}
     params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
-    judge.evalImgs = [None] * (len(things) * len(images))
+    evaluator.evalImgs = [None] * (len(things) * len(images))
     for image, record in enumerate(images):
         for part in record.by_class():
             key = image, part.label
-            judge._gts[key], judge._dts[key] = _truths(part), _instances(part)
-            judge.ious[key] = part.ious if part.ious.size else []
-            judge.evalImgs[place[part.label] * len(images) + image] = judge.evaluateImg(*key, ANY_AREA, LIMIT)
-    judge._paramsEval = copy.deepcopy(params)
+            evaluator._gts[key], evaluator._dts[key] = _truths(part), _instances(part)
+            evaluator.ious[key] = part.ious if part.ious.size else []
+            evaluator.evalImgs[place[part.label] * len(images) + image] = evaluator.evaluateImg(*key, ANY_AREA, LIMIT)
+    evaluator._paramsEval = copy.deepcopy(params)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        judge.accumulate()
-    return judge.eval["precision"][..., 0, 0]
+        evaluator.accumulate()
+    return evaluator.eval["precision"][..., 0, 0]
 
 
 def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
     """The same with the C++ of faster-coco-eval."""
     from faster_coco_eval import COCOeval_faster  # pyright: ignore[reportMissingImports]
 
-    class Judge(COCOeval_faster):
+    class Evaluate(COCOeval_faster):
         """Takes overlaps where it would read annotations."""
 
         def _prepare(self) -> None:
@@ -204,13 +204,13 @@ def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> 
             table = self.tables.get((imgId, catId))
             return [] if table is None or not table.size else table
 
-    judge: Any = Judge(iouType="segm", print_function=log.debug)
-    params = judge.params
+    evaluator: Any = Evaluate(iouType="segm", print_function=log.debug)
+    params = evaluator.params
     params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
-    judge.rle_iou_max_workers = 1  # threads would only look up tables
-    judge.evaluate()
-    judge.accumulate()
-    return np.asarray(judge.eval["precision"])[..., 0, 0]
+    evaluator.rle_iou_max_workers = 1  # threads would only look up tables
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"])[..., 0, 0]
 
 
 def _truths(part: OfClass) -> list[dict[str, Any]]:

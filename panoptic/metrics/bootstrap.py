@@ -90,7 +90,7 @@ def differences(
         ValueError: they are of different images.
     """
     if first.names != second.names:
-        raise ValueError("the two models were judged on different images; judge both on the same split")
+        raise ValueError("the two models were evaluated on different images; evaluate both on the same split")
     draws = _draws(len(first.names), rounds, seed)
     tables = [counts.table(len(categories)) for counts in (first, second)]
     pairs = [[_figures(table, weights, categories) for table in tables] for weights in draws]

@@ -80,7 +80,7 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.nda
 
 @dataclass(frozen=True)
 class Regions:
-    """How well class maps agree, in percent; NaN where there was nothing to judge."""
+    """How well class maps agree, in percent; NaN where there was nothing to evaluate."""
 
     iou: np.ndarray
     """float64 [C], NaN for a class that neither truth nor prediction holds."""

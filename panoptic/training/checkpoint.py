@@ -105,7 +105,7 @@ def build_model(checkpoint: Mapping[str, Any], ema: bool = True) -> PanopticMode
     """The model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
-        ema: take the averaged weights where the checkpoint has them; they are what validation judged.
+        ema: take the averaged weights where the checkpoint has them; they are what validation evaluated.
 
     Raises:
         ValueError: unknown class or field, or weights that do not fit.

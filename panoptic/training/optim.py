@@ -69,7 +69,7 @@ class Optim:
     clip_value: float = 0.0
     """Largest absolute value of each entry of the gradient, before its norm is clipped; 0 = not clipped."""
     ema: float = 0.0
-    """Decay of the averaged weights that are judged and kept beside the raw ones (less at first); 0 = none."""
+    """Decay of the averaged weights that are evaluated and kept beside the raw ones (less at first); 0 = none."""
 
 
 def learning_rate_factor(step: int, total: int, optim: Optim) -> float:
@@ -170,7 +170,7 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     """Averaged weights and buffers of `model` (not of its DDP wrapper); None when `decay` is 0.
 
     The first update copies; update n + 1 moves by `1 - min(decay, (1 + n) / (10 + n))`, so that early
-    validations do not judge the initial weights (weights and running statistics; integer buffers are copied).
+    validations do not evaluate the initial weights (weights and running statistics; integer buffers are copied).
     """
     if decay == 0:
         return None

@@ -238,7 +238,7 @@ def evaluation_batches(
     threads: int = 2,
     rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[Tensor, Targets, list[Sample]]]:
-    """Every row of this rank (or of `rows`) once; the next batch is decoded while the last one is judged.
+    """Every row of this rank (or of `rows`) once; the next batch is decoded while the last one is evaluated.
 
     Only images of one size share a batch: padding would change what a network that pools over the whole
     canvas says, and so the figures would depend on the batch. Within a window of rows they are sorted for it; ranks

@@ -1,7 +1,7 @@
-"""Judging a stored model on a prepared split: the figures that its training run printed.
+"""Evaluation a stored model on a prepared split: the figures that its training run printed.
 
-The images run through `judge` exactly as in a validation while training: the same view, the same batches
-(a window of rows is always the same, whoever judges it), counts added in the order of the rows. So the figures
+The images run through `evaluate_batches` exactly as in a validation while training: the same view, the same batches
+(a window of rows is always the same, whoever evaluates it), counts added in the order of the rows. So the figures
 are the same to the last bit for one actor and for many.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from panoptic.evaluation.tally import Batch, Measures, Tally, judge, summarise
+from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
@@ -43,7 +43,7 @@ VIEW = ("resize.", "engine.", "train.validation_batch")
 
 @dataclass(frozen=True)
 class Stored:
-    """A model and the options that it was judged with while it was trained."""
+    """A model and the options that it was evaluated with while it was trained."""
 
     model: PanopticModel
     options: dict[str, Any]
@@ -66,7 +66,7 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
 
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
-    """`base` with the evaluation view, precision and batch that the stored model was judged with."""
+    """`base` with the evaluation view, precision and batch that the stored model was evaluated with."""
     return override(base, {path: value for path, value in stored.options.items() if path.startswith(VIEW)})
 
 
@@ -99,7 +99,7 @@ def ask(
 
 
 def resolved(asked: Task) -> Task:
-    """The task with the options that its model was judged with while it was trained.
+    """The task with the options that its model was evaluated with while it was trained.
 
     Raises:
         ValueError: it is no model of this project, or the classes of model and data differ.
@@ -112,7 +112,7 @@ def resolved(asked: Task) -> Task:
 def assign(
     uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
 ) -> Task:
-    """The task of judging a stored model as its training did.
+    """The task of evaluation a stored model as its training did.
 
     Raises:
         ValueError: nothing is there, or the classes of model and data differ.
@@ -156,7 +156,7 @@ def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluationOutcome:
     """What came of a task."""
 
     task: Task
@@ -178,7 +178,7 @@ class _Part:
     end: float
 
 
-def evaluate(task: Task, pool: Pool) -> Judgement:
+def evaluate(task: Task, pool: Pool) -> EvaluationOutcome:
     """Every image of the split exactly once.
 
     Raises:
@@ -194,10 +194,10 @@ def evaluate(task: Task, pool: Pool) -> Judgement:
         begin, end = min(begin, part.begin), max(end, part.end)
     missing = sorted(set(range(manifest.rows)) - tally.images.keys())
     if missing:
-        raise RuntimeError(f"{len(missing)} images were not judged, the rows {missing[:10]} among them")
+        raise RuntimeError(f"{len(missing)} images were not evaluated, the rows {missing[:10]} among them")
     evaluation = summarise([tally], manifest.categories)
     timings = {**evaluation.timings, "images_per_second": manifest.rows / max(end - begin, 1e-9)}
-    return Judgement(task, replace(evaluation, timings=timings), tally, "; ".join(sorted(devices)))
+    return EvaluationOutcome(task, replace(evaluation, timings=timings), tally, "; ".join(sorted(devices)))
 
 
 def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
@@ -206,7 +206,7 @@ def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
 
     def work(rows: Sequence[int]) -> _Part:
         begin = time.time()
-        tally = judge(model, batches(task, model.divisor, rows), task.experiment.engine, task.measures)
+        tally = evaluate_batches(model, batches(task, model.divisor, rows), task.experiment.engine, task.measures)
         return _Part(tally, device_of(model), begin, time.time())
 
     return work
@@ -227,12 +227,12 @@ def stored_of(task: Task) -> Stored:
 
 
 def placed(task: Task) -> PanopticModel:
-    """The task's model, ready to judge: on the GPU when there is one."""
+    """The task's model, ready to evaluate: on the GPU when there is one."""
     return prepare(stored_of(task).model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
 
 
 def batches(task: Task, divisor: int, rows: Sequence[int]) -> Iterator[Batch]:
-    """Some rows of the split, as `judge` takes them."""
+    """Some rows of the split, as `evaluate_batches` takes them."""
     experiment = task.experiment
     for images, targets, samples in evaluation_batches(
         task.manifest,
@@ -271,5 +271,5 @@ def _narrated(parts: Iterator[_Part], total: int) -> Iterator[_Part]:
         done += len(part.tally.images)
         if time.monotonic() - last > 10:
             last = time.monotonic()
-            log.info("judged %d of %d images", done, total)
+            log.info("evaluated %d of %d images", done, total)
         yield part

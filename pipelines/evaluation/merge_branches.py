@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from panoptic.evaluation.tally import Measures, judge, summarise
+from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
 from panoptic.training import checkpoint as checkpoints
@@ -83,7 +83,7 @@ def compare(models: Mapping[str, Stored], manifest: Manifest, base: Experiment) 
         experiment = options_of(stored, base)
         model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
         batches = validation_batches(manifest, experiment, model.divisor)
-        tally = judge(model, batches, experiment.engine, Measures(instances=True))
+        tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=True))
         found[name] = summarise([tally], manifest.categories)
     return found
 

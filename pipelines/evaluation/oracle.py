@@ -1,4 +1,4 @@
-"""The oracle table of a stored model: judged with every choice of its outputs swapped for the truth."""
+"""The oracle table of a stored model: evaluated with every choice of its outputs swapped for the truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import torch
 
 from panoptic.evaluation.oracle import missing_needs, subsets, truth_names
-from panoptic.evaluation.tally import Measures, judge, summarise
+from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training.checkpoint import check_categories
@@ -67,9 +67,9 @@ def oracle(
     check_categories(stored.model.categories, manifest.categories)
     model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
     for chosen in choices:
-        log.info("judging with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
+        log.info("evaluation with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
         batches = validation_batches(manifest, experiment, model.divisor)
-        tally = judge(model, batches, experiment.engine, Measures(instances=instances, true=chosen))
+        tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=instances, true=chosen))
         yield chosen, summarise([tally], manifest.categories)
 
 

@@ -1,4 +1,4 @@
-"""An evaluation as it is asked for: judge, report, record in MLflow; once for each key when it is scheduled.
+"""An evaluation as it is asked for: evaluate, report, record in MLflow; once for each key when it is scheduled.
 
 The key is (model version, hash of the data, what is computed). A finished MLflow run with this key is the
 evaluation; whoever asks again gets its figures, without a model being loaded.
@@ -24,7 +24,7 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import flatten
-from pipelines.evaluation.evaluate import VIEW, Judgement, Task, evaluate, resolved
+from pipelines.evaluation.evaluate import VIEW, EvaluationOutcome, Task, evaluate, resolved
 from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
@@ -72,9 +72,9 @@ def title_of(task: Task) -> str:
     return (" " if task.uri.startswith("models:/") else "/").join(parts[-2:]) or task.uri
 
 
-def model_of(judgement: Judgement) -> Model:
+def model_of(outcome: EvaluationOutcome) -> Model:
     """As a report takes it."""
-    return Model(title_of(judgement.task), judgement.evaluation, counts_of(judgement.tally))
+    return Model(title_of(outcome.task), outcome.evaluation, counts_of(outcome.tally))
 
 
 def counts_of(tally: Tally) -> Counts:
@@ -83,18 +83,18 @@ def counts_of(tally: Tally) -> Counts:
     return Counts.of([image.name for image in images], [image.quality for image in images])
 
 
-def html(judgement: Judgement, others: Sequence[Judgement] = (), examples: int = 12) -> str:
+def html(outcome: EvaluationOutcome, others: Sequence[EvaluationOutcome] = (), examples: int = 12) -> str:
     """The report; draws `examples` of the worst and as many typical images."""
-    task, tally = judgement.task, judgement.tally
+    task, tally = outcome.task, outcome.tally
     worst, typical = choose(tally, len(task.manifest.categories), examples)
     drawn = pictures(task, tally, [*worst, *typical])
     compared = [model_of(other) for other in others]
-    return page(model_of(judgement), compared, drawn[: len(worst)], drawn[len(worst) :], facts(judgement))
+    return page(model_of(outcome), compared, drawn[: len(worst)], drawn[len(worst) :], facts(outcome))
 
 
-def facts(judgement: Judgement) -> dict[str, str]:
+def facts(outcome: EvaluationOutcome) -> dict[str, str]:
     """Identity of model, data and evaluation, for people."""
-    task, manifest = judgement.task, judgement.task.manifest
+    task, manifest = outcome.task, outcome.task.manifest
     return {
         "model": task.uri,
         "model content": task.identity if task.identity != task.uri else "",
@@ -102,18 +102,18 @@ def facts(judgement: Judgement) -> dict[str, str]:
         "data content": manifest.hash,
         "evaluation": key_of(task),
         **{name: str(value) for name, value in _options(task).items()},
-        "device": judgement.device,
+        "device": outcome.device,
         "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in runs.code_version().items()),
     }
 
 
-def text(judgement: Judgement) -> str:
+def text(outcome: EvaluationOutcome) -> str:
     """The tables that a job prints."""
-    evaluation = judgement.evaluation
+    evaluation = outcome.evaluation
     return f"{class_table(evaluation)}\n\n{table(evaluation)}\n{details(evaluation)}"
 
 
-def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Record:
+def record(outcome: EvaluationOutcome, places: Places, report: str, asked: Task) -> Record:
     """One MLflow run with the figures, the tables, the report and the counts of each image.
 
     Args:
@@ -122,7 +122,7 @@ def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Re
     Raises:
         ConnectionError: the store does not take it.
     """
-    task, evaluation, key = judgement.task, judgement.evaluation, key_of(judgement.task)
+    task, evaluation, key = outcome.task, outcome.evaluation, key_of(outcome.task)
     tags = {registry.KEY: key, registry.ASKED: key_of(asked)}
     tags |= {"model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
     data = [runs.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
@@ -130,11 +130,11 @@ def record(judgement: Judgement, places: Places, report: str, asked: Task) -> Re
     local = places.tracking_uri.removeprefix("sqlite:///")
     root = Path(local).parent if local != places.tracking_uri else "runs"  # artifacts beside the database
     run = runs.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
-    counts = counts_of(judgement.tally)
+    counts = counts_of(outcome.tally)
     with runs.ending(run):
         tracker = tracker_module.Tracker(run)
         tracker.metrics(0, metrics(evaluation))
-        tracker.table("classes", class_rows(evaluation), text(judgement))
+        tracker.table("classes", class_rows(evaluation), text(outcome))
         if not tracker.flush():
             raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
         registry.log_artifact(run, REPORT, report.encode())
@@ -171,13 +171,13 @@ def once(asked: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY)
         found = find(task, places)  # somebody may have finished before the lease, or asked in another way
         if found is not None:
             return found, False
-        judgement = evaluate(task, pool)
-        report = html(judgement)
+        outcome = evaluate(task, pool)
+        report = html(outcome)
         if not held.held():
             print(f"{title_of(task)}: taken over by {lease.holder(folder)}; nothing was recorded")
             return None, False
-        print(text(judgement))
-        made = record(judgement, places, report, asked)
+        print(text(outcome))
+        made = record(outcome, places, report, asked)
     return made, True
 
 

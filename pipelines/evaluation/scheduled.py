@@ -43,7 +43,7 @@ def scheduled(
     """Evaluate unless that was done; compare with the reference, which is evaluated too where it was not.
 
     Args:
-        ask: the task of judging a model, without loading it.
+        ask: the task of evaluation a model, without loading it.
 
     Returns:
         the record; None while another process is at it.
@@ -70,7 +70,7 @@ def scheduled(
 def _compare(
     ask: Callable[[str], Task], task: Task, found: Record, pool: Pool, places: Places, reference: Reference
 ) -> None:
-    """Judge what the alias means, which may take hours; then, under its lease, compare if it still means that."""
+    """Evaluate what the alias means, which may take hours; then, under its lease, compare if it still means that."""
     folder = storage.join(places.folder, "leases", f"alias-{_digest(reference.uri)}")
     for _ in range(ROUNDS):
         champion = registry.aliased(reference.uri, places.tracking_uri)
@@ -81,7 +81,7 @@ def _compare(
             return
         before = None
         if champion is not None and not _noted(found, champion, reference):
-            before = _judged(ask(champion), pool, places, reference)
+            before = _evaluated(ask(champion), pool, places, reference)
         held = lease.wait(folder)
         with held.kept():
             if registry.aliased(reference.uri, places.tracking_uri) != champion:
@@ -96,7 +96,7 @@ def _compare(
     raise Busy(f"{reference.uri} moved {ROUNDS} times while {title_of(task)} was compared with it; try again")
 
 
-def _judged(asked: Task, pool: Pool, places: Places, reference: Reference) -> Record:
+def _evaluated(asked: Task, pool: Pool, places: Places, reference: Reference) -> Record:
     record, _ = once(asked, pool, places)
     if record is None:
         raise Busy(f"{reference.uri} ({title_of(asked)}) is being evaluated: nothing was compared, try again")

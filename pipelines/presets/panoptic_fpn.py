@@ -102,7 +102,7 @@ def panoptic_fpn_r101_cityscapes() -> Experiment:
 def panoptic_fpn_r50_mapillary() -> Experiment:
     """Mapillary Vistas, ResNet-50. The paper has no recipe and no PQ for it: Cityscapes' with crops of 1024x1024.
 
-    Images of up to 22 megapixels are judged with their long side at 2048 pixels.
+    Images of up to 22 megapixels are evaluated with their long side at 2048 pixels.
     """
     base = panoptic_fpn_r50_cityscapes()
     sides = tuple(range(1024, 2049, 128))

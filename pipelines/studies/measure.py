@@ -1,4 +1,4 @@
-"""Figures of a study that no validation has: AP, recall of proposals, models that are judged under other options."""
+"""Figures of a study that no validation has: AP, recall of proposals, models that are evaluated under other options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Holder:
     model: Any
 
 
-def judged(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
+def evaluated(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
     """Metrics of a trained model on the validation split.
 
     Args:
@@ -60,10 +60,10 @@ def merged_quality(semantic: str, instances: str, base: Experiment, folder: str)
     if not (semantic and instances):
         return math.nan
     digest = hashlib.sha256(repr((semantic, instances)).encode()).hexdigest()[:12]
-    figure = storage.join(folder, "judged", f"merged-{digest}.json")
+    figure = storage.join(folder, "evaluated", f"merged-{digest}.json")
     if not storage.exists(figure):
-        uri = save(merge(load(semantic), load(instances)), storage.join(folder, "judged", f"merged-{digest}.pt"))
-        quality = judged(uri, {}, base, folder)["val/pq"]
+        uri = save(merge(load(semantic), load(instances)), storage.join(folder, "evaluated", f"merged-{digest}.pt"))
+        quality = evaluated(uri, {}, base, folder)["val/pq"]
         storage.write_bytes(figure, json.dumps(quality).encode())
     return float(json.loads(storage.read_bytes(figure)))
 
@@ -71,7 +71,7 @@ def merged_quality(semantic: str, instances: str, base: Experiment, folder: str)
 def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> str:
     """URI of a copy of a checkpoint whose model has other options."""
     digest = hashlib.sha256(repr((checkpoint, sorted(changes.items()))).encode()).hexdigest()[:12]
-    uri = storage.join(folder, "judged", f"{digest}.pt")
+    uri = storage.join(folder, "evaluated", f"{digest}.pt")
     if not storage.exists(uri):
         record = load_checkpoint(checkpoint)
         model = override(Holder(plain.read_config(record["config"])), changes).model

@@ -95,7 +95,7 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
     for name in options.study:
         rows = STUDIES[name].rows
         for path in sorted(typed):
-            if len({repr((row.change.get(path), row.judge.get(path))) for row in rows}) > 1:
+            if len({repr((row.change.get(path), row.evaluate_with.get(path))) for row in rows}) > 1:
                 raise ValueError(f"--{path}: the rows of {name} differ in it; leave it out, or the study")
 
 

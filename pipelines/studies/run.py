@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.measure import COSTLY, judged, merged_quality
+from pipelines.studies.measure import COSTLY, evaluated, merged_quality
 from pipelines.studies.plan import (
     Options,
     Planned,
@@ -61,9 +61,9 @@ class Result:
     training: str
     """Equal for results of one training."""
     values: Mapping[str, float]
-    """Metrics, none where it did not come to its end or could not be judged."""
+    """Metrics, none where it did not come to its end or could not be evaluated."""
     reason: str = ""
-    """Why it could not be judged."""
+    """Why it could not be evaluated."""
 
 
 def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
@@ -105,13 +105,13 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     lines = {line.label: line for line in done.lines}
     found = {key: results(lines.get(entry.label), done.folder) for key, entry in distinct.items()}
     uris = {(e.study, e.row, e.seed): found[key][0] for e, key in zip(planned, keys, strict=True)}
-    judgements = [
-        judgement(Result(entry, key, found[key][1]), uris, bases[entry.preset], done.folder)
+    outcomes = [
+        outcome(Result(entry, key, found[key][1]), uris, bases[entry.preset], done.folder)
         for entry, key in zip(planned, keys, strict=True)
     ]
     told = {study: budget_of(study, options, rest, bases) for study in options.study}
-    tables = {study: build(study, judgements, told[study]) for study in options.study}
-    return finish(tables, done, [f"{one.entry.label}: {one.reason}" for one in judgements if one.reason])
+    tables = {study: build(study, outcomes, told[study]) for study in options.study}
+    return finish(tables, done, [f"{one.entry.label}: {one.reason}" for one in outcomes if one.reason])
 
 
 PRETRAIN = "; or let the study train them on drawn scenes first: --pretrain-steps 600"
@@ -173,7 +173,7 @@ def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def judgement(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
+def outcome(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
     """The result with the metrics that its study asks for beyond its own validation; without any where that fails.
 
     Args:
@@ -185,30 +185,30 @@ def judgement(result: Result, uris: Uris, base: Experiment, folder: str) -> Resu
     try:
         return measured(result, uris, base, folder)
     except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
-        return replace(result, values={}, reason=f"not judged: {describe(error)}; --resume judges it again")
+        return replace(result, values={}, reason=f"not evaluated: {describe(error)}; --resume evaluates it again")
 
 
 def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
-    """As `judgement`, with its errors."""
+    """As `outcome`, with its errors."""
     entry, values = result.entry, dict(result.values)
     study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
-    changes = study.rows[entry.row].judge
+    changes = study.rows[entry.row].evaluate_with
     if not uri:
         return result
     if changes or set(study.columns) & set(COSTLY):
-        values |= judged(uri, changes, base, folder)
+        values |= evaluated(uri, changes, base, folder)
     if entry.row in study.merged:
         semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
         values[METRICS["PQ"]] = merged_quality(semantic, instances, base, folder)
     return replace(result, values=values)
 
 
-def build(study: str, judgements: Sequence[Result], budget: str) -> Table:
+def build(study: str, outcomes: Sequence[Result], budget: str) -> Table:
     """The table of one study from the results of its rows."""
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
     for index, row in enumerate(definition.rows):
-        mine = [one for one in judgements if one.entry.study == study and one.entry.row == index]
+        mine = [one for one in outcomes if one.entry.study == study and one.entry.row == index]
         paper = (*row.paper, *([None] * (len(definition.columns) - len(row.paper))))
         cells.append([])
         for figure, column in zip(paper, definition.columns, strict=True):
@@ -231,13 +231,13 @@ def budget_of(study: str, options: Options, rest: Sequence[str], bases: Mapping[
     return f"{steps}, {options.seeds} seed{'s' if options.seeds > 1 else ''}{instead}"
 
 
-def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] = ()) -> Report:
+def finish(tables: Mapping[str, Table], done: Finished, unevaluated: Sequence[str] = ()) -> Report:
     """Print-out, and the same in MLflow: text, Markdown, CSV and plot of each study.
 
     Args:
         tables: by study.
         done: what the sweep left.
-        unjudged: rows that were trained and could not be judged, and why.
+        unevaluated: rows that were trained and could not be evaluated, and why.
     """
     tracker = tracker_module.Tracker(done.parent)
     for name, table in tables.items():
@@ -250,7 +250,7 @@ def finish(tables: Mapping[str, Table], done: Finished, unjudged: Sequence[str] 
     text = "\n\n".join(table.text for table in tables.values())
     runs.describe(done.parent, "\n\n".join(table.markdown for table in tables.values()))
     failed = [f"{line.label}: {line.reason}" for line in done.lines if line.state != "finished"]
-    failed += unjudged
+    failed += unevaluated
     more = "".join(f"\nwithout a figure: {line}" for line in failed)
     return Report(
         tables, f"\n{text}\n{more}\ntables and plots: {done.folder}/studies, and MLflow run {done.parent.run_id}", done

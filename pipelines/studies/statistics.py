@@ -25,7 +25,7 @@ class Cell:
     ours: tuple[float, ...]
     """One a seed; NaN where a run has none."""
     trainings: tuple[str, ...] = ()
-    """What made each; cells with the same come from one training, judged in several ways. () = one of its own."""
+    """What made each; cells with the same come from one training, evaluated in several ways. () = one of its own."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -58,7 +58,7 @@ class Cell:
 def noise(cells: Sequence[Cell]) -> tuple[float, int]:
     """Deviation of a single run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
 
-    Rows of one training count once: its seeds are no more for being judged in several ways.
+    Rows of one training count once: its seeds are no more for being evaluated in several ways.
     """
     groups: dict[object, list[Cell]] = {}
     for place, cell in enumerate(cells):
@@ -141,7 +141,7 @@ def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[s
     if within:
         lines.append(f"Within it: {'; '.join(within)}.")
     if any(a[1].shares(b[1]) for a, b in pairs):
-        lines.append("Rows that are one training, judged in several ways, are compared seed by seed.")
+        lines.append("Rows that are one training, evaluated in several ways, are compared seed by seed.")
     return [*lines, *orders(labels, cells)]
 
 

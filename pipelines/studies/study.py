@@ -42,8 +42,8 @@ class Row:
     """Options in which it differs."""
     paper: tuple[float | None, ...] = ()
     """The paper's figures in the order of the study's columns; None where it gives none."""
-    judge: Mapping[str, Any] = field(default_factory=dict)
-    """Options of the model that differ only while it is judged; rows that differ in nothing else train once."""
+    evaluate_with: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the model that differ only while it is evaluated; rows that differ in nothing else train once."""
     preset: str = ""
     """Instead of the study's."""
 

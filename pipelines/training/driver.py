@@ -86,7 +86,7 @@ class Child:
 
 
 def train(experiment: Experiment, preset: str, child: Child | None = None) -> Outcome:
-    """Prepare, train, judge and track one experiment.
+    """Prepare, train, evaluate and track one experiment.
 
     Args:
         experiment: parsed options.
@@ -282,8 +282,8 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     finished = ranked and max(entry[1]["step"] for entry in ranked) >= experiment.train.steps
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)
-    judged = checkpoints.build_model(record)
-    for name, picture in pictures(judged, job.val, experiment, experiment.train.overlays if log_model else 0):
+    evaluated = checkpoints.build_model(record)
+    for name, picture in pictures(evaluated, job.val, experiment, experiment.train.overlays if log_model else 0):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
     model = _log_model(job, record) if finished and log_model else ""
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()

@@ -31,7 +31,7 @@ from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.distributed import share_buffers, world_size
 from panoptic.evaluation.step import evaluation_step
-from panoptic.evaluation.tally import Batch, Tally, judge, summarise
+from panoptic.evaluation.tally import Batch, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
@@ -112,7 +112,7 @@ def accumulation(batch: int, workers: int, micro_batch: int) -> int:
 def validation_batches(
     manifest: Manifest, experiment: Experiment, divisor: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """This rank's share of a split, as `judge` takes it."""
+    """This rank's share of a split, as `evaluate_batches` takes it."""
     size, threads = experiment.train.validation_batch, experiment.feed.threads
     for images, targets, samples in evaluation_batches(
         manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads
@@ -269,17 +269,17 @@ class Worker:
         from ray.train import CheckpointConsistencyMode
 
         begin = time.perf_counter()
-        judged = self._judged()
+        evaluated = self._evaluated()
         categories, experiment = self.job.val.categories, self.experiment
-        batches = validation_batches(self.job.val, experiment, judged.divisor, self.rank, self.world)
-        evaluation = summarise(_gathered(judge(judged, batches, experiment.engine)), categories)
+        batches = validation_batches(self.job.val, experiment, evaluated.divisor, self.rank, self.world)
+        evaluation = summarise(_gathered(evaluate_batches(evaluated, batches, experiment.engine)), categories)
         values = metrics(evaluation)
         with tempfile.TemporaryDirectory() as folder:
             given = None
             if self.tracker is not None:
                 report = f"step {step}\n{table(evaluation)}"
                 self._write(Path(folder), step, report, values)
-                self._record(step, evaluation, values, judged)
+                self._record(step, evaluation, values, evaluated)
                 seconds = time.perf_counter() - begin
                 _say(f"validation at {report}\nworst classes\n{class_table(evaluation, 5)}\n({seconds:.0f} s)")
                 given = ray.train.Checkpoint.from_directory(folder)
@@ -291,7 +291,7 @@ class Worker:
         # Until the controller has committed it, a crash would restart from the checkpoint before.
         ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
-    def _judged(self) -> PanopticModel:
+    def _evaluated(self) -> PanopticModel:
         """The averaged weights where there are any, else the model itself; the same on every worker."""
         model = self.model if self.ema is None else self.ema.module
         share_buffers(model)
@@ -312,7 +312,7 @@ class Worker:
         (folder / REPORT).write_text(report + "\n")
         (folder / METRICS).write_text(json.dumps(values, indent=1))
 
-    def _record(self, step: int, evaluation: Evaluation, values: dict[str, float], judged: PanopticModel) -> None:
+    def _record(self, step: int, evaluation: Evaluation, values: dict[str, float], evaluated: PanopticModel) -> None:
         tracker = self.tracker
         assert tracker is not None
         tracker.metrics(step, values)
@@ -320,7 +320,7 @@ class Worker:
         tracker.table(
             f"classes/step_{step:06d}", class_rows(evaluation), f"{table(evaluation)}\n\n{class_table(evaluation)}"
         )
-        for name, picture in pictures(judged, self.job.val, self.experiment, self.experiment.train.overlays):
+        for name, picture in pictures(evaluated, self.job.val, self.experiment, self.experiment.train.overlays):
             tracker.image(step, name, picture)
 
 

@@ -1,6 +1,6 @@
 """Where the time of an evaluation goes (row evaluate): at least 90 % of it should be the network's.
 
-Timers of one run of `judge`, from encoded images to counts. The weights are random, so what they say is swapped for
+Timers of one run of `evaluate_batches`, from encoded images to counts. The weights are random, so what they say is swapped for
 the truth before merging, as an oracle does, but at the resolution of the network and drawn beforehand.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.evaluation.tally import Batch, Measures, judge
+from panoptic.evaluation.tally import Batch, Measures, evaluate_batches
 from panoptic.models.base import Outputs
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLab, PanopticDeepLabConfig
 from panoptic.png import decode_image, decode_segments, encode_segments
@@ -50,8 +50,8 @@ def rows(size: tuple[int, int]) -> list[Row]:
         ("PQ and mIoU", Measures(true=names, losses=False)),
         ("boundary PQ and AP, too", Measures(boundary=True, instances=True, true=names, losses=False)),
     ):
-        judge(model, batches(), Engine(), measures)
-        seconds = judge(model, batches(), Engine(), measures).seconds
+        evaluate_batches(model, batches(), Engine(), measures)
+        seconds = evaluate_batches(model, batches(), Engine(), measures).seconds
         share = 100 * seconds["network"] / sum(seconds.values())
         height, width = size
         found.append(Row("evaluate", f"network's share, {work}, ResNet-50, {width}x{height}, 14 things", share, "%"))

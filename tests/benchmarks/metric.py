@@ -57,7 +57,7 @@ def _from_files(
         return count_coco((a.read_bytes(), first), (b.read_bytes(), second), classes, f"image {k}")
 
     def theirs(peer: ModuleType) -> Callable[[int], Any]:
-        return lambda k: _judge(peer, truths[k][1], predictions[k][1], folder, classes)
+        return lambda k: _evaluate(peer, truths[k][1], predictions[k][1], folder, classes)
 
     found = {name: theirs(peer) for name, peer in official.items() if peer is not None}
     return _case("1a", f"PQ from two COCO PNGs, {_content(pairs)}", ours, found, classes)
@@ -79,7 +79,7 @@ def _in_memory(pairs: list[Pair], classes: Categories, folder: Path, peer: Modul
 
     def theirs(k: int) -> Any:
         truth, prediction = records[k]
-        return _judge(peer, truth, prediction, folder, classes)
+        return _evaluate(peer, truth, prediction, folder, classes)
 
     found = {} if peer is None else {"panopticapi": theirs}
     return _case("1b", f"PQ of maps in memory, {_content(pairs)}", ours, found, classes)
@@ -99,7 +99,7 @@ def _from_prediction(pairs: list[Pair], classes: Categories, folder: Path, peer:
         with io.BytesIO() as out:  # as detectron2's COCOPanopticEvaluator does
             Image.fromarray(utils.id2rgb(pairs[k][1].segments)).save(out, format="PNG")
             (folder / records[k]["file_name"]).write_bytes(out.getvalue())
-        return _judge(peer, truths[k][1], records[k], folder, classes)
+        return _evaluate(peer, truths[k][1], records[k], folder, classes)
 
     work = f"PQ of a prediction in memory and a COCO PNG, {_content(pairs)}"
     return _case("1c", work, ours, {} if peer is None else {"detectron2: write PNG, panopticapi": theirs}, classes)
@@ -122,7 +122,7 @@ def _case(
     return Case(name, work, ours, theirs, dict.fromkeys(theirs, compare), IMAGES)
 
 
-def _judge(peer: ModuleType | None, truth: Mapping, prediction: Mapping, folder: Path, classes: Categories) -> Any:
+def _evaluate(peer: ModuleType | None, truth: Mapping, prediction: Mapping, folder: Path, classes: Categories) -> Any:
     """panopticapi's counts of one image, without what it prints."""
     assert peer is not None
     known = {entry["id"]: entry for entry in classes.to_coco()}

@@ -53,12 +53,12 @@ def cases(names: Sequence[str], size: tuple[int, int]) -> list[Case]:
             truth = coco()
             truth.dataset = drawn.data
             truth.createIndex()
-            judge = evaluation(truth, truth.loadRes([dict(result) for result in drawn.results]), "segm")
-            judge.rle_iou_max_workers = 1  # other threads' time would not be counted
-            judge.evaluate()
-            judge.accumulate()
-            judge.summarize()
-        return 100 * np.asarray(judge.stats[:2])
+            evaluator = evaluation(truth, truth.loadRes([dict(result) for result in drawn.results]), "segm")
+            evaluator.rle_iou_max_workers = 1  # other threads' time would not be counted
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+        return 100 * np.asarray(evaluator.stats[:2])
 
     def compare(mine: Precision, other: np.ndarray) -> None:
         if not np.allclose([mine.mean_ap, mine.mean_ap50], other, atol=1e-9, rtol=0):

@@ -1,4 +1,4 @@
-"""Maps judged without a network, for tests of what an evaluation says and of how it is shown."""
+"""Maps evaluated without a network, for tests of what an evaluation says and of how it is shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tally_of(pairs: Iterable[Pair], categories: Categories) -> Tally:
     return tally
 
 
-def judged(pairs: Iterable[Pair], categories: Categories) -> Evaluation:
+def evaluated(pairs: Iterable[Pair], categories: Categories) -> Evaluation:
     """The record of `tally_of`."""
     return summarise([tally_of(pairs, categories)], categories)
 

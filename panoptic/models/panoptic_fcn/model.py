@@ -175,7 +175,7 @@ class PanopticFCNConfig:
     mask_threshold: float = 0.4
     """A thing is where its probability is strictly higher."""
     lowest_score: float = 0.05
-    """Instances score at least this once their masks are judged."""
+    """Instances score at least this once their masks are evaluated."""
     merged_score: float = 0.2
     """Things in the panoptic map score at least this."""
     most_overlap: float = 0.5
@@ -392,7 +392,7 @@ class PanopticFCN(PanopticModel):
         "position.things" int64 [B, 5, M], the cell of each true thing on each level, -1 where it is not on that level;
         "position.p3" float [B, R, h, w] to "p7", what each region covers; "class" int64 [B, M], the class of each thing
         among the T; "mask" int64 [B, H, W], k + 1 on thing k, -1 - r on region r, 0 on void. With true positions
-        kernels are fused by the thing that they belong to, and every score is 1 until its mask is judged.
+        kernels are fused by the thing that they belong to, and every score is 1 until its mask is evaluated.
         """
         told = self._targets(outputs, targets)
         images, most = told.segments.shape

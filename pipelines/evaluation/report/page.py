@@ -21,7 +21,7 @@ ERROR_KEY = ("right", "missed", "made up", "outline elsewhere")
 
 @dataclass(frozen=True)
 class Model:
-    """One judged model."""
+    """One evaluated model."""
 
     title: str
     """Short, for lists and plots."""
@@ -71,7 +71,7 @@ def page(
                  "together, reading and counting included.", _speed(model, others)),
         _examples("Worst images", "Lowest PQ of the image alone.", worst),
         _examples("Typical images", "Those around the median of all images, by the PQ of each alone.", typical),
-        _section("What was judged", "", charts.table([[k, v] for k, v in facts.items() if v], "facts")),
+        _section("What was evaluated", "", charts.table([[k, v] for k, v in facts.items() if v], "facts")),
     ]  # fmt: skip
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     return (

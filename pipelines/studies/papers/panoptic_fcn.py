@@ -55,7 +55,7 @@ STUDIES = {
             Row("0.95", {}, (41.3, 47.0, 32.9, 31.1, 41.7), same(0.95, True)),
             Row("0.90, any class", {}, (41.2, 46.7, 32.9, 30.9, 41.7), same(0.90, False)),
         ),
-        note="One training for all rows of a seed: they differ while the model is judged.",
+        note="One training for all rows of a seed: they differ while the model is evaluated.",
     ),
     "fcn-channels": Study(
         title="Table 4: channels of the feature encoder",

@@ -100,7 +100,7 @@ def test_swin_skips_blocks_in_training_only() -> None:
     with torch.no_grad():
         torch.manual_seed(0)
         trained = [backbone.train()(x) for _ in range(4)]
-        judged = [backbone.eval()(x) for _ in range(2)]
-    assert torch.equal(judged[0]["res5"], judged[1]["res5"])
-    assert torch.equal(trained[0]["res4"], judged[0]["res4"])
-    assert any(not torch.equal(y["res5"], judged[0]["res5"]) for y in trained)
+        evaluated = [backbone.eval()(x) for _ in range(2)]
+    assert torch.equal(evaluated[0]["res5"], evaluated[1]["res5"])
+    assert torch.equal(trained[0]["res4"], evaluated[0]["res4"])
+    assert any(not torch.equal(y["res5"], evaluated[0]["res5"]) for y in trained)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panoptic.evaluation.oracle import missing_needs, subsets, swap, table, truth_names
-from panoptic.evaluation.tally import Batch, Measures, judge, summarise
+from panoptic.evaluation.tally import Batch, Measures, evaluate_batches, summarise
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
@@ -64,13 +64,13 @@ def batches(categories: Categories, draw) -> list[Batch]:
 
 
 @pytest.mark.parametrize("name", ["deeplab", "fcn"])
-def test_judged_with_more_and_more_of_the_truth(name: str, small_categories, random_segmentation) -> None:
+def test_evaluated_with_more_and_more_of_the_truth(name: str, small_categories, random_segmentation) -> None:
     model = small(name, small_categories)
     names = truth_names(model)
     rows = []
     for chosen in (names[:count] for count in range(len(names) + 1)):
         measures = Measures(instances=True, true=chosen)
-        tally = judge(model, batches(small_categories, random_segmentation), Engine(), measures)
+        tally = evaluate_batches(model, batches(small_categories, random_segmentation), Engine(), measures)
         rows.append((chosen, summarise([tally], small_categories)))
     found = [evaluation.quality.all.pq for _, evaluation in rows]
     assert found[0] < 50 and found[-1] == pytest.approx(100)
@@ -89,7 +89,7 @@ def test_ap_of_images_without_a_thing_is_a_dash(small_categories) -> None:
     images, targets = collate([Sample(image, sky, "sky", original=sky)], 32)
     batch = Batch(images, targets, [sky], [0])
     model = small("deeplab", small_categories)
-    tally = judge(model, [batch], Engine(), Measures(instances=True, true=truth_names(model)))
+    tally = evaluate_batches(model, [batch], Engine(), Measures(instances=True, true=truth_names(model)))
     header, _, row = table((), [((), summarise([tally], small_categories))]).splitlines()
     found = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
     assert found["AP"] == "-" and found["PQ"] == found["mIoU"] == "100.0"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from panoptic.evaluation.tally import Batch, Measures, Tally, judge, summarise
+from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import details, metrics
 from panoptic.models.base import Outputs
 from panoptic.segmentation import Frame, Segmentation
@@ -42,8 +42,8 @@ def batches(rows: Sequence[int]) -> list[Batch]:
 
 def test_figures_do_not_depend_on_who_counted_what() -> None:
     network, rows = model(), list(range(12))
-    whole = summarise([judge(network, batches(rows), Engine())], network.categories)
-    parts = [judge(network, batches(part), Engine()) for part in (rows[7:], rows[2:7], [], rows[:2])]
+    whole = summarise([evaluate_batches(network, batches(rows), Engine())], network.categories)
+    parts = [evaluate_batches(network, batches(part), Engine()) for part in (rows[7:], rows[2:7], [], rows[:2])]
     shared = summarise(parts, network.categories)
     expected = {name: value for name, value in metrics(whole).items() if "time/" not in name}
     found = {name: value for name, value in metrics(shared).items() if "time/" not in name}
@@ -54,8 +54,8 @@ def test_figures_do_not_depend_on_who_counted_what() -> None:
 
 def test_everything_can_be_counted_and_adds_up() -> None:
     network, rows = Reader(TinyConfig(), tiny_categories()).eval(), list(range(6))
-    plain = summarise([judge(network, batches(rows), Engine())], network.categories)
-    halves = [judge(network, batches(part), Engine(), Measures(True, True)) for part in (rows[3:], rows[:3])]
+    plain = summarise([evaluate_batches(network, batches(rows), Engine())], network.categories)
+    halves = [evaluate_batches(network, batches(part), Engine(), Measures(True, True)) for part in (rows[3:], rows[:3])]
     whole = summarise(halves, network.categories)
     assert plain.boundary is None and plain.precision is None
     assert whole.boundary is not None and whole.precision is not None and whole.confusion is not None
@@ -65,7 +65,10 @@ def test_everything_can_be_counted_and_adds_up() -> None:
     counts = whole.quality.counts
     assert flat["val/tp"] == counts.tp.sum() and flat["val/fp"] == counts.fp.sum() and flat["val/fn"] == counts.fn.sum()
     assert whole.confusion[:-1].sum() == counts.tp.sum() + counts.fn.sum()
-    single = [summarise([judge(network, batches([row]), Engine())], network.categories).quality.all.pq for row in rows]
+    single = [
+        summarise([evaluate_batches(network, batches([row]), Engine())], network.categories).quality.all.pq
+        for row in rows
+    ]
     assert whole.image_pq == pytest.approx(np.mean(single)) != flat["val/pq"]
     assert {"network_ms", "merge_ms", "loss_ms", "metric_ms", "data_ms"} <= set(whole.timings)
     assert "against panoptic masks" in details(whole) and "AP" not in details(plain)
@@ -80,7 +83,9 @@ class Proposing(Tiny):
 
 def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:
     network, rows = Proposing(TinyConfig(), tiny_categories()).eval(), list(range(12))
-    found = summarise([judge(network, batches(rows), Engine(), Measures(instances=True))], network.categories)
+    found = summarise(
+        [evaluate_batches(network, batches(rows), Engine(), Measures(instances=True))], network.categories
+    )
     shares = []
     for batch in batches(rows):
         (truth,) = batch.truths  # two halves; class 1 is the thing
@@ -90,15 +95,15 @@ def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:
     assert 0 < len(shares) < 12
     assert found.proposal_recall == metrics(found)["val/proposal_recall"] == pytest.approx(np.mean(shares))
     assert "recall of proposals" in details(found)
-    plain = summarise([judge(network, batches(rows), Engine())], network.categories)
+    plain = summarise([evaluate_batches(network, batches(rows), Engine())], network.categories)
     assert np.isnan(plain.proposal_recall) and "val/proposal_recall" not in metrics(plain)
 
 
 def test_no_row_counts_twice_and_nothing_is_no_result() -> None:
     network = model()
     with pytest.raises(ValueError, match=r"more than once: \[3\]"):
-        judge(network, batches([2, 3, 3]), Engine())
+        evaluate_batches(network, batches([2, 3, 3]), Engine())
     with pytest.raises(ValueError, match="nothing was evaluated"):
         summarise([Tally()], network.categories)
     with pytest.raises(ValueError, match="training mode"):
-        judge(network.train(), batches([1]), Engine())  # type: ignore[arg-type]
+        evaluate_batches(network.train(), batches([1]), Engine())  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def drawn(seed: int, categories: Categories, random_segmentation, count: int = 8
     return truths, [as_instances(truth, categories, rng, noise) for truth in truths]
 
 
-def judged(truths: list[Segmentation], found: list[Instances], categories: Categories, library=None):
+def evaluated(truths: list[Segmentation], found: list[Instances], categories: Categories, library=None):
     records = [instance_overlaps(t, f, categories) for t, f in zip(truths, found, strict=True)]
     return average_precision(records, categories, library)
 
@@ -90,7 +90,7 @@ def test_the_figures_are_pycocotools(
     seed: int, library, small_categories: Categories, random_segmentation, caplog: pytest.LogCaptureFixture
 ) -> None:
     truths, found = drawn(seed, small_categories, random_segmentation)
-    precision = judged(truths, found, small_categories, library)
+    precision = evaluated(truths, found, small_categories, library)
     stats = official(truths, found, small_categories).stats
     assert precision.mean_ap == pytest.approx(100 * stats[0], abs=1e-12)
     assert precision.mean_ap50 == pytest.approx(100 * stats[1], abs=1e-12)
@@ -105,7 +105,7 @@ def test_both_libraries_give_the_same_figures_of_every_class(
     seed: int, small_categories: Categories, random_segmentation
 ) -> None:
     truths, found = drawn(10 + seed, small_categories, random_segmentation, count=20)
-    one, other = (judged(truths, found, small_categories, name) for name in ("pycocotools", "faster-coco-eval"))
+    one, other = (evaluated(truths, found, small_categories, name) for name in ("pycocotools", "faster-coco-eval"))
     np.testing.assert_allclose(one.ap, other.ap, rtol=0, atol=1e-12)
     np.testing.assert_allclose(one.ap50, other.ap50, rtol=0, atol=1e-12)
 
@@ -119,7 +119,7 @@ def test_the_best_of_many_instances_count(library, small_categories: Categories,
     scores = rng.random(len(many)).astype(np.float32)
     masks = [found[0].masks[k] for k in many]
     found[0] = Instances(masks, np.full(len(many), small_categories.things[0]), scores, np.zeros((len(many), 4)))
-    precision = judged(truths, found, small_categories, library)
+    precision = evaluated(truths, found, small_categories, library)
     assert precision.mean_ap == pytest.approx(100 * official(truths, found, small_categories).stats[0], abs=1e-12)
     assert len(instance_overlaps(truths[0], found[0], small_categories).scores) == LIMIT
 
@@ -139,8 +139,8 @@ def test_another_release_of_the_faster_library_loses_nothing(
 ) -> None:
     truths, found = drawn(2, small_categories, random_segmentation)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # its import fails
-    mean = judged(truths, found, small_categories, "faster-coco-eval").mean_ap
-    assert mean == judged(truths, found, small_categories, "pycocotools").mean_ap
+    mean = evaluated(truths, found, small_categories, "faster-coco-eval").mean_ap
+    assert mean == evaluated(truths, found, small_categories, "pycocotools").mean_ap
     assert "pycocotools does" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_a_record_is_small_and_holds_no_mask(small_categories: Categories, rando
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_truth_itself_scores_a_hundred(library, small_categories: Categories, random_segmentation) -> None:
     truths, found = drawn(3, small_categories, random_segmentation, noise=0.0)
-    precision = judged(truths, found, small_categories, library)
+    precision = evaluated(truths, found, small_categories, library)
     assert precision.mean_ap == pytest.approx(100) and precision.mean_ap50 == pytest.approx(100)
 
 
@@ -167,10 +167,10 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(library, small_categor
     nothing = Instances([], np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
     segments = np.ones((8, 8), np.int32)
     thing = Segmentation(segments, np.array([small_categories.things[0]]))
-    assert judged([thing], [nothing], small_categories, library).mean_ap50 == 0
+    assert evaluated([thing], [nothing], small_categories, library).mean_ap50 == 0
     crowd = Segmentation(segments, np.array([small_categories.things[0]]), np.array([True]))
     for truth in (crowd, Segmentation(segments, np.array([small_categories.stuff[0]]))):
-        assert np.isnan(judged([truth], [nothing], small_categories, library).mean_ap)
+        assert np.isnan(evaluated([truth], [nothing], small_categories, library).mean_ap)
 
 
 def test_bad_instances_are_refused(small_categories: Categories) -> None:

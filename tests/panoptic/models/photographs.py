@@ -20,7 +20,7 @@ from panoptic.transforms import Resize, evaluation_view
 
 
 def photographs(shared: Callable[[str], Path], short: int = 96) -> tuple[list[Sample], Categories]:
-    """The photographs with their crowd and their void, judged at the size that is learnt."""
+    """The photographs with their crowd and their void, evaluated at the size that is learnt."""
     root = shared("data/coco_sample")
     record = json.loads((root / "annotations/panoptic_sample.json").read_text())
     categories = Categories.from_coco(record["categories"])

@@ -158,7 +158,7 @@ def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
 
 @pytest.mark.parametrize("config", CASES)
 def test_an_evaluation_waits_for_no_other_worker(config, small_categories, random_segmentation, monkeypatch) -> None:
-    """Workers judge different numbers of batches: a collective in a loss would wait for ever."""
+    """Workers evaluate different numbers of batches: a collective in a loss would wait for ever."""
 
     def collective(*_: object, **__: object) -> None:
         raise AssertionError("a collective in an evaluation")

@@ -51,7 +51,7 @@ CATEGORIES = Categories(
 )
 
 SIZES = ((64, 96), (50, 71))
-"""Of the two images that are judged; the second is padded."""
+"""Of the two images that are evaluated; the second is padded."""
 
 OUTPUT_SIZES = ((91, 133), (41, 57))
 """At which their maps are wanted: one is enlarged, the other reduced."""

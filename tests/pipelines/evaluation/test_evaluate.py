@@ -22,7 +22,7 @@ def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """`assigned(seed)` is the task of judging a random model."""
+    """`assigned(seed)` is the task of evaluation a random model."""
     from pipelines.evaluation.evaluate import assign
     from pipelines.presets import PRESETS
     from tests.pipelines.evaluation.stored import write_model
@@ -77,7 +77,7 @@ def test_rows_that_get_lost_are_noticed(assigned: Callable, monkeypatch: pytest.
     from pipelines.evaluation import evaluate
 
     monkeypatch.setattr(evaluate, "each", lambda *_: iter(()))
-    with pytest.raises(RuntimeError, match="8 images were not judged"):
+    with pytest.raises(RuntimeError, match="8 images were not evaluated"):
         evaluate.evaluate(assigned(), Pool(0))
 
 
@@ -135,7 +135,14 @@ def test_the_report_is_one_file_with_everything(assigned: Callable) -> None:
     first, second = (evaluate(assigned(seed), Pool(0)) for seed in (0, 1))
     text = html(first, [second], examples=2)
     assert not re.findall(r"(?:src|href)=\"(?!data:)|url\(|<script|https?://", text)
-    for title in ("Classes", "Size of segments", "Who is taken for what", "Speed", "Worst images", "What was judged"):
+    for title in (
+        "Classes",
+        "Size of segments",
+        "Who is taken for what",
+        "Speed",
+        "Worst images",
+        "What was evaluated",
+    ):
         assert f"<h2>{title}</h2>" in text
     assert re.search(r"<h2>Against models\d*/random-1</h2>", text) and text.count("<h2>Against ") == 1
     assert text.count('src="data:image/jpeg;base64,') == 4 * 4  # panels of two worst and two typical images

@@ -17,7 +17,7 @@ from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy, acquire
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation import record, scheduled
-from pipelines.evaluation.evaluate import Judgement, Task
+from pipelines.evaluation.evaluate import EvaluationOutcome, Task
 from pipelines.evaluation.record import Places, Worse, key_of
 from pipelines.evaluation.scheduled import Reference
 from pipelines.presets import PRESETS
@@ -38,11 +38,11 @@ def places(mlflow_store: str, tmp_path: Path) -> Places:
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was judged; versions 1, 2, 3 find 30, 60, 90 % of the segments of 40 images, without a model."""
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was evaluated; versions 1, 2, 3 find 30, 60, 90 % of the segments of 40 images, without a model."""
     done: list[str] = []
 
-    def evaluate(task: Task, pool: Pool) -> Judgement:
+    def evaluate(task: Task, pool: Pool) -> EvaluationOutcome:
         done.append(task.identity)
         rng, share = np.random.default_rng(0), 0.3 * int(task.identity[-1])
         tally = Tally()
@@ -51,7 +51,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found = Segmentation(np.where(rng.random(4)[[0, 0, 1, 1]] < share, truth.segments, 0).astype(np.int32),
                                  truth.labels)  # fmt: skip
             tally.add(Tally({row: count_image(truth, found, 5, name=f"{row}.jpg")}, np.eye(5, 6, dtype=np.int64)))
-        return Judgement(task, summarise([tally], task.manifest.categories), tally)
+        return EvaluationOutcome(task, summarise([tally], task.manifest.categories), tally)
 
     monkeypatch.setattr(record, "evaluate", evaluate)
     monkeypatch.setattr(record, "resolved", lambda asked: asked)
@@ -74,9 +74,9 @@ def champion(places: Places) -> str:
     return registry.pin("models:/street@champion", places.tracking_uri)
 
 
-def test_once_is_once(places: Places, judged: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
+def test_once_is_once(places: Places, evaluated: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
     first, again = (scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) for _ in range(2))
-    assert first is not None and again is not None and judged == ["models:/street/1"]
+    assert first is not None and again is not None and evaluated == ["models:/street/1"]
     assert again.run == first.run and again.pq == pytest.approx(first.pq)
     assert again.counts.names == first.counts.names and (again.counts.values == first.counts.values).all()
     assert "as evaluated before" in capsys.readouterr().out.splitlines()[-1]
@@ -84,15 +84,15 @@ def test_once_is_once(places: Places, judged: list[str], ask, capsys: pytest.Cap
     assert list(Path(places.folder).glob("*.html"))
 
 
-def test_two_at_once_do_it_once(places: Places, judged: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_at_once_do_it_once(places: Places, evaluated: list[str], ask, capsys: pytest.CaptureFixture[str]) -> None:
     task = ask("models:/street/1")
     other = acquire(f"{places.folder}/leases/{key_of(task)}")
     assert other is not None
     assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) is None
-    assert judged == [] and f"being evaluated by {other.owner}" in capsys.readouterr().out
+    assert evaluated == [] and f"being evaluated by {other.owner}" in capsys.readouterr().out
     other.renew(0)  # it died
     assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) is not None
-    assert len(judged) == 1
+    assert len(evaluated) == 1
 
 
 def test_the_key_is_model_data_and_computation(ask) -> None:
@@ -112,10 +112,10 @@ def test_the_key_is_model_data_and_computation(ask) -> None:
 CHAMPION = Reference("models:/street@champion", margin=1.0)
 
 
-def test_the_reference(places: Places, judged: list[str], ask) -> None:
+def test_the_reference(places: Places, evaluated: list[str], ask) -> None:
     reference = replace(CHAMPION, promote=True)
     scheduled.scheduled(ask, "models:/street/3", Pool(0), places, reference)
-    assert champion(places) == "models:/street/3" and judged == ["models:/street/3", "models:/street/1"]
+    assert champion(places) == "models:/street/3" and evaluated == ["models:/street/3", "models:/street/1"]
     with pytest.raises(Worse, match=r"below the reference's .*more than the margin of 1"):
         scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
     # a verdict that was given is not given a second time
@@ -128,7 +128,7 @@ def test_the_reference(places: Places, judged: list[str], ask) -> None:
         scheduled.scheduled(ask, "models:/street/2", Pool(0), places, Reference("models:/street@nobody"))
 
 
-def test_a_verdict_comes_once_for_each_reference_and_margin(places: Places, judged: list[str], ask) -> None:
+def test_a_verdict_comes_once_for_each_reference_and_margin(places: Places, evaluated: list[str], ask) -> None:
     """Also where the evaluation was there before anybody compared it."""
     registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
     scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference())
@@ -139,11 +139,11 @@ def test_a_verdict_comes_once_for_each_reference_and_margin(places: Places, judg
     registry.move_alias(CHAMPION.uri, "models:/street/2", places.tracking_uri)
     with pytest.raises(Worse):
         scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
-    assert len(judged) == 3
+    assert len(evaluated) == 3
 
 
 def test_a_process_that_dies_before_the_verdict_leaves_it_to_the_next(
-    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -151,31 +151,31 @@ def test_a_process_that_dies_before_the_verdict_leaves_it_to_the_next(
         scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
     with pytest.raises(Worse):
         scheduled.scheduled(ask, "models:/street/1", Pool(0), places, CHAMPION)
-    assert len(judged) == 2
+    assert len(evaluated) == 2
 
 
-def test_a_reference_that_another_process_judges_is_no_success(places: Places, judged: list[str], ask) -> None:
+def test_a_reference_that_another_process_evaluates_is_no_success(places: Places, evaluated: list[str], ask) -> None:
     other = acquire(f"{places.folder}/leases/{key_of(ask('models:/street/1'))}")
     assert other is not None
     with pytest.raises(Busy, match=r"street 1.* is being evaluated: nothing was compared, try again"):
         scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
     other.renew(0)
     assert scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION) is not None
-    assert judged == ["models:/street/3", "models:/street/1"]
+    assert evaluated == ["models:/street/3", "models:/street/1"]
 
 
-def test_a_promotion_that_was_not_asked_for_is_made_up_for(places: Places, judged: list[str], ask) -> None:
+def test_a_promotion_that_was_not_asked_for_is_made_up_for(places: Places, evaluated: list[str], ask) -> None:
     scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
     assert champion(places) == "models:/street/1"
     scheduled.scheduled(ask, "models:/street/3", Pool(0), places, replace(CHAMPION, promote=True))
-    assert champion(places) == "models:/street/3" and len(judged) == 2
+    assert champion(places) == "models:/street/3" and len(evaluated) == 2
 
 
-def test_no_promotion_is_lost(places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_promotion_is_lost(places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 2 was compared with 1 when 3 took the alias: it must not take it from 3."""
     reference, evaluate = replace(CHAMPION, promote=True), record.evaluate
 
-    def slow(task: Task, pool: Pool) -> Judgement:
+    def slow(task: Task, pool: Pool) -> EvaluationOutcome:
         if task.uri.endswith("/1"):  # the reference of version 2: meanwhile 3 is promoted
             registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
         return evaluate(task, pool)
@@ -184,10 +184,12 @@ def test_no_promotion_is_lost(places: Places, judged: list[str], ask, monkeypatc
     with pytest.raises(Worse):
         scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
     assert champion(places) == "models:/street/3"
-    assert judged == ["models:/street/2", "models:/street/1", "models:/street/3"]
+    assert evaluated == ["models:/street/2", "models:/street/1", "models:/street/3"]
 
 
-def test_one_at_a_time_moves_an_alias(places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time_moves_an_alias(
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lease, "PATIENCE", 0.1)
     seen, check = [], scheduled.check
 
@@ -202,7 +204,7 @@ def test_one_at_a_time_moves_an_alias(places: Places, judged: list[str], ask, mo
 
 
 def test_few_images_promote_nobody(
-    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("panoptic.metrics.bootstrap.LEAST", 41)
     monkeypatch.setattr(record, "LEAST", 41)
@@ -211,15 +213,15 @@ def test_few_images_promote_nobody(
     assert "40 images are too few to tell from chance, which takes 41" in capsys.readouterr().out
 
 
-def test_what_cannot_be_promoted_is_refused_before_any_evaluation(places: Places, judged: list[str], ask) -> None:
+def test_what_cannot_be_promoted_is_refused_before_any_evaluation(places: Places, evaluated: list[str], ask) -> None:
     for model in ("models:/m-0123456789abcdef", "models:/other/1"):
         with pytest.raises(ValueError, match="both must be versions of one registered model"):
             scheduled.scheduled(ask, model, Pool(0), places, replace(CHAMPION, promote=True))
-    assert judged == []
+    assert evaluated == []
 
 
 def test_what_is_done_is_found_without_a_model(
-    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheduled.scheduled(ask, "models:/street/3", Pool(0), places, CHAMPION)
 
@@ -231,7 +233,7 @@ def test_what_is_done_is_found_without_a_model(
 
 
 def test_who_was_followed_records_nothing(
-    places: Places, judged: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A holder whose lease expired while it worked, and the one that took over."""
     task, evaluate = ask("models:/street/1"), record.evaluate
@@ -239,7 +241,7 @@ def test_who_was_followed_records_nothing(
     assert dead is not None
     time.sleep(0.05)
 
-    def overtaken(task: Task, pool: Pool) -> Judgement:
+    def overtaken(task: Task, pool: Pool) -> EvaluationOutcome:
         mine = storage.list_files(f"{places.folder}/leases/{key_of(task)}")
         assert mine == ["000001.json", "000002.json"]  # the dead one was followed
         storage.create(f"{places.folder}/leases/{key_of(task)}/000003.json", b'{"owner": "late", "expires": 0}')
@@ -250,10 +252,10 @@ def test_who_was_followed_records_nothing(
         assert record.once(task, Pool(0), places) == (None, False)
     assert "taken over by late; nothing was recorded" in capsys.readouterr().out
     found, made = record.once(task, Pool(0), places)
-    assert found is not None and made and len(judged) == 2
+    assert found is not None and made and len(evaluated) == 2
 
 
-def test_a_first_champion_and_no_checkpoint_as_one(places: Places, judged: list[str], ask) -> None:
+def test_a_first_champion_and_no_checkpoint_as_one(places: Places, evaluated: list[str], ask) -> None:
     reference = Reference("models:/street@best", promote=True)
     scheduled.scheduled(ask, "models:/street/2", Pool(0), places, reference)
     assert registry.pin("models:/street@best", places.tracking_uri) == "models:/street/2"
@@ -261,4 +263,4 @@ def test_a_first_champion_and_no_checkpoint_as_one(places: Places, judged: list[
         registry.move_alias("models:/street@best", "/runs/step_1/checkpoint.pt", places.tracking_uri)
     with pytest.raises(ValueError, match="not found"):
         registry.pin("models:/street@nobody", places.tracking_uri)
-    assert judged == ["models:/street/2"]
+    assert evaluated == ["models:/street/2"]

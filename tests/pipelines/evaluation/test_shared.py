@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from panoptic import models
-from panoptic.evaluation.tally import Measures, judge, summarise
+from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
 from panoptic.metrics.report import metrics
 from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
@@ -43,7 +43,7 @@ def test_figures_do_not_depend_on_the_number_of_workers(config, shards: Manifest
 
     def figures(world: int) -> dict[str, float]:
         parts = [validation_batches(shards, experiment, model.divisor, rank, world) for rank in range(world)]
-        tallies = [judge(model, part, experiment.engine, measures) for part in parts]
+        tallies = [evaluate_batches(model, part, experiment.engine, measures) for part in parts]
         found = metrics(summarise(reversed(tallies), shards.categories))
         return {name: value for name, value in found.items() if "time/" not in name}
 

@@ -60,7 +60,7 @@ def test_every_row_is_understood_and_makes_a_model(name: str, small: bool, built
         if repr(experiment.model) not in built:
             meta_model(experiment)
             built.add(repr(experiment.model))
-        for path in STUDIES[name].rows[entry.row].judge:
+        for path in STUDIES[name].rows[entry.row].evaluate_with:
             assert path.removeprefix("model.") in type(experiment.model).__dataclass_fields__
     assert len(workers) == 1
 
@@ -168,7 +168,7 @@ def test_seeds_multiply_rows_and_equal_rows_train_once():
     assert len(set(keys)) == 8  # "up to stage 4" is one of the rows of "aspp", under both seeds
     fusion = plan(Options(study=("fcn-fusion",), small=True, steps=40), [], PRESETS)
     bases = {entry.preset: PRESETS[entry.preset]() for entry in fusion}
-    assert len({key_of(entry, bases) for entry in fusion}) == 1  # rows that differ while they are judged
+    assert len({key_of(entry, bases) for entry in fusion}) == 1  # rows that differ while they are evaluated
 
 
 def small_data(monkeypatch: pytest.MonkeyPatch, rows: int = 485) -> None:

@@ -68,11 +68,11 @@ def test_a_study_leaves_its_table_in_every_form(monkeypatch, tmp_path: Path, mlf
     assert "Learning rate" in note and report.finished.name.startswith("study-detr-lr-")
 
 
-def test_branches_that_were_trained_alone_are_judged_merged(monkeypatch, tmp_path: Path, mlflow_template: Path):
-    """The PQ of both rows is that of the two models as one, judged once; that of the joint row is its own."""
+def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_path: Path, mlflow_template: Path):
+    """The PQ of both rows is that of the two models as one, evaluated once; that of the joint row is its own."""
     asked: list[str] = []
 
-    def judge(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
+    def evaluate_with(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
         asked.append(uri)
         merged = uri.endswith(".pt")
         assert not merged or load(uri).model.config.trunks == "separate"
@@ -88,25 +88,25 @@ def test_branches_that_were_trained_alone_are_judged_merged(monkeypatch, tmp_pat
     faked(monkeypatch, tmp_path, mlflow_template)
     sweep = run.execute
     monkeypatch.setattr(run, "execute", save_models)
-    monkeypatch.setattr(run, "judged", judge)
-    monkeypatch.setattr(measure, "judged", judge)
+    monkeypatch.setattr(run, "evaluated", evaluate_with)
+    monkeypatch.setattr(measure, "evaluated", evaluate_with)
     report = run.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
     assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
     assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
     assert math.isnan(measure.merged_quality("", "x", demo(), str(tmp_path)))
 
 
-def test_a_row_that_cannot_be_judged_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):
-    def judge(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
+def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):
+    def evaluate_with(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
         if changes["model.fusion_threshold"] == 0.85:
             raise RuntimeError("the actor died")
         return {"val/pq": 40.0, "val/ap": 5.0}
 
     options = faked(monkeypatch, tmp_path, mlflow_template)
-    monkeypatch.setattr(run, "judged", judge)
+    monkeypatch.setattr(run, "evaluated", evaluate_with)
     report = run.run(Options(study=("fcn-fusion",), small=True, steps=20), [], PRESETS)
     assert [row["PQ seeds"] for row in report.tables["fcn-fusion"].rows] == [1, 0, 1, 1, 1]
-    reason = "fcn-fusion 0.85, seed 0: not judged: RuntimeError: the actor died; --resume judges it again"
+    reason = "fcn-fusion 0.85, seed 0: not evaluated: RuntimeError: the actor died; --resume evaluates it again"
     assert f"without a figure: {reason}" in report.text
     assert (tmp_path / "studies" / "fcn-fusion.md").exists()
     assert connect(options.uri).list_artifacts(report.finished.parent.run_id, "studies")
@@ -121,7 +121,7 @@ def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_temp
 
     faked(monkeypatch, tmp_path, mlflow_template)
     monkeypatch.setattr(run, "table_of", table)
-    monkeypatch.setattr(run, "judged", lambda *given: {"val/pq": 1.0})
+    monkeypatch.setattr(run, "evaluated", lambda *given: {"val/pq": 1.0})
     monkeypatch.setattr(run, "merged_quality", lambda *given: 2.0)
     run.run(Options(study=("fcn-fusion", "joint"), small=True, steps=20, seeds=2), [], PRESETS)
     fusion = {row[0] for row in seen["fcn-fusion"]}

@@ -74,7 +74,7 @@ def test_reports_have_an_objective_even_without_a_figure():
 
 @pytest.mark.parametrize(("step", "round_"), [(100, 0), (399, 0), (400, 1), (500, 1), (800, 2), (1000, 3)])
 def test_the_end_of_a_part_of_a_schedule_is_no_round(step: int, round_: int):
-    """A trial that thaws is judged once more than others, and must not meet them a round early."""
+    """A trial that thaws is evaluated once more than others, and must not meet them a round early."""
     base = demo()
     experiment = replace(base, train=replace(base.train, steps=1000, validate_every=400))
     assert report({"step": step, "val/pq": 1.0}, experiment, plan_of())["round"] == round_

@@ -102,7 +102,7 @@ def test_padding_of_the_canvas_changes_nothing(model) -> None:
     assert np.array_equal(maps[0][0].segments, maps[1][0].segments)
 
 
-def test_stuff_is_judged_by_its_branch_and_things_by_the_map(model, small_categories) -> None:
+def test_stuff_is_evaluated_by_its_branch_and_things_by_the_map(model, small_categories) -> None:
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     frame = Frame.full(images)
     with torch.no_grad():
