@@ -34,7 +34,7 @@ LAYERS = {
 }
 """Layers that have another name here and nothing else."""
 
-TOWERS = {"position_head.position_head": "position_tower", "kernel_head.kernel_head": "kernel_tower"} | {
+CONV_STACKS = {"position_head.position_head": "position_tower", "kernel_head.kernel_head": "kernel_tower"} | {
     "feature_encoder.encode_head": "encoder"
 }
 
@@ -75,7 +75,7 @@ def _key(key: str) -> str | None:
         leaf = match[3] if match[3].startswith("norm.") else f"conv.{match[3]}"
         return f"semantic.branches.{match[1]}.{int(match[2]) // 2}.{leaf}"
     if match := re.fullmatch(r"(\w+\.(\w+))\.\2_head_([1-9])\.(.+)", key):
-        tower, conv = TOWERS.get(match[1]), int(match[3]) - 1
+        tower, conv = CONV_STACKS.get(match[1]), int(match[3]) - 1
         leaf = re.fullmatch(r"(offset_mask_conv|dcnv2\.norm|norm|dcnv2)?\.?(weight|bias)", match[4])
         names = {"offset_mask_conv": "offset", "dcnv2.norm": "norm", "norm": "norm", "dcnv2": "conv", None: "conv"}
         return f"{tower}.convs.{conv}.{names[leaf[1]]}.{leaf[2]}" if tower and leaf else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from panoptic.segmentation import Frame
 
 
-class Pixels(nn.Module):
+class ImageNormalisation(nn.Module):
     """uint8 RGB to normalised floats; batch padding becomes 0 after normalisation, as the references pad.
 
     Mean and deviation are on the 0..255 scale and in the order of the output channels.

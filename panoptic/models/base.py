@@ -73,7 +73,7 @@ class PanopticModel(nn.Module, ABC):
     def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
         """`outputs` and what `segment`, `instances` and `semantics` would each compute by layers of their own.
 
-        So regions go through their heads once, and logits are enlarged once, where more than one of the three is
+        So regions go through their heads once, and logits are upsampled once, where more than one of the three is
         wanted. Most models add nothing.
         """
         return outputs

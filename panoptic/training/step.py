@@ -28,7 +28,7 @@ from panoptic.training.optim import Optim, learning_rate_factor, set_learning_ra
 
 
 @dataclass
-class Health:
+class SkipCounter:
     """What outlives a step: how often the update was skipped because something was not finite."""
 
     skipped: int = 0
@@ -63,7 +63,7 @@ def train_step(
     total: int,
     optim: Optim,
     engine: Engine,
-    health: Health,
+    health: SkipCounter,
     accumulation: int = 1,
     ema: AveragedModel | None = None,
     seed: int = 0,
@@ -188,7 +188,7 @@ def _running_statistics(model: nn.Module) -> Callable[[], None]:
 
 
 def _count_skip(
-    health: Health, engine: Engine, step: int, names: list[str], losses: dict[str, Tensor], norm: Tensor
+    health: SkipCounter, engine: Engine, step: int, names: list[str], losses: dict[str, Tensor], norm: Tensor
 ) -> None:
     health.skipped += 1
     health.in_a_row += 1

@@ -29,7 +29,7 @@ COUNTER = "num_batches_tracked"
 """Of a norm that learns: how many batches its statistics have seen."""
 
 
-def take_over(
+def transfer_training(
     record: Mapping[str, Any],
     model: PanopticModel,
     optimiser: torch.optim.Optimizer,

@@ -150,7 +150,7 @@ def resize_map(segments: np.ndarray, window: Window) -> np.ndarray:
     )
     if len(rows) <= rows[-1] - rows[0]:
         return np.take(segments[rows], columns, axis=1, mode="clip")
-    # when enlarging, rows repeat: pick columns on the source's few rows first
+    # when upsampling, rows repeat: pick columns on the source's few rows first
     return np.take(segments[rows[0] : rows[-1] + 1], columns, axis=1, mode="clip")[rows - rows[0]]
 
 

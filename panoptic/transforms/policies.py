@@ -20,7 +20,7 @@ class Augment:
     """What a training image goes through."""
 
     fit: tuple[int, int] = (0, 0)
-    """First shrink or enlarge to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    """First shrink or upsample to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     size: tuple[int, int] = (0, 0)
     """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     scale: Literal["none", "factor", "short", "jitter", "ratio"] = "none"
@@ -62,7 +62,7 @@ class Augment:
     colour_chance: float = 0.5
     """Probability that colour004 changes an image at all."""
     colour_operations: tuple[Colour004, ...] = ("brightness", "saturation", "contrast", "quality")
-    """From which colour004 draws; quality is JPEG, blur, shrinking and enlarging, or noise."""
+    """From which colour004 draws; quality is JPEG, blur, shrinking and upsampling, or noise."""
     colour_strength: float = 1.0
     """Factor on how far colour004's values lie from those that change nothing."""
     doubled: bool = False

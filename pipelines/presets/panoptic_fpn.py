@@ -151,7 +151,7 @@ def _small(stuff_area: int) -> PanopticFPNConfig:
     """For CPU cores and training from scratch: ResNet-18, narrow pyramid and heads, norms that learn.
 
     Few regions of an image learn, and anchors are half as large as on COCO's
-    enlarged photographs. The heads compute in bfloat16 too.
+    upsampled photographs. The heads compute in bfloat16 too.
     """
     return replace(
         RGB,

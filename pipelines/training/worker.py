@@ -39,8 +39,8 @@ from panoptic.training import transfer
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
-from panoptic.training.step import Health, Meter, train_step
-from panoptic.training.transfer import take_over
+from panoptic.training.step import Meter, SkipCounter, train_step
+from panoptic.training.transfer import transfer_training
 from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
@@ -180,7 +180,7 @@ class Worker:
     def take_over(self, uri: str) -> None:
         """Go on from a checkpoint of a run with other options: of the optimiser's state what still applies."""
         record = load_checkpoint(uri)
-        carried = take_over(record, self.model, self.optimiser, self.ema)
+        carried = transfer_training(record, self.model, self.optimiser, self.ema)
         self.step = record["step"]
         if self.tracker is not None:
             self.tracker.rewind(self.step)
@@ -195,7 +195,7 @@ class Worker:
             return
         model = self._wrapped()
         rate = scaled_learning_rate(experiment.optim, options.batch)
-        meter, health = Meter(), Health()
+        meter, health = Meter(), SkipCounter()
         self._training_mode(model)
         with Feed(self.job.train, self._stream(last), experiment.augment, experiment.feed, self.model.divisor) as feed:
             batches = iter(feed)
@@ -256,7 +256,7 @@ class Worker:
             copies=1 + self.experiment.augment.doubled,
         )
 
-    def _log(self, step: int, values: dict[str, float], health: Health, last: int) -> None:
+    def _log(self, step: int, values: dict[str, float], health: SkipCounter, last: int) -> None:
         values["memory_mib"] = _memory(self.device)
         values["skipped_steps"] = health.skipped
         if self.tracker is None:

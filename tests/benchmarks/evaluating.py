@@ -59,7 +59,7 @@ def rows(size: tuple[int, int]) -> list[Row]:
 
 
 class _Coarse(PanopticDeepLab):
-    """Whose truth has the stride of the network's outputs, so that merging enlarges it as it does those."""
+    """Whose truth has the stride of the network's outputs, so that merging upsamples it as it does those."""
 
     def __init__(self, config: PanopticDeepLabConfig, classes: Categories) -> None:
         super().__init__(config, classes)

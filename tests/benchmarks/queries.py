@@ -29,7 +29,7 @@ from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Health, train_step
+from panoptic.training.step import SkipCounter, train_step
 from tests.benchmarks import inputs, peers
 from tests.benchmarks.timing import Case, same_partition
 
@@ -215,7 +215,7 @@ def _matching(scale: float) -> Case:
 
     def step(_: int) -> float:
         batch = [(images, targets)]
-        done = train_step(model, optimiser, batch, step=0, total=10, optim=optim, engine=Engine(), health=Health())
+        done = train_step(model, optimiser, batch, step=0, total=10, optim=optim, engine=Engine(), health=SkipCounter())
         return float(done.losses["total"])
 
     def compare(mine: list[Matches], loss: float) -> None:

@@ -36,7 +36,7 @@ from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.matcher import Matches, class_cost, hungarian
 from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.detr.class_space import ClassSpace
@@ -153,7 +153,7 @@ class DETR(PanopticModel):
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         width = config.channels
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
         self.backbone = config.backbone.build()
         channels = self.backbone.channels
         self.positions = LearnedPositions(width) if config.positions == "learned" else None

@@ -44,7 +44,7 @@ from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
 from panoptic.layers.resize import resize
 from panoptic.models.base import Merged, Outputs, PanopticModel
@@ -177,7 +177,7 @@ class JSISNet(PanopticModel):
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.background = len(categories.things)
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
         self.backbone = config.backbone.build()
         shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
         reaches_end = config.branches != "semantic" and config.head.width == 0

@@ -31,7 +31,7 @@ from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, Attention, initialise_transformer
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
@@ -138,7 +138,7 @@ class Mask2Former(PanopticModel):
     def __init__(self, config: Mask2FormerConfig, categories: Categories) -> None:
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
         self.backbone = config.backbone.build()
         self.pixel_decoder = _pixel_decoder(config, self.backbone.channels)
         self.decoder = MaskedDecoder(config, len(categories))

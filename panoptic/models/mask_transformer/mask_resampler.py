@@ -120,7 +120,7 @@ class Axis:
         return self.fine.apply(self.coarse.apply(x, dim, self.fine.needs(pixels)), dim, pixels)
 
 
-class Planes:
+class MaskResampler:
     """Masks [n, h, w] as planes of the output's size."""
 
     def __init__(self, masks: Tensor, extent: Extent) -> None:

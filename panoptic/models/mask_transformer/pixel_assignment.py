@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.models.mask_transformer.mask_resampler import BLOCK, Planes, extremes
+from panoptic.models.mask_transformer.mask_resampler import BLOCK, MaskResampler, extremes
 
 VAGUE = 1 / 16
 """Share of all cells of all queries from which on windows are cheaper (a pixel costs 15 times as much in a cell)."""
 
 
 @dataclass(frozen=True)
-class Contest:
+class PixelAssignment:
     """The winners of all pixels, and what each query won."""
 
     codes: Tensor
@@ -33,7 +33,7 @@ class Contest:
     """int64 [n] on the CPU, the pixels where each mask is at least 1/2, won or not."""
 
 
-def hold_contest(planes: Planes, scores: Tensor) -> Contest:
+def assign_pixels(planes: MaskResampler, scores: Tensor) -> PixelAssignment:
     """The winners; the first of equally high queries.
 
     Args:
@@ -44,20 +44,20 @@ def hold_contest(planes: Planes, scores: Tensor) -> Contest:
     low, high = extremes(products)
     cells = _Cells(planes, scores, low.flatten(1), high.flatten(1))
     if int(cells.asked.sum()) <= VAGUE * products.numel():
-        return cells.contest()
+        return cells.assignment()
     # a query matters where nobody is higher all around, and where its own mask has to be counted
     return _by_windows(planes, scores, high >= torch.minimum(low.amax(0), scores[:, None, None] / 2))
 
 
 class _Cells:
-    """The contest cell by cell.
+    """The assignment cell by cell.
 
     Args:
         low: [n, h w], the least product of each query that a pixel of the cell can depend on.
         high: the highest.
     """
 
-    def __init__(self, planes: Planes, scores: Tensor, low: Tensor, high: Tensor) -> None:
+    def __init__(self, planes: MaskResampler, scores: Tensor, low: Tensor, high: Tensor) -> None:
         self.planes, self.scores = planes, scores
         half = scores[:, None] / 2
         contends = high >= low.amax(0)
@@ -72,7 +72,7 @@ class _Cells:
         self.asked = (self.edge | self.contends).sum(0, dtype=torch.int32)
         """int32 [h w], how many queries have to be interpolated in each cell."""
 
-    def contest(self) -> Contest:
+    def assignment(self) -> PixelAssignment:
         """Settled cells first, then the pixels of the others."""
         planes, device = self.planes, self.asked.device
         count, height, width = planes.masks.shape
@@ -93,7 +93,7 @@ class _Cells:
         step = max(1, budget * len(cells) // max(1, int(self.asked.sum())))
         for part in cells.split(step) if len(cells) else ():
             self._evaluate(part)
-        return Contest(self.codes[:-1, :-1], self.won, self.whole)
+        return PixelAssignment(self.codes[:-1, :-1], self.won, self.whole)
 
     def _evaluate(self, cells: Tensor) -> None:
         """Write and count the pixels of some cells, int64 [m]."""
@@ -139,8 +139,8 @@ class _Cells:
         return chosen
 
 
-def _by_windows(planes: Planes, scores: Tensor, needed: Tensor) -> Contest:
-    """The contest query by query, each in the window around the cells where it is needed, bool [n, h, w]."""
+def _by_windows(planes: MaskResampler, scores: Tensor, needed: Tensor) -> PixelAssignment:
+    """The assignment query by query, each in the window around the cells where it is needed, bool [n, h, w]."""
     device = planes.masks.device
     best = torch.full(planes.size, -1.0, device=device)
     codes = torch.zeros(planes.size, dtype=torch.int32, device=device)
@@ -161,7 +161,7 @@ def _by_windows(planes: Planes, scores: Tensor, needed: Tensor) -> Contest:
             torch.maximum(codes[place], won, out=codes[place])
             torch.maximum(best[place], x, out=best[place])
     won = torch.bincount(codes.view(-1), minlength=2 * len(scores) + 2).view(-1, 2)[1:].cpu()
-    return Contest(codes, won, whole)
+    return PixelAssignment(codes, won, whole)
 
 
 def _count(mask: Tensor) -> int:

@@ -19,8 +19,8 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 
-from panoptic.models.mask_transformer.mask_resampler import Extent, Planes, extremes
-from panoptic.models.mask_transformer.pixel_assignment import hold_contest
+from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
+from panoptic.models.mask_transformer.pixel_assignment import assign_pixels
 from panoptic.segmentation import VOID, Categories, Instances, Segmentation
 
 Masks = Callable[[Tensor], Tensor]
@@ -59,14 +59,14 @@ def merge_queries(
             np.full(extent.output, VOID, np.int32), np.zeros(0, np.int64), scores=np.zeros(0, np.float32)
         )
     labels, scores = labels[kept], scores[kept]
-    contest = hold_contest(Planes(masks(kept).float(), extent), scores)
-    won, whole = contest.won, contest.whole
+    assignment = assign_pixels(MaskResampler(masks(kept).float(), extent), scores)
+    won, whole = assignment.won, assignment.whole
     painted = won[:, 1] if inside else won.sum(1)
     accepted = (painted > 0) & (whole > 0) & (won.sum(1) >= overlap * whole)
     numbers, chosen = _numbered(accepted.tolist(), labels.tolist(), categories)
     table = torch.zeros(2 * len(kept) + 2, dtype=torch.int32)
     table[2::2], table[3::2] = (torch.zeros_like(numbers) if inside else numbers), numbers
-    segments = table.to(contest.codes.device).index_select(0, contest.codes.reshape(-1)).view(extent.output)
+    segments = table.to(assignment.codes.device).index_select(0, assignment.codes.reshape(-1)).view(extent.output)
     return Segmentation(segments.cpu().numpy(), labels[chosen].cpu().numpy(), scores=scores[chosen].cpu().numpy())
 
 
@@ -110,7 +110,9 @@ def query_instances(
         torch.div(index[things], probability.shape[1], rounding_mode="floor"),
     )
     asked, place = queries.unique(return_inverse=True)
-    encoded, quality = _encoded(Planes(masks(asked).float(), extent)) if len(asked) else ([], scores.new_zeros(0))
+    encoded, quality = (
+        _encoded(MaskResampler(masks(asked).float(), extent)) if len(asked) else ([], scores.new_zeros(0))
+    )
     found = [encoded[k] for k in place.tolist()]
     boxes = np.zeros((0, 4))
     if found:
@@ -120,7 +122,7 @@ def query_instances(
     return Instances(found, labels.cpu().numpy(), scores.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
 
 
-def _encoded(planes: Planes) -> tuple[list[dict], Tensor]:
+def _encoded(planes: MaskResampler) -> tuple[list[dict], Tensor]:
     """COCO RLE of each mask where it is positive, and its mean probability there, float [n]."""
     _, high = extremes(planes.masks)
     encoded, quality = [], []
@@ -149,7 +151,7 @@ def query_semantics(classes: Tensor, masks: Masks, extent: Extent) -> np.ndarray
         extent: where the masks lie, and the size of the result.
     """
     probability = classes.float().softmax(-1)[:, :-1].t().contiguous()
-    planes = Planes(masks(torch.arange(len(classes), device=classes.device)).float(), extent)
+    planes = MaskResampler(masks(torch.arange(len(classes), device=classes.device)).float(), extent)
     height, width = planes.size
     found = np.empty(planes.size, np.int32)
     for band in planes.bands((0, height), width * len(classes) // 8 + 1):

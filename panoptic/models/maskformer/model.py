@@ -28,7 +28,7 @@ from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, Decoder
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.matcher import Matches, class_cost, dice_cost, focal_cost, hungarian
 from panoptic.models.base import Merged, Outputs, PanopticModel
@@ -117,7 +117,7 @@ class MaskFormer(PanopticModel):
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         channels = config.channels
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
         self.backbone = config.backbone.build()
         self.pixel_decoder = FPNPixelDecoder(
             self.backbone.channels,

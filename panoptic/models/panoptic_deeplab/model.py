@@ -42,14 +42,14 @@ from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes, highest
 from panoptic.models.base import Merged, Outputs, PanopticModel
 from panoptic.models.panoptic_deeplab.decoder import ASPP, Decoder, Head, initialise_decoder, pool_window
 from panoptic.models.panoptic_deeplab.postprocess import Score, merge_centres, scored_instances
-from panoptic.models.panoptic_deeplab.upsampling import Enlarging
+from panoptic.models.panoptic_deeplab.upsampling import Upsampling
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.dense import (
     Rounding,
@@ -193,14 +193,14 @@ class PanopticDeepLab(PanopticModel):
             "ohem": partial(losses.ohem_cross_entropy, threshold=config.ohem_threshold, min_kept=config.ohem_min_kept),
             "cross_entropy": losses.cross_entropy,
         }[config.semantic_loss]
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
         self.backbone = config.backbone.build()
         channels, strides = self.backbone.channels, self.backbone.strides
         unknown = [name for name in config.low_level if name not in channels or name == "res5"]
         if unknown:
             raise ValueError(f"low_level: {unknown} are no features of {config.backbone.name}; it has {list(channels)}")
         self.stride = strides[config.low_level[-1]]
-        self.enlarging = Enlarging(self.standalone, self.stride)
+        self.upsampling = Upsampling(self.standalone, self.stride)
         aspp = partial(
             ASPP,
             channels["res5"],
@@ -267,7 +267,7 @@ class PanopticDeepLab(PanopticModel):
             ignore_crowd=config.ignore_crowd,
             stuff_offsets=config.stuff_offsets,
         )
-        maps = {name: self.enlarging.canvas(value, canvas) for name, value in outputs.items()}
+        maps = {name: self.upsampling.canvas(value, canvas) for name, value in outputs.items()}
         semantic = self.semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights)
         centre = losses.masked_squared_error(maps["centre"], truth.centre, truth.centre_weights)
         offset = losses.masked_absolute_error(
@@ -294,11 +294,11 @@ class PanopticDeepLab(PanopticModel):
         """The things of the merged maps, scored as `instance_score` says."""
         scored = []
         for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
-            logits, heatmap = outputs["semantic"][b], self.enlarging.image(outputs["centre"][b : b + 1], frame, b)
-            enlarged, aligned = self.enlarging.whole(logits, frame.canvas), self.standalone
+            logits, heatmap = outputs["semantic"][b], self.upsampling.image(outputs["centre"][b : b + 1], frame, b)
+            upsampled, aligned = self.upsampling.whole(logits, frame.canvas), self.standalone
             if heatmap.shape[-2:] != segmentation.size:  # two resizes are not one
-                logits = self.enlarging.image(logits[None], frame, b)[0]
-                enlarged, aligned = segmentation.size, False
+                logits = self.upsampling.image(logits[None], frame, b)[0]
+                upsampled, aligned = segmentation.size, False
             scored.append(
                 scored_instances(
                     segmentation,
@@ -306,7 +306,7 @@ class PanopticDeepLab(PanopticModel):
                     resize(heatmap, segmentation.size, False)[0, 0],
                     self.categories,
                     self.config.instance_score,
-                    enlarged=enlarged,
+                    upsampled=upsampled,
                     align_corners=aligned,
                 )
             )
@@ -351,17 +351,17 @@ class PanopticDeepLab(PanopticModel):
     def _classes(self, outputs: Outputs, frame: Frame, b: int) -> Tensor:
         """int [H, W], the best class of each pixel of image b, the first of equally good ones."""
         if "classes" in outputs:
-            height, width = self.enlarging.size(frame, b)
+            height, width = self.upsampling.size(frame, b)
             return outputs["classes"][b, :height, :width]
-        logits, size = outputs["semantic"][b], self.enlarging.size(frame, b)
+        logits, size = outputs["semantic"][b], self.upsampling.size(frame, b)
         if size == frame.size(b):  # one resize, not two
-            return highest(logits, self.enlarging.whole(logits, frame.canvas), size, align_corners=self.standalone)
-        return best_classes(logits, lambda x: self.enlarging.merged(x, frame, b))[1]
+            return highest(logits, self.upsampling.whole(logits, frame.canvas), size, align_corners=self.standalone)
+        return best_classes(logits, lambda x: self.upsampling.merged(x, frame, b))[1]
 
     def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
         config = self.config
         centre, offset, *foreground = (
-            self.enlarging.merged(outputs[name][b : b + 1], frame, b)[0].contiguous()
+            self.upsampling.merged(outputs[name][b : b + 1], frame, b)[0].contiguous()
             for name in ("centre", "offset", "foreground")
             if name in outputs
         )

@@ -246,27 +246,27 @@ def scored_instances(
     categories: Categories,
     score: Score = "both",
     *,
-    enlarged: tuple[int, int] | None = None,
+    upsampled: tuple[int, int] | None = None,
     align_corners: bool = False,
 ) -> Instances:
     """The things of a merged map as scored instances, in the order of its segments.
 
     Args:
         segmentation: from `merge_centres`.
-        logits: float [C, h, w], the semantic logits; they are enlarged where there are things and nowhere else.
+        logits: float [C, h, w], the semantic logits; they are upsampled where there are things and nowhere else.
         heatmap: float [H, W].
         categories: tell things from stuff.
         score: what ranks an instance.
-        enlarged: the size to which the logits are to be enlarged bilinearly; the map is its upper left part. None
+        upsampled: the size to which the logits are to be upsampled bilinearly; the map is its upper left part. None
             where they have the size of the map.
-        align_corners: of the enlargement.
+        align_corners: of the upsampling.
     """
     things = np.flatnonzero(np.array(categories.is_thing, bool)[segmentation.labels])
     labels = segmentation.labels[things]
     number = np.zeros(len(segmentation.labels) + 1, np.int32)
     number[things + 1] = np.arange(1, len(things) + 1)
     instances = torch.from_numpy(number[segmentation.segments]).to(logits.device)
-    certainty = _Certainty(logits, enlarged or segmentation.size, align_corners) if score != "instance" else None
+    certainty = _Certainty(logits, upsampled or segmentation.size, align_corners) if score != "instance" else None
     at_centroid, certain = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), certainty, heatmap)
     ranks = {"instance": at_centroid, "semantic": certain, "both": at_centroid * certain}[score]
     masks = encode_masks(segmentation.segments, things + 1)
@@ -278,7 +278,7 @@ def scored_instances(
 
 
 class _Certainty:
-    """The probability of a class at some pixels of the enlarged logits, which are never made as a whole."""
+    """The probability of a class at some pixels of the upsampled logits, which are never made as a whole."""
 
     def __init__(self, logits: Tensor, size: tuple[int, int], align_corners: bool) -> None:
         self._table = logits.flatten(1).t().contiguous()  # the classes of a place lie side by side

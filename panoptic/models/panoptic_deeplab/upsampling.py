@@ -14,7 +14,7 @@ from panoptic.segmentation import Frame
 
 
 @dataclass(frozen=True)
-class Enlarging:
+class Upsampling:
     """Bilinear to the canvas, cut to the image, and bilinear to the size at which the flavour merges."""
 
     standalone: bool
@@ -27,7 +27,7 @@ class Enlarging:
         return resize(x, self.whole(x, canvas), self.standalone)[..., : canvas[0], : canvas[1]]
 
     def whole(self, x: Tensor, canvas: tuple[int, int]) -> tuple[int, int]:
-        """To which size [..., h, w] is enlarged; the canvas is its upper left part."""
+        """To which size [..., h, w] is upsampled; the canvas is its upper left part."""
         if tuple(x.shape[-2:]) == tuple(canvas) or self.standalone:
             return canvas
         return x.shape[-2] * self.stride, x.shape[-1] * self.stride

@@ -19,7 +19,7 @@ TAPS = 9
 """Of a 3x3 convolution: each has an offset (dy, dx) and a factor."""
 
 
-class Tower(nn.Module):
+class ConvStack(nn.Module):
     """`count` times convolution, normalisation, ReLU; coordinates are given to the first one only.
 
     Without a norm the convolutions have a bias.

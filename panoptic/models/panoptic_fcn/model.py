@@ -42,12 +42,12 @@ from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.layers.fpn import FPN, SemanticFPN
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.losses import soft_focal_loss
 from panoptic.models.base import Merged, Outputs, PanopticModel
-from panoptic.models.panoptic_fcn.conv_stack import Tower, predictor
+from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
 from panoptic.models.panoptic_fcn.kernel_fusion import (
     Level,
     collect_regions,
@@ -217,19 +217,19 @@ class PanopticFCN(PanopticModel):
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.regions = region_classes(categories, config.regions)
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
         self.backbone = config.backbone.build()
         self.pyramid = FPN(self.backbone.channels, config.width, top="convolutions")
         semantic = config.feature == "semantic_fpn"
         self.semantic = SemanticFPN(config.width, config.feature_channels, config.norm) if semantic else None
         channels = config.head_channels
-        heads = partial(Tower, config.width, channels, config.head_convs, norm=config.norm)
+        heads = partial(ConvStack, config.width, channels, config.head_convs, norm=config.norm)
         self.position_tower = heads(deform=config.position_deform, coordinates=config.position_coordinates)
         self.thing_head = predictor(channels, len(categories.things), 3, BIAS)
         self.region_head = predictor(channels, len(self.regions), 3, BIAS)
         self.kernel_tower = heads(deform=config.kernel_deform, coordinates=config.kernel_coordinates)
         self.kernel_head = predictor(channels, channels, 3)
-        self.encoder = Tower(
+        self.encoder = ConvStack(
             config.feature_channels if semantic else config.width,
             config.encoder_channels,
             config.encoder_convs,

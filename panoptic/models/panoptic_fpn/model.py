@@ -38,7 +38,7 @@ from torch.nn import functional
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
@@ -128,7 +128,7 @@ class PanopticFPN(PanopticModel):
     def __init__(self, config: PanopticFPNConfig, categories: Categories) -> None:
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
-        self.pixels = Pixels(config.pixel_mean, config.pixel_std, config.bgr)
+        self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
         self.backbone = config.backbone.build()
         self.pyramid = FPN({name: self.backbone.channels[name] for name in LEVELS}, config.width, config.norm)
         strides = {level: self.backbone.strides[name] for name, level in LEVELS.items()}
@@ -203,8 +203,8 @@ class PanopticFPN(PanopticModel):
 
     def _semantic_loss(self, logits: Tensor, targets: Targets) -> Tensor:
         height, width = targets.frame.canvas
-        enlarged = self._on_canvas(logits, targets.frame)[:, :, :height, :width]
-        return losses.cross_entropy(enlarged, self._semantic_targets(targets))
+        upsampled = self._on_canvas(logits, targets.frame)[:, :, :height, :width]
+        return losses.cross_entropy(upsampled, self._semantic_targets(targets))
 
     def _semantic_targets(self, targets: Targets) -> Tensor:
         """int64 [B, H, W]: 0 things (crowds too), 1 + k stuff, `IGNORE`."""
@@ -231,11 +231,11 @@ class PanopticFPN(PanopticModel):
         height, width = frame.size(b)
         output = frame.output_size(b)
 
-        def enlarge(x: Tensor) -> Tensor:
+        def upsample(x: Tensor) -> Tensor:
             return resize(self._on_canvas(x, frame)[:, :, :height, :width], output, False)
 
         kind = torch.uint8 if logits.shape[1] <= 256 else torch.int16
-        return best_classes(logits[b], enlarge)[1].to(kind).cpu().numpy()
+        return best_classes(logits[b], upsample)[1].to(kind).cpu().numpy()
 
     def _on_canvas(self, x: Tensor, frame: Frame) -> Tensor:
         """[B, C, h, w] to the size of the padded canvas; what has that size already stays as it is."""

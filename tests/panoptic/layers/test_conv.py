@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoptic.layers.image import Pixels
+from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import FrozenBatchNorm, freeze, norm_layer, set_norm_momentum
 from panoptic.models.panoptic_deeplab.decoder import ASPP, ImagePool, pool_window
 from panoptic.segmentation import Frame
@@ -18,15 +18,15 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 def test_pixels_normalises_and_blanks_batch_padding() -> None:
     images = torch.randint(0, 256, (2, 3, 8, 10), dtype=torch.uint8)
     frame = Frame((8, 10), torch.tensor([[8, 10], [5, 7]]), torch.tensor([[8, 10], [5, 7]]))
-    x = Pixels(MEAN, STD)(images, frame)
+    x = ImageNormalisation(MEAN, STD)(images, frame)
     expected = (images.numpy() - np.array(MEAN).reshape(3, 1, 1)) / np.array(STD).reshape(3, 1, 1)
     np.testing.assert_allclose(x[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(x[1, :, :5, :7], expected[1, :, :5, :7], atol=1e-5)
     assert not x[1, :, 5:].any() and not x[1, :, :, 7:].any()
-    assert Pixels(MEAN, STD)(images)[1, :, 5:].any()
-    bgr = Pixels(MEAN[::-1], STD[::-1], bgr=True)(images)
-    assert torch.equal(bgr.flip(1), Pixels(MEAN, STD)(images))
-    assert not Pixels(MEAN, STD).state_dict()
+    assert ImageNormalisation(MEAN, STD)(images)[1, :, 5:].any()
+    bgr = ImageNormalisation(MEAN[::-1], STD[::-1], bgr=True)(images)
+    assert torch.equal(bgr.flip(1), ImageNormalisation(MEAN, STD)(images))
+    assert not ImageNormalisation(MEAN, STD).state_dict()
 
 
 def test_norms() -> None:

@@ -15,7 +15,7 @@ from panoptic.png import decode_image, from_coco
 from panoptic.segmentation import Categories, Sample, collate
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Health, train_step
+from panoptic.training.step import SkipCounter, train_step
 from panoptic.transforms import Resize, evaluation_view
 
 
@@ -57,7 +57,7 @@ def _learn(
     torch.manual_seed(0)
     engine = Engine()
     model = prepare(config.build(categories), "cpu", engine).train()
-    optimiser, health, batch, losses = build_optimiser(model, optim), Health(), collate(samples, model.divisor), []
+    optimiser, health, batch, losses = build_optimiser(model, optim), SkipCounter(), collate(samples, model.divisor), []
     for step in range(steps):
         result = train_step(
             model, optimiser, [batch], step=step, total=steps, optim=optim, engine=engine, health=health

@@ -33,7 +33,7 @@ from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
-from panoptic.training.step import Health, train_step
+from panoptic.training.step import SkipCounter, train_step
 from panoptic.transforms import Augment, generator, training_view
 from tests.conftest import draw_segmentation
 from tests.panoptic.double import all_in_double
@@ -54,7 +54,7 @@ SIZES = ((64, 96), (50, 71))
 """Of the two images that are evaluated; the second is padded."""
 
 OUTPUT_SIZES = ((91, 133), (41, 57))
-"""At which their maps are wanted: one is enlarged, the other reduced."""
+"""At which their maps are wanted: one is upsampled, the other reduced."""
 
 
 def _group(config: Any) -> Any:
@@ -156,7 +156,7 @@ def losses(name: str, steps: int = STEPS) -> dict[str, list[float]]:
     with threads(1), all_in_double():
         # a little noise: fresh offsets of deformable layers lie where the gradient jumps
         model = prepare(lively(build(name), 0.04), "cpu", engine).train()
-        optimiser, health = build_optimiser(model, optim), Health()
+        optimiser, health = build_optimiser(model, optim), SkipCounter()
         for step in range(steps):
             views = [training_view(samples[(2 * step + k) % 6], augment, generator(0, step, k)) for k in range(2)]
             batch = collate(views, model.divisor)

@@ -15,7 +15,7 @@ from panoptic.evaluation.step import evaluation_step
 from panoptic.training import checkpoint
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_ema, build_optimiser
-from panoptic.training.step import Health, Meter, StepResult, clip_gradients, train_step
+from panoptic.training.step import Meter, SkipCounter, StepResult, clip_gradients, train_step
 from tests.panoptic.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 OPTIM = Optim(lr=0.05, warmup_steps=3, weight_decay=1e-4, clip_norm=1.0, ema=0.9)
@@ -28,7 +28,7 @@ class Run:
     def __init__(self, optim: Optim = OPTIM, engine: Engine = ENGINE, config: TinyConfig | None = None) -> None:
         torch.manual_seed(0)
         self.config = config or TinyConfig()
-        self.optim, self.engine, self.health = optim, engine, Health()
+        self.optim, self.engine, self.health = optim, engine, SkipCounter()
         self.model = prepare(self.config.build(tiny_categories()), "cpu", engine)
         self.optimiser = build_optimiser(self.model, optim)
         self.ema = build_ema(self.model, optim.ema)
@@ -119,7 +119,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     loss = run.model.loss
     poisoned = _poison(run.model)
     result = run.step(2, [tiny_batch(0)])
-    assert result.skipped and run.health == Health(skipped=1, in_a_row=1)
+    assert result.skipped and run.health == SkipCounter(skipped=1, in_a_row=1)
     assert poisoned, "the forward pass was not reached"
     assert all(torch.equal(v, weights[k]) for k, v in run.model.state_dict().items())
     assert all(torch.equal(v["exp_avg"], moments[k]) for k, v in run.optimiser.state_dict()["state"].items())
@@ -127,7 +127,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     run.model.loss = loss  # type: ignore[method-assign]
     run.model.network = type(run.model).network.__get__(run.model)  # type: ignore[method-assign]
     assert not run.step(3, [tiny_batch(1)]).skipped
-    assert run.health == Health(skipped=1, in_a_row=0)
+    assert run.health == SkipCounter(skipped=1, in_a_row=0)
 
 
 def _poison(model: Tiny) -> list[int]:

@@ -122,12 +122,12 @@ def state_by_name(model: Any, optimiser: torch.optim.Optimizer) -> dict[str, tor
     ],
 )
 def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, Any], after: dict[str, Any]):
-    from panoptic.training.transfer import COUNTER, take_over
+    from panoptic.training.transfer import COUNTER, transfer_training
 
     old, old_optimiser, old_experiment = trained(before, 2)
     record = saved(old, old_optimiser, old_experiment)
     new, optimiser, experiment = trained(after, 0)
-    carried = take_over(record, new, optimiser)
+    carried = transfer_training(record, new, optimiser)
     tensors = new.state_dict()
     assert all(torch.equal(v, tensors[k]) for k, v in old.state_dict().items() if not k.endswith(COUNTER))
     theirs, ours = state_by_name(old, old_optimiser), state_by_name(new, optimiser)
@@ -143,11 +143,11 @@ def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, A
 
 @pytest.mark.parametrize(("before", "after", "kept"), [("sgd", "adamw", 0), ("adam", "sgd", 0), ("adam", "adamw", 1)])
 def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: int):
-    from panoptic.training.transfer import take_over
+    from panoptic.training.transfer import transfer_training
 
     old, old_optimiser, old_experiment = trained({"optim.optimiser": before}, 2)
     new, optimiser, _ = trained({"optim.optimiser": after}, 0)
-    carried = take_over(saved(old, old_optimiser, old_experiment), new, optimiser)
+    carried = transfer_training(saved(old, old_optimiser, old_experiment), new, optimiser)
     assert (carried > 0) == bool(kept)
     for parameter in new.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -155,12 +155,12 @@ def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: 
 
 
 def test_a_checkpoint_without_an_optimiser_gives_its_weights():
-    from panoptic.training.transfer import take_over
+    from panoptic.training.transfer import transfer_training
 
     old, _, experiment = trained({}, 0)
     record = {**saved(old, None, experiment)}
     new, optimiser, _ = trained({}, 0)
-    assert take_over(record, new, optimiser) == 0
+    assert transfer_training(record, new, optimiser) == 0
 
 
 # Weights for what a study freezes.

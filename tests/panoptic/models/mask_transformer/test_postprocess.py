@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.models.mask_transformer import mask_resampler, pixel_assignment
-from panoptic.models.mask_transformer.mask_resampler import Extent, Planes, extremes
+from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
 from panoptic.models.mask_transformer.postprocess import merge_queries, query_instances, query_semantics
 from panoptic.segmentation import Categories
 from tests.panoptic.models.query_fixtures import arrays, coco, record
@@ -40,7 +40,7 @@ def test_published_maps(shared, model: str, case: str) -> None:
 def test_published_class_maps(shared, model: str, case: str) -> None:
     reference, _, classes, masks, extent = fixture(shared, f"{model}_post_synth_{case}")
     assert (query_semantics(classes, masks, extent) != reference["sem_argmax"]).mean() <= 5e-4
-    whole = Planes(masks(torch.arange(100)), extent)
+    whole = MaskResampler(masks(torch.arange(100)), extent)
     height, width = extent.output
     shares = whole.window(whole.masks, (0, height), (0, width)).sigmoid().flatten(1)
     highest = (classes.softmax(1)[:, :-1].T @ shares).amax(0).view(height, width)
@@ -133,7 +133,7 @@ def test_merge_against_a_plain_loop(extent, cells, inside: bool, vague: float, s
 @pytest.mark.parametrize(("extent", "cells"), EXTENTS)
 def test_windows_are_cut_from_the_whole(extent, cells) -> None:
     _, masks = scene(0, extent, cells)
-    cut, whole = Planes(masks, extent), full_size(masks, extent)
+    cut, whole = MaskResampler(masks, extent), full_size(masks, extent)
     height, width = extent.output
     for rows, columns in (((0, height), (0, width)), ((height // 3, height), (1, width // 2 + 1))):
         found = cut.window(masks, rows, columns)

@@ -85,7 +85,7 @@ def test_standalone_outputs_and_map(standalone, fixture_rules) -> None:
         np.testing.assert_allclose(fixture_rules.summary(feature), expected, atol=1e-4 * np.abs(expected).max())
     size = (images.shape[2], images.shape[3])
     for ours, theirs in (("semantic", "semantic"), ("centre", "center"), ("offset", "offset")):
-        close(model.enlarging.canvas(outputs[ours], size)[0], arrays[theirs])
+        close(model.upsampling.canvas(outputs[ours], size)[0], arrays[theirs])
     merged = model.segment(outputs, Frame.full(images))[0]
     np.testing.assert_array_equal(panoptic_ids(merged, CITYSCAPES, 255_000), arrays["panoptic"])
 
@@ -136,7 +136,7 @@ def test_detectron2_outputs_map_and_instances(detectron2, fixture_rules) -> None
         np.testing.assert_allclose(fixture_rules.summary(features[name]), expected, atol=1e-4 * np.abs(expected).max())
     size = (images.shape[2], images.shape[3])
     for ours, theirs in (("semantic", "semantic_logits_net"), ("centre", "center_net"), ("offset", "offset_net")):
-        close(model.enlarging.canvas(outputs[ours], size)[0], arrays[theirs])
+        close(model.upsampling.canvas(outputs[ours], size)[0], arrays[theirs])
     frame = Frame.full(images)
     merged = model.segment(outputs, frame)[0]
     np.testing.assert_array_equal(panoptic_ids(merged, CITYSCAPES, -1), arrays["panoptic"])

@@ -215,14 +215,14 @@ def test_instances_have_the_masks_of_their_segments(random_segmentation, small_c
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_logits_are_enlarged_where_there_are_things(align_corners, random_segmentation, small_categories, monkeypatch):
+def test_logits_are_upsampled_where_there_are_things(align_corners, random_segmentation, small_categories, monkeypatch):
     monkeypatch.setattr(merging, "BLOCK", {"cpu": 100})
     truth = random_segmentation(np.random.default_rng(1), 37, 53, small_categories)
     coarse, heatmap, size = torch.randn(5, 10, 14), torch.rand(37, 53), (40, 56)
     whole = torch.nn.functional.interpolate(coarse[None], size=size, mode="bilinear", align_corners=align_corners)[0]
     expected = merging.scored_instances(truth, whole[:, :37, :53], heatmap, small_categories)
     instances = merging.scored_instances(
-        truth, coarse, heatmap, small_categories, enlarged=size, align_corners=align_corners
+        truth, coarse, heatmap, small_categories, upsampled=size, align_corners=align_corners
     )
     assert len(expected.scores) > 1
     np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)

@@ -91,9 +91,9 @@ def test_features_and_semantic_logits(reference, outputs, fixture_rules) -> None
     for name in ("res2", "res3", "res4", "res5", "p2", "p3", "p4", "p5", "p6"):
         expected = arrays[f"feat_{name}"]
         np.testing.assert_allclose(fixture_rules.summary(features[name]), expected, atol=1e-4 * np.abs(expected).max())
-    enlarged = model._on_canvas(outputs["semantic"], frame)[:, :, ::4, ::4]  # every fourth pixel of the whole size
+    upsampled = model._on_canvas(outputs["semantic"], frame)[:, :, ::4, ::4]  # every fourth pixel of the whole size
     for i in range(2):
-        close(enlarged[i], arrays[f"im{i}/sem_logits_net_s4"])
+        close(upsampled[i], arrays[f"im{i}/sem_logits_net_s4"])
 
 
 def test_proposals(reference, outputs) -> None:
