@@ -13,14 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.config import parse
 from pipelines.presets import PRESETS
-from pipelines.training.driver import Outcome, closing_words, train
+from pipelines.training.driver import Outcome, closing_lines, train
 
 
 def main(arguments: list[str] | None = None) -> Outcome:
     """Run it, print the best table and where everything lies."""
     preset, experiment = parse(sys.argv[1:] if arguments is None else arguments, PRESETS)
     outcome = train(experiment, preset)
-    print(closing_words(outcome), flush=True)
+    print(closing_lines(outcome), flush=True)
     return outcome
 
 

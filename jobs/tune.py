@@ -21,7 +21,7 @@ from pipelines.config import parse_known
 from pipelines.presets import PRESETS
 from pipelines.studies import run
 from pipelines.tuning import sweep
-from pipelines.tuning.results import closing_words
+from pipelines.tuning.results import closing_lines
 
 INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a sweep that can go on."""
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> Any:
         print(report.text, flush=True)
         return report
     done = sweep.sweep(options, rest, PRESETS)
-    print(closing_words(done), flush=True)
+    print(closing_lines(done), flush=True)
     return done
 
 

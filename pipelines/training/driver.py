@@ -319,7 +319,7 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> str:
     return uri
 
 
-def closing_words(outcome: Outcome) -> str:
+def closing_lines(outcome: Outcome) -> str:
     """What a person wants to know when a run has ended: the table, where things lie, what to type next."""
     uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
     server = uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}"

@@ -1,1 +1,1 @@
-"""What `pipelines.tuning.sweep` is made of: expressions, checks, room for trials, one trial, its schedulers and its table."""
+"""Sweeps: search space, checks, concurrency, one trial, schedulers, progress and results."""

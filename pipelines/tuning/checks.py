@@ -21,7 +21,7 @@ Shapes = Mapping[str, Tensor]
 """Tensors without memory."""
 
 
-class Fitting:
+class WeightsCheck:
     """Each distinct backbone is tried once, each file read once; nothing is downloaded."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ CONSEQUENCE = re.compile(r"gloo|nccl|connection (was )?(reset|closed)|broken pip
 """What the other workers raise when one is gone."""
 
 
-class MemoryRanOut(RuntimeError):
+class OutOfMemory(RuntimeError):
     """Ends a run at once: started again as it is, it would run out of memory again."""
 
 

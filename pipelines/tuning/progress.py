@@ -21,7 +21,7 @@ from ray.tune import Callback
 
 from pipelines.cluster import storage
 from pipelines.tracking import runs, tracker
-from pipelines.tuning import gate
+from pipelines.tuning import trial_limit
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Plan, failure_file, run_id
 from pipelines.tuning.trial import WORST
@@ -147,7 +147,7 @@ class Progress(Callback):
     def _forget(self) -> None:
         """What does not outlive the process."""
         self._display: Display | None = None
-        self._gate: Any = None
+        self._trial_limit: Any = None
         self._running: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,13 +163,13 @@ class Progress(Callback):
         self.show(trials)
 
     def let_through(self, running: list[str]) -> None:
-        """Tell the gate which trials Tune has started, where that changed."""
+        """Tell the trial_limit which trials Tune has started, where that changed."""
         if running == self._running:
             return
-        if self._gate is None:
-            self._gate = gate.find_gate(self.plan.parent.run_id)
-        if self._gate is not None:
-            self._gate.update.remote(running)
+        if self._trial_limit is None:
+            self._trial_limit = trial_limit.find_trial_limit(self.plan.parent.run_id)
+        if self._trial_limit is not None:
+            self._trial_limit.update.remote(running)
             self._running = running
 
     def show(self, trials: Sequence[Any], last: bool = False) -> None:

@@ -81,7 +81,7 @@ def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
     return model
 
 
-def closing_words(done: Finished) -> str:
+def closing_lines(done: Finished) -> str:
     """The table, and where things lie."""
     return "\n".join(
         [

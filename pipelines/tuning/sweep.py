@@ -24,15 +24,15 @@ from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, meta_model
 from pipelines.training.worker import accumulation
 from pipelines.tuning import progress, search_space, trial, trial_config
-from pipelines.tuning.checks import Fitting
+from pipelines.tuning.checks import WeightsCheck
 from pipelines.tuning.concurrency import join_cluster, ready
 from pipelines.tuning.failures import close_children
-from pipelines.tuning.gate import open_gate
 from pipelines.tuning.plan import Plan, Row
 from pipelines.tuning.results import Finished, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.search_space import PRESET, Space
+from pipelines.tuning.trial_limit import create_trial_limit
 
 ROOT = "data.root"
 
@@ -167,7 +167,7 @@ class Checker:
         self.trials, self.allow_lacking = trials, allow_lacking
         self.experiments: list[Experiment] = []
         self._built: dict[str, Shapes] = {}
-        self._fitting = Fitting()
+        self._fitting = WeightsCheck()
 
     def __call__(self, values: Mapping[str, Any]) -> Experiment:
         """Raises:
@@ -344,13 +344,13 @@ def run(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> list[progre
     import ray
 
     tuner = tuner_of(options, plan, concurrent, rounds)
-    gate = open_gate(plan.parent.run_id, concurrent)
+    trial_limit = create_trial_limit(plan.parent.run_id, concurrent)
     try:
         tuner.fit()
     finally:
         close_children(plan.parent)
         if ray.is_initialized():  # its handler of SIGTERM may have ended it
-            ray.kill(gate)
+            ray.kill(trial_limit)
     lines = progress.read(plan.folder)
     if not all(line.ended for line in lines):  # Tune takes the first Ctrl-C for an end as any other
         raise KeyboardInterrupt

@@ -24,9 +24,9 @@ from pipelines.config import Experiment
 from pipelines.tracking import runs, tracker
 from pipelines.training.driver import Child, train
 from pipelines.training.worker import METRICS
-from pipelines.tuning import gate
+from pipelines.tuning import trial_limit
 from pipelines.tuning.failures import (
-    MemoryRanOut,
+    OutOfMemory,
     describe,
     forget_failure,
     out_of_memory,
@@ -79,7 +79,7 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     row, identity = row_of(config, plan), tune.get_context().get_trial_id()
     pointer = _pointer(tune.get_checkpoint())
     forget_failure(plan, identity)
-    gate.wait(plan.parent.run_id, identity)
+    trial_limit.wait(plan.parent.run_id, identity)
     try:
         resolved = resolve(config, plan)
         course = Course(beginning(identity, pointer, resolved), pointer)
@@ -251,7 +251,7 @@ def forward(queue: Any) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
                 if out_of_memory(error):
-                    raise MemoryRanOut(describe(error))
+                    raise OutOfMemory(describe(error))
 
     return Forward()
 

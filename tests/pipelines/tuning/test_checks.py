@@ -17,7 +17,7 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import run
 from pipelines.studies.plan import Options
-from pipelines.tuning.checks import Fitting
+from pipelines.tuning.checks import WeightsCheck
 
 
 def start_from(backbone: Backbone) -> Any:
@@ -37,7 +37,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", [*OPTIONS, "resnet10t"])
 def test_what_timm_publishes_fits_each_backbone_as_it_is(name: str):
-    Fitting().check(start_from(Backbone(name=name, weights="timm", freeze=2)))
+    WeightsCheck().check(start_from(Backbone(name=name, weights="timm", freeze=2)))
 
 
 @pytest.mark.parametrize(
@@ -51,14 +51,14 @@ def test_what_timm_publishes_fits_each_backbone_as_it_is(name: str):
 )
 def test_what_does_not_fit_timms_is_refused(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        Fitting().check(start_from(Backbone(**{"name": "resnet50", "weights": "timm", **options})))
+        WeightsCheck().check(start_from(Backbone(**{"name": "resnet50", "weights": "timm", **options})))
 
 
 def test_a_file_is_read_once_and_held_against_each_backbone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     file, reads, read = str(tmp_path / "r18.pth"), [], storage.read_bytes
     torch.save(Backbone(name="resnet18").build().state_dict(), file)
     monkeypatch.setattr(storage, "read_bytes", lambda uri: reads.append(uri) or read(uri))
-    fitting = Fitting()
+    fitting = WeightsCheck()
     for freeze in (0, 2, 4):
         fitting.check(start_from(Backbone(name="resnet18", weights=file, freeze=freeze)))
     with pytest.raises(ValueError, match=r"missing: .*layer1\.2"):

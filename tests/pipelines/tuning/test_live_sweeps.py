@@ -129,15 +129,15 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
 
 
 @pytest.mark.slow
-def test_the_gate_stands_where_trials_find_it(ray_cluster):
+def test_the_limit_is_where_trials_find_it(ray_cluster):
     """In every process of the job, and only as long as the sweep."""
     import ray
 
-    from pipelines.tuning import gate
+    from pipelines.tuning import trial_limit
 
-    handle = gate.open_gate("parent", 1)
+    handle = trial_limit.create_trial_limit("parent", 1)
     assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
-    wait = ray.remote(num_cpus=0)(gate.wait)
+    wait = ray.remote(num_cpus=0)(trial_limit.wait)
     ray.get(wait.remote("parent", "a"), timeout=60)
     waiting = wait.remote("parent", "b")
     assert ray.wait([waiting], timeout=3)[0] == []

@@ -1,4 +1,4 @@
-"""The table of all trials, their states in MLflow, and the gate before their training."""
+"""The table of all trials, their states in MLflow, and the trial_limit before their training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress
 from pipelines.tuning.failures import close_children, record_failure
-from pipelines.tuning.gate import Gate
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.progress import Display, Line, Progress, table
+from pipelines.tuning.trial_limit import TrialLimit
 from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
 
 LINES = [
@@ -130,7 +130,7 @@ def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
         raise OSError("the bucket is away")
 
     monkeypatch.setattr(progress, "line_of", broken)
-    monkeypatch.setattr(progress.gate, "find_gate", lambda parent: None)
+    monkeypatch.setattr(progress.trial_limit, "find_trial_limit", lambda parent: None)
     shown.on_step_end(1, [tuned("RUNNING")])
     assert "the table could not be shown (OSError: the bucket is away)" in caplog.text
 
@@ -153,20 +153,20 @@ def test_a_table_fits_the_terminal_that_it_is_drawn_over(monkeypatch):
     assert Display(True).most == progress.SHOWN
 
 
-# The gate.
+# The trial_limit.
 
 
-def test_the_gate_lets_as_many_through_as_there_is_room():
-    gate = Gate(2)
-    assert gate.update(["a", "b", "c", "d"]) == ["a", "b"] and not gate.allowed("c")
-    assert gate.update(["c", "b", "d"]) == ["b", "c"]  # b still runs, a has ended
-    assert gate.update(["d"]) == ["d"] and gate.allowed("d") and not gate.allowed("a")
+def test_the_limit_lets_as_many_through_as_fit():
+    trial_limit = TrialLimit(2)
+    assert trial_limit.update(["a", "b", "c", "d"]) == ["a", "b"] and not trial_limit.allowed("c")
+    assert trial_limit.update(["c", "b", "d"]) == ["b", "c"]  # b still runs, a has ended
+    assert trial_limit.update(["d"]) == ["d"] and trial_limit.allowed("d") and not trial_limit.allowed("a")
 
 
-def test_the_gate_hears_which_trials_tune_started(monkeypatch):
+def test_the_limit_hears_which_trials_tune_started(monkeypatch):
     updates: list[list[str]] = []
     handle = SimpleNamespace(update=SimpleNamespace(remote=updates.append))
-    monkeypatch.setattr(progress.gate, "find_gate", lambda parent: handle if parent == "parent" else None)
+    monkeypatch.setattr(progress.trial_limit, "find_trial_limit", lambda parent: handle if parent == "parent" else None)
     shown = Progress(plan_of("optim.lr=loguniform(1e-4,1)"))
     trials = [tuned("RUNNING"), tuned("PENDING"), tuned("TERMINATED")]
     for _ in range(2):
@@ -176,10 +176,10 @@ def test_the_gate_hears_which_trials_tune_started(monkeypatch):
     assert updates == [["7"], []]
 
 
-def test_a_trial_waits_for_the_gate(monkeypatch):
+def test_a_trial_waits_for_the_limit(monkeypatch):
     import ray
 
-    from pipelines.tuning import gate
+    from pipelines.tuning import trial_limit
 
     answers = [False, False, True]
     asked: list[str] = []
@@ -188,16 +188,16 @@ def test_a_trial_waits_for_the_gate(monkeypatch):
         asked.append(identity)
         return answers.pop(0)
 
-    monkeypatch.setattr(gate, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(trial_limit, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(ray, "get", lambda value: value)
     handle = SimpleNamespace(allowed=SimpleNamespace(remote=allowed))
-    monkeypatch.setattr(ray, "get_actor", lambda name: {"gate-parent": handle}[name])
-    gate.wait("parent", "7")
+    monkeypatch.setattr(ray, "get_actor", lambda name: {"trial_limit-parent": handle}[name])
+    trial_limit.wait("parent", "7")
     assert asked == ["7"] * 3
 
     def absent(name: str) -> None:
         raise ValueError(f"no actor {name}")
 
     monkeypatch.setattr(ray, "get_actor", absent)
-    gate.wait("parent", "7")
+    trial_limit.wait("parent", "7")
     assert asked == ["7"] * 3

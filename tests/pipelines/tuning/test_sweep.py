@@ -296,7 +296,7 @@ def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
     closed: list[Any] = []
     lines = [progress.Line("1", "a", "finished"), progress.Line("2", "b", "waiting")]
     monkeypatch.setattr(tune, "tuner_of", lambda *given: SimpleNamespace(fit=lambda: None))
-    monkeypatch.setattr(tune, "open_gate", lambda parent, most: "gate")
+    monkeypatch.setattr(tune, "create_trial_limit", lambda parent, most: "trial_limit")
     monkeypatch.setattr(tune, "close_children", closed.append)
     monkeypatch.setattr(tune.progress, "read", lambda folder: lines)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -304,6 +304,6 @@ def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
     plan = Plan({"demo": demo()}, "demo", str(tmp_path), Run("", "parent", ""))
     with pytest.raises(KeyboardInterrupt):
         tune.run(Sweep(), plan, 1, 1)
-    assert closed == [plan.parent, "gate"]
+    assert closed == [plan.parent, "trial_limit"]
     lines.pop()
     assert tune.run(Sweep(), plan, 1, 1) == lines

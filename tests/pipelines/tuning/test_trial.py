@@ -17,7 +17,7 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress, search_space
-from pipelines.tuning.failures import MemoryRanOut, describe, forget_failure, out_of_memory, perhaps_out_of_memory
+from pipelines.tuning.failures import OutOfMemory, describe, forget_failure, out_of_memory, perhaps_out_of_memory
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.trial import Course, accumulating, beginning, best_of, fitted, missing, report, run_trial
 from pipelines.tuning.trial_config import Resolved, apply, fit_workers, more_accumulation, resolve
@@ -163,7 +163,7 @@ def in_tune(monkeypatch: pytest.MonkeyPatch, train: Any, pointer: dict[str, Any]
     monkeypatch.setattr(queue, "Queue", FakeQueue)
     monkeypatch.setattr(trial, "train", train)
     monkeypatch.setattr(trial, "_pointer", lambda checkpoint: pointer)
-    monkeypatch.setattr(trial.gate, "wait", lambda parent, identity: None)
+    monkeypatch.setattr(trial.trial_limit, "wait", lambda parent, identity: None)
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
     monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
 
@@ -279,10 +279,10 @@ def test_a_run_out_of_memory_ends_before_ray_train_starts_it_again():
 
     callback = forward(FakeQueue())
     callback.after_exception(None, {0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})  # may be a lost machine
-    with pytest.raises(MemoryRanOut, match="CUDA out of memory"):
+    with pytest.raises(OutOfMemory, match="CUDA out of memory"):
         callback.after_exception(None, {1: RuntimeError("torch.OutOfMemoryError: CUDA out of memory. Tried")})
     ended = RuntimeError("Training failed due to controller error")
-    ended.controller_failure = MemoryRanOut("torch.OutOfMemoryError: CUDA out of memory")  # type: ignore[attr-defined]
+    ended.controller_failure = OutOfMemory("torch.OutOfMemoryError: CUDA out of memory")  # type: ignore[attr-defined]
     assert out_of_memory(ended) and describe(ended) == "torch.OutOfMemoryError: CUDA out of memory"
 
 

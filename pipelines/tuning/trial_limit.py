@@ -1,4 +1,4 @@
-"""A gate through which only as many trials go into training as the cluster holds.
+"""A trial_limit through which only as many trials go into training as the cluster holds.
 
 Tune limits the trials that are drawn. On --resume it starts every unfinished and every failed one at once, whose
 workers would then wait for each other's CPUs; here they wait before they ask for any.
@@ -13,7 +13,7 @@ from typing import Any
 POLL_SECONDS = 1.0
 
 
-class Gate:
+class TrialLimit:
     """Which of the trials that Tune has started may train."""
 
     def __init__(self, most: int) -> None:
@@ -35,15 +35,15 @@ class Gate:
         return identity in self._allowed
 
 
-def open_gate(parent: str, most: int) -> Any:
-    """The gate of the sweep whose MLflow run is `parent`; it stands as long as its handle."""
+def create_trial_limit(parent: str, most: int) -> Any:
+    """The trial_limit of the sweep whose MLflow run is `parent`; it stands as long as its handle."""
     import ray
 
-    return ray.remote(num_cpus=0)(Gate).options(name=name_of(parent)).remote(most)
+    return ray.remote(num_cpus=0)(TrialLimit).options(name=name_of(parent)).remote(most)
 
 
-def find_gate(parent: str) -> Any:
-    """The gate of a sweep, None where there is none."""
+def find_trial_limit(parent: str) -> Any:
+    """The trial_limit of a sweep, None where there is none."""
     import ray
 
     try:
@@ -56,11 +56,11 @@ def wait(parent: str, identity: str) -> None:
     """Until a trial may train."""
     import ray
 
-    gate = find_gate(parent)
-    while gate is not None and not ray.get(gate.allowed.remote(identity)):
+    trial_limit = find_trial_limit(parent)
+    while trial_limit is not None and not ray.get(trial_limit.allowed.remote(identity)):
         time.sleep(POLL_SECONDS)
 
 
 def name_of(parent: str) -> str:
     """Of the actor."""
-    return f"gate-{parent}"
+    return f"trial_limit-{parent}"
