@@ -30,7 +30,7 @@ from pycocotools.cocoeval import COCOeval
 from panoptic.rle import encode_masks
 from panoptic.segmentation import Categories, Instances, Segmentation
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LIMIT = 100
 """The best so many instances of a class in an image are evaluated, as in COCO."""
@@ -161,7 +161,7 @@ def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: L
     try:
         return _faster_coco_eval(images, things)
     except Exception as error:  # whatever another release of it raises: what was evaluated must not be lost
-        log.warning("faster-coco-eval cannot count these instances (%s); pycocotools does", error)
+        logger.warning("faster-coco-eval cannot count these instances (%s); pycocotools does", error)
         return _pycocotools(images, things)
 
 
@@ -204,7 +204,7 @@ def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> 
             table = self.tables.get((imgId, catId))
             return [] if table is None or not table.size else table
 
-    evaluator: Any = Evaluate(iouType="segm", print_function=log.debug)
+    evaluator: Any = Evaluate(iouType="segm", print_function=logger.debug)
     params = evaluator.params
     params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
     evaluator.rle_iou_max_workers = 1  # threads would only look up tables

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pipelines.cluster import session
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from pipelines.cluster import storage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 EXPIRY = 300.0
 """Seconds without a sign of life after which a holder counts as dead."""
@@ -80,7 +80,9 @@ class Lease:
             if self.held():
                 self.renew(seconds)
         except OSError as error:
-            log.warning("lease %s: %s (%s)", self.folder, "not renewed" if seconds is None else "left to expire", error)
+            logger.warning(
+                "lease %s: %s (%s)", self.folder, "not renewed" if seconds is None else "left to expire", error
+            )
             return False
         return True
 

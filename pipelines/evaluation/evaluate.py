@@ -32,7 +32,7 @@ from pipelines.data.sampler import evaluation_window
 from pipelines.data.shard_reader import Rows
 from pipelines.training.worker import CHECKPOINT, load_checkpoint
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REGISTRY = ("models:/", "runs:/")
 """How the URIs of models in MLflow begin."""
@@ -271,5 +271,5 @@ def _narrated(parts: Iterator[_Part], total: int) -> Iterator[_Part]:
         done += len(part.tally.images)
         if time.monotonic() - last > 10:
             last = time.monotonic()
-            log.info("evaluated %d of %d images", done, total)
+            logger.info("evaluated %d of %d images", done, total)
         yield part

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from pipelines.cluster import storage
 from pipelines.data.manifest import Manifest
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Of files that are taken for photographs."""
@@ -147,9 +147,9 @@ def _listed_ids(names: Sequence[str], file: str) -> dict[str, int | str]:
         raise ValueError(f"{file}: lists none of the photographs, such as {names[0]}; is it of another set?")
     absent = sorted(set(listed.values()) - set(found.values()), key=str)
     if absent:
-        log.warning("%s: %d of its images are not there, the ids %s among them", file, len(absent), absent[:5])
+        logger.warning("%s: %d of its images are not there, the ids %s among them", file, len(absent), absent[:5])
     if len(found) < len(names):
-        log.info("%d of %d photographs are in %s; the others are left out", len(found), len(names), file)
+        logger.info("%d of %d photographs are in %s; the others are left out", len(found), len(names), file)
     return found
 
 

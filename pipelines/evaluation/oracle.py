@@ -19,7 +19,7 @@ from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored
 from pipelines.training.worker import validation_batches
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def choices_of(model: PanopticModel, wanted: Sequence[str] = ()) -> list[tuple[str, ...]]:
@@ -67,7 +67,7 @@ def oracle(
     check_categories(stored.model.categories, manifest.categories)
     model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
     for chosen in choices:
-        log.info("evaluation with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
+        logger.info("evaluation with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
         batches = validation_batches(manifest, experiment, model.divisor)
         tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=instances, true=chosen))
         yield chosen, summarise([tally], manifest.categories)

@@ -30,7 +30,7 @@ from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
 from pipelines.tracking import tracker as tracker_module
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REPORT, COUNTS = "report.html", "counts.npz"
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 from pipelines.tracking.client import connect, first_line, metric_name, patience
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 CHUNK = 1000
@@ -172,7 +172,7 @@ def finish(run: Run, status: str) -> None:
         with patience(2, 30):
             connect(run.tracking_uri).set_terminated(run.run_id, status)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        log.warning("tracking: the run %s could not be set to %s (%s)", run.run_id, status, first_line(error))
+        logger.warning("tracking: the run %s could not be set to %s (%s)", run.run_id, status, first_line(error))
 
 
 def describe(run: Run, text: str) -> None:
@@ -181,7 +181,7 @@ def describe(run: Run, text: str) -> None:
         with patience(1, 5):
             connect(run.tracking_uri).set_tag(run.run_id, "mlflow.note.content", text[:TAG_LENGTH])
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        log.warning("tracking: the run %s could not be described (%s)", run.run_id, first_line(error))
+        logger.warning("tracking: the run %s could not be described (%s)", run.run_id, first_line(error))
 
 
 NAME_TAG = "mlflow.runName"

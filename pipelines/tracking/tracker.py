@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 from pipelines.tracking.client import connect, first_line, metric_name, patience
-from pipelines.tracking.runs import CHUNK, PAUSE, TAG_LENGTH, Run, log
+from pipelines.tracking.runs import CHUNK, PAUSE, TAG_LENGTH, Run, logger
 
 
 class Tracker:
@@ -104,7 +104,7 @@ class Tracker:
         self._quiet_until = 0.0
         if not self.flush():
             kept = f"kept in {self._spool}" if self._spool is not None else "lost"
-            log.warning("tracking: %d metrics could not be written and are %s", len(self._pending), kept)
+            logger.warning("tracking: %d metrics could not be written and are %s", len(self._pending), kept)
 
     def _write(self) -> None:
         from mlflow.entities import Metric
@@ -133,7 +133,7 @@ class Tracker:
                 write()
         except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise: training goes on
             self._quiet_until = time.monotonic() + PAUSE
-            log.warning("tracking: %s not written (%s); next attempt in %.0f s", what, first_line(error), PAUSE)
+            logger.warning("tracking: %s not written (%s); next attempt in %.0f s", what, first_line(error), PAUSE)
             return False
         return True
 

@@ -28,7 +28,7 @@ from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing
 from pipelines.training.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 FREE = (
     *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
@@ -314,7 +314,9 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> str:
         uri = log_model(job.run, record, job.experiment.resize, register=names.register, alias=names.alias)
         client.set_tag(job.run.run_id, MODEL_TAG, uri)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        log.warning("the model could not be logged (%s); the same command again under the same --name does it", error)
+        logger.warning(
+            "the model could not be logged (%s); the same command again under the same --name does it", error
+        )
         return ""
     return uri
 

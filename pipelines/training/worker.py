@@ -50,7 +50,7 @@ from pipelines.data.sampler import Stream
 from pipelines.tracking.runs import Run
 from pipelines.tracking.tracker import Tracker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 REPORT = "report.txt"
@@ -144,7 +144,9 @@ class Worker:
         if options.sync_bn and job.gpu:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[assignment]
         elif options.sync_bn:
-            log.warning("train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images")
+            logger.warning(
+                "train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images"
+            )
         self.optimiser = build_optimiser(self.model, experiment.optim)
         self.ema = build_ema(self.model, experiment.optim.ema)
         self.step = 0

@@ -11,7 +11,7 @@ from pipelines.cluster import storage
 from pipelines.tracking import client, runs, tracker
 from pipelines.tuning.plan import Plan, Row, failed_run_file, failure_file, run_id
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemory|MemoryError|can't allocate memory|not enough memory|Unable to allocate|"
@@ -106,7 +106,7 @@ def close_children(parent: runs.Run) -> None:
         with client.patience(2, 30):
             found = client.connect(parent.tracking_uri).search_runs([parent.experiment_id], query)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        log.warning("tracking: runs of interrupted trials stay open (%s)", error)
+        logger.warning("tracking: runs of interrupted trials stay open (%s)", error)
         return
     for one in found:
         run = replace(parent, run_id=one.info.run_id)

@@ -27,7 +27,7 @@ from pipelines.tuning.plan import Plan, failure_file, run_id
 from pipelines.tuning.trial import WORST
 from pipelines.tuning.trial_config import row_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 30.0
@@ -223,7 +223,7 @@ def _guarded(what: str, work: Callable[[], None]) -> None:
     try:
         work()
     except Exception as error:  # whatever the storage, MLflow or the terminal raise
-        log.warning("%s (%s: %s)", what, type(error).__name__, error)
+        logger.warning("%s (%s: %s)", what, type(error).__name__, error)
 
 
 def line_of(trial: Any, plan: Plan, ended: bool = False) -> Line:

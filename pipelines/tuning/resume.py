@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.cluster import storage
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STATE = "tune"
 RECORD = "sweep.json"
@@ -57,6 +57,6 @@ def restorable(folder: str) -> bool:
         try:
             json.loads(storage.read_bytes(storage.join(state, name)))
         except ValueError:
-            log.warning("%s: cut off while it was written; it is removed", storage.join(state, name))
+            logger.warning("%s: cut off while it was written; it is removed", storage.join(state, name))
             storage.delete(storage.join(state, name))
     return any(SAVED.fullmatch(name) for name in storage.list_files(state))
