@@ -6,17 +6,16 @@ Shapes: B images, H x W pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from panoptic.distributed import alone
 from panoptic.evaluation.oracle import swap
-from panoptic.models.base import PanopticModel, full_precision
-from panoptic.segmentation import Instances, Segmentation, Targets
+from panoptic.models.base import PanopticModel, Prediction, Wanted, full_precision
+from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, to_device
 from panoptic.training.step import total
 
@@ -25,17 +24,11 @@ class EvaluationResult(NamedTuple):
     """What one pass over a batch of B images gives."""
 
     losses: dict[str, Tensor]
-    """Scalars on the device, with their sum as `total`."""
-    maps: list[Segmentation]
-    """Merged, for PQ."""
-    semantics: list[np.ndarray]
-    """int32 [H, W] class maps, for mIoU."""
-    instances: list[Instances] | None
-    """For AP; None where they were not wanted."""
-    proposals: list[Tensor] | None
-    """For recall; None where they were not wanted, and from models without region proposals."""
+    """Scalars on the device, with their sum as `total`; empty where they were not wanted."""
+    prediction: Prediction
+    """One entry an image of whatever was wanted."""
     seconds: dict[str, float]
-    """`network`, `merge`, `loss` and `extra` (class maps, instances, proposals)."""
+    """Of `network`, `loss` and `postprocess`."""
 
 
 def evaluation_step(
@@ -43,21 +36,21 @@ def evaluation_step(
     images: Tensor,
     targets: Targets,
     engine: Engine,
-    instances: bool = False,
+    want: Collection[Wanted] = ("maps", "semantics"),
     true: Sequence[str] = (),
     losses: bool = True,
 ) -> EvaluationResult:
-    """Losses, merged maps and class maps of one batch, from one pass of the network.
+    """Losses and predictions of one batch, from one pass of the network.
 
     Args:
         model: unwrapped and in evaluation mode.
         images: uint8 [B, 3, H, W].
-        instances: also want scored instances and region proposals.
-        true: outputs that the truth takes the place of before merging (see `oracle`); not in the losses.
+        want: fields of `Prediction`.
+        true: outputs that the truth takes the place of before post-processing (see `oracle`); not in the losses.
         losses: want the losses; there are none otherwise.
 
     Returns:
-        everything but the losses at `targets.frame.output_sizes`.
+        predictions at `targets.frame.output_sizes`.
 
     Raises:
         ValueError: the model is in training mode; its running statistics would learn from the validation.
@@ -75,15 +68,10 @@ def evaluation_step(
         clock.lap("loss")
         if true:
             outputs = swap(outputs, model.truth(targets, outputs), true)
-        found = model.detections(outputs, frame)
-        maps = model.segment(found, frame)
-        clock.lap("merge")
-        semantics = model.semantics(found, frame, maps)
-        scored = model.instances(found, frame, maps) if instances else None
-        proposals = model.proposals(found, frame) if instances else None
-        clock.lap("extra")
+        prediction = model.postprocess(outputs, frame, want)
+        clock.lap("postprocess")
     terms = {**terms, "total": total(terms)} if terms else {}
-    return EvaluationResult(terms, maps, semantics, scored, proposals, clock.seconds)
+    return EvaluationResult(terms, prediction, clock.seconds)
 
 
 class _Clock:

@@ -23,7 +23,7 @@ from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion, count_recall, mean_iou
-from panoptic.models.base import PanopticModel
+from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Segmentation, Targets
 from panoptic.training.device import Engine, seed_torch
 
@@ -102,31 +102,34 @@ def evaluate_batches(
     for batch in batches:
         data = time.perf_counter() - mark
         seed_torch(0, batch.rows[0], 0, 0)  # some losses sample points
-        found = evaluation_step(
-            model, batch.images, batch.targets, engine, measures.instances, measures.true, measures.losses
-        )
+        want: tuple[Wanted, ...] = ("maps", "semantics")
+        if measures.instances:
+            want = (*want, "instances", "proposals")
+        result = evaluation_step(model, batch.images, batch.targets, engine, want, measures.true, measures.losses)
         counting = time.perf_counter()
-        part = _counted(batch, found, model.categories, measures)
-        part.seconds = {"data": data, **found.seconds, "metric": time.perf_counter() - counting}
+        part = _counted(batch, result, model.categories, measures)
+        part.seconds = {"data": data, **result.seconds, "metric": time.perf_counter() - counting}
         tally.add(part)
         mark = time.perf_counter()
     return tally
 
 
-def _counted(batch: Batch, found: EvaluationResult, categories: Categories, measures: Measures) -> Tally:
-    tally, classes = Tally(), len(categories)
+def _counted(batch: Batch, result: EvaluationResult, categories: Categories, measures: Measures) -> Tally:
+    tally, classes, prediction = Tally(), len(categories), result.prediction
+    assert prediction.maps is not None and prediction.semantics is not None
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
-        instances = None if found.instances is None else instance_overlaps(truth, found.instances[k], categories)
+        scored = prediction.instances
+        instances = None if scored is None else instance_overlaps(truth, scored[k], categories)
         recall = None
-        if found.proposals is not None:
-            covered = count_recall(truth, found.proposals[k].cpu().numpy(), categories)
+        if prediction.proposals is not None:
+            covered = count_recall(truth, prediction.proposals[k].cpu().numpy(), categories)
             recall = int(covered.covered.sum()), int(covered.total.sum())
         name = batch.targets.names[k]
-        counts = count_image(truth, found.maps[k], classes, measures.boundary, instances, name, recall)
-        pixels = confusion(truth.semantic(), found.semantics[k], classes)
+        counts = count_image(truth, prediction.maps[k], classes, measures.boundary, instances, name, recall)
+        pixels = confusion(truth.semantic(), prediction.semantics[k], classes)
         tally.add(Tally({row: counts}, pixels))
-    means = {name: float(value) for name, value in found.losses.items()}
-    tally.losses = {batch.rows[0]: (len(found.maps), means)}
+    means = {name: float(value) for name, value in result.losses.items()}
+    tally.losses = {batch.rows[0]: (len(prediction.maps), means)}
     return tally
 
 

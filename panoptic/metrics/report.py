@@ -117,7 +117,9 @@ def details(evaluation: Evaluation) -> str:
     lines["segments"] = f"{counts.tp.sum()} matched, {counts.fp.sum()} made up, {counts.fn.sum()} missed"
     speed = evaluation.timings
     if "network_ms" in speed:
-        lines["speed"] = f"network {speed['network_ms']:.1f} ms, merging {speed['merge_ms']:.1f} ms an image"
+        lines["speed"] = (
+            f"network {speed['network_ms']:.1f} ms, post-processing {speed['postprocess_ms']:.1f} ms an image"
+        )
         if "images_per_second" in speed:
             lines["speed"] += f"; {speed['images_per_second']:.2f} images/s end to end over {evaluation.images} images"
     width = max(map(len, lines))

@@ -1,8 +1,8 @@
 """The one interface of every architecture.
 
-`network` is the tensor part: it is exported and compiled. `loss` and `segment` stand outside of it
-and run in float32 whatever the autocast. `network | segment` is also the oracle hook: `truth` gives
-the outputs that the ground truth can stand for, and `segment` accepts them in place of the model's.
+`network` is the tensor part: it is exported and compiled. `loss` and `postprocess` stand outside of it and run in
+float32 whatever the autocast. `network | postprocess` is also the oracle hook: `truth` gives the outputs that the
+ground truth can stand for, and `postprocess` accepts them in place of the model's.
 
 Shapes: B images, H x W the canvas of the batch.
 """
@@ -10,9 +10,10 @@ Shapes: B images, H x W the canvas of the batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,12 +25,29 @@ Outputs = dict[str, Tensor]
 """Named tensors that `network` returns."""
 
 
-Merged = Sequence[Segmentation] | None
-"""What `segment` made of the same outputs, one an image, so that no model merges twice; None where nobody has it."""
+Wanted = Literal["maps", "instances", "semantics", "proposals"]
+"""What `postprocess` can make of the outputs, each a field of `Prediction`."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `postprocess` made of the outputs of a batch: a list with one entry an image, at `frame.output_sizes`.
+
+    None stands for what was not asked for, and for proposals of a model that proposes no regions.
+    """
+
+    maps: list[Segmentation] | None = None
+    """Merged panoptic maps, for PQ."""
+    instances: list[Instances] | None = None
+    """Scored instances before merging, which may overlap, for AP."""
+    semantics: list[np.ndarray] | None = None
+    """int32 [H, W] class maps, for mIoU."""
+    proposals: list[Tensor] | None = None
+    """Class-agnostic boxes float32 [P, 4] (x0 y0 x1 y1, half-open), best first, for recall."""
 
 
 class PanopticModel(nn.Module, ABC):
-    """A network, its losses and its merge rule.
+    """A network, its losses and its post-processing.
 
     Subclasses set `config` (what built them), `categories` and `divisor` (collate pads the canvas to it)
     and implement the abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
@@ -58,36 +76,51 @@ class PanopticModel(nn.Module, ABC):
         gradient whatever the batch holds.
         """
 
-    @abstractmethod
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged panoptic maps, one an image, at `frame.output_sizes`."""
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        """Read maps, instances, class maps and proposals off the outputs, whichever are wanted.
 
-    @abstractmethod
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
-        """Scored instances before merging, one an image, at `frame.output_sizes`; for AP."""
+        What several of them need, such as masks at the output's size, is computed once.
+
+        Args:
+            outputs: of `network`, in float32; optional keys that `truth` gives take the place of what the model
+                would compute from others. Never changed.
+            frame: of the batch.
+            want: fields of `Prediction`.
+        """
+        outputs = self.detections(outputs, frame)
+        maps = self.segment(outputs, frame) if {"maps", "semantics"} & set(want) else None
+        return Prediction(
+            maps=maps if "maps" in want else None,
+            instances=self.instances(outputs, frame, maps) if "instances" in want else None,
+            semantics=self.semantics(outputs, frame, maps) if "semantics" in want else None,
+            proposals=self.proposals(outputs, frame) if "proposals" in want else None,
+        )
+
+    # The parts, until every architecture has a `postprocess` of its own.
+
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        """Merged panoptic maps."""
+        raise AttributeError("segment")
+
+    def instances(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[Instances]:
+        """Scored instances."""
+        raise AttributeError("instances")
+
+    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
+        """`outputs` and what several parts need."""
+        return outputs
+
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
+        """Region proposals."""
+        return None
+
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[np.ndarray]:
+        """Class maps, read off the merged map."""
+        return [found.semantic() for found in (self.segment(outputs, frame) if merged is None else merged)]
 
     @abstractmethod
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """The outputs that the ground truth can stand for, at canvas resolution. `outputs` is never changed."""
-
-    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
-        """`outputs` and what `segment`, `instances` and `semantics` would each compute by layers of their own.
-
-        So regions go through their heads once, and logits are upsampled once, where more than one of the three is
-        wanted. Most models add nothing.
-        """
-        return outputs
-
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
-        """Class-agnostic boxes float32 [P, 4] (x0 y0 x1 y1, half-open), best first, at `frame.output_sizes`.
-
-        For recall; None for models without region proposals.
-        """
-        return None
-
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
-        """int32 [H, W] class maps at `frame.output_sizes`, for mIoU; here read off the merged map."""
-        return [found.semantic() for found in (self.segment(outputs, frame) if merged is None else merged)]
 
     def forward(
         self,
@@ -102,7 +135,7 @@ class PanopticModel(nn.Module, ABC):
             images: uint8 [B, 3, H, W], RGB.
             targets: losses are computed when given.
             frame: of the batch; that of `targets` by default, else no padding.
-            segment: also merge (evaluation); training leaves it off.
+            segment: also make the merged maps (evaluation); training leaves it off.
 
         Returns:
             the losses or None, and the maps or None.
@@ -113,7 +146,7 @@ class PanopticModel(nn.Module, ABC):
         with torch.autocast(images.device.type, enabled=False):
             outputs = full_precision(outputs)
             losses = None if targets is None else self.loss(outputs, targets)
-            maps = self.segment(outputs, frame or Frame.full(images)) if segment else None
+            maps = self.postprocess(outputs, frame or Frame.full(images)).maps if segment else None
         return losses, maps
 
 

@@ -212,7 +212,9 @@ def _one(task: Task, model: PanopticModel, sample: Sample) -> tuple[np.ndarray, 
     experiment = task.experiment
     view = sample if sample.original is not None else evaluation_view(sample, experiment.resize)
     images, targets = collate([view], model.divisor, experiment.resize.canvas)
-    found = evaluation_step(model, images, targets, experiment.engine, losses=False).maps[0]
+    maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
+    assert maps is not None
+    found = maps[0]
     if sample.image.shape[:2] == found.size:
         return sample.image, found
     return cv2.resize(sample.image, found.size[::-1], interpolation=cv2.INTER_LINEAR), found

@@ -332,7 +332,9 @@ def pictures(model: PanopticModel, manifest: Manifest, experiment: Experiment, c
         return
     batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
     for images, targets, samples in itertools.islice(batches, count):
-        (found,) = evaluation_step(model, images, targets, experiment.engine, losses=False).maps
+        maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
+        assert maps is not None
+        (found,) = maps
         truth = samples[0].original
         assert truth is not None
         image = cv2.resize(samples[0].image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)

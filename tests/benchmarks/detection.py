@@ -175,7 +175,7 @@ class Pair:
         """Our whole model on the image: the map, and the number of detections."""
         frame = Frame.full(self.image)
         outputs = self.ours.detections(self.ours.network(self.image), frame)
-        return self.ours.segment(outputs, frame)[0], outputs["detections"].shape[1]
+        return self.ours.postprocess(outputs, frame).maps[0], outputs["detections"].shape[1]
 
     @torch.no_grad()
     def semantic(self) -> np.ndarray:
@@ -200,7 +200,9 @@ class Pair:
         with torch.no_grad():
             features = self.theirs.backbone(images.tensors)
             (proposed,), _ = self.theirs.rpn(images, features)
-            mine = self.ours.proposals(self.ours.network(self.image), Frame.full(self.image))[0]
+            mine = self.ours.postprocess(
+                self.ours.network(self.image), Frame.full(self.image), ["proposals"]
+            ).proposals[0]
         found = {
             "torchvision's proposals": (len(proposed), proposals),
             "our proposals": (len(mine), proposals),

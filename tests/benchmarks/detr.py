@@ -100,7 +100,7 @@ def _image(scale: float) -> Case:
     @torch.inference_mode()
     def ours(_: int) -> dict[str, Tensor]:
         outputs = model.network(images, frame)
-        model.segment({**outputs, "logits": logits[None]}, frame)
+        model.postprocess({**outputs, "logits": logits[None]}, frame)
         return outputs
 
     @torch.inference_mode()

@@ -54,10 +54,10 @@ def _merging(scale: float) -> Case:
         torch.nn.init.dirac_(layer.weight)  # a kernel draws with what stands in its cell
     drawn = _draw(targets, merging, categories)
     images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8)
-    kernels = len(merging.instances(drawn.outputs, drawn.frame)[0].labels)
+    kernels = len(merging.postprocess(drawn.outputs, drawn.frame, ["instances"]).instances[0].labels)
 
     def ours(_: int) -> Segmentation:
-        return merging.segment(drawn.outputs, drawn.frame)[0]
+        return merging.postprocess(drawn.outputs, drawn.frame).maps[0]
 
     def network(_: int) -> Outputs:
         with torch.inference_mode():

@@ -142,7 +142,7 @@ def _image(name: str, scale: float) -> Case:
     @torch.inference_mode()
     def ours(_: int) -> Outputs:
         outputs = model.network(images)
-        model.segment({**outputs, "classes": classes[None]}, frame)
+        model.postprocess({**outputs, "classes": classes[None]}, frame)
         return outputs
 
     @torch.inference_mode()

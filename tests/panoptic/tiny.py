@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
 from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, Targets, collate
 
 
@@ -62,17 +63,18 @@ class Tiny(PanopticModel):
         loss = nn.functional.cross_entropy(noisy, semantic, ignore_index=-1)
         return {"semantic": loss, "size": 1e-3 * outputs["semantic"].square().mean()}
 
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
         maps = []
         for logits, (height, width) in zip(outputs["semantic"], frame.output_sizes.tolist(), strict=True):
             present, segments = np.unique(logits.argmax(0)[:height, :width].cpu().numpy(), return_inverse=True)
             scores = np.ones(len(present), np.float32)
             maps.append(Segmentation(1 + segments.reshape(height, width).astype(np.int32), present, None, scores))
-        return maps
-
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
         empty = Instances([], np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-        return [empty for _ in frame.sizes]
+        return Prediction(
+            maps if "maps" in want else None,
+            [empty for _ in maps] if "instances" in want else None,
+            [found.semantic() for found in maps] if "semantics" in want else None,
+        )
 
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         return {}

@@ -38,7 +38,7 @@ from panoptic.distributed import world_mean
 from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
 from panoptic.layers.image import ImageNormalisation
 from panoptic.matcher import Matches, class_cost, hungarian
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.detr.class_space import ClassSpace
 from panoptic.models.detr.mask_head import MaskHead
 from panoptic.models.detr.postprocess import binary_masks, box_masks, encode, merge_boxes, merge_masks
@@ -262,7 +262,7 @@ class DETR(PanopticModel):
         return merged
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """The queries whose most probable class is a thing, "no object" left aside; no other suppression."""
         found = []
         things = torch.tensor([*self.categories.is_thing, False], device=outputs["logits"].device)

@@ -47,7 +47,7 @@ from panoptic.backbones import Backbone
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
 from panoptic.layers.resize import resize
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.jsis_net import c4_head
 from panoptic.models.jsis_net.postprocess import Conflicts, Found, merge_conflicts, most_probable
 from panoptic.models.jsis_net.semantic_branch import Deconvolution, PooledSemantics
@@ -234,7 +234,7 @@ class JSISNet(PanopticModel):
         return maps
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """All detections, best first: those of `instance_threshold`."""
         outputs, scored = self.detections(outputs, frame), []
         for b in range(len(frame.sizes)):
@@ -244,7 +244,7 @@ class JSISNet(PanopticModel):
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """int32 [H, W] class maps by the semantic branch alone; read off the merged map where there is none."""
         if "semantic" not in outputs:
             return super().semantics(outputs, frame, merged)

@@ -35,7 +35,7 @@ from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.mask_transformer import loss as mask_classification
 from panoptic.models.mask_transformer import point_sampling
 from panoptic.models.mask_transformer.loss import class_losses, compared_masks, learnt, mask_products, trained_layers
@@ -200,12 +200,12 @@ class Mask2Former(PanopticModel):
         return mask_classification.segment(outputs, frame, self.categories, **options, inside=self.config.inside)
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """Things as `query_instances` scores them."""
         return mask_classification.instances(outputs, frame, self.categories, self.config.top_k)
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """Class maps as `query_semantics` makes them."""
         return mask_classification.semantics(outputs, frame)
 

@@ -31,7 +31,7 @@ from panoptic.layers.attention import MLP, Decoder
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.matcher import Matches, class_cost, dice_cost, focal_cost, hungarian
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.mask_transformer import loss as mask_classification
 from panoptic.models.mask_transformer.loss import (
     class_losses,
@@ -177,12 +177,12 @@ class MaskFormer(PanopticModel):
         return mask_classification.segment(outputs, frame, self.categories, **options, inside=self.config.inside)
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """Things as `query_instances` scores them."""
         return mask_classification.instances(outputs, frame, self.categories, self.config.top_k)
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """Class maps as `query_semantics` makes them."""
         return mask_classification.semantics(outputs, frame)
 

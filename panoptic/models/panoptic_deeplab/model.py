@@ -46,7 +46,7 @@ from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes, highest
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.panoptic_deeplab.decoder import ASPP, Decoder, Head, initialise_decoder, pool_window
 from panoptic.models.panoptic_deeplab.postprocess import Score, merge_centres, scored_instances
 from panoptic.models.panoptic_deeplab.upsampling import Upsampling
@@ -290,7 +290,7 @@ class PanopticDeepLab(PanopticModel):
         return [self._finish(self._merge(outputs, frame, b), frame, b) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """The things of the merged maps, scored as `instance_score` says."""
         scored = []
         for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
@@ -313,7 +313,7 @@ class PanopticDeepLab(PanopticModel):
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """int32 [H, W] class maps by the semantic branch alone, as both references compute mIoU."""
         classes = [self._classes(outputs, frame, b).int().cpu().numpy() for b in range(len(frame.sizes))]
         return [_nearest(found, frame.output_size(b)) for b, found in enumerate(classes)]

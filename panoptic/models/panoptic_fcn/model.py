@@ -46,7 +46,7 @@ from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.losses import soft_focal_loss
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
 from panoptic.models.panoptic_fcn.kernel_fusion import (
     Level,
@@ -309,12 +309,12 @@ class PanopticFCN(PanopticModel):
         return [self._merge(*self._draw(outputs, frame, b)) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """The things that score at least `lowest_score`."""
         return [as_instances(self._draw(outputs, frame, b)[0]) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """int32 [H, W] class maps: what the region kernels draw, as the reference scores its mIoU.
 
         Its region classes know things only as one; there the merged map says which.

@@ -42,7 +42,7 @@ from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
-from panoptic.models.base import Merged, Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.panoptic_fpn.postprocess import merge_instances
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, enlarge_boxes, paste_detections
 from panoptic.rcnn.paste_masks import encode
@@ -161,7 +161,7 @@ class PanopticFPN(PanopticModel):
         return [self._merge(outputs, frame, b) for b in range(len(frame.sizes))]
 
     @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[Instances]:
+    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
         """All detections, best first."""
         outputs, scored = self.detections(outputs, frame), []
         for b in range(len(frame.sizes)):
@@ -171,7 +171,7 @@ class PanopticFPN(PanopticModel):
         return scored
 
     @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Merged = None) -> list[np.ndarray]:
+    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
         """int32 [H, W] class maps: stuff by the semantic branch alone, things from the merged map."""
         table = np.array([IGNORE, *self.categories.stuff], np.int32)
         is_thing = np.array([*self.categories.is_thing, False])

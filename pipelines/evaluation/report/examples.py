@@ -43,7 +43,9 @@ def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
     for images, targets, samples in evaluation_batches(
         task.manifest, experiment.resize, 1, divisor=model.divisor, threads=1, rows=sorted(rows)
     ):
-        prediction = evaluation_step(model, images, targets, experiment.engine, losses=False).maps[0]
+        maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
+        assert maps is not None
+        prediction = maps[0]
         sample = samples[0]
         own = tally.images[sample.position].pq(len(model.categories))
         found[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories))

@@ -132,7 +132,7 @@ def _speed(model: Model, others: Sequence[Model]) -> str:
     rows, points = [["", "network ms", "merging ms", "images/s", "PQ"]], []
     for one in (model, *others):
         speed, pq = one.evaluation.timings, one.evaluation.quality.all.pq
-        network, merge = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "merge"))
+        network, merge = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "postprocess"))
         rate = speed.get("images_per_second", float("nan"))
         rows.append([one.title, number(network), number(merge), number(rate, 2), number(pq)])
         points.append((one.title, network + merge, pq))

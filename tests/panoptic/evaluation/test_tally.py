@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import details, metrics
-from panoptic.models.base import Outputs
+from panoptic.models.base import Outputs, Prediction, Wanted
 from panoptic.segmentation import Frame, Segmentation
 from panoptic.training.device import Engine
 from tests.panoptic.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
@@ -70,15 +71,18 @@ def test_everything_can_be_counted_and_adds_up() -> None:
         for row in rows
     ]
     assert whole.image_pq == pytest.approx(np.mean(single)) != flat["val/pq"]
-    assert {"network_ms", "merge_ms", "loss_ms", "metric_ms", "data_ms"} <= set(whole.timings)
+    assert {"network_ms", "postprocess_ms", "loss_ms", "metric_ms", "data_ms"} <= set(whole.timings)
     assert "against panoptic masks" in details(whole) and "AP" not in details(plain)
 
 
 class Proposing(Tiny):
     """Proposes the left half of every image."""
 
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
-        return [torch.tensor([[0.0, 0.0, width / 2, float(height)]]) for height, width in frame.output_sizes.tolist()]
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        sizes = frame.output_sizes.tolist()
+        boxes = [torch.tensor([[0.0, 0.0, width / 2, float(height)]]) for height, width in sizes]
+        prediction = super().postprocess(outputs, frame, want)
+        return replace(prediction, proposals=boxes if "proposals" in want else None)
 
 
 def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:

@@ -11,13 +11,15 @@ import torch
 
 from panoptic import models
 from panoptic.evaluation.step import evaluation_step
-from panoptic.models.base import PanopticModel
+from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model, load, save
 from panoptic.training.device import Engine
 from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
+
+EVERYTHING: tuple[Wanted, ...] = ("maps", "instances", "semantics", "proposals")
 
 CASES = [pytest.param(c, id=f"{kind.__name__}-{name}") for kind in ARCHITECTURES for name, c in SMALL[kind].items()]
 
@@ -148,10 +150,10 @@ def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
     frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([output, output]))
     with torch.no_grad():
         outputs = model.network(images, frame)
-    for merged in model.segment(outputs, frame):
+    for merged in model.postprocess(outputs, frame).maps:
         check_partition(merged, output, small_categories)
-    assert [m.shape for m in model.semantics(outputs, frame)] == [output, output]
-    for instances in model.instances(outputs, frame):
+    assert [m.shape for m in model.postprocess(outputs, frame, ["semantics"]).semantics] == [output, output]
+    for instances in model.postprocess(outputs, frame, ["instances"]).instances:
         assert len(instances.labels) == len(instances.scores) == len(instances.boxes) == len(instances.masks)
         assert all(tuple(mask["size"]) == output for mask in instances.masks)
 
@@ -166,32 +168,37 @@ def test_an_evaluation_waits_for_no_other_worker(config, small_categories, rando
     model = build(config, small_categories).eval()
     truth = random_segmentation(np.random.default_rng(0), 64, 96, small_categories)
     images, targets = collate([Sample(np.zeros((64, 96, 3), np.uint8), truth, "a")], model.divisor)
-    alone = evaluation_step(model, images, targets, Engine(), instances=True).losses
+    alone = evaluation_step(model, images, targets, Engine(), EVERYTHING).losses
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", collective)
-    assert evaluation_step(model, images, targets, Engine(), instances=True).losses.keys() == alone.keys()
+    assert evaluation_step(model, images, targets, Engine(), EVERYTHING).losses.keys() == alone.keys()
 
 
 @pytest.mark.parametrize("config", CASES)
-def test_an_evaluation_merges_once(config, small_categories, monkeypatch) -> None:
-    """What is computed before serves the instances and class maps, and changes nothing about them."""
+def test_what_else_is_wanted_changes_nothing(config, small_categories) -> None:
+    """Each part of a prediction is the same alone and beside all others; what was not asked for is None."""
     model = build(config, small_categories).eval()
     images = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
     frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([[65, 97], [90, 80]]))
     with torch.no_grad():
         outputs = model.network(images, frame)
-    instances, semantics = model.instances(outputs, frame), model.semantics(outputs, frame)
-    found = model.detections(outputs, frame)
-    merged = model.segment(found, frame)
-    for a, b in zip(merged, model.segment(outputs, frame), strict=True):
+        before = {name: value.clone() for name, value in outputs.items()}
+        every = model.postprocess(outputs, frame, EVERYTHING)
+        alone = {want: model.postprocess(outputs, frame, [want]) for want in EVERYTHING}
+    assert all(torch.equal(before[name], outputs[name]) for name in before)
+    for want, prediction in alone.items():
+        assert [getattr(prediction, other) for other in EVERYTHING if other != want] == [None, None, None]
+    for a, b in zip(alone["maps"].maps, every.maps, strict=True):
         np.testing.assert_array_equal(a.segments, b.segments)
-    monkeypatch.setattr(type(model), "segment", None)
-    for a, b in zip(instances, model.instances(found, frame, merged), strict=True):
+        np.testing.assert_array_equal(a.labels, b.labels)
+    for a, b in zip(alone["instances"].instances, every.instances, strict=True):
         assert a.masks == b.masks
         np.testing.assert_array_equal(a.labels, b.labels)
         np.testing.assert_array_equal(a.scores, b.scores)
-    for a, b in zip(semantics, model.semantics(found, frame, merged), strict=True):
+    for a, b in zip(alone["semantics"].semantics, every.semantics, strict=True):
         np.testing.assert_array_equal(a, b)
+    for a, b in zip(alone["proposals"].proposals or (), every.proposals or (), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("config", CASES)
@@ -224,7 +231,7 @@ def test_the_truth_as_output_is_as_good_a_map_as_stated(config, seed, small_cate
     before = {name: value.clone() for name, value in outputs.items()}
     swapped = outputs | model.truth(targets, outputs)
     assert all(torch.equal(before[name], outputs[name]) for name in before)
-    maps = model.segment(swapped, targets.frame)
+    maps = model.postprocess(swapped, targets.frame).maps
     counts = sum(
         (count(t, m, small_categories) for t, m in zip(truths[1:], maps[1:], strict=True)),
         start=count(truths[0], maps[0], small_categories),

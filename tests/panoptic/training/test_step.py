@@ -203,7 +203,8 @@ def test_evaluation_gives_losses_and_maps_and_touches_nothing():
     with pytest.raises(ValueError, match="training mode"):
         evaluation_step(run.model, images, targets, ENGINE)
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    losses, maps, semantics, *_ = evaluation_step(run.model.eval(), images, targets, ENGINE)
+    losses, prediction, _ = evaluation_step(run.model.eval(), images, targets, ENGINE)
+    maps, semantics = prediction.maps, prediction.semantics
     assert set(losses) == {"semantic", "size", "total"}
     assert float(losses["total"]) == pytest.approx(float(losses["semantic"] + losses["size"]))
     assert [m.size for m in maps] == [(8, 8), (8, 8)]

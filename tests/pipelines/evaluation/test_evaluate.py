@@ -66,7 +66,7 @@ def test_batches_are_like_single_images(assigned: Callable) -> None:
         for batch in batches(each_task, model.divisor, range(6)):
             step = evaluation_step(model, batch.images, batch.targets, task.experiment.engine, losses=False)
             assert step.losses == {}
-            maps |= dict(zip(batch.rows, step.maps, strict=True))
+            maps |= dict(zip(batch.rows, step.prediction.maps, strict=True))
         found.append(maps)
     for row in range(6):
         assert (found[0][row].segments == found[1][row].segments).mean() > 0.999  # kernels may differ in the last bit

@@ -46,8 +46,8 @@ def test_the_merged_model_says_what_the_two_say(name: str, kinds: tuple[str, str
     assert torch.equal(both["semantic"], one["semantic"])
     assert all(torch.equal(both[key], two[key]) for key in ("features", "objectness", "deltas"))
     frame = Frame.full(images)
-    expected = instances.model.segment({**two, "semantic": one["semantic"]}, frame)
-    for a, b in zip(merged.segment(both, frame), expected, strict=True):
+    expected = instances.model.postprocess({**two, "semantic": one["semantic"]}, frame).maps
+    for a, b in zip(merged.postprocess(both, frame).maps, expected, strict=True):
         assert np.array_equal(a.segments, b.segments) and np.array_equal(a.labels, b.labels)
 
 

@@ -18,7 +18,7 @@ from pipelines.evaluation.report import charts
 from pipelines.evaluation.report.examples import choose
 from pipelines.evaluation.report.page import Example, Model, page
 
-TIMINGS = {"network_ms": 20.0, "merge_ms": 5.0, "images_per_second": 3.0}
+TIMINGS = {"network_ms": 20.0, "postprocess_ms": 5.0, "images_per_second": 3.0}
 
 
 def categories_of(things: Sequence[bool], names: Sequence[str] = ("a", "b", "c", "d")) -> Categories:

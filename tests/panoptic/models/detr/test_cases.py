@@ -41,7 +41,7 @@ def test_more_segments_than_queries(small_categories) -> None:
     present, boxes = detr._true_boxes(targets)
     matches = model._match(outputs["logits"], outputs["boxes"], targets, present, boxes)
     assert present.sum() == 61 and sorted(matches.queries.tolist()) == [0, 1, 2, 3, 4]
-    (found,) = model.segment({**outputs, **model.truth(targets, outputs)}, targets.frame)
+    (found,) = model.postprocess({**outputs, **model.truth(targets, outputs)}, targets.frame).maps
     assert len(found.labels) == 5
 
 

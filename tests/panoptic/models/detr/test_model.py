@@ -136,7 +136,7 @@ def test_boxes_and_instance_masks(published, answer, shared) -> None:
     wide = replace(model.config, logits=0).build(every)
     wide.load_state_dict({**model.state_dict(), "classes.index": torch.arange(250)})
     frame = replace(targets.frame, output_sizes=torch.tensor([[150, 200], [61, 84]]))
-    for b, found in enumerate(wide.eval().instances(answer, frame)):
+    for b, found in enumerate(wide.eval().postprocess(answer, frame, ["instances"]).instances):
         np.testing.assert_array_equal(found.labels, fixture[f"labels{b}"])
         np.testing.assert_allclose(found.scores, fixture[f"scores{b}"], atol=1e-3)
         np.testing.assert_allclose(found.boxes, fixture[f"boxes{b}"], atol=2e-3)
@@ -152,7 +152,7 @@ def test_panoptic_maps(shared, case: str) -> None:
     model.classes.index.copy_(class_index(250, categories))
     size, target = (torch.tensor([expected[name]]) for name in ("processed", "target"))
     outputs = {"logits": torch.from_numpy(fixture["pred_logits"]), "masks": torch.from_numpy(fixture["pred_masks"])}
-    (found,) = model.segment(outputs, Frame(tuple(expected["processed"]), size, target))
+    (found,) = model.postprocess(outputs, Frame(tuple(expected["processed"]), size, target)).maps
     rows = expected["segments_info"]
     assert [categories.ids[label] for label in found.labels] == [row["category_id"] for row in rows]
     np.testing.assert_allclose(found.areas(), [row["area"] for row in rows], atol=5e-4 * fixture["seg"].size)

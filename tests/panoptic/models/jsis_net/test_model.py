@@ -169,7 +169,10 @@ def test_proposals_that_all_vanish_leave_the_whole_image(small_categories, rando
     sum(terms.values()).backward()
     assert maps and all(p.grad is not None for p in model.parameters())
     frame = Frame((64, 96), torch.tensor([[64, 96], [32, 48]]), torch.tensor([[128, 192], [32, 48]]))
-    assert [p.tolist() for p in model.proposals(model.network(images), frame)] == [[[0, 0, 192, 128]], [[0, 0, 48, 32]]]
+    assert [p.tolist() for p in model.postprocess(model.network(images), frame, ["proposals"]).proposals] == [
+        [[0, 0, 192, 128]],
+        [[0, 0, 48, 32]],
+    ]
 
 
 def test_proposals_come_in_pixels_of_the_output(small_categories, random_segmentation) -> None:
@@ -178,12 +181,15 @@ def test_proposals_come_in_pixels_of_the_output(small_categories, random_segment
     sizes = torch.tensor([[64, 96], [64, 96]])
     with torch.no_grad():
         outputs = model.network(images)
-        same, larger = (model.proposals(outputs, Frame((64, 96), sizes, sizes * factor)) for factor in (1, 3))
+        same, larger = (
+            model.postprocess(outputs, Frame((64, 96), sizes, sizes * factor), ["proposals"]).proposals
+            for factor in (1, 3)
+        )
     assert same is not None and larger is not None
     assert all(0 < len(part) <= SMALL_JSIS.regions.test_after for part in same)
     assert all(torch.allclose(3 * a, b) for a, b in zip(same, larger, strict=True))
     semantic = build(replace(SMALL_JSIS, branches="semantic"), small_categories)
-    assert semantic.proposals(semantic.network(images), Frame.full(images)) is None
+    assert semantic.postprocess(semantic.network(images), Frame.full(images), ["proposals"]).proposals is None
 
 
 def test_two_logits_count_by_their_difference(small_categories, random_segmentation) -> None:
@@ -218,11 +224,15 @@ def test_maps_and_instances_have_thresholds_of_their_own(small_categories, rando
     model = build(config, small_categories).eval()
     with torch.no_grad():
         outputs = given(model.network(images), [0.9, 0.45, 0.42, 0.4, 0.2], [0.0, 0.44, 0.46, 0.0, 0.0])
-    kinds = [m.labels.tolist().count(small_categories.things[0]) for m in model.segment(outputs, targets.frame)]
+    kinds = [
+        m.labels.tolist().count(small_categories.things[0]) for m in model.postprocess(outputs, targets.frame).maps
+    ]
     assert kinds == [2, 2]  # the third one is more probably background, the fourth one no better than the threshold
-    assert [len(found.labels) for found in model.instances(outputs, targets.frame)] == [5, 5]
+    assert [len(found.labels) for found in model.postprocess(outputs, targets.frame, ["instances"]).instances] == [5, 5]
     model = build(replace(config, background_wins=False), small_categories).eval()
-    kinds = [m.labels.tolist().count(small_categories.things[0]) for m in model.segment(outputs, targets.frame)]
+    kinds = [
+        m.labels.tolist().count(small_categories.things[0]) for m in model.postprocess(outputs, targets.frame).maps
+    ]
     assert kinds == [3, 3]
 
 

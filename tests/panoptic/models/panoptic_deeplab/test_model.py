@@ -86,7 +86,7 @@ def test_standalone_outputs_and_map(standalone, fixture_rules) -> None:
     size = (images.shape[2], images.shape[3])
     for ours, theirs in (("semantic", "semantic"), ("centre", "center"), ("offset", "offset")):
         close(model.upsampling.canvas(outputs[ours], size)[0], arrays[theirs])
-    merged = model.segment(outputs, Frame.full(images))[0]
+    merged = model.postprocess(outputs, Frame.full(images)).maps[0]
     np.testing.assert_array_equal(panoptic_ids(merged, CITYSCAPES, 255_000), arrays["panoptic"])
 
 
@@ -138,9 +138,9 @@ def test_detectron2_outputs_map_and_instances(detectron2, fixture_rules) -> None
     for ours, theirs in (("semantic", "semantic_logits_net"), ("centre", "center_net"), ("offset", "offset_net")):
         close(model.upsampling.canvas(outputs[ours], size)[0], arrays[theirs])
     frame = Frame.full(images)
-    merged = model.segment(outputs, frame)[0]
+    merged = model.postprocess(outputs, frame).maps[0]
     np.testing.assert_array_equal(panoptic_ids(merged, CITYSCAPES, -1), arrays["panoptic"])
-    instances = model.instances(outputs, frame)[0]
+    instances = model.postprocess(outputs, frame, ["instances"]).instances[0]
     assert len(instances.labels) == meta["n_instances"]
     order = np.argsort(instances.labels, kind="stable")  # the reference goes by class, then by centre
     np.testing.assert_array_equal(instances.labels[order], arrays["inst_classes"])

@@ -41,10 +41,10 @@ def test_foreground_keeps_instances_off_ignored_regions(small_categories) -> Non
     # a network that knows no void calls everything a person
     outputs["semantic"] = torch.zeros_like(outputs["semantic"])
     outputs["semantic"][:, small_categories.things[0]] = 1
-    masked = model.segment(outputs, targets.frame)[0]
+    masked = model.postprocess(outputs, targets.frame).maps[0]
     np.testing.assert_array_equal(masked.segments, targets.segments[0])
     del outputs["foreground"]
-    assert (model.segment(outputs, targets.frame)[0].segments > 0).all()
+    assert (model.postprocess(outputs, targets.frame).maps[0].segments > 0).all()
 
 
 def test_void_is_trained_as_background(small_categories) -> None:
@@ -63,7 +63,7 @@ def test_maps_of_another_size_keep_their_instances(flavour: str, small_categorie
     images, targets = two_things(small_categories)
     outputs = model.truth(targets, model.network(images))
     frame = Frame((32, 48), targets.frame.sizes, targets.frame.sizes * 3)
-    merged = model.segment(outputs, frame)[0]
+    merged = model.postprocess(outputs, frame).maps[0]
     people = np.flatnonzero(merged.labels == small_categories.things[0]) + 1
     sizes = [int((merged.segments == k).sum()) for k in people]
     assert len(sizes) == 2
@@ -82,7 +82,7 @@ def test_offsets_that_are_not_rescaled_miss_their_centres(small_categories) -> N
         config = replace(SMALL, flavour="detectron2", rescale_offset=rescale)
         model = config.build(small_categories).eval()
         outputs = model.truth(targets, model.network(images))
-        merged = model.segment(outputs, frame)[0]
+        merged = model.postprocess(outputs, frame).maps[0]
         expected = np.kron(segments, np.ones((3, 3), np.int32))
         wrong[rescale] = float((merged.segments != expected).mean())
     assert wrong[True] < 0.01 < 0.02 < wrong[False]

@@ -105,7 +105,10 @@ def test_only_the_finest_level_feels_rounding(published) -> None:
 
 def test_published_map_instances_and_classes(published) -> None:
     model, outputs, frame, arrays, meta, *_ = published
-    (merged,), (instances,) = model.segment(outputs, frame), model.instances(outputs, frame)
+    (merged,), (instances,) = (
+        model.postprocess(outputs, frame).maps,
+        model.postprocess(outputs, frame, ["instances"]).instances,
+    )
     assert (merged.segments != arrays["panoptic"]).mean() < 5e-4
     expected = [s["category_id"] if s["isthing"] else 79 + s["category_id"] for s in meta["segments_info"]]
     assert merged.labels.tolist() == expected
@@ -119,7 +122,7 @@ def test_published_map_instances_and_classes(published) -> None:
     drawn = np.stack([rle.decode(mask) for mask in instances.masks]).astype(bool)
     expected_masks = np.unpackbits(arrays["det_masks"], axis=2)[:, :, : meta["w"]].astype(bool)
     assert (drawn != expected_masks).mean() < 5e-4
-    (classes,) = model.semantics(outputs, frame)
+    (classes,) = model.postprocess(outputs, frame, ["semantics"]).semantics
     stuff = arrays["sem_argmax"] > 0
     assert (classes[stuff] != 79 + arrays["sem_argmax"][stuff]).mean() < 5e-4
 

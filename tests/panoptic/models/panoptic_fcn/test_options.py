@@ -35,7 +35,10 @@ def test_a_batch_is_merged_as_its_images_are_one_by_one(small_categories, random
         outputs = model.network(images, frame)
     together = list(
         zip(
-            model.segment(outputs, frame), model.instances(outputs, frame), model.semantics(outputs, frame), strict=True
+            model.postprocess(outputs, frame).maps,
+            model.postprocess(outputs, frame, ["instances"]).instances,
+            model.postprocess(outputs, frame, ["semantics"]).semantics,
+            strict=True,
         )
     )
     for b, (merged, instances, classes) in enumerate(together):
@@ -46,11 +49,13 @@ def test_a_batch_is_merged_as_its_images_are_one_by_one(small_categories, random
         for name, value in own.items():
             torch.testing.assert_close(value, outputs[name][one], rtol=1e-4, atol=1e-4)
         cut = {name: value[one] for name, value in outputs.items()}
-        (again,) = model.segment(cut, alone)
+        (again,) = model.postprocess(cut, alone).maps
         np.testing.assert_array_equal(again.segments, merged.segments)
         np.testing.assert_array_equal(again.scores, merged.scores)
-        np.testing.assert_array_equal(model.instances(cut, alone)[0].scores, instances.scores)
-        np.testing.assert_array_equal(model.semantics(cut, alone)[0], classes)
+        np.testing.assert_array_equal(
+            model.postprocess(cut, alone, ["instances"]).instances[0].scores, instances.scores
+        )
+        np.testing.assert_array_equal(model.postprocess(cut, alone, ["semantics"]).semantics[0], classes)
 
 
 @pytest.mark.parametrize("regions", ["with_things", "stuff", "all"])
@@ -69,9 +74,9 @@ def test_no_thing_no_stuff_or_neither(regions, found, small_categories, random_s
     with torch.no_grad():
         outputs = model.network(images, targets.frame)
     for merged, instances, classes, size in zip(
-        model.segment(outputs, targets.frame),
-        model.instances(outputs, targets.frame),
-        model.semantics(outputs, targets.frame),
+        model.postprocess(outputs, targets.frame).maps,
+        model.postprocess(outputs, targets.frame, ["instances"]).instances,
+        model.postprocess(outputs, targets.frame, ["semantics"]).semantics,
         targets.frame.output_sizes.tolist(),
         strict=True,
     ):

@@ -103,7 +103,7 @@ def test_proposals(reference, outputs) -> None:
         assert abs(len(found.boxes) - arrays[f"im{i}/n_proposals"]) <= 1
         close(found.boxes[:200], arrays[f"im{i}/proposal_boxes"])
         close(found.logits[:200], arrays[f"im{i}/proposal_logits"])
-    scaled = model.proposals(outputs, frame)[1]
+    scaled = model.postprocess(outputs, frame, ["proposals"]).proposals[1]
     factor = np.tile(np.array(meta["outs"][1][::-1]) / np.array(meta["sizes"][1][::-1]), 2)
     close(scaled[:200], arrays["im1/proposal_boxes"] * factor)
 
@@ -113,7 +113,7 @@ def test_detections_and_masks(reference, outputs) -> None:
 
     model, _, _, frame, arrays, meta, _ = reference
     found = model.detections(outputs, frame)
-    for i, instances in enumerate(model.instances(found, frame)):
+    for i, instances in enumerate(model.postprocess(found, frame, ["instances"]).instances):
         close(torch.from_numpy(instances.boxes), arrays[f"im{i}/det_boxes"])
         close(torch.from_numpy(instances.scores), arrays[f"im{i}/det_scores"])
         np.testing.assert_array_equal(instances.labels, arrays[f"im{i}/det_classes"])
@@ -125,14 +125,14 @@ def test_detections_and_masks(reference, outputs) -> None:
 
 def test_merged_maps(reference, outputs) -> None:
     model, _, _, frame, arrays, meta, _ = reference
-    for i, merged in enumerate(model.segment(outputs, frame)):
+    for i, merged in enumerate(model.postprocess(outputs, frame).maps):
         segments = meta["segments_info"][i]
         assert [s["category_id"] + (0 if s["isthing"] else 79) for s in segments] == merged.labels.tolist()
         np.testing.assert_allclose(merged.scores, [s.get("score", 1.0) for s in segments], atol=1e-5)
         assert (merged.segments != arrays[f"im{i}/panoptic"]).mean() < 5e-4
         classes = model.semantic_classes(outputs["semantic"], frame, i)
         assert (classes != arrays[f"im{i}/sem_argmax"]).mean() < 5e-4
-        stuff = model.semantics(outputs, frame)[i]
+        stuff = model.postprocess(outputs, frame, ["semantics"]).semantics[i]
         np.testing.assert_array_equal(np.where(stuff >= 80, stuff - 79, 0), classes)
 
 

@@ -60,7 +60,7 @@ def test_true_boxes_in_place_of_detections_are_masked_and_merged(model, small_ca
     assert torch.equal(found["detections"], given["detections"])
     listed = found["detections"][0, :, 5] != IGNORE
     assert found["masks"][0, listed].amax((1, 2)).min() > 0 and not found["masks"][0, ~listed].any()
-    (instances,) = model.instances(found, targets.frame)
+    (instances,) = model.postprocess(found, targets.frame, ["instances"]).instances
     assert sorted(instances.labels) == sorted(label for label in truth.labels if label in small_categories.things)
     assert (instances.scores == 1).all()
 
@@ -71,11 +71,11 @@ def test_what_is_found_once_is_not_looked_for_again(model, monkeypatch) -> None:
     with torch.no_grad():
         outputs = model.network(images)
     once = model.detections(outputs, frame)
-    expected = model.segment(outputs, frame)[0]
+    expected = model.postprocess(outputs, frame).maps[0]
     monkeypatch.setattr(model.detector, "_look_at_boxes", None)
     monkeypatch.setattr(model.detector, "_look_at_masks", None)
-    assert np.array_equal(model.segment(once, frame)[0].segments, expected.segments)
-    assert len(model.instances(once, frame)[0].labels) > 0
+    assert np.array_equal(model.postprocess(once, frame).maps[0].segments, expected.segments)
+    assert len(model.postprocess(once, frame, ["instances"]).instances[0].labels) > 0
 
 
 def test_proposals_come_at_the_output_size(model) -> None:
@@ -83,8 +83,8 @@ def test_proposals_come_at_the_output_size(model) -> None:
     sizes = torch.tensor([[64, 96], [40, 60]])
     with torch.no_grad():
         outputs = model.network(images, Frame((64, 96), sizes, sizes))
-    small = model.proposals(outputs, Frame((64, 96), sizes, sizes))
-    large = model.proposals(outputs, Frame((64, 96), sizes, sizes * torch.tensor([3, 2])))
+    small = model.postprocess(outputs, Frame((64, 96), sizes, sizes), ["proposals"]).proposals
+    large = model.postprocess(outputs, Frame((64, 96), sizes, sizes * torch.tensor([3, 2])), ["proposals"]).proposals
     for b, (height, width) in enumerate(sizes.tolist()):
         torch.testing.assert_close(large[b], small[b] * torch.tensor([2.0, 3, 2, 3]))
         assert len(small[b]) and (small[b].amax(0) <= torch.tensor([width, height, width, height])).all()
@@ -98,7 +98,10 @@ def test_padding_of_the_canvas_changes_nothing(model) -> None:
     with torch.no_grad():
         first, second = model.network(images), model.network(padded, Frame((64, 96), sizes, sizes))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    maps = [model.segment(first, Frame.full(images)), model.segment(second, Frame((64, 96), sizes, sizes))]
+    maps = [
+        model.postprocess(first, Frame.full(images)).maps,
+        model.postprocess(second, Frame((64, 96), sizes, sizes)).maps,
+    ]
     assert np.array_equal(maps[0][0].segments, maps[1][0].segments)
 
 
@@ -107,7 +110,10 @@ def test_stuff_is_evaluated_by_its_branch_and_things_by_the_map(model, small_cat
     frame = Frame.full(images)
     with torch.no_grad():
         outputs = model.network(images)
-    merged, (found,) = model.segment(outputs, frame)[0].semantic(), model.semantics(outputs, frame)
+    merged, (found,) = (
+        model.postprocess(outputs, frame).maps[0].semantic(),
+        model.postprocess(outputs, frame, ["semantics"]).semantics,
+    )
     branch = model.semantic_classes(outputs["semantic"], frame, 0)
     assert np.array_equal(found[branch > 0], np.array(small_categories.stuff)[branch[branch > 0] - 1])
     things = np.isin(merged, small_categories.things)
