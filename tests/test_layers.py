@@ -18,8 +18,8 @@ ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
     "panoptic": (
         *(("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
         *(("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
-        *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",)),
-        *(("training",), ("evaluation",), ("convert",), ("export",), ("visualization",)),
+        *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",), ("models.interface",)),
+        *(("training",), ("checkpoint",), ("evaluation",), ("convert",), ("export",), ("visualization",)),
     ),
     "pipelines": (
         *(("cluster",), ("data", "tracking"), ("config",), ("presets",), ("training",)),

@@ -1,8 +1,9 @@
 """Weights for what a study freezes, where none can be had: trained on the drawn scenes, once, and kept.
 
-The backbone alone learns through the semantic loss of its preset's model, whatever heads a row has, so that all studies
-of a preset share a backbone. Where other parts are frozen too, the row's whole model learns through all its losses, at the
-preset's rate, and the study's rows start from that checkpoint. Run and file are named by everything that changes them.
+The backbone alone learns through the semantic loss of its preset's model, whatever heads a row has, so that all
+studies of a preset share a backbone. Where other parts are frozen too, the row's whole model learns through all its
+losses, at the preset's rate, and the study's rows start from that checkpoint. Run and file are named by everything
+that changes them.
 """
 
 from __future__ import annotations
