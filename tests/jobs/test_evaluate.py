@@ -17,7 +17,7 @@ def register(store: str, folder: Path, categories: Categories, seed: int) -> Non
     from panoptic.transforms import Resize
     from pipelines.tracking import model as mlflow_model
     from pipelines.tracking import runs as tracking
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     file = f"{write_model(folder / f'model-{seed}', categories, seed)}/checkpoint.pt"
     run = tracking.start(tracking.Tracking(uri=store), folder)
@@ -28,7 +28,7 @@ def register(store: str, folder: Path, categories: Categories, seed: int) -> Non
 def exit_code(mlflow_store: str, tmp_path: Path, small_categories: Categories) -> Callable[..., int]:
     """`exit_code(model, *options)` of a call on 22 images; models 1 and 2 of "street" are registered."""
     from jobs import evaluate
-    from tests.pipelines.evaluation.stored import write_shards
+    from tests.support.stored import write_shards
 
     (tmp_path / "shards").mkdir()
     write_shards(tmp_path / "shards", small_categories, 22)
@@ -98,7 +98,7 @@ def test_options_that_would_be_ignored_are_refused(
 
 def test_a_store_that_is_away_is_one_line(tmp_path: Path, small_categories, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs import evaluate
-    from tests.pipelines.evaluation.stored import write_shards
+    from tests.support.stored import write_shards
 
     write_shards(tmp_path, small_categories, 1)
     options = ["--data", str(tmp_path), "--once", "--tracking-uri", "http://127.0.0.1:9"]

@@ -14,7 +14,7 @@ from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.segmentation import Categories
 from panoptic.training import checkpoint
-from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
+from tests.support.small import SMALL_DEEPLAB, SMALL_FCN
 
 
 def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root: Path) -> str:

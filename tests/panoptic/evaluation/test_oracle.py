@@ -16,7 +16,7 @@ from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import Engine
-from tests.panoptic.models.small import SMALL_DEEPLAB, SMALL_FCN
+from tests.support.small import SMALL_DEEPLAB, SMALL_FCN
 
 FCN_NEEDS = {"class": ("position",), "mask": ("class",)}
 

@@ -15,7 +15,7 @@ from panoptic.metrics.report import details, metrics
 from panoptic.models.base import Outputs, Prediction, Wanted
 from panoptic.segmentation import Frame, Segmentation
 from panoptic.training.device import Engine
-from tests.panoptic.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
+from tests.support.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
 
 
 def model() -> Tiny:

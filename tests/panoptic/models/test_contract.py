@@ -15,7 +15,7 @@ from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model, load, save
 from panoptic.training.device import Engine
-from tests.panoptic.models.small import NOT_YET, ORACLE, SMALL
+from tests.support.small import NOT_YET, ORACLE, SMALL
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
 

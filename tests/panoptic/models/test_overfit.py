@@ -9,7 +9,7 @@ import pytest
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.training.optim import Optim
-from tests.panoptic.models.photographs import learn, photographs
+from tests.support.photographs import learn, photographs
 
 NARROW = PanopticDeepLabConfig(
     backbone=Backbone(name="resnet18"),

@@ -36,8 +36,8 @@ from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.step import SkipCounter, train_step
 from panoptic.transforms import Augment, generator, training_view
 from tests.conftest import draw_segmentation
-from tests.panoptic.double import all_in_double
-from tests.panoptic.models.small import SMALL
+from tests.support.double import all_in_double
+from tests.support.small import SMALL
 
 FILE = Path(__file__).with_name("traces.json")
 

@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories
 from panoptic.training import checkpoint, transfer
 from panoptic.training import plain as plain_module
 from panoptic.training.optim import Optim, build_ema, build_optimiser
-from tests.panoptic.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
+from tests.support.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 CONFIG = TinyConfig(TinyBackbone(width=6, norm="group"), rates=(3, 6, 9), factor=0.5)
 

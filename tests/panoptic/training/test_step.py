@@ -16,7 +16,7 @@ from panoptic.training import checkpoint
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_ema, build_optimiser
 from panoptic.training.step import Meter, SkipCounter, StepResult, clip_gradients, train_step
-from tests.panoptic.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
+from tests.support.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 OPTIM = Optim(lr=0.05, warmup_steps=3, weight_decay=1e-4, clip_norm=1.0, ema=0.9)
 ENGINE = Engine(max_skipped=3)

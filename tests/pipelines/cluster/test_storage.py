@@ -99,7 +99,7 @@ def test_s3(bucket: str, tmp_path: Path) -> None:
 def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     from pipelines.data.readers.coco_panoptic import coco_panoptic
     from pipelines.data.shard_writer import write_shard
-    from tests.pipelines.data.coco_folder import write_folder
+    from tests.support.coco_folder import write_folder
 
     write_folder(tmp_path / "data", "val", count=2)
     storage.upload_directory(tmp_path / "data", storage.join(bucket, "data"))
@@ -121,7 +121,7 @@ def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_cat
 
     from jobs import predict
     from panoptic.png import from_coco
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     model, photos, out = (storage.join(bucket, name) for name in ("model", "photos", "out"))
     storage.upload_directory(write_model(tmp_path / "model", small_categories), model)

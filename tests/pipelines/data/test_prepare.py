@@ -17,7 +17,7 @@ from panoptic.png import encode_ids, from_coco
 from panoptic.segmentation import Categories
 from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, read_row, verify
 from pipelines.data.readers.coco_panoptic import coco_panoptic
-from tests.pipelines.data.coco_folder import CATEGORIES, write_folder, write_json
+from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

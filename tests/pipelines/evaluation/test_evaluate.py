@@ -25,7 +25,7 @@ def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     """`assigned(seed)` is the task of evaluation a random model."""
     from pipelines.evaluation.evaluate import assign
     from pipelines.presets import PRESETS
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     folder = tmp_path_factory.mktemp("models")
     return lambda seed=0: assign(write_model(folder / f"random-{seed}", val.categories, seed), val, PRESETS["demo"]())
@@ -41,7 +41,7 @@ def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> N
     from panoptic.evaluation.tally import summarise
     from pipelines.cluster.actor_pool import Pool, each
     from pipelines.evaluation.evaluate import evaluate
-    from tests.pipelines.evaluation.stored import mortal
+    from tests.support.stored import mortal
 
     task = assigned()
     alone = evaluate(task, Pool(0)).evaluation
@@ -118,7 +118,7 @@ def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytes
 
 def test_the_identity_is_that_of_the_content(tmp_path: Path, small_categories) -> None:
     from pipelines.evaluation.evaluate import identify
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     uri, first = identify(write_model(tmp_path / "a", small_categories))
     assert uri.endswith("a/checkpoint.pt") and identify(uri) == (uri, first)

@@ -112,7 +112,7 @@ def shards(root: Path, names: list[str]) -> Manifest:
     import pyarrow.parquet as pq
 
     from pipelines.data.manifest import Shard
-    from tests.pipelines.data.coco_folder import CATEGORIES
+    from tests.support.coco_folder import CATEGORIES
 
     pq.write_table(pa.table({"name": names, "image_id": [10 + k for k in range(len(names))]}), root / "s.parquet")
     empty = Manifest(0, "val", 0, "", CATEGORIES, (), 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {})

@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories, Frame
 from panoptic.transforms import Resize
 from pipelines.evaluation.evaluate import Stored, load
 from pipelines.evaluation.merge_branches import merge, save, table
-from tests.panoptic.models.small import SMALL, SMALL_DEEPLAB, SMALL_JSIS
+from tests.support.small import SMALL, SMALL_DEEPLAB, SMALL_JSIS
 
 OPTIONS: dict[str, Any] = {"resize.short": 64, "engine.precision": "float32", "optim.lr": 0.1}
 

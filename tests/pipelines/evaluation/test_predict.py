@@ -76,7 +76,7 @@ def test_photographs_of_every_kind(
     folder: Path, tmp_path: Path, small_categories: Categories, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from jobs import predict
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # as it is at first
     model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
@@ -106,7 +106,7 @@ def test_photographs_under_the_ids_of_a_json(
     folder: Path, tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jobs import predict
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     entries = [{"id": 17, "file_name": "turned.jpg"}, {"id": 4, "file_name": "a.png"}]
     (tmp_path / "info.json").write_text(json.dumps({"images": entries}))
@@ -129,7 +129,7 @@ def test_an_image_that_a_format_cannot_hold_is_left_out(
 ) -> None:
     from jobs import predict
     from pipelines.evaluation import predict as pipeline
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     def crowded(task, model, sample) -> tuple[np.ndarray, Segmentation]:
         """1001 persons in one image; another one cannot be predicted at all."""
@@ -159,7 +159,7 @@ def submission(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempP
     """Predictions of the drawn validation scenes, from shards."""
     from jobs import predict
     from pipelines.data.prepare import ensure_shards
-    from tests.pipelines.evaluation.stored import write_model
+    from tests.support.stored import write_model
 
     root = tmp_path_factory.mktemp("submission")
     val = ensure_shards(scenes16, "val", root / "shards")

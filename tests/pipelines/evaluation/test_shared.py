@@ -17,8 +17,8 @@ from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
 from pipelines.training.worker import validation_batches
-from tests.panoptic.models.small import SMALL
-from tests.pipelines.evaluation.stored import write_shards
+from tests.support.small import SMALL
+from tests.support.stored import write_shards
 
 ROWS = 7
 

@@ -26,7 +26,7 @@ from pipelines.tracking.runs import Tracking, start
 from pipelines.training.preflight import STAND_IN
 from pipelines.tuning.progress import Line
 from pipelines.tuning.results import Finished
-from tests.panoptic.models.small import SMALL_JSIS
+from tests.support.small import SMALL_JSIS
 
 # From the options to the files that a study leaves.
 

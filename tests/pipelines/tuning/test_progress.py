@@ -18,7 +18,7 @@ from pipelines.tuning.failures import close_children, record_failure
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.progress import Display, Line, Progress, table
 from pipelines.tuning.trial_limit import TrialLimit
-from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
+from tests.support.plans import plan_of, stored_plan, tags_of, tuned
 
 LINES = [
     Line("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),

@@ -21,7 +21,7 @@ from pipelines.tuning.failures import OutOfMemory, describe, forget_failure, out
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.trial import Course, accumulating, beginning, best_of, fitted, missing, report, run_trial
 from pipelines.tuning.trial_config import Resolved, apply, fit_workers, more_accumulation, resolve
-from tests.pipelines.tuning.plans import plan_of, stored_plan, tags_of, tuned
+from tests.support.plans import plan_of, stored_plan, tags_of, tuned
 
 
 def test_what_tune_draws_becomes_an_experiment():

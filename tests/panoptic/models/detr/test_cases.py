@@ -14,8 +14,8 @@ from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.freezing import freeze_parameters, training_mode
 from panoptic.training.optim import Optim, parameter_groups
 from pipelines.presets.detr import DETECTOR
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.small import SMALL_DETR
+from tests.support.photographs import learn, photographs
+from tests.support.small import SMALL_DETR
 
 
 def sample(truth: Segmentation, seed: int = 0) -> Sample:

@@ -14,8 +14,8 @@ from panoptic.convert.detr import class_index
 from panoptic.models.base import Outputs
 from panoptic.models.detr.model import _true_boxes, _valid
 from panoptic.segmentation import Categories, Frame, Targets
-from tests.panoptic.models.query_fixtures import arrays, coco, record, weights
-from tests.panoptic.models.small import SMALL_DETR
+from tests.support.query_fixtures import arrays, coco, record, weights
+from tests.support.small import SMALL_DETR
 
 PUBLISHED = {"class": "loss_ce", "box": "loss_bbox", "giou": "loss_giou", "mask": "loss_mask", "dice": "loss_dice"}
 

@@ -17,8 +17,8 @@ from panoptic.models.jsis_net.model import REGIONS, JSISNet, JSISNetConfig
 from panoptic.rcnn.rpn import region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, Segmentation, Targets, collate
 from panoptic.training.optim import Optim, build_optimiser
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.small import SMALL, SMALL_JSIS
+from tests.support.photographs import learn, photographs
+from tests.support.small import SMALL, SMALL_JSIS
 
 TERMS = ("objectness", "region", "class", "box", "mask", "semantic", "regularisation")
 

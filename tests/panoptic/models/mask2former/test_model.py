@@ -15,9 +15,9 @@ from panoptic.models.mask_transformer import loss, point_sampling
 from panoptic.models.mask_transformer.loss import learnt, mask_logits, mask_products
 from panoptic.segmentation import Categories, Targets, collate
 from panoptic.training.optim import Optim
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.small import SMALL_MASK2FORMER
 from tests.panoptic.models.test_contract import as_sample, only
+from tests.support.photographs import learn, photographs
+from tests.support.small import SMALL_MASK2FORMER
 
 
 def batch(categories: Categories, counts: tuple[int, ...]) -> tuple[torch.Tensor, Targets]:

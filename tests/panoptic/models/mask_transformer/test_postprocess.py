@@ -13,7 +13,7 @@ from panoptic.models.mask_transformer import mask_resampler, pixel_assignment
 from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
 from panoptic.models.mask_transformer.postprocess import merge_queries, query_instances, query_semantics
 from panoptic.segmentation import Categories
-from tests.panoptic.models.query_fixtures import arrays, coco, record
+from tests.support.query_fixtures import arrays, coco, record
 
 RULES = {"maskformer": False, "mask2former": True}
 

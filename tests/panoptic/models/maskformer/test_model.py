@@ -15,10 +15,10 @@ from panoptic.models.mask_transformer.loss import coarse_masks, learnt, mask_log
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Frame, Targets, collate
 from panoptic.training.optim import Optim
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.query_fixtures import arrays, coco, record, weights
-from tests.panoptic.models.small import SMALL_MASKFORMER
 from tests.panoptic.models.test_contract import as_sample, only
+from tests.support.photographs import learn, photographs
+from tests.support.query_fixtures import arrays, coco, record, weights
+from tests.support.small import SMALL_MASKFORMER
 
 PUBLISHED = {"classes": "loss_ce", "masks": "loss_mask", "dice": "loss_dice"}
 

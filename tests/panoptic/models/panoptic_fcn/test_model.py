@@ -15,7 +15,7 @@ from panoptic.convert import convert, reference_keys
 from panoptic.layers.norm import NORM_EPS, FrozenBatchNorm
 from panoptic.models.panoptic_fcn.model import LEVELS, PanopticFCN
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from tests.panoptic.double import in_double
+from tests.support.double import in_double
 
 COCO = Categories(
     names=tuple(f"class {i}" for i in range(133)),

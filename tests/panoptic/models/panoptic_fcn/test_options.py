@@ -12,8 +12,8 @@ from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fcn.model import PanopticFCN, PanopticFCNConfig
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, collate
 from panoptic.training.optim import Optim
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.small import SMALL_FCN
+from tests.support.photographs import learn, photographs
+from tests.support.small import SMALL_FCN
 
 
 def build(config: PanopticFCNConfig, categories: Categories) -> PanopticFCN:

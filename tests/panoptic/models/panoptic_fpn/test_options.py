@@ -14,9 +14,9 @@ from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation, collate
 from panoptic.training.optim import Optim
-from tests.panoptic.models.photographs import learn, photographs
-from tests.panoptic.models.small import SMALL
 from tests.panoptic.models.test_contract import as_sample, build
+from tests.support.photographs import learn, photographs
+from tests.support.small import SMALL
 
 CONFIG = SMALL[PanopticFPNConfig]["group_norm"]
 assert isinstance(CONFIG, PanopticFPNConfig)

@@ -12,7 +12,7 @@ import pytest
 from pipelines.data.readers import READERS
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.readers.source import Source
-from tests.pipelines.data.coco_folder import CATEGORIES, write_folder, write_json
+from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
 
 def reasons(source: Source) -> dict[str, str]:

@@ -26,7 +26,7 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
     import torch
 
     from panoptic.training import checkpoint
-    from tests.panoptic.models.small import SMALL_DEEPLAB
+    from tests.support.small import SMALL_DEEPLAB
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
