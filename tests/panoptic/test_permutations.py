@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.panoptic.evaluated import evaluated, moved_pairs
 
 from panoptic.metrics.report import Evaluation, class_rows, metrics
 from panoptic.segmentation import Categories, Segmentation
+from tests.support.evaluations import evaluated, moved_pairs
 
 
 def figures(evaluation: Evaluation) -> list[float]:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.panoptic.evaluated import Pair, evaluated, moved_pairs, tally_of
 
 from panoptic.metrics.bootstrap import Counts, differences
 from panoptic.metrics.report import Evaluation
@@ -17,6 +16,7 @@ from panoptic.segmentation import Categories, Segmentation
 from pipelines.evaluation.report import charts
 from pipelines.evaluation.report.examples import choose
 from pipelines.evaluation.report.page import Example, Model, page
+from tests.support.evaluations import Pair, evaluated, moved_pairs, tally_of
 
 TIMINGS = {"network_ms": 20.0, "postprocess_ms": 5.0, "images_per_second": 3.0}
 
