@@ -3,6 +3,7 @@
 ## make demo    draw scenes, train a panoptic model on them, evaluate it, show where the results lie
 ## make test    the tests that take seconds
 ## make slow    the tests that take minutes
+## make benchmark [PEERS=DIR] [ROWS="1a 2b"]   timings beside other implementations, whose clones lie in DIR
 ## make check   lint, format and types
 ## make lock    resolve infra/requirements.lock anew
 ## make clean   remove .venv, caches and build files (runs and MLflow records stay)
@@ -27,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Every Ray worker imports torch: without byte code that takes two to four times as long.
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test slow check lock clean
+.PHONY: help demo test slow benchmark check lock clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -35,12 +36,18 @@ help:
 demo: $(STAMP)
 	$(PYTHON) jobs/train.py
 
+# As many processes as cores, up to four: each imports torch, and one of them runs all that need Ray.
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+
 test: $(STAMP)
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest -m "not slow" $(PARALLEL)
 
 # pytest's exit code 5, no test collected, fails here: there are slow tests, so something hid them.
 slow: $(STAMP)
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow $(PARALLEL)
+
+benchmark: $(STAMP)
+	$(PYTHON) -m tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS))
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .

@@ -47,6 +47,24 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "ML
     os.environ.pop(name, None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process when there are several (`make test`).
+
+    All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. The other
+    tests of a file share its fixtures, but for the contract tests, which have none and would be one long block.
+    """
+    for item in items:
+        path = item.path.relative_to(ROOT)
+        if (
+            "ray_cluster" in getattr(item, "fixturenames", ())
+            or path.parts[1] == "jobs"
+            or item.get_closest_marker("ray")
+        ):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif path.name != "test_contract.py":
+            item.add_marker(pytest.mark.xdist_group(path.as_posix()))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """`shared("fixtures/pixels")` is that path of the shared reference folder; the test skips where it is missing."""

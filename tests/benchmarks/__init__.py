@@ -1,1 +1,1 @@
-"""Measurements against the published implementations: see `tests/benchmarks/__main__.py`."""
+"""Measurements against the published implementations: see `__main__`."""

@@ -1,4 +1,4 @@
-"""Measure us against the published implementations: `python tests/benchmarks/__main__.py [ROWS …] [--peers DIR]`.
+"""Measure us against the published implementations: `make benchmark [ROWS="1a 2b"] [PEERS=DIR]`.
 
 DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detectron2, DIR/detr and DIR/Mask2Former;
 Hugging Face's transformers and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
@@ -14,8 +14,6 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import torch
