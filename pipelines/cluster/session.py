@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 ENVIRONMENT = {
     # Trials and workers keep the working directory of the driver, so that relative paths mean the same.

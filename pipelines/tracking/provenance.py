@@ -16,7 +16,7 @@ def code_version() -> dict[str, str]:
         tags = {"version": version("panoptic-ray")}
     except PackageNotFoundError:
         tags = {}
-    folder = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[2]
     commit = _git(folder, "rev-parse", "HEAD")
     if commit and (folder / ".git").exists():
         tags["mlflow.source.git.commit"] = commit

@@ -157,7 +157,7 @@ def _in_processes(root: Path, seed: int, split: str, count: int, workers: int) -
     Not multiprocessing: a fork of a process that runs Ray's and torch's threads can hang, and a spawn
     would import the caller's main module, which takes longer than the drawing.
     """
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH")]))
     bounds = np.linspace(0, count, workers + 1).astype(int).astype(str)
     command = [sys.executable, "-m", "pipelines.data.scenes", str(root.resolve()), str(seed), split]
     processes = [

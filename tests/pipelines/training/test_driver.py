@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipelines.training.driver import Outcome
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 TINY = """
 --model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16

@@ -95,7 +95,7 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
 
     def ended_by(number: int, when: str, *more: str) -> int:
         """The exit code of the sweep, which gets a signal as soon as there is a file of this kind."""
-        job = subprocess.Popen([sys.executable, "jobs/tune.py", *arguments, *more], cwd=Path(__file__).parents[2])
+        job = subprocess.Popen([sys.executable, "jobs/tune.py", *arguments, *more], cwd=Path(__file__).parents[3])
         try:
             deadline = time.monotonic() + 200
             while not list(tmp_path.glob(when)):
