@@ -1,4 +1,4 @@
-"""Evaluate a stored model: `python jobs/evaluate.py MODEL --data ROOT --split val`.
+"""Evaluate a stored model: `python jobs/evaluate.py MODEL --data.root ROOT --data.split val`.
 
 MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Prints the tables, writes
 report.html and records both in an MLflow run.
@@ -14,107 +14,132 @@ Exit codes: 0, 1 = worse than the reference, 2 = not done, for the reason that i
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.common import command
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.config import Model, Split, parse_options
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import ask, evaluate, resolved
-from pipelines.evaluation.record import Places, Worse, html, key_of, record, text
+from pipelines.evaluation.record import Places, html, key_of, record, text
 from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
 
+SPELLINGS = {
+    "--data": "--data.root",
+    "--split": "--data.split",
+    "--shards": "--data.shards",
+    "--tracking-uri": "--tracking.uri",
+    "--experiment": "--tracking.experiment",
+}
 
-def main(arguments: list[str] | None = None) -> Evaluation | None:
+
+@dataclass(frozen=True)
+class Records:
+    """Where the evaluation is recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else the SQLite file in `runs`."""
+    experiment: str = "evaluation"
+    """MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which model, on which images, and what becomes of the figures."""
+
+    model: Model
+    """Checkpoint folder, .pt file, models:/name@alias or runs:/id/model."""
+    data: Split
+    """The images."""
+    out: str = "runs/evaluations"
+    """Folder or s3:// prefix of reports and leases."""
+    no_log: bool = False
+    """Leave MLflow alone."""
+    quick: bool = False
+    """Without boundary PQ and AP."""
+    against: tuple[str, ...] | None = None
+    """Models to compare with."""
+    examples: int | None = None
+    """Worst and typical images in the report, so many each; by default 12."""
+    actors: int = -1
+    """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
+    threads: int = 0
+    """Torch threads of each; 0 = one."""
+    once: bool = False
+    """Scheduled, see above."""
+    reference: str | None = None
+    """models:/NAME@ALIAS to compare with."""
+    margin: float | None = None
+    """Points of PQ that a model may lose against the reference; by default 1."""
+    promote: bool = False
+    """Move the reference's alias to a better model."""
+    tracking: Records = field(default_factory=Records)
+    """MLflow."""
+
+
+def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     """Print PQ and all other figures; the evaluation, None when it was scheduled."""
-    given = _given(arguments)
-    places = Places(resolve_uri(Tracking(uri=given.tracking_uri), "runs"), given.experiment, given.out)
-    manifest = ensure_shards(given.data, given.split, given.shards)
-    measures = Measures(boundary=not given.quick, instances=not given.quick, losses=False)
-    pool = Pool(given.actors, given.threads)
+    given = sys.argv[1:] if arguments is None else arguments
+    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    check(options)
+    tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
+    places = Places(tracking_uri, options.tracking.experiment, options.out)
+    data = options.data
+    manifest = ensure_shards(data.root, data.split, data.shards, reader=data.reader)
+    measures = Measures(boundary=not options.quick, instances=not options.quick, losses=False)
+    pool = Pool(options.actors, options.threads)
 
     def task(uri: str):
         return ask(uri, manifest, PRESETS["demo"](), places.tracking_uri, measures)
 
-    if given.once:
-        scheduled(task, given.model, pool, places, Reference(given.reference, given.margin, given.promote))
+    if options.once:
+        margin = 1.0 if options.margin is None else options.margin
+        scheduled(task, options.model, pool, places, Reference(options.reference or "", margin, options.promote))
         return None
-    asked = [task(uri) for uri in (given.model, *given.against)]
-    evaluated, *others = (evaluate(resolved(one), pool) for one in asked)
-    print(f"{text(evaluated)}\n({given.model} on {manifest.rows} images of {given.split})")
-    report = html(evaluated, others, given.examples)
-    if given.no_log:
-        place = storage.join(places.folder, f"{key_of(evaluated.task)}.html")
-        storage.write_bytes(place, report.encode())
+    asked = [task(uri) for uri in (options.model, *(options.against or ()))]
+    outcome, *others = (evaluate(resolved(one), pool) for one in asked)
+    print(f"{text(outcome)}\n({options.model} on {manifest.rows} images of {data.split})")
+    page = html(outcome, others, 12 if options.examples is None else options.examples)
+    if options.no_log:
+        place = storage.join(places.folder, f"{key_of(outcome.task)}.html")
+        storage.write_bytes(place, page.encode())
     else:
-        run = record(evaluated, places, report, asked[0]).run
-        place = f"{storage.join(places.folder, key_of(evaluated.task))}.html, and in MLflow run {run.run_id}"
+        run = record(outcome, places, page, asked[0]).run
+        place = f"{storage.join(places.folder, key_of(outcome.task))}.html, and in MLflow run {run.run_id}"
     print(f"report: {place}")
-    return evaluated.evaluation
+    return outcome.evaluation
 
 
-def _given(arguments: list[str] | None) -> argparse.Namespace:
-    """The options; one that would be ignored is refused."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    unset = {name for name, value in vars(given).items() if value is None or value is False}
-    for name in () if given.once else ("reference", "margin", "promote"):
-        if name not in unset:
-            parser.error(f"--{name} needs --once")
-    for name in ("no_log", "against", "examples") if given.once else ():
-        if name not in unset:
-            parser.error(f"--{name.replace('_', '-')} cannot be given with --once")
+def check(options: Options) -> None:
+    """Refuse an option that would be ignored.
+
+    Raises:
+        ValueError: names it, and what it needs or excludes.
+    """
+    given = [name for name, value in vars(options).items() if value is not None and value is not False]
+    for name in () if options.once else ("reference", "margin", "promote"):
+        if name in given:
+            raise ValueError(f"--{name} needs --once")
+    for name in ("no_log", "against", "examples") if options.once else ():
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} cannot be given with --once")
     for name in ("margin", "promote"):
-        if name not in unset and given.reference is None:
-            parser.error(f"--{name} needs --reference models:/NAME@ALIAS")
-    if given.margin is not None and not (0 <= given.margin < math.inf):
-        parser.error(f"--margin {given.margin:g}: give points of PQ, 0 or more")
-    defaults = {"reference": "", "margin": 1.0, "against": [], "examples": 12}
-    for name in defaults.keys() & unset:
-        setattr(given, name, defaults[name])
-    return given
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint folder, .pt file, models:/name@alias or runs:/id/model")
-    parser.add_argument("--data", required=True, help="COCO-panoptic folder or shards, local or s3://")
-    parser.add_argument("--split", default="val", help="which split of it")
-    parser.add_argument("--shards", default="runs/shards", help="where shards go when the data is not prepared")
-    parser.add_argument("--out", default="runs/evaluations", help="folder or s3:// prefix of reports and leases")
-    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
-    parser.add_argument("--experiment", default="evaluation", help="of MLflow")
-    parser.add_argument("--no-log", action="store_true", help="leave MLflow alone")
-    parser.add_argument("--quick", action="store_true", help="without boundary PQ and AP")
-    parser.add_argument("--against", nargs="+", metavar="MODEL", help="models to compare with")
-    parser.add_argument("--examples", type=int, help="worst and typical images in the report, each; default: 12")
-    parser.add_argument("--actors", type=int, default=-1, help="processes; default: one a GPU or core; 0: no Ray")
-    parser.add_argument("--threads", type=int, default=0, help="torch threads of each; default: 1")
-    parser.add_argument("--once", action="store_true", help="scheduled, see above")
-    parser.add_argument("--reference", metavar="models:/NAME@ALIAS", help="to compare with")
-    parser.add_argument("--margin", type=float, help="points of PQ that a model may lose; default: 1")
-    parser.add_argument("--promote", action="store_true", help="move the reference's alias to a better model")
-    return parser
-
-
-def command(arguments: list[str] | None = None) -> None:
-    """`main`, whose errors end the process with one line and an exit code."""
-    try:
-        main(arguments)
-    except (ValueError, OSError) as error:  # a store that is away is an OSError
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, Worse) else 2)
+        if name in given and options.reference is None:
+            raise ValueError(f"--{name} needs --reference models:/NAME@ALIAS")
+    if options.margin is not None and not (0 <= options.margin < math.inf):
+        raise ValueError(f"--margin {options.margin:g}: give points of PQ, 0 or more")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    command()
+    command(main)

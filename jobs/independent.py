@@ -1,4 +1,4 @@
-"""Joint against independent training: `python jobs/independent.py JOINT SEMANTIC INSTANCES --data ROOT`.
+"""Joint against independent training: `python jobs/independent.py JOINT SEMANTIC INSTANCES --data.root ROOT`.
 
 Each is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model of a JSIS-Net: trained whole, with
 --model.branches semantic, and with --model.branches instances. The last two are merged as one model, and mIoU, AP50
@@ -7,47 +7,65 @@ Each is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model of
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.common import command
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
+from pipelines.config import Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import load
 from pipelines.evaluation.merge_branches import compare, merge, save, table
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
 
+SPELLINGS = {
+    "--data": "--data.root",
+    "--split": "--data.split",
+    "--shards": "--data.shards",
+    "--tracking-uri": "--tracking.uri",
+}
 
-def main(arguments: list[str] | None = None) -> dict[str, Evaluation]:
+
+@dataclass(frozen=True)
+class Options:
+    """Which models, on which images."""
+
+    joint: Model
+    """The model that was trained whole."""
+    semantic: Model
+    """The one of the semantic branch alone."""
+    instances: Model
+    """The one of the instance branch alone."""
+    data: Split
+    """The images."""
+    out: str = ""
+    """Write the merged model here, as a checkpoint; empty = nowhere."""
+    tracking: Store = field(default_factory=Store)
+    """MLflow."""
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("joint", "semantic", "instances"):
-        parser.add_argument(name, help="checkpoint folder, .pt file, models:/name@alias or runs:/id/model")
-    parser.add_argument("--data", required=True, help="COCO-panoptic folder or shards, local or s3://")
-    parser.add_argument("--split", default="val", help="which split of it")
-    parser.add_argument("--out", default="", help="write the merged model here, as a checkpoint")
-    parser.add_argument("--shards", default="runs/shards", help="where shards go when the data is not prepared")
-    parser.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI, else the store in runs")
-    given = parser.parse_args(arguments)
-    store = resolve_uri(Tracking(uri=given.tracking_uri), "runs")
-    merged = merge(load(given.semantic, store), load(given.instances, store))
-    if given.out:
-        print(f"merged model: {save(merged, given.out)}")
+    given = sys.argv[1:] if arguments is None else arguments
+    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    store = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
+    merged = merge(load(options.semantic, store), load(options.instances, store))
+    if options.out:
+        print(f"merged model: {save(merged, options.out)}")
     session.connect()
-    manifest = ensure_shards(given.data, given.split, given.shards)
-    found = compare({"joint": load(given.joint, store), "merged": merged}, manifest, PRESETS["demo"]())
-    print(f"{manifest.rows} images of {given.split}\n{table(found['joint'], found['merged'])}")
-    return found
+    data = options.data
+    manifest = ensure_shards(data.root, data.split, data.shards, reader=data.reader)
+    models = {"joint": load(options.joint, store), "merged": merged}
+    evaluations = compare(models, manifest, PRESETS["demo"]())
+    print(f"{manifest.rows} images of {data.split}\n{table(evaluations['joint'], evaluations['merged'])}")
+    return evaluations
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(main)

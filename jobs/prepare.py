@@ -1,50 +1,86 @@
-"""Check a dataset and write it as shards: `python jobs/prepare.py coco ROOT --split train --out DIR`."""
+"""Check a data set and write it as shards: `python jobs/prepare.py --data.root ROOT --data.split train --out DIR`."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.common import command
+from pipelines.config import parse_options
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers import READERS
 
+SPELLINGS = {
+    "--split": "--data.split",
+    "--json": "--data.json-file",
+    "--pngs": "--data.pngs",
+    "--images": "--data.images",
+}
 
-def main(arguments: list[str] | None = None) -> Manifest:
+
+@dataclass(frozen=True)
+class Source:
+    """The data set, and its parts where they are not found by themselves."""
+
+    root: str
+    """Folder of the data set, local or s3://."""
+    split: str
+    """Name of the split: train, val, train2017 …"""
+    reader: str = "coco"
+    """Format of the data set: a key of `pipelines.data.readers.READERS`."""
+    json_file: str = ""
+    """Annotation file, where it is not found by itself."""
+    pngs: str = ""
+    """Folder of PNG id maps, likewise."""
+    images: str = ""
+    """Folder of images, likewise."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is prepared, and how."""
+
+    data: Source
+    """The data set."""
+    out: str
+    """Folder of its own for the shards, local or s3://."""
+    rows_per_shard: int | None = None
+    """Images in a shard; by default shards have about 64 MiB, and there are at least eight."""
+    shuffle: bool | None = None
+    """Shuffle the images; by default where the name of the split begins with train."""
+    seed: int = 0
+    """Of the shuffle."""
+    on_invalid: Literal["stop", "skip"] = "stop"
+    """What an image that fails validation does: stop the preparation, or be left out and listed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> Manifest:
     """Prepare one split and print what it holds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reader", choices=READERS, help="format of the dataset")
-    parser.add_argument("root", help="folder of the dataset, local or s3://")
-    parser.add_argument("--split", required=True, help="e.g. train, val, train2017")
-    parser.add_argument("--out", required=True, help="folder of its own for the shards, local or s3://")
-    parser.add_argument("--json", dest="json_file", help="annotation file, where it is not found by itself")
-    parser.add_argument("--pngs", help="folder of PNG id maps, likewise")
-    parser.add_argument("--images", help="folder of images, likewise")
-    parser.add_argument("--rows-per-shard", type=int, help="default: shards of about 64 MiB, and at least eight")
-    parser.add_argument("--shuffle", action=argparse.BooleanOptionalAction, help="default: if the split is train...")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle")
-    parser.add_argument("--on-invalid", choices=("stop", "skip"), default="stop", help="images that fail validation")
-    given = parser.parse_args(arguments)
-    places = {key: value for key in ("json_file", "pngs", "images") if (value := getattr(given, key))}
-    source = READERS[given.reader](given.root, given.split, **places)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in READERS:  # the former form: READER ROOT
+        print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
+        arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
+    options: Options = parse_options(Options, arguments, str(__doc__), SPELLINGS)
+    data = options.data
+    if data.reader not in READERS:
+        raise ValueError(f"--data.reader {data.reader}: unknown; there are {', '.join(READERS)}")
+    places = {key: value for key in ("json_file", "pngs", "images") if (value := getattr(data, key))}
     manifest = prepare(
-        source,
-        given.out,
-        rows_per_shard=given.rows_per_shard,
-        shuffle=given.shuffle,
-        seed=given.seed,
-        on_invalid=given.on_invalid,
+        READERS[data.reader](data.root, data.split, **places),
+        options.out,
+        rows_per_shard=options.rows_per_shard,
+        shuffle=options.shuffle,
+        seed=options.seed,
+        on_invalid=options.on_invalid,
     )
     print(manifest.summary())
     return manifest
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    command(main)

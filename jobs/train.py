@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.common import command
 from pipelines.config import parse
 from pipelines.presets import PRESETS
 from pipelines.training.driver import Outcome, closing_lines, train
 
 
-def main(arguments: list[str] | None = None) -> Outcome:
+def main(arguments: Sequence[str] | None = None) -> Outcome:
     """Run it, print the best table and where everything lies."""
     preset, experiment = parse(sys.argv[1:] if arguments is None else arguments, PRESETS)
     outcome = train(experiment, preset)
@@ -25,8 +26,4 @@ def main(arguments: list[str] | None = None) -> Outcome:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except (ValueError, ConnectionError) as error:
-        sys.exit(f"error: {error}")
+    command(main)

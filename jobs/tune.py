@@ -5,30 +5,30 @@
     python jobs/tune.py --study freezing-r50 aspp --small --data.root FOLDER --steps 400 --seeds 2
 
 `--help` lists the options of sweeps and studies; those of `jobs/train.py PRESET --help` may follow and hold for all.
+After an interruption the same command with --name NAME and --resume goes on.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from jobs.common import command
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
 from pipelines.studies import run
 from pipelines.tuning import sweep
 from pipelines.tuning.results import closing_lines
 
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of a sweep that can go on."""
 
-
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: Sequence[str] | None = None) -> Any:
     """Run it and print the table; a study's result is its report, a sweep's what it left."""
+    logging.getLogger().setLevel(logging.WARNING)  # one table stands for what all trials have to say
     options, rest = parse_known(run.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
     if options.study == ("list",):
         print(run.listing(PRESETS))
@@ -43,14 +43,4 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        main()
-    except (ValueError, ConnectionError) as error:
-        sys.exit(f"error: {error}")
-    except (KeyboardInterrupt, SystemExit) as stop:
-        code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
-        if code not in INTERRUPTED:
-            raise
-        print("interrupted; the same command with --name NAME and --resume goes on", file=sys.stderr, flush=True)
-        sys.exit(code)
+    command(main)

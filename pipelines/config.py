@@ -14,9 +14,10 @@ import io
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -27,8 +28,38 @@ from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
 from pipelines.tracking.runs import Tracking
 
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Images = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+"""Arguments that a command line gives without a name, in the order of the fields."""
+
+Repeated = tyro.conf.UseAppendAction
+"""`changes: Repeated[tuple[str, ...]]` is an option that may be given several times."""
+
 UNRANKED = -1e9
 """Rank of a checkpoint without a figure."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set: what the jobs read that do not train."""
+
+    root: str
+    """A folder that `reader` reads, or a folder of prepared shards; local or s3://."""
+    split: str = "val"
+    """Name of the split."""
+    reader: str = "coco"
+    """How `root` is read where it is not prepared: a key of `pipelines.data.readers.READERS`."""
+    shards: str = "runs/shards"
+    """Where shards are written, and found again, when `root` is not prepared."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where models are registered and runs recorded."""
+
+    uri: str = ""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else the SQLite file in `runs`."""
 
 
 @dataclass(frozen=True)
@@ -160,14 +191,41 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     """`[PRESET] --path value …` to the preset's name and its experiment.
 
     Prints help and exits as command-line programs do.
+
+    Raises:
+        ValueError: no such preset.
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     if name not in presets:
-        raise SystemExit(f"unknown preset {name!r}; there are: {', '.join(sorted(presets))}")
+        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(sorted(presets))}")
     preset = presets[name]()
     description = f"Preset {name}: {presets[name].__doc__}"
     return name, _cli(preset, arguments, description)
+
+
+def parse_options(options: type[Any], argv: Sequence[str], description: str, spellings: Mapping[str, str]) -> Any:
+    """The options of a job that does not train, from a command line.
+
+    Prints help and exits as command-line programs do.
+
+    Args:
+        options: a dataclass with defaults for whatever may be left out.
+        argv: the arguments.
+        description: stands above the help.
+        spellings: options under their former names; each is accepted with a line that says the new one.
+    """
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+    arguments = [_respelt(argument, spellings) for argument in argv]
+    return tyro.cli(options, args=arguments, config=settings, description=description)
+
+
+def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
+    name, equals, value = argument.partition("=")
+    if name not in spellings:
+        return argument
+    print(f"{name} is now {spellings[name]}; the former name will go", file=sys.stderr)
+    return f"{spellings[name]}{equals}{value}"
 
 
 def parse_known(options: type[Any], argv: Sequence[str], description: str) -> tuple[Any, list[str]]:

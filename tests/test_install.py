@@ -126,7 +126,7 @@ def test_an_unsuitable_python_is_refused_with_the_remedy(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_two_packages_and_the_licence(tmp_path: Path):
+def test_the_wheel_holds_the_packages_the_command_and_the_licence(tmp_path: Path):
     """Built from what git tracks, so that a file left out of a commit is missed here and not by a user."""
     tree, wheels = tmp_path / "tree", tmp_path / "wheels"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -138,6 +138,6 @@ def test_the_wheel_holds_the_two_packages_and_the_licence(tmp_path: Path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"panoptic", "pipelines"}
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"panoptic", "pipelines", "jobs"}
     assert "panoptic/models/base.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

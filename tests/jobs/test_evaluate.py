@@ -28,17 +28,18 @@ def register(store: str, folder: Path, categories: Categories, seed: int) -> Non
 def exit_code(mlflow_store: str, tmp_path: Path, small_categories: Categories) -> Callable[..., int]:
     """`exit_code(model, *options)` of a call on 22 images; models 1 and 2 of "street" are registered."""
     from jobs import evaluate
+    from jobs.common import command
     from tests.support.stored import write_shards
 
     (tmp_path / "shards").mkdir()
     write_shards(tmp_path / "shards", small_categories, 22)
     for seed in (0, 1):
         register(mlflow_store, tmp_path, small_categories, seed)
-    places = ["--data", str(tmp_path / "shards"), "--out", str(tmp_path / "out"), "--tracking-uri", mlflow_store]
+    places = ["--data.root", str(tmp_path / "shards"), "--out", str(tmp_path / "out"), "--tracking.uri", mlflow_store]
 
     def call(model: str, *options: str) -> int:
         try:
-            evaluate.command([model, *places, "--actors", "0", "--quick", *options])
+            command(evaluate.main, [model, *places, "--actors", "0", "--quick", *options])
         except SystemExit as end:
             assert isinstance(end.code, int)
             return end.code
@@ -90,19 +91,21 @@ def test_options_that_would_be_ignored_are_refused(
     options: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jobs import evaluate
+    from jobs.common import command
 
     with pytest.raises(SystemExit) as end:
-        evaluate.command(["model", "--data", "nowhere", *options])
+        command(evaluate.main, ["model", "--data.root", "nowhere", *options])
     assert end.value.code == 2 and line in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_store_that_is_away_is_one_line(tmp_path: Path, small_categories, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs import evaluate
+    from jobs.common import command
     from tests.support.stored import write_shards
 
     write_shards(tmp_path, small_categories, 1)
-    options = ["--data", str(tmp_path), "--once", "--tracking-uri", "http://127.0.0.1:9"]
+    options = ["--data.root", str(tmp_path), "--once", "--tracking.uri", "http://127.0.0.1:9"]
     with pytest.raises(SystemExit) as end:
-        evaluate.command(["models:/street@challenger", *options])
+        command(evaluate.main, ["models:/street@challenger", *options])
     error = capsys.readouterr().err
     assert end.value.code == 2 and error.startswith("error: MLflow at http://127.0.0.1:9 ") and error.count("\n") == 1

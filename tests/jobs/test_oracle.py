@@ -36,7 +36,7 @@ def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root
 def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: Path, capsys) -> None:
     shards = str(tmp_path / "shards")
     model = stored(tmp_path, SMALL_FCN, scenes16)
-    rows = main([model, "--data", str(scenes16), "--shards", shards])
+    rows = main([model, "--data.root", str(scenes16), "--data.shards", shards])
     assert [chosen for chosen, _ in rows] == [(), ("position",), ("position", "class"), ("position", "class", "mask")]
     assert rows[0][1].quality.all.pq < 50 < 99 < rows[-1][1].quality.all.pq
     printed = capsys.readouterr().out
@@ -46,9 +46,9 @@ def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: 
     assert rows[0][1].precision.mean_ap < 1 < 99 < rows[-1][1].precision.mean_ap  # type: ignore[union-attr]
     coarse = stored(tmp_path, replace(SMALL_DEEPLAB, stuff_area=10**6), scenes16)
     options = ["--no-ap", "--swap", "none", "semantic+centre+offset+foreground", "--any-stuff-area"]
-    rows = main([coarse, "--data", str(scenes16), "--shards", shards, *options])
+    rows = main([coarse, "--data.root", str(scenes16), "--data.shards", shards, *options])
     assert " AP " not in capsys.readouterr().out
     found = [evaluation.quality for _, evaluation in rows]
     assert len(found) == 3 and found[1].stuff.pq == 0 and found[2].all.pq > 99
     with pytest.raises(ValueError, match="offsets is none of semantic, centre, offset, foreground"):
-        main([coarse, "--data", str(scenes16), "--shards", shards, "--swap", "offsets"])
+        main([coarse, "--data.root", str(scenes16), "--data.shards", shards, "--swap", "offsets"])

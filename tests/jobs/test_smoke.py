@@ -140,8 +140,8 @@ def test_evaluation_gives_the_figures_of_the_training_run(trained: Trained, stor
 
     outcome = trained.outcome
     uri = getattr(outcome, stored)
-    places = ["--tracking-uri", outcome.run.tracking_uri, "--out", str(tmp_path / "evaluations"), "--no-log"]
-    evaluation = evaluate.main([uri, "--data", outcome.val.uri, *places, "--examples", "1", "--actors", "0"])
+    places = ["--tracking.uri", outcome.run.tracking_uri, "--out", str(tmp_path / "evaluations"), "--no-log"]
+    evaluation = evaluate.main([uri, "--data.root", outcome.val.uri, *places, "--examples", "1", "--actors", "0"])
     assert evaluation is not None and list((tmp_path / "evaluations").glob("*.html"))
     found = figures(evaluation)
     assert found["val/images"] == 8 and found["val/miou"] > 0

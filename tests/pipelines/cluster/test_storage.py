@@ -129,7 +129,7 @@ def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_cat
     for name in ("a.png", "below/b.png"):
         storage.write_bytes(storage.join(photos, name), cv2.imencode(".png", picture)[1].tobytes())
     arguments = [model, photos, "--out", out, "--formats", "coco", "overlay", "--actors", "0"]
-    assert len(predict.main([*arguments, "--tracking-uri", "unused"])) == 2
+    assert len(predict.main([*arguments, "--tracking.uri", "unused"])) == 2
     names = {"panoptic.json", *(f"panoptic/{k}.png" for k in ("a", "below/b"))}
     assert set(storage.list_files(out)) == names | {f"overlays/{k}.jpg" for k in ("a", "below/b")}
     content = json.loads(storage.read_bytes(storage.join(out, "panoptic.json")))

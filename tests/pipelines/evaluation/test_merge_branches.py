@@ -107,7 +107,14 @@ def test_one_command_prints_the_table(
             experiment=flatten(replace(experiment, model=config)),
         )
         folders.append(str(folder))
-    places = ["--data", str(scenes16), "--shards", str(tmp_path / "shards"), "--out", str(tmp_path / "merged.pt")]
+    places = [
+        "--data.root",
+        str(scenes16),
+        "--data.shards",
+        str(tmp_path / "shards"),
+        "--out",
+        str(tmp_path / "merged.pt"),
+    ]
     found = independent.main([*folders, *places])
     lines = capsys.readouterr().out.splitlines()
     assert found["joint"].precision is not None and found["merged"].images == 8

@@ -81,7 +81,7 @@ def test_photographs_of_every_kind(
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # as it is at first
     model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
     arguments = [model, str(folder), "--out", str(out), "--formats", "coco", "overlay", "--actors", "0"]
-    results = predict.main([*arguments, "--tracking-uri", "unused"])
+    results = predict.main([*arguments, "--tracking.uri", "unused"])
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
     assert "WARN" not in printed.err and "ERROR" not in printed.err
@@ -99,7 +99,7 @@ def test_photographs_of_every_kind(
         from_coco(png, entry, small_categories, entry["file_name"], sizes[image["file_name"]])
     assert {p.name for p in (out / "overlays").iterdir()} == {"a_jpg.jpg", "a_png.jpg", "turned.jpg", "below"}
     with pytest.raises(ValueError, match="no image could be predicted"):
-        predict.main([model, str(folder / "none.png"), *arguments[2:], "--tracking-uri", "unused"])
+        predict.main([model, str(folder / "none.png"), *arguments[2:], "--tracking.uri", "unused"])
 
 
 def test_photographs_under_the_ids_of_a_json(

@@ -1,0 +1,40 @@
+"""All commands under one name: `panoptic-ray train …` is `python jobs/train.py …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from jobs.common import command
+
+JOBS = {
+    "prepare": "check a data set and write its shards",
+    "train": "prepare, train, validate, track",
+    "tune": "search options; run a table of the papers and print ours beside it",
+    "evaluate": "every figure of a stored model, and a report; also by the clock",
+    "predict": "segment photographs or shards",
+    "oracle": "the figures were some outputs the truth",
+    "independent": "joint against independent training of JSIS-Net",
+    "convert": "published checkpoints to ours",
+}
+"""Every job, a module of this package, with what it does."""
+
+
+def main() -> None:
+    """Run the job that the first argument names."""
+    arguments = sys.argv[1:]
+    name = arguments.pop(0) if arguments else "--help"
+    if name not in JOBS:
+        lines = [f"  {job:12} {what}" for job, what in JOBS.items()]
+        known = "\n".join(["usage: panoptic-ray JOB …; --help after a job lists its options", *lines])
+        if name in ("-h", "--help"):
+            print(known)
+            return
+        print(f"error: there is no job {name!r}\n{known}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[0] = f"panoptic-ray {name}"
+    command(importlib.import_module(f"jobs.{name}").main, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What every command shares: logging, errors in one line, exit codes.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | done, and the answer is no: an evaluated model is worse than its reference |
+| 2 | not done, for the reason that is printed |
+| 130, 143 | interrupted by Ctrl-C or SIGTERM; the same command goes on where it was |
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipelines.evaluation.record import Worse
+
+INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
+
+
+def command(main: Callable[[Sequence[str] | None], Any], arguments: Sequence[str] | None = None) -> None:
+    """Run a job's `main` as a program: what is wrong with the input is one line and an exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main(arguments)
+    except (ValueError, OSError) as error:  # a store that is away is an OSError
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1 if isinstance(error, Worse) else 2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code not in INTERRUPTED:
+            raise
+        print(f"interrupted by {INTERRUPTED[code]}; the same command goes on", file=sys.stderr, flush=True)
+        sys.exit(code)
