@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from panoptic.distributed import alone
 from panoptic.models import (
@@ -29,8 +28,8 @@ from panoptic.models import (
     PanopticFCNConfig,
     PanopticFPNConfig,
 )
-from panoptic.models.base import Outputs, PanopticModel
-from panoptic.segmentation import Categories, Frame, Instances, Sample, Segmentation, collate
+from panoptic.models.base import Outputs, PanopticModel, Prediction
+from panoptic.segmentation import Categories, Frame, Sample, collate
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.step import SkipCounter, train_step
@@ -116,22 +115,9 @@ STEADY = {"mask2former_deformable": 6, "mask2former_pyramid": 6}
 attends to cells by the sign of a logit and takes its losses at points by their rank."""
 
 
-class Predicted(NamedTuple):
-    """What a model makes of a batch, one entry an image."""
-
-    maps: Sequence[Segmentation]
-    instances: Sequence[Instances]
-    semantics: Sequence[np.ndarray]
-    proposals: Sequence[Tensor] | None
-
-
-def predict(model: PanopticModel, outputs: Outputs, frame: Frame) -> Predicted:
+def predict(model: PanopticModel, outputs: Outputs, frame: Frame) -> Prediction:
     """The one place of these traces that knows how a model is asked for everything that it makes of its outputs."""
-    found = model.detections(outputs, frame)
-    maps = model.segment(found, frame)
-    return Predicted(
-        maps, model.instances(found, frame, maps), model.semantics(found, frame, maps), model.proposals(found, frame)
-    )
+    return model.postprocess(outputs, frame, ("maps", "instances", "semantics", "proposals"))
 
 
 @contextmanager
@@ -189,7 +175,7 @@ def digests(name: str, count: int = 1) -> dict[str, dict[str, Any]]:
         }
 
 
-def digests_of(found: Predicted) -> dict[str, Any]:
+def digests_of(found: Prediction) -> dict[str, Any]:
     """Of maps, instances, class maps and proposals, and how many of each there are in each image."""
     assert [m.segments.shape for m in found.maps] == [m.shape for m in found.semantics] == list(OUTPUT_SIZES)
     scores = [np.zeros(0) if m.scores is None else m.scores for m in found.maps]
