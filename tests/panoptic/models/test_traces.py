@@ -34,7 +34,7 @@ def test_two_threads_make_the_same_of_a_batch(name: str) -> None:
     assert digests(name, count=2) == {kind: before[kind] for kind in ("outputs", "truth")}
 
 
-def test_every_architecture_is_traced_and_learns() -> None:
+def test_every_architecture_is_traced() -> None:
     traced = recorded()
     assert traced.keys() == CASES.keys()
     assert {type(config) for config in CASES.values()} == set(typing.get_args(models.Architecture))
