@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic import checkpoint as checkpoints
-from panoptic.engine import Engine, Health, train_step
-from panoptic.models.interface import PanopticModel
-from panoptic.optim import Optim, build_ema, build_optimiser
+from panoptic.models.base import PanopticModel
 from panoptic.png import decode_ids
 from panoptic.segmentation import Segmentation, collate
+from panoptic.training import checkpoint as checkpoints
+from panoptic.training.device import Engine
+from panoptic.training.optim import Optim, build_ema, build_optimiser
+from panoptic.training.plain import from_plain, read_config
+from panoptic.training.step import SkipCounter, train_step
 from tests.panoptic.models.traces import CATEGORIES, drawn, predict
 
 LEGACY = Path(__file__).resolve().parents[1] / "data/legacy"
@@ -62,8 +64,8 @@ def found_map(model: PanopticModel) -> Segmentation:
 def next_step(record: dict[str, Any]) -> tuple[dict[str, float], Any]:
     """The loss terms of the step after a checkpoint, and the average of weights then."""
     options = {key.removeprefix("optim."): v for key, v in record["experiment"].items() if key.startswith("optim.")}
-    optim = checkpoints.from_plain(Optim, options)
-    model = checkpoints.read_config(record["config"]).build(checkpoints.read_categories(record))
+    optim = from_plain(Optim, options)
+    model = read_config(record["config"]).build(checkpoints.read_categories(record))
     optimiser, average = build_optimiser(model, optim), build_ema(model, optim.ema)
     checkpoints.restore(record, model, optimiser, average)
     batch = collate([drawn(21, SIZE), drawn(22, SIZE)], model.divisor)
@@ -75,7 +77,7 @@ def next_step(record: dict[str, Any]) -> tuple[dict[str, float], Any]:
         total=record["step"] + 1,
         optim=optim,
         engine=Engine(),
-        health=Health(),
+        health=SkipCounter(),
         ema=average,
     )
     return {name: float(value) for name, value in result.losses.items()}, average
@@ -112,7 +114,7 @@ def test_a_checkpoint_is_trained_on_as_before(expected: dict[str, Any]) -> None:
 
 
 def test_a_logged_model_loads_and_predicts_the_same(expected: dict[str, Any], tmp_path: Path) -> None:
-    from pipelines.mlflow_model import load_packaged, predict_image
+    from pipelines.tracking.model import load_packaged, predict_image
 
     packaged = load_packaged(str(unpacked("mlflow_model.tar.xz", tmp_path)))
     assert packaged.resize.short == 48 and packaged.experiment["train.steps"] == 2
@@ -120,16 +122,19 @@ def test_a_logged_model_loads_and_predicts_the_same(expected: dict[str, Any], tm
 
 
 @pytest.mark.timeout(200)
-def test_a_logged_model_runs_the_code_that_it_carries(expected: dict[str, Any], tmp_path: Path) -> None:
-    """In a process of its own, in which the present `panoptic` could be imported, and must not be."""
+@pytest.mark.parametrize("first", ["model", "package"])
+def test_a_logged_model_runs_in_a_bare_process(expected: dict[str, Any], first: str, tmp_path: Path) -> None:
+    """By the code that it carries; or by the present `panoptic`, where the process has imported that first."""
     folder = unpacked("mlflow_model.tar.xz", tmp_path / "model")
     (tmp_path / "image.png").write_bytes(image_file())
     code = (
         "import pathlib, sys, mlflow\n"
+        f"{'' if first == 'model' else 'import panoptic'}\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "model = mlflow.pyfunc.load_model(str(folder))\n"
         "import panoptic\n"
-        "assert pathlib.Path(panoptic.__file__).resolve().is_relative_to(folder.resolve() / 'code')\n"
+        "its_own = pathlib.Path(panoptic.__file__).resolve().is_relative_to(folder.resolve() / 'code')\n"
+        f"assert its_own == {first == 'model'}\n"
         "found = model.predict([pathlib.Path('image.png').read_bytes()])\n"
         "pathlib.Path('found.png').write_bytes(found['png'][0])\n"
         "pathlib.Path('found.json').write_text(found['segments'][0])\n"
@@ -169,11 +174,11 @@ def test_a_run_is_continued(expected: dict[str, Any], ray_cluster: None, mlflow_
 def continued(store: str, folder: Path) -> list[tuple[int, float]]:
     """Step and total loss of every step that was taken. The working directory is `folder`, as `mlflow_store` has it."""
     from jobs import train
-    from pipelines import tracking
+    from pipelines.tracking.client import connect
 
     unpacked("run.tar.xz", folder)
     # the store of that time stays out of it: its schema is MLflow's affair, and it is full of absolute paths
-    client = tracking.connect(store)
+    client = connect(store)
     experiment = client.create_experiment("panoptic", artifact_location=(folder / "artifacts").as_uri())
     run_id = client.create_run(experiment, run_name="legacy").info.run_id
     file = folder / "runs/legacy/run.json"
