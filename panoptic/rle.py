@@ -1,33 +1,106 @@
-"""COCO run-length encoding of masks, in the one place that makes it.
+"""COCO run-length encoding (RLE) of masks: the one module that makes, compares and measures it.
 
-Shapes: N segments, H x W pixels.
+An RLE is pycocotools' dictionary {"size": [H, W], "counts": bytes}. Its runs go down the columns, pixels outside the
+mask and inside by turns, and the first run lies outside. `encode_masks` is pycocotools' own encoder. `encode_segments`
+and `encode_window` compute the runs here, from less than a whole mask each. Where a mask holds the last pixel of the
+image, these two end in one more run, of length 0: other bytes, the same mask.
+
+Shapes: H x W pixels of the image, K masks, h x w a window within the image.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
-from pycocotools import mask as rle
+from pycocotools import mask as coco
 
 
-def encode_masks(segments: np.ndarray, wanted: np.ndarray) -> list[dict]:
-    """COCO RLE of some segments of a map, from the runs of the whole map instead of a mask each.
+def encode_masks(masks: np.ndarray) -> list[dict]:
+    """The RLE of whole masks, which may overlap.
+
+    Args:
+        masks: bool or uint8 [K, H, W]. A uint8 mask whose memory runs down the columns is not copied.
+    """
+    planes = np.asarray(masks.transpose(1, 2, 0), np.uint8, order="F")
+    return coco.encode(planes)  # type: ignore[return-value]
+
+
+def encode_segments(segments: np.ndarray, numbers: np.ndarray) -> list[dict]:
+    """The RLE of some segments of a map.
+
+    All of them are read off the runs of the map, so that no mask of [H, W] is made: its pixels are compared once,
+    however many segments there are.
 
     Args:
         segments: int32 [H, W].
-        wanted: int [K], distinct segment numbers.
+        numbers: int [K], distinct segment numbers; one without a pixel has an empty mask.
     """
     height, width = segments.shape
     flat = cv2.transpose(segments).reshape(-1)  # RLE runs down the columns
+    # the runs of equal numbers, and the number of each
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends = np.append(starts[1:], flat.size)
     owners = flat[starts]
+    # the runs of one segment, in the order of the image, side by side
     order = np.argsort(owners, kind="stable")
-    first, last = (np.searchsorted(owners[order], wanted, side=side) for side in ("left", "right"))
+    first, last = (np.searchsorted(owners[order], numbers, side=side) for side in ("left", "right"))
     masks = []
     for a, b in zip(first, last, strict=True):
         runs = order[a:b]
         edges = np.stack([starts[runs], ends[runs]], 1).reshape(-1)
-        counts = np.diff(edges, prepend=0, append=flat.size)
-        masks.append({"size": [height, width], "counts": counts.tolist()})
-    return rle.frPyObjects(masks, height, width) if masks else []
+        masks.append(_uncompressed(edges, (height, width)))
+    return coco.frPyObjects(masks, height, width) if masks else []
+
+
+def encode_window(mask: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict:
+    """The RLE of a mask that is known within a window of its image; only the window's columns are looked at.
+
+    Args:
+        mask: bool [h, w], of the window whose first pixel is (top, left); nothing lies outside of it.
+        top, left: row and column of that pixel; the whole window lies within the image.
+        size: H and W of the image.
+    """
+    height, width = size
+    # the columns of the image that the window touches, one after the other
+    band = np.zeros((mask.shape[1], height), bool)
+    band[:, top : top + mask.shape[0]] = mask.T
+    flat = band.reshape(-1)
+    # the ends of the runs that are inside, also of one that starts or ends with the band
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat.size and flat[0]:
+        edges = np.concatenate([[0], edges])
+    if flat.size and flat[-1]:
+        edges = np.append(edges, flat.size)
+    return coco.frPyObjects(_uncompressed(edges + left * height, size), height, width)  # type: ignore[arg-type]
+
+
+def _uncompressed(edges: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """The lengths of the runs, from the first pixel of each run inside and the first one after it, int [2 * runs]."""
+    counts = np.diff(edges, prepend=0, append=size[0] * size[1])
+    return {"size": list(size), "counts": counts.tolist()}
+
+
+def bounding_boxes(masks: Sequence[dict]) -> np.ndarray:
+    """float64 [K, 4], the x0 y0 x1 y1 of each mask in pixels, x1 and y1 exclusive; 0 0 0 0 of an empty mask."""
+    if not masks:
+        return np.zeros((0, 4))
+    boxes = coco.toBbox(masks)  # type: ignore[arg-type]  (its stub knows one mask only)
+    boxes[:, 2:] += boxes[:, :2]  # from width and height
+    return boxes
+
+
+def overlaps(predictions: Sequence[dict], truths: Sequence[dict], crowd: np.ndarray) -> np.ndarray:
+    """float64 [K, G], the intersection over union of each prediction with each truth, as COCO compares them.
+
+    Args:
+        predictions: K masks.
+        truths: G masks of the same size.
+        crowd: bool [G]; of a crowd it is the share of the prediction that lies in it.
+    """
+    if not predictions or not len(truths):
+        return np.zeros((len(predictions), len(truths)))
+    table = coco.iou(list(predictions), list(truths), crowd.astype(np.uint8).tolist())  # type: ignore[arg-type]
+    return np.asarray(table)

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
-from panoptic.rle import encode_masks
+from panoptic.rle import encode_segments, overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ def instance_overlaps(truth: Segmentation, found: Instances, categories: Categor
     is_thing, labels = np.array(categories.is_thing, bool), np.asarray(found.labels, np.int64)
     things = np.flatnonzero(is_thing[truth.labels] & (truth.areas() > 0))
     things = things[np.argsort(truth.labels[things], kind="stable")]
-    masks = encode_masks(truth.segments, things + 1)
+    masks = encode_segments(truth.segments, things + 1)
     classes, crowd = truth.labels[things].astype(np.int64), truth.is_crowd()[things]
     chosen, tables = [np.zeros(0, np.intp)], [np.zeros(0)]
     for label in np.union1d(labels, classes).tolist():
@@ -113,9 +112,8 @@ def instance_overlaps(truth: Segmentation, found: Instances, categories: Categor
         best = mine[np.argsort(-found.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
         chosen.append(best)
         if len(best) and len(theirs):
-            ours: Any = [found.masks[k] for k in best]  # as its stubs do not know what `encode_masks` gives
-            wanted: Any = [masks[k] for k in theirs]
-            tables.append(np.asarray(rle.iou(ours, wanted, crowd[theirs].astype(np.uint8).tolist())).ravel())
+            table = overlaps([found.masks[k] for k in best], [masks[k] for k in theirs], crowd[theirs])
+            tables.append(table.ravel())
     order = np.concatenate(chosen)
     return InstanceOverlaps(
         labels[order], found.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as rle
 
-from panoptic.rle import encode_masks
+from panoptic.rle import bounding_boxes, encode_segments
 from panoptic.segmentation import IGNORE, Categories, Segmentation
 
 _BLOCK = 1 << 17
@@ -157,8 +156,7 @@ def count_recall(truth: Segmentation, boxes: np.ndarray, categories: Categories,
     classes = len(categories)
     if not len(entries):
         return RecallCounts.zeros(classes)
-    things = rle.toBbox(encode_masks(truth.segments, entries + 1))  # pyright: ignore[reportArgumentType]
-    things[:, 2:] += things[:, :2]
+    things = bounding_boxes(encode_segments(truth.segments, entries + 1))
     proposed = np.asarray(boxes, np.float64).reshape(-1, 4)
     low = np.maximum(things[:, None, :2], proposed[:, :2])
     shared = np.clip(np.minimum(things[:, None, 2:], proposed[:, 2:]) - low, 0, None).prod(2)

@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
-from panoptic.rle import encode_masks
+from panoptic.rle import encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 from tests.benchmarks import inputs
 from tests.benchmarks.timing import Case
@@ -93,7 +93,7 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Drawn:
     annotations, results = [], []
     for image, (truth, instances) in enumerate(zip(truths, found, strict=True)):
         things, areas, crowd = _things(truth, classes), truth.areas(), truth.is_crowd()
-        masks: list[Any] = encode_masks(truth.segments, things + 1)
+        masks: list[Any] = encode_segments(truth.segments, things + 1)
         for k, mask in zip(things, masks, strict=True):
             record = {"image_id": image, "category_id": int(truth.labels[k]), "segmentation": mask}
             box = rle.toBbox(mask).tolist()

@@ -11,7 +11,7 @@ from panoptic.metrics.average_precision import instance_overlaps
 from panoptic.metrics.image import count_image
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion
-from panoptic.rle import encode_masks
+from panoptic.rle import encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Pair = tuple[Segmentation, Segmentation]
@@ -37,7 +37,7 @@ def things_of(prediction: Segmentation, categories: Categories) -> Instances:
     """The things of a map as instances, scored 1 where the map has no scores."""
     entries = np.flatnonzero(np.array(categories.is_thing, bool)[prediction.labels] & (prediction.areas() > 0))
     scores = np.ones(len(prediction.labels), np.float32) if prediction.scores is None else prediction.scores
-    masks = encode_masks(prediction.segments, entries + 1)
+    masks = encode_segments(prediction.segments, entries + 1)
     return Instances(masks, prediction.labels[entries], scores[entries], np.zeros((len(entries), 4), np.float32))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from panoptic.layers.resize import mixed_cells
-from panoptic.rle import encode_masks
+from panoptic.rle import encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]
@@ -269,7 +269,7 @@ def scored_instances(
     certainty = _Certainty(logits, upsampled or segmentation.size, align_corners) if score != "instance" else None
     at_centroid, certain = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), certainty, heatmap)
     ranks = {"instance": at_centroid, "semantic": certain, "both": at_centroid * certain}[score]
-    masks = encode_masks(segmentation.segments, things + 1)
+    masks = encode_segments(segmentation.segments, things + 1)
     boxes = np.zeros((0, 4))
     if masks:
         boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
