@@ -19,7 +19,7 @@ from panoptic.backbones.swin import SWINS, Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG, VGGS
 from panoptic.backbones.weights import load_weights
-from panoptic.layers.norm import Norm, freeze_parts
+from panoptic.layers.norm import Norm, freeze
 
 ALWAYS = ("name", "weights", "freeze")
 
@@ -105,7 +105,7 @@ class Backbone:
         if self.weights == "timm":  # its names are those of the published files
             name = TIMM_NAMES.get(self.name, self.name)
             load_weights(module, timm.create_model(name, pretrained=True).state_dict())
-        freeze_parts(module, [name for stage in module.stage_names()[: self.freeze] for name in stage])
+        freeze(module, [name for stage in module.stage_names()[: self.freeze] for name in stage])
         if isinstance(module, Swin):
             module.fix_stages(self.freeze)
         return module

@@ -13,6 +13,7 @@ from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from panoptic.backbones.resnet import STAGES
+from panoptic.layers.norm import freeze
 
 
 class TimmBackbone(nn.Module):
@@ -59,14 +60,13 @@ class TimmBackbone(nn.Module):
             return
         order = [name for name, _ in self.body.named_modules() if name]
         stop = len(order) if count == 5 else self._end_of_stage(order, ("stem", *STAGES)[count - 1])
+        parts: list[str] = []
         for name in order[:stop]:
-            module = self.body.get_submodule(name)
-            if not any(True for _ in module.children()):
-                module.requires_grad_(False)
-        for name in order[:stop]:
-            if isinstance(self.body.get_submodule(name), (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                # timm's own conversion, because its batch norms may hold the activation too
-                self.body.set_submodule(name, freeze_batch_norm_2d(self.body.get_submodule(name)))
+            inside = bool(parts) and name.startswith(f"{parts[-1]}.")
+            if not inside and not any(later.startswith(f"{name}.") for later in order[stop:]):
+                parts.append(name)
+        # timm's own frozen norms: checkpoints of frozen pyramids have always held their keys, without a counter
+        freeze(self.body, parts, freeze_batch_norm_2d)
 
     def _end_of_stage(self, order: list[str], stage: str) -> int:
         """The number of modules, in order of registration, that come no later than the stage's last."""

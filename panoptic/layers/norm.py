@@ -6,19 +6,24 @@ Shapes: B images, C channels, h x w a feature map.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.norm_act import SyncBatchNormAct
 from torch import Tensor, nn
 
 Norm = Literal["batch", "sync", "group", "frozen"]
 """batch: over the worker's batch; sync: over all workers (GPU only when training); group: 32 groups;
 frozen: fixed statistics and affine."""
 
-
 NORM_EPS = 1e-5
+"""Added to the variance, in every norm that is built here."""
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+"""The norms that keep running statistics, timm's among them."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -34,17 +39,34 @@ class FrozenBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
         super().__init__()
+        self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels) - NORM_EPS)
+        self.register_buffer("running_var", torch.ones(channels) - eps)
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to the same, by one fused kernel that also takes half-precision inputs."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, NORM_EPS)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class FrozenBatchNormAct(FrozenBatchNorm):
+    """The frozen form of timm's batch norms that drop and activate what they normalise; with their keys.
+
+    Args:
+        drop, act: of the batch norm.
+    """
+
+    def __init__(self, channels: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(channels, eps)
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        return self.act(self.drop(super().forward(x)))
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
@@ -61,34 +83,44 @@ def norm_layer(norm: Norm, channels: int) -> nn.Module:
     raise ValueError(f"norm: {norm!r} is not one of batch, sync, group, frozen")
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Stop all learning in `module`: no gradients, and every batch norm inside becomes a frozen one.
+def frozen_batch_norm(norm: nn.Module) -> FrozenBatchNorm:
+    """The constant norm that computes what a batch norm computes in evaluation, under the same keys."""
+    assert isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
+    if isinstance(norm, BatchNormAct2d | SyncBatchNormAct):
+        frozen = FrozenBatchNormAct(norm.num_features, norm.eps, norm.drop, norm.act)
+    else:
+        frozen = FrozenBatchNorm(norm.num_features, norm.eps)
+    frozen.to(norm.running_mean.device).load_state_dict(norm.state_dict())
+    return frozen.train(norm.training)
 
-    Returns the module itself, or its frozen replacement where it is a batch norm.
+
+def freeze(
+    model: nn.Module, names: Iterable[str], frozen: Callable[[nn.Module], nn.Module] = frozen_batch_norm
+) -> None:
+    """Stop all learning in some submodules, in place: no gradients, and batch norms with constant statistics.
+
+    Args:
+        names: of the submodules, as `nn.Module.named_modules` lists them.
+        frozen: makes the constant norm that replaces a batch norm.
     """
-    module.requires_grad_(False)
-    if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-        frozen = FrozenBatchNorm(module.num_features).to(module.running_mean.device)  # type: ignore[union-attr]
-        frozen.load_state_dict(module.state_dict())
-        return frozen
-    for name, child in module.named_children():
-        replacement = freeze(child)
-        if replacement is not child:
-            setattr(module, name, replacement)
-    return module
-
-
-def freeze_parts(module: nn.Module, names: Iterable[str]) -> None:
-    """`freeze` the submodules of these names in place."""
     for name in names:
-        part = module.get_submodule(name)
-        replacement = freeze(part)
-        if replacement is not part:
-            module.set_submodule(name, replacement)
+        part = model.get_submodule(name)
+        part.requires_grad_(False)
+        for inner, module in list(part.named_modules(remove_duplicate=False)):
+            if isinstance(module, BATCH_NORMS):
+                model.set_submodule(".".join(filter(None, (name, inner))), frozen(module))
+
+
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """The model with batch norms whose statistics are those of all workers; frozen norms stay.
+
+    By timm's conversion: torch's would drop the activations that timm's batch norms hold.
+    """
+    return convert_sync_batchnorm(model)
 
 
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:
     """The weight of the newest batch in every running statistic of `module`."""
     for child in module.modules():
-        if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if isinstance(child, BATCH_NORMS):
             child.momentum = momentum

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from panoptic.layers.norm import freeze_parts
+from panoptic.layers.norm import BATCH_NORMS, freeze
 
 SHOWN = 8
 """Near names that an error lists."""
@@ -32,15 +32,22 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not matching(names, [pattern]):
             raise ValueError(
                 f"train.freeze: {pattern!r} matches no parameter; near: {', '.join(_near(pattern, names))}"
             )
-    frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    frozen = matching(names, patterns)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
-    freeze_parts(model, [name for name, module in model.named_modules() if _fixed_norm(module)] if frozen else [])
+    if frozen:
+        norms = [name for name, module in model.named_modules() if isinstance(module, BATCH_NORMS)]
+        freeze(model, [name for name in norms if _is_frozen(model.get_submodule(name))])
     return frozen
+
+
+def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match any of the patterns of `freeze_parameters`, in their order."""
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
@@ -53,8 +60,8 @@ def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
     Raises:
         ValueError: names the parameters and the remedies.
     """
-    wanted = set(fresh)
-    noise = [name for name, p in model.named_parameters() if not p.requires_grad and name in wanted]
+    untrained = set(fresh)
+    noise = [name for name, p in model.named_parameters() if not p.requires_grad and name in untrained]
     if noise:
         more = f" and {len(noise) - SHOWN} more" if len(noise) > SHOWN else ""
         raise ValueError(
@@ -77,17 +84,15 @@ def training_mode(model: nn.Module, frozen_dropout: bool = False) -> None:
 
 def _rest(module: nn.Module) -> None:
     """Put the largest frozen parts into evaluation mode."""
-    parameters = list(module.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
+    if _is_frozen(module):
         module.eval()
         return
     for child in module.children():
         _rest(child)
 
 
-def _fixed_norm(module: nn.Module) -> bool:
-    if not isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-        return False
+def _is_frozen(module: nn.Module) -> bool:
+    """A module that has parameters, none of which learns."""
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
