@@ -14,7 +14,8 @@ from typing import Literal
 import timm
 
 from panoptic.backbones.res2net import RES2NETS, Res2Net
-from panoptic.backbones.resnet import DEPTHS, STAGES, Deformable, ResNet
+from panoptic.backbones.resnet import DEPTHS, Deformable, ResNet
+from panoptic.backbones.stages import STAGES, STEM_AND_STAGES
 from panoptic.backbones.swin import SWINS, Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG, VGGS
@@ -89,8 +90,8 @@ class Backbone:
         Raises:
             ValueError: an unknown name, an option that the backbone does not have, or freeze outside 0..5.
         """
-        if not 0 <= self.freeze <= len(STAGES) + 1:
-            raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 (stem, res2, res3, res4, res5)")
+        if not 0 <= self.freeze <= len(STEM_AND_STAGES):
+            raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 ({', '.join(STEM_AND_STAGES)})")
         self._refuse_foreign_options()
         if self.name not in OPTIONS:
             pyramid = TimmBackbone(self.name, pretrained=self.weights == "timm", output_stride=self.output_stride)

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.backbones.stages import STAGES
 from panoptic.layers.norm import Norm, norm_layer
-
-STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
 
 WIDTH, SCALE = 26, 4
 

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from panoptic.backbones.stages import STAGES
 from panoptic.layers.norm import Norm, norm_layer
-
-STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
 
 Deformable = Literal["none", "v1", "v2"]
 """v1: a 3x3 samples where a convolution before it says; v2: and weighs each sample."""

@@ -12,7 +12,7 @@ from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
-from panoptic.backbones.resnet import STAGES
+from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.layers.norm import freeze
 
 
@@ -41,7 +41,7 @@ class TimmBackbone(nn.Module):
                 f"backbone.name: the features of {name} have strides {info.reduction()}, not {wanted}; "
                 "choose a convolutional or hierarchical model"
             )
-        names = ("stem", *STAGES)[-len(info.reduction()) :]
+        names = STEM_AND_STAGES[-len(info.reduction()) :]
         self.channels = dict(zip(names, info.channels()[-5:], strict=True))
         self.strides = dict(zip(names, info.reduction()[-5:], strict=True))
         self.taps = dict(zip(names, info.module_name()[-5:], strict=True))
@@ -59,7 +59,7 @@ class TimmBackbone(nn.Module):
         if count == 0:
             return
         order = [name for name, _ in self.body.named_modules() if name]
-        stop = len(order) if count == 5 else self._end_of_stage(order, ("stem", *STAGES)[count - 1])
+        stop = len(order) if count == 5 else self._end_of_stage(order, STEM_AND_STAGES[count - 1])
         parts: list[str] = []
         for name in order[:stop]:
             inside = bool(parts) and name.startswith(f"{parts[-1]}.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.layers.norm import Norm, norm_layer
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -27,13 +28,12 @@ class VGG(nn.Module):
 
     def __init__(self, norm: Norm | None = None) -> None:
         super().__init__()
-        names = ("stem", "res2", "res3", "res4", "res5")
-        self.channels: dict[str, int] = {name: block[-1] for name, block in zip(names, BLOCKS, strict=True)}
-        self.strides: dict[str, int] = {name: 2 ** (k + 1) for k, name in enumerate(names)}
+        self.channels: dict[str, int] = {name: block[-1] for name, block in zip(STEM_AND_STAGES, BLOCKS, strict=True)}
+        self.strides: dict[str, int] = {name: 2 ** (k + 1) for k, name in enumerate(STEM_AND_STAGES)}
         layers: list[nn.Module] = []
         self.taps: dict[int, str] = {}
         inputs = 3
-        for name, block in zip(names, BLOCKS, strict=True):
+        for name, block in zip(STEM_AND_STAGES, BLOCKS, strict=True):
             for outputs in block:
                 layers += [nn.Conv2d(inputs, outputs, 3, padding=1)]
                 layers += [] if norm is None else [norm_layer(norm, outputs)]

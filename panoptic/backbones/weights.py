@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from panoptic.backbones.resnet import STAGES, ResNet
+from panoptic.backbones.resnet import ResNet
+from panoptic.backbones.stages import STAGES
 from panoptic.backbones.swin import Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG

@@ -12,7 +12,8 @@ from torch import Tensor
 from panoptic.backbones import Backbone
 from panoptic.backbones.config import OPTIONS
 from panoptic.backbones.res2net import RES2NETS
-from panoptic.backbones.resnet import DEPTHS, STAGES
+from panoptic.backbones.resnet import DEPTHS
+from panoptic.backbones.stages import STAGES
 from panoptic.backbones.swin import SWINS
 
 

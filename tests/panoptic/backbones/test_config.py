@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
+from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.weights import backbone_key, load_weights
 from panoptic.layers.norm import FrozenBatchNorm
-
-STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 
 @pytest.mark.parametrize("freeze", range(6))
@@ -30,11 +29,11 @@ def test_frozen_stages_do_not_move(name: str, freeze: int) -> None:
         assert not moved
     if name == "resnet18":
         owners = {"conv1": "stem", "bn1": "stem", **{f"layer{i}": f"res{i + 1}" for i in range(1, 5)}}
-        assert {owners[key.split(".")[0]] for key in moved} == set(STAGES[freeze:])
+        assert {owners[key.split(".")[0]] for key in moved} == set(STEM_AND_STAGES[freeze:])
         assert {owners[k.split(".")[0]] for k, m in backbone.named_modules() if isinstance(m, FrozenBatchNorm)} == set(
-            STAGES[:freeze]
+            STEM_AND_STAGES[:freeze]
         )
-    for stage in STAGES[:freeze]:
+    for stage in STEM_AND_STAGES[:freeze]:
         assert stage not in features or features[stage].requires_grad is False  # convnext has no stem of its own
 
 
@@ -90,10 +89,10 @@ def test_weights_that_do_not_fit_are_refused_by_name() -> None:
 def test_timm_pyramids(name: str) -> None:
     backbone = Backbone(name).build().eval()
     assert isinstance(backbone, TimmBackbone)
-    assert [backbone.strides[s] for s in STAGES[1:]] == [4, 8, 16, 32]
+    assert [backbone.strides[s] for s in STEM_AND_STAGES[1:]] == [4, 8, 16, 32]
     with torch.no_grad():
         features = backbone(torch.rand(1, 3, 64, 96))
-    for stage in STAGES[1:]:
+    for stage in STEM_AND_STAGES[1:]:
         stride = backbone.strides[stage]
         assert features[stage].shape == (1, backbone.channels[stage], 64 // stride, 96 // stride)
 

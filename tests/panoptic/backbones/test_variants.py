@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from panoptic.backbones import Backbone
 from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.resnet import DEPTHS
+from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.backbones.swin import SWINS
 from panoptic.backbones.vgg import VGGS
 from panoptic.backbones.weights import load_weights
 from panoptic.convert.backbones import backbone_config
 from panoptic.layers.norm import FrozenBatchNorm
-
-STAGES = ("stem", "res2", "res3", "res4", "res5")
 
 SMALL_IMAGE = (1, 3, 70, 102)
 
@@ -88,7 +87,7 @@ def test_channels_and_strides_are_those_of_the_features(name: str, first: int) -
     assert backbone.strides == {"stem": first, "res2": 4, "res3": 8, "res4": 16, "res5": 32}
     with torch.no_grad():
         features = backbone(images(1, 3, 64, 96))
-    assert list(features) == list(STAGES)
+    assert list(features) == list(STEM_AND_STAGES)
     for stage, feature in features.items():
         stride = backbone.strides[stage]
         assert feature.shape == (1, backbone.channels[stage], 64 // stride, 96 // stride)
@@ -142,7 +141,7 @@ def test_res2net_blocks_follow_their_definition(name: str) -> None:
     with torch.no_grad():
         features = backbone(x)
         y = features["stem"]
-        for index, stage in enumerate(STAGES[1:]):
+        for index, stage in enumerate(STEM_AND_STAGES[1:]):
             for i, block in enumerate(backbone.get_submodule(f"layer{index + 1}")):
                 y = plain_res2net_block(block, y, 1 if index == 0 or i else 2, i == 0)
             torch.testing.assert_close(features[stage], y)
