@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from panoptic.segmentation import Categories, Segmentation, renumber_found
+from panoptic.segmentation import Categories, Segmentation, renumber
 
 MAX_ID = (1 << 24) - 1
 """The largest id that three colour channels hold."""
@@ -155,10 +155,10 @@ def from_coco(
     if size is not None and id_map.shape != tuple(size):
         problems.append(f"the PNG is {_shape(id_map.shape)} but the image is {_shape(size)} (height x width)")
     ids = [info["id"] for info in infos if _is_id(info.get("id"))]
-    segments, unlisted, found = renumber_found(id_map, ids)
+    segments, unlisted, present = renumber(id_map, ids)
     if len(unlisted):
         problems.append(f"segments in the PNG that the record does not list: {_some(unlisted.tolist())}")
-    absent = [i for i, present in zip(ids, found, strict=True) if not present and ids.count(i) == 1]
+    absent = [i for i, there in zip(ids, present, strict=True) if not there and ids.count(i) == 1]
     if absent:
         problems.append(f"segments that the record lists but the PNG does not hold: {_some(absent)}")
     if problems:

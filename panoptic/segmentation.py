@@ -148,38 +148,36 @@ class Segmentation:
         )
 
 
-def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Map arbitrary non-negative segment ids to 1..N in the order of `ids`.
+def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Map arbitrary segment ids to 1..N in the order of `ids`.
+
+    Works on runs of equal pixels: 25 times fewer than pixels on photographs.
 
     Args:
         id_map: int [H, W] of the source's ids (up to 2^24 - 1), 0 = void.
         ids: the N ids that the source's record lists.
 
     Returns:
-        segments int32 [H, W] with pixels of unlisted ids at 0, and the sorted unlisted non-zero ids.
-    """
-    segments, unlisted, _ = renumber_found(id_map, ids)
-    return segments, unlisted
-
-
-def renumber_found(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`renumber`, and bool [N], which of `ids` have a pixel (of an id listed twice, the last entry).
-
-    Works on runs of equal pixels: 25 times fewer than pixels on photographs.
+        segments int32 [H, W] with pixels of unlisted ids at 0, the sorted unlisted non-zero ids, and bool [N], which
+        of `ids` have a pixel (of an id listed twice, the last entry).
     """
     flat = np.ascontiguousarray(id_map).ravel()
+    # one value for each run of equal pixels
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))[: flat.size]
     values = flat[starts]
-    listed = np.array([0, *ids], np.int64)
+    # the place of each value in the list, void first, by binary search
+    listed = np.array([VOID, *ids], np.int64)
     order = np.argsort(listed, kind="stable")
     place = order[np.searchsorted(listed[order], values, side="right") - 1]
+    # values that the search did not hit are not listed
     known = listed[place] == values
     unlisted = np.unique(values[~known]).astype(np.int64)
     place[~known] = VOID
-    found = np.zeros(len(listed), bool)
-    found[place] = True
+    present = np.zeros(len(listed), bool)
+    present[place] = True
+    # back to pixels
     segments = np.repeat(place.astype(np.int32), np.diff(starts, append=flat.size))
-    return segments.reshape(id_map.shape), unlisted, found[1:]
+    return segments.reshape(id_map.shape), unlisted, present[1:]
 
 
 @dataclass(frozen=True)

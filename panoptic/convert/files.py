@@ -52,13 +52,27 @@ def read_checkpoint(file: BinaryIO, name: str = "checkpoint") -> dict[str, Tenso
     try:
         content = _torch_load(file) if start.startswith(TORCH_MAGIC) else _Unpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        # torch's own message advises to read the file without its protection
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}; {PERMITTED}" if named else str(error).splitlines()[0]
-        raise ValueError(f"{name}: refused, and nothing in it was executed: {reason}") from error
+        raise ValueError(f"{name}: refused, and nothing in it was executed: {_reason(error)}") from error
     except (RuntimeError, EOFError, UnicodeDecodeError, ImportError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"{name}: neither a PyTorch nor a pickle checkpoint, or cut short ({error})") from error
     return _weights(content, name)
+
+
+class _Forbidden(pickle.UnpicklingError):
+    """A pickle names something that may not be built."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Why a pickle was refused, for people. torch says the name in its text alone, beside advice to read the file
+    without its protection."""
+    if isinstance(error, _Forbidden):
+        return f"it names {error.name}; {PERMITTED}"
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it names {named[1]}; {PERMITTED}" if named else str(error).splitlines()[0]
 
 
 def _weights(content: Any, name: str) -> dict[str, Tensor]:
@@ -88,6 +102,8 @@ def _torch_load(file: BinaryIO) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
+    """Builds tensors, NumPy arrays, builtin containers and `argparse.Namespace`, and refuses every other name."""
+
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "__builtin__") and name in BUILTINS:
             return getattr(builtins, name)
@@ -101,18 +117,19 @@ class _Unpickler(pickle.Unpickler):
         }
         if (module, name) in permitted:
             return permitted[module, name]
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        raise _Forbidden(f"{module}.{name}")
 
 
 def _numpy_globals() -> dict[tuple[str, str], Any]:
-    """What a pickled array is built from, under the module's names of before and after NumPy 2."""
+    """The functions that build a pickled array, under the module's names of before and after NumPy 2."""
     multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    found: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+    permitted: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        found[module, "_reconstruct"] = multiarray._reconstruct
-        found[module, "scalar"] = multiarray.scalar
-    found["numpy._core.numeric", "_frombuffer"] = found["numpy.core.numeric", "_frombuffer"] = _frombuffer
-    return found
+        permitted[module, "_reconstruct"] = multiarray._reconstruct
+        permitted[module, "scalar"] = multiarray.scalar
+    for module in ("numpy.core.numeric", "numpy._core.numeric"):
+        permitted[module, "_frombuffer"] = _frombuffer
+    return permitted
 
 
 def _numpy_dtypes() -> list[type]:
@@ -122,7 +139,7 @@ def _numpy_dtypes() -> list[type]:
 
 
 def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """How pickle protocol 5 rebuilds an array."""
+    """The array that pickle protocol 5 rebuilds from its bytes."""
     return np.frombuffer(buffer, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -134,5 +151,5 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _storage(content: bytes) -> Any:
-    """A tensor's storage inside a plain pickle, by torch's safe reader in place of its default."""
+    """The storage of a tensor inside a plain pickle, by torch's safe reader in place of its default."""
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

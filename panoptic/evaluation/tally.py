@@ -21,8 +21,9 @@ from panoptic.evaluation.step import EvaluationResult, evaluation_step
 from panoptic.metrics.average_precision import average_precision, instance_overlaps
 from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
+from panoptic.metrics.recall import count_recall
 from panoptic.metrics.report import Evaluation
-from panoptic.metrics.semantic import confusion, count_recall, mean_iou
+from panoptic.metrics.semantic import confusion, mean_iou
 from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Segmentation, Targets
 from panoptic.training.device import Engine, seed_torch

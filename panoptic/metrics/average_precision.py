@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
+from panoptic.metrics.semantic import known_mean
 from panoptic.rle import encode_segments, overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 
@@ -142,7 +143,7 @@ def average_precision(
     there = np.array(things, np.int64)[known]
     ap[there] = 100 * precision[:, :, known].mean((0, 1))
     ap50[there] = 100 * precision[0][:, known].mean(0)
-    return Precision(ap, ap50, _mean(ap), _mean(ap50))
+    return Precision(ap, ap50, known_mean(ap), known_mean(ap50))
 
 
 def installed() -> Library:
@@ -230,8 +231,3 @@ def _check(truth: Segmentation, found: Instances, categories: Categories) -> Non
     wrong = [tuple(mask["size"]) for mask in found.masks if tuple(mask["size"]) != truth.size]
     if wrong:
         raise ValueError(f"instances: a mask is {wrong[0]} but the truth {truth.size}; give both the same size")
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from panoptic.metrics.image import Sparse
+from panoptic.metrics.semantic import known_mean
 from panoptic.segmentation import Categories
 
 ROUNDS = 1000
@@ -121,7 +122,7 @@ def _figures(table: sparse.csr_array, weights: np.ndarray, categories: Categorie
     iou, tp, fp, fn = (table @ weights).reshape(4, len(categories))
     weight = tp + 0.5 * fp + 0.5 * fn
     pq = np.divide(100 * iou, weight, out=np.full(len(categories), np.nan), where=weight > 0)
-    groups = [_mean(pq), _mean(pq[list(categories.things)]), _mean(pq[list(categories.stuff)])]
+    groups = [known_mean(pq), known_mean(pq[list(categories.things)]), known_mean(pq[list(categories.stuff)])]
     return np.concatenate([groups, pq])
 
 
@@ -134,8 +135,3 @@ def _intervals(samples: np.ndarray, images: Sequence[int]) -> dict[str, Interval
         low, high = np.percentile(drawn, edges) if drawn.size else (np.nan, np.nan)
         found[name] = Interval(float(column[0]), float(low), float(high), telling)
     return found
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

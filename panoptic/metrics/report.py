@@ -11,7 +11,7 @@ import numpy as np
 
 from panoptic.metrics.average_precision import Precision
 from panoptic.metrics.panoptic_quality import Quality
-from panoptic.metrics.semantic import Regions
+from panoptic.metrics.semantic import SemanticQuality
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Evaluation:
     """Everything that one pass over a validation set found."""
 
     quality: Quality
-    regions: Regions | None = None
+    regions: SemanticQuality | None = None
     """Mean IoU and pixel accuracy of the class maps; None if they were not counted."""
     losses: Mapping[str, float] = field(default_factory=dict)
     """Mean of each weighted term; `total` is their sum if it is not given."""

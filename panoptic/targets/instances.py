@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -118,25 +117,3 @@ def region_masks(
             shares[inside] = mask_targets(planes, boxes[inside], place[inside] - first, side)
         found.append(shares)
     return torch.cat(found)
-
-
-def polygon_targets(polygons: Sequence[Sequence[Sequence[float]]], boxes: Tensor, side: int) -> Tensor:
-    """`mask_targets` of outlines instead of maps, as detectron2 rasterises COCO's polygons.
-
-    Args:
-        polygons: for each region the polygons of its instance, [x, y, x, y, ...] in pixels of the boxes.
-        boxes: float [R, 4].
-        side: S.
-
-    Returns:
-        bool [R, S, S].
-    """
-    found = torch.zeros(len(boxes), side, side, dtype=torch.bool)
-    for k, (outlines, (x0, y0, x1, y1)) in enumerate(zip(polygons, boxes.double().tolist(), strict=True)):
-        across, down = side / max(x1 - x0, 0.1), side / max(y1 - y0, 0.1)
-        moved = [
-            [(value - y0) * down if i % 2 else (value - x0) * across for i, value in enumerate(outline)]
-            for outline in outlines
-        ]
-        found[k] = torch.from_numpy(rle.decode(rle.merge(rle.frPyObjects(moved, side, side)))).bool()
-    return found.to(boxes.device)

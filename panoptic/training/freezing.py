@@ -19,6 +19,10 @@ SHOWN = 8
 """Near names that an error lists."""
 
 
+class FrozenWithoutWeights(ValueError):
+    """A part is frozen though no weights were loaded into it: frozen noise learns nothing and measures nothing."""
+
+
 def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Freeze the parameters whose names match any of the patterns (`backbone.*`, `transformer.encoder.*`).
 
@@ -58,13 +62,13 @@ def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
         fresh: keys that no weights were loaded into.
 
     Raises:
-        ValueError: names the parameters and the remedies.
+        FrozenWithoutWeights: names the parameters and the remedies.
     """
     untrained = set(fresh)
     noise = [name for name, p in model.named_parameters() if not p.requires_grad and name in untrained]
     if noise:
         more = f" and {len(noise) - SHOWN} more" if len(noise) > SHOWN else ""
-        raise ValueError(
+        raise FrozenWithoutWeights(
             f"{', '.join(noise[:SHOWN])}{more}: frozen, but the weights have nothing for them, and frozen noise "
             "measures nothing. Take weights that have them, or freeze less: fewer stages (--model.backbone.freeze), "
             "patterns that leave them out (--train.freeze)"

@@ -75,7 +75,7 @@ def test_renumber_puts_each_listed_id_at_its_place(ids: list[int], unlisted: lis
     strangers = [i for i in unlisted if i not in ids]
     pool = np.array([0, *ids, *strangers], np.int32)
     id_map = pool[data.draw(hnp.arrays(np.int64, (4, 5), elements=st.integers(0, len(pool) - 1)))]
-    segments, found = renumber(id_map, ids)
+    segments, found, _ = renumber(id_map, ids)
     assert segments.dtype == np.int32
     assert segments.shape == id_map.shape
     for k, i in enumerate(ids):

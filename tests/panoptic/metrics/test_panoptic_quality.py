@@ -328,7 +328,7 @@ def test_reference_maps_with_crowd_and_void(fixture_arrays: Callable[[str], tupl
     categories = Categories.from_coco(list(meta["categories"].values()))
 
     def read(id_map: np.ndarray, infos: list[dict]) -> Segmentation:
-        segments, unlisted = renumber(id_map, [info["id"] for info in infos])
+        segments, unlisted, _ = renumber(id_map, [info["id"] for info in infos])
         assert not unlisted.size
         labels = np.array([categories.ids.index(info["category_id"]) for info in infos], np.int64)
         return Segmentation(segments, labels, np.array([info.get("iscrowd", 0) == 1 for info in infos]))

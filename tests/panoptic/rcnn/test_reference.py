@@ -11,7 +11,7 @@ from panoptic.rcnn.boxes import cell_anchors, decode, encode, grid_anchors, matc
 from panoptic.rcnn.roi_align import assign_levels, pool
 from panoptic.rcnn.roi_heads import Detection, detect
 from panoptic.rcnn.rpn import suppress
-from panoptic.targets.instances import mask_targets, polygon_targets
+from panoptic.targets.instances import mask_targets
 
 
 class Reference:
@@ -95,4 +95,3 @@ def test_mask_targets(units) -> None:
     assert torch.equal(torch.tensor(outlines, dtype=torch.float32), units["mt_bbox"])
     shares = mask_targets(masks, units["mt_boxes"], torch.arange(6), 28)
     assert torch.equal(shares >= 0.5, units["mt_target"])
-    assert torch.equal(polygon_targets(units.meta["polys"], units["poly_boxes"], 28), units["poly_target"])

@@ -44,7 +44,7 @@ def options(case: dict, name: str) -> dict:
 
 
 def truth_of(ids: np.ndarray, segments: list[dict]) -> Segmentation:
-    order, unlisted = renumber(ids, [s["id"] for s in segments])
+    order, unlisted, _ = renumber(ids, [s["id"] for s in segments])
     assert not len(unlisted)
     return Segmentation(
         order,

@@ -33,7 +33,7 @@ def reference_state(shared, rules, keys_file: str, seed: int) -> dict[str, torch
 
 def sample(image: np.ndarray, ids: np.ndarray, segments: list[dict]) -> Sample:
     """A fixture's image (CHW floats of whole numbers) and id map as one of ours."""
-    numbered, unlisted = renumber(ids, [s["id"] for s in segments])
+    numbered, unlisted, _ = renumber(ids, [s["id"] for s in segments])
     assert not len(unlisted)
     labels = np.array([s["category_id"] for s in segments])
     truth = Segmentation(numbered, labels, np.array([bool(s["iscrowd"]) for s in segments]))

@@ -66,7 +66,7 @@ def reference(shared, fixture_arrays, fixture_rules):
     for i, (height, width) in enumerate(meta["sizes"]):
         image = fixture_rules.smooth_image(seed + 1 + i, 3, height, width)[::-1]
         ids, segments = fixture_rules.make_panoptic(seed + 50 + i, height, width, range(80), range(80, 133), n_things=6)
-        numbered, unlisted = renumber(ids, [s["id"] for s in segments])
+        numbered, unlisted, _ = renumber(ids, [s["id"] for s in segments])
         assert not len(unlisted)
         crowd = np.array([bool(s["iscrowd"]) for s in segments])
         truth = Segmentation(numbered, np.array([s["category_id"] for s in segments]), crowd)
