@@ -1,4 +1,6 @@
-"""Where and in which precision a step computes: options, placing of model and batch, seeds.
+"""The device side of a step: precision and memory format, the model and its batches on their device, seeds.
+
+Training and evaluation steps share it. Nothing here changes what is learnt but by rounding.
 
 Shapes: B images of a micro-batch, H x W the canvas.
 """
@@ -19,10 +21,10 @@ from panoptic.segmentation import Targets
 
 @dataclass(frozen=True)
 class Engine:
-    """How a step computes; nothing here changes what is learnt but by rounding."""
+    """Precision and memory format of a step, and its patience with numbers that are not finite."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network, by autocast; losses and merging always run in float32."""
+    """Precision of the network, by autocast; losses and post-processing always run in float32."""
     channels_last: bool = False
     """Memory format of images and weights; usually faster on a GPU."""
     max_skipped: int = 5
@@ -43,7 +45,14 @@ def unwrap(model: nn.Module) -> PanopticModel:
 
 
 def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
-    """Seed every generator of torch for one micro-batch."""
+    """Seed every generator of torch for one micro-batch, so that a continued run draws what it would have drawn.
+
+    Args:
+        seed: of the run.
+        step: iteration, from 0.
+        micro: micro-batch of the step, from 0.
+        rank: of the worker.
+    """
     state = np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0] >> 1))
 
@@ -56,4 +65,5 @@ def to_device(model: nn.Module, images: Tensor, targets: Targets, engine: Engine
 
 
 def autocast(images: Tensor, engine: Engine) -> torch.autocast:
+    """The context in which the network runs; float32 where the engine says so."""
     return torch.autocast(images.device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")

@@ -1,4 +1,9 @@
-"""Configurations as plain values, as checkpoints and MLflow store them, and back."""
+"""Configurations as plain values, as checkpoints and MLflow store them, and back.
+
+A dataclass becomes a dict of its fields that says its class's name, a tuple becomes a list; so every configuration can
+be written as JSON and read with `weights_only=True`. The way back is led by the annotations of the fields: nothing is
+built but the dataclasses that they name.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +14,6 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from panoptic import models
-
-
-def architectures() -> dict[str, type]:
-    """Every configuration class of `panoptic.models.Architecture`, by name."""
-    union: Any = models.Architecture
-    return {kind.__name__: kind for kind in typing.get_args(union) or (union,)}
-
-
-def read_config(plain: Mapping[str, Any]) -> Any:
-    """The configuration that `to_plain` wrote, of the class of `panoptic.models.Architecture` that it names.
-
-    Raises:
-        ValueError: unknown class, unknown or mistyped field.
-    """
-    known = architectures()
-    name = plain.get("class")
-    if name not in known:
-        raise ValueError(f"checkpoint: architecture {name!r} is not known; known are {', '.join(sorted(known))}")
-    return from_plain(known[name], plain, name)
 
 
 def to_plain(value: Any) -> Any:
@@ -47,7 +33,13 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: Any, plain: Any, where: str = "config") -> Any:
     """The inverse of `to_plain`: a value of the annotated type `kind`.
 
-    A dataclass's absent fields take their defaults, so that older checkpoints load.
+    A dataclass's absent fields take their defaults, so that older checkpoints load. Whole numbers are read as floats
+    where the annotation says float, as JSON may have written them.
+
+    Args:
+        kind: a dataclass, a union, a Literal, a tuple or dict of such types, or bool, int, float, str or None's type.
+        plain: the value.
+        where: the path that error messages begin with.
 
     Raises:
         ValueError: an unknown field, a missing one without default, or a value of another type; names the path.
@@ -77,6 +69,7 @@ def from_plain(kind: Any, plain: Any, where: str = "config") -> Any:
 
 
 def _read_fields(kind: Any, plain: Any, where: str) -> Any:
+    """The dataclass `kind` of the values of its fields."""
     if not isinstance(plain, Mapping):
         raise ValueError(f"{where}: {plain!r} stands where the fields of {kind.__name__} are wanted")
     if plain.get("class", kind.__name__) != kind.__name__:
@@ -109,8 +102,27 @@ def _read_union(members: tuple[Any, ...], plain: Any, where: str) -> Any:
     raise ValueError(f"{where}: {named or plain!s} is none of {names}")
 
 
+def architectures() -> dict[str, type]:
+    """Every configuration class of the union `panoptic.models.Architecture`, by name."""
+    union: Any = models.Architecture
+    return {kind.__name__: kind for kind in typing.get_args(union) or (union,)}
+
+
+def read_config(plain: Mapping[str, Any]) -> Any:
+    """The configuration that `to_plain` wrote, of the class of `panoptic.models.Architecture` that it names.
+
+    Raises:
+        ValueError: unknown class, unknown or mistyped field.
+    """
+    known = architectures()
+    name = plain.get("class")
+    if name not in known:
+        raise ValueError(f"checkpoint: architecture {name!r} is not known; known are {', '.join(sorted(known))}")
+    return from_plain(known[name], plain, name)
+
+
 def without_download(plain: Any) -> Any:
-    """The configuration with untrained backbones: their weights are about to be replaced."""
+    """A plain configuration whose backbones ask for no weights: those of a checkpoint are about to replace them."""
     if isinstance(plain, list):
         return [without_download(value) for value in plain]
     if not isinstance(plain, Mapping):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import pytest
 import torch
 
 from panoptic import models
 from panoptic.segmentation import Categories
-from panoptic.training import checkpoint, transfer
-from panoptic.training import plain as plain_module
+from panoptic.training import checkpoint
 from panoptic.training.optim import Optim, build_ema, build_optimiser
+from panoptic.training.plain import read_config
 from tests.support.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 CONFIG = TinyConfig(TinyBackbone(width=6, norm="group"), rates=(3, 6, 9), factor=0.5)
@@ -55,7 +53,7 @@ def test_round_trip_builds_the_same_model():
     record = checkpoint.load(file)
     assert (record["step"], record["position"], record["run_id"]) == (7, 56, "abc")
     assert record["experiment"] == {"optim.lr": 0.1, "optim.betas": [0.9, 0.99], "data.root": "x"}
-    assert plain_module.read_config(record["config"]) == CONFIG
+    assert read_config(record["config"]) == CONFIG
     built = checkpoint.build_model(record)
     assert built.categories == model.categories and not built.training
     images, _ = tiny_batch(0)
@@ -139,102 +137,7 @@ def test_other_categories_are_named():
     checkpoint.check_categories(renumbered, tiny_categories())
 
 
-@pytest.mark.parametrize("count", [3, 5])
-def test_finetuning_leaves_the_class_layer_fresh(count):
-    """Also when other classes happen to be as many, which shapes would not show."""
-    record = saved(3)
-    names = replace(tiny_categories(count), names=tuple(f"other {i}" for i in range(count)))
-    model = CONFIG.build(names)
-    head = model.head.weight.detach().clone()
-    assert transfer.load_for_finetune(model, record) == ["head.bias", "head.weight"]
-    assert torch.equal(model.head.weight, head)
-    assert torch.equal(model.backbone[0].weight, record["weights"]["backbone.0.weight"])
-
-
-def test_finetuning_on_the_same_classes_loads_everything():
-    record = saved(3)
-    model = CONFIG.build(tiny_categories(3))
-    assert transfer.load_for_finetune(model, record) == []
-    assert torch.equal(model.head.weight, record["weights"]["head.weight"])
-    del record["weights"]["backbone.0.bias"]
-    with pytest.raises(ValueError, match=r"missing: backbone\.0\.bias"):
-        transfer.load_for_finetune(CONFIG.build(tiny_categories(5)), record)
-
-
 def test_continuing_needs_an_optimiser_state():
     model = CONFIG.build(tiny_categories())
     with pytest.raises(ValueError, match="no optimiser state"):
         checkpoint.restore(saved(), model, build_optimiser(model, Optim()))
-
-
-@dataclass(frozen=True)
-class Other:
-    """Another member of a union."""
-
-    size: int
-    """No default."""
-    mode: Literal["a", "b"] = "a"
-    """A choice."""
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A configuration with everything in it."""
-
-    model: TinyConfig | Other
-    """A union of configurations."""
-    crop: tuple[int, int] | None = None
-    """Fixed length, or nothing."""
-    pairs: tuple[tuple[float, str], ...] = ()
-    """Nested tuples."""
-    table: dict[str, float] | None = None
-    """A mapping."""
-
-
-@pytest.mark.parametrize(
-    "tree",
-    [
-        Tree(CONFIG, (2, 3), ((1.0, "x"), (2.5, "y")), {"a": 1.0}),
-        Tree(Other(4, "b")),
-    ],
-)
-def test_plain_round_trip_through_json(tree):
-    plain = json.loads(json.dumps(plain_module.to_plain(tree)))
-    assert plain_module.from_plain(Tree, plain) == tree
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"widht": 3}, r"config: unknown field widht; Tree has model, crop"),
-        ({"model": {"class": "Other"}}, r"config\.model: lacks size"),
-        ({"model": {"class": "Other", "size": 1, "mode": "c"}}, r"config\.model\.mode: 'c' is none of 'a', 'b'"),
-        ({"model": {"class": "Other", "size": True}}, r"config\.model\.size: True is no int"),
-        ({"model": {"class": "Gone"}}, r"config\.model: Gone is none of TinyConfig, Other"),
-        ({"crop": [1, 2, 3]}, r"config\.crop: \[1, 2, 3\] is none of"),
-        ({"pairs": [[1.0]]}, r"config\.pairs\[0\]: 1 values, 2 wanted"),
-        ({"class": "Other"}, r"config: is a Other, wanted is a Tree"),
-    ],
-)
-def test_plain_values_that_do_not_fit_are_named(change, message):
-    with pytest.raises(ValueError, match=message):
-        plain_module.from_plain(Tree, plain_module.to_plain(Tree(Other(1))) | change)
-
-
-def test_an_older_checkpoint_takes_the_defaults_of_new_fields():
-    plain = plain_module.to_plain(CONFIG)
-    del plain["rates"]
-    assert plain_module.from_plain(TinyConfig, plain) == replace(CONFIG, rates=TinyConfig().rates)
-
-
-def test_unknown_architectures_are_named():
-    with pytest.raises(ValueError, match="'Gone' is not known; known are TinyConfig"):
-        plain_module.read_config({"class": "Gone"})
-    with pytest.raises(ValueError, match="no plain value"):
-        plain_module.to_plain({"path": object()})
-
-
-def test_a_backbone_that_is_about_to_be_replaced_is_not_downloaded():
-    plain = {"class": "X", "parts": [{"class": "Backbone", "weights": "timm", "name": "resnet50"}]}
-    assert plain_module.without_download(plain)["parts"][0]["weights"] == "none"
-    assert plain["parts"][0]["weights"] == "timm"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoptic.evaluation.step import evaluation_step
 from panoptic.training import checkpoint
 from panoptic.training.device import Engine, prepare
 from panoptic.training.optim import Optim, build_ema, build_optimiser
@@ -195,21 +194,6 @@ def test_precision_and_memory_format(engine):
     assert float(loss) == pytest.approx(float(expected), rel=2e-2)
     weight = run.model.backbone[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == engine.channels_last
-
-
-def test_evaluation_gives_losses_and_maps_and_touches_nothing():
-    run = Run()
-    images, targets = tiny_batch(0)
-    with pytest.raises(ValueError, match="training mode"):
-        evaluation_step(run.model, images, targets, ENGINE)
-    before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    losses, prediction, _ = evaluation_step(run.model.eval(), images, targets, ENGINE)
-    maps, semantics = prediction.maps, prediction.semantics
-    assert set(losses) == {"semantic", "size", "total"}
-    assert float(losses["total"]) == pytest.approx(float(losses["semantic"] + losses["size"]))
-    assert [m.size for m in maps] == [(8, 8), (8, 8)]
-    assert all((m.semantic() == s).all() for m, s in zip(maps, semantics, strict=True))
-    assert all(torch.equal(v, before[k]) for k, v in run.model.state_dict().items())
 
 
 def test_meter_means_and_starts_again():
