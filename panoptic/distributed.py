@@ -1,4 +1,4 @@
-"""What workers of one training ask each other: how many they are, means of counts, buffers."""
+"""Communication between the workers of one training: their number, means of counts, shared buffers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it `world_mean` asks no other worker: each evaluates its own images, and not equally many batches."""
+    """A context in which `world_mean` asks no other worker.
+
+    For evaluation: workers have different numbers of batches, so they would wait for each other for ever.
+    """
     token = _alone.set(True)
     try:
         yield
@@ -25,7 +28,9 @@ def alone() -> Iterator[None]:
 def world_mean(count: Tensor) -> Tensor:
     """The mean of a normaliser over all workers, as the references that all-reduce their counts do.
 
-    A scalar tensor; without a process group, or within `alone`, it comes back as it is. Carries no gradient.
+    Args:
+        count: a scalar tensor; without a process group, or within `alone`, it comes back as it is. The mean carries no
+            gradient.
     """
     if _alone.get() or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return count

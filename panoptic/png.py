@@ -119,9 +119,9 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def silence_opencv() -> None:
-    """No warnings of OpenCV on broken files in this process: a reader says what is wrong with one.
+    """Silence OpenCV's warnings about broken files in this process: readers say what is wrong with a file.
 
-    libpng and libjpeg write some of theirs past it.
+    libpng and libjpeg write some of their warnings past OpenCV.
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -142,7 +142,7 @@ def from_coco(
         size: (H, W) that the JSON or the photograph states, compared with the PNG's where given.
 
     Raises:
-        ValueError: one message that starts with `name` and lists every problem found.
+        ValueError: one message that starts with `name` and lists every problem.
     """
     try:
         id_map = decode_ids(png)
@@ -209,6 +209,7 @@ def area_mismatches(segmentation: Segmentation, record: Mapping) -> list[tuple[i
 
 
 def _entry_problems(infos: list[Mapping], categories: Categories) -> list[str]:
+    """Problems of a record's segments that can be told without the PNG."""
     problems, known = [], set(categories.ids)
     for k, info in enumerate(infos):
         missing = [key for key in ("id", "category_id") if key not in info]
@@ -227,10 +228,12 @@ def _entry_problems(infos: list[Mapping], categories: Categories) -> list[str]:
 
 
 def _is_id(value: object) -> bool:
+    """A whole number that a COCO-panoptic PNG can hold and that is not void."""
     return isinstance(value, int) and 0 < value <= MAX_ID
 
 
 def _some(ids: list[int], limit: int = 8) -> str:
+    """The first ids, and how many more there are."""
     rest = f" and {len(ids) - limit} more" if len(ids) > limit else ""
     return ", ".join(map(str, ids[:limit])) + rest
 
@@ -240,6 +243,11 @@ def _shape(size: tuple[int, ...]) -> str:
 
 
 def _check_range(ids: np.ndarray, limit: int, rule: str) -> int:
+    """The largest value of a map.
+
+    Raises:
+        ValueError: a value is negative or above the limit; says the rule.
+    """
     low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
     if low < 0 or high > limit:
         raise ValueError(f"values run from {low} to {high}; {rule} (0..{limit})")
@@ -254,6 +262,7 @@ def _header(png: bytes) -> tuple[int, int]:
 
 
 def _decode(data: bytes, flags: int, name: str = "PNG") -> np.ndarray:
+    """OpenCV's array of an image file, with an error where OpenCV gives None."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -264,6 +273,7 @@ def _decode(data: bytes, flags: int, name: str = "PNG") -> np.ndarray:
 
 
 def _encode(pixels: np.ndarray, options: list[int] | None = None) -> bytes:
+    """The PNG of an array in OpenCV's order of channels."""
     done, buffer = cv2.imencode(".png", pixels, options or [])
     if not done:
         raise ValueError(f"a map of shape {pixels.shape} cannot be encoded as PNG; it needs at least one pixel")

@@ -1,4 +1,4 @@
-"""The data structures that every other module speaks.
+"""The data structures that all other modules share.
 
 One type, `Segmentation`, is ground truth, model output, metric input, drawing input and export input
 alike. There is one class index, contiguous over things and stuff (`Categories`), and one segment
@@ -135,7 +135,7 @@ class Segmentation:
         return replace(self, segments=self.segments[top : top + height, left : left + width])
 
     def compact(self) -> Segmentation:
-        """Without the segments that have no pixel, renumbered in order."""
+        """Drop the segments that have no pixel and renumber the others in order."""
         alive = self.areas() > 0
         if alive.all():
             return self
@@ -182,7 +182,7 @@ def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.nda
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the images lie within a batch, and at which size their maps are wanted.
+    """The place of the images within a batch, and the size of their maps.
 
     Padding that an augmentation drew is part of the image and lies inside `sizes`; only batch padding
     (bottom and right) lies outside.
@@ -193,7 +193,7 @@ class Frame:
     sizes: Tensor
     """int64 [B, 2] on the CPU: valid height and width of each image."""
     output_sizes: Tensor
-    """int64 [B, 2] on the CPU: height and width at which each merged map is wanted."""
+    """int64 [B, 2] on the CPU: height and width of each image's map, instances and class map."""
 
     @classmethod
     def full(cls, images: Tensor) -> Frame:
@@ -208,7 +208,7 @@ class Frame:
         return height, width
 
     def output_size(self, image: int) -> tuple[int, int]:
-        """Height and width at which its map is wanted."""
+        """Height and width of an image's map."""
         height, width = self.output_sizes[image].tolist()
         return height, width
 
@@ -222,7 +222,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of a batch, on the training device. Dense targets are computed from it by `targets.py`."""
+    """Ground truth of a batch, on the training device. Dense targets are computed from it by `targets`."""
 
     segments: Tensor
     """int32 [B, H, W], 0 = void and batch padding, k = entry k - 1 of `labels`."""
@@ -232,7 +232,7 @@ class Targets:
     """bool [B, N]."""
     frame: Frame
     names: tuple[str, ...]
-    """Of each image, for error messages."""
+    """Names of the images, for error messages."""
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on `device` (`frame` stays on the CPU)."""
@@ -246,7 +246,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Instances:
-    """Scored instances of one image before merging; masks may overlap. What AP counts."""
+    """Scored instances of one image before merging, for AP; masks may overlap."""
 
     masks: list[dict]
     """COCO RLE of each instance: {"size": [H, W], "counts": bytes}, as pycocotools encodes it."""
@@ -270,9 +270,9 @@ class Sample:
     original: Segmentation | None = None
     """The truth at the size of the source image, for PQ; None while training."""
     position: int = 0
-    """Of the sample in the training stream, or the row number in an evaluation."""
+    """Position of the sample in the training stream, or its row number in an evaluation."""
     drawn: Mapping[str, float] = field(default_factory=dict)
-    """What the augmentation drew (scale, top, left, flip, ...), for replay."""
+    """Numbers that the augmentation drew (scale, top, left, flip, ...), for replay."""
 
 
 def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int] = (0, 0)) -> tuple[Tensor, Targets]:
@@ -287,6 +287,7 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
         images uint8 [B, 3, H, W] and the targets on the CPU. `frame.output_sizes` is the size of
         `original` where a sample has one, else the size of its image.
     """
+    # the canvas: the largest image, rounded up
     sizes = [s.image.shape[:2] for s in samples]
     height, width = (-(-max(canvas[axis], *(size[axis] for size in sizes)) // divisor) * divisor for axis in (0, 1))
     count = max(1, *(len(s.truth.labels) for s in samples))
@@ -296,7 +297,7 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
     crowd = torch.zeros(len(samples), count, dtype=torch.bool)
     for b, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
         n = len(sample.truth.labels)
-        # written in place; ten times faster than a permuted copy
+        # channels are written in place: ten times faster than a permuted copy
         cv2.split(np.ascontiguousarray(sample.image), list(images[b, :, :h, :w].numpy()))
         segments[b, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.truth.segments))
         labels[b, :n] = torch.from_numpy(np.asarray(sample.truth.labels, np.int64))

@@ -1,4 +1,4 @@
-"""Panoptic maps to look at: overlays, truth beside prediction, a legend.
+"""Pictures of panoptic maps: overlays, truth beside prediction, errors, a legend.
 
 Each segment is tinted in its class's colour, varied a little from one instance of a class to the
 next; things are outlined in white, void is dark and hatched, crowds are hatched in their colour.
@@ -23,8 +23,9 @@ NAMED_AREA = 0.004
 """A segment is named from this share of the image on."""
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-INK = (40, 40, 40)
-PAPER = (255, 255, 255)
+
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+"""Colours of text and of the ground around pictures."""
 
 
 def overlay(image: np.ndarray, segmentation: Segmentation, categories: Categories, names: bool = True) -> np.ndarray:
@@ -59,14 +60,19 @@ def overlay(image: np.ndarray, segmentation: Segmentation, categories: Categorie
 
 RIGHT, MISSED, MADE_UP, EDGE = range(4)
 ERROR_COLOURS = {RIGHT: (120, 190, 130), MISSED: (60, 120, 235), MADE_UP: (235, 70, 60), EDGE: (250, 190, 40)}
-"""Of `errors`: in a matched segment; of a true segment that was not found; of a predicted segment that does not
-exist (also where both hold); of matched segments that meet elsewhere."""
+"""Colours of the pixels in `errors`: RIGHT within a matched pair, MISSED in a true segment without a match, MADE_UP in
+a predicted segment that is a false positive (also where it lies on a missed one), EDGE where segments that have a match
+do not meet it."""
 
 
 def errors(image: np.ndarray, truth: Segmentation, prediction: Segmentation) -> np.ndarray:
-    """What is wrong with a prediction, in `ERROR_COLOURS`, uint8 [H, W, 3]; where the truth is void, the image alone.
+    """The errors of a prediction in `ERROR_COLOURS`, uint8 [H, W, 3]; where the truth is void, the image alone.
 
     Segments match as they do for PQ.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        truth, prediction: of the same size.
 
     Raises:
         ValueError: the sizes differ.
@@ -226,7 +232,7 @@ def _named(picture: np.ndarray, segmentation: Segmentation, categories: Categori
 
 
 def _place(inside: np.ndarray, text: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Where a text box goes in a mask [H, W]: around its innermost point. None when it would not fit the mask."""
+    """The place x0 y0 x1 y1 of a text box in a mask [H, W], around its innermost point; None where it does not fit."""
     distance = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     width, height = text
@@ -239,11 +245,12 @@ def _place(inside: np.ndarray, text: tuple[int, int], size: tuple[int, int]) -> 
 
 
 def _overlap(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Two boxes x0 y0 x1 y1 share a pixel."""
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _text_scale(size: tuple[int, int]) -> float:
-    """Of OpenCV's font, so that text is read at the width that a page gives the picture."""
+    """Scale of OpenCV's font, so that text can be read at the width that a page gives the picture."""
     return float(np.clip(min(size) / 1000, 0.38, 1.0))
 
 

@@ -1,4 +1,4 @@
-"""One evaluation step: network, losses and what is read off the outputs, of one batch.
+"""One evaluation step: the network, its losses and its predictions on one batch, from one pass.
 
 Shapes: B images, H x W pixels.
 """
@@ -21,14 +21,14 @@ from panoptic.training.step import total
 
 
 class EvaluationResult(NamedTuple):
-    """What one pass over a batch of B images gives."""
+    """Losses, predictions and times of one batch."""
 
     losses: dict[str, Tensor]
-    """Scalars on the device, with their sum as `total`; empty where they were not wanted."""
+    """Scalars on the device, with their sum as `total`; empty where they were not asked for."""
     prediction: Prediction
-    """One entry an image of whatever was wanted."""
+    """One entry an image in each field that was asked for."""
     seconds: dict[str, float]
-    """Of `network`, `loss` and `postprocess`."""
+    """Seconds of `network`, `loss` and `postprocess`."""
 
 
 def evaluation_step(
@@ -44,13 +44,15 @@ def evaluation_step(
 
     Args:
         model: unwrapped and in evaluation mode.
-        images: uint8 [B, 3, H, W].
+        images: uint8 [B, 3, H, W], on any device.
+        targets: of the batch, on any device.
+        engine: precision and memory format of the network.
         want: fields of `Prediction`.
         true: outputs that the truth takes the place of before post-processing (see `oracle`); not in the losses.
-        losses: want the losses; there are none otherwise.
+        losses: compute the losses.
 
     Returns:
-        predictions at `targets.frame.output_sizes`.
+        the result, with predictions at `targets.frame.output_sizes`.
 
     Raises:
         ValueError: the model is in training mode; its running statistics would learn from the validation.
@@ -75,7 +77,7 @@ def evaluation_step(
 
 
 class _Clock:
-    """Seconds between calls of `lap`; waits for the GPU, which works behind the caller's back."""
+    """Seconds between calls of `lap`. Waits for the GPU, which works behind the caller's back."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
@@ -83,6 +85,7 @@ class _Clock:
         self._mark = self._now()
 
     def lap(self, name: str) -> None:
+        """Note the seconds since the last call under this name."""
         now = self._now()
         self.seconds[name] = now - self._mark
         self._mark = now

@@ -1,8 +1,8 @@
-"""Evaluation a model: counts that can be added, and the record that comes of them.
+"""Evaluation of a model: counts that can be added, and the record that is computed from them.
 
-A worker counts its own images (`evaluate_batches`) and hands over a `Tally`; tallies are merged in any way and
-summed in the order of the images, so that the result is the same to the last bit however the images
-were shared out. An image leaves a record of a few kilobytes, whatever its size.
+A worker counts its own images (`evaluate_batches`) and hands over a `Tally`. Tallies are merged in any order and summed
+in the order of the images, so that the result is the same to the last bit however the images were shared out. An image
+leaves a record of a few kilobytes, whatever its size.
 
 Shapes: B images of a batch, C classes.
 """
@@ -31,16 +31,16 @@ from panoptic.training.device import Engine, seed_torch
 
 @dataclass(frozen=True)
 class Measures:
-    """What is counted beside PQ and mIoU."""
+    """Measures beside PQ and mIoU, which are always counted."""
 
     boundary: bool = False
-    """Boundary PQ."""
+    """Count boundary PQ."""
     instances: bool = False
-    """AP of the instances before merging, and recall of region proposals where a model has them."""
+    """Count AP of the instances before merging, and recall of region proposals where a model has them."""
     true: tuple[str, ...] = ()
     """Outputs of the network that the truth takes the place of (see `oracle`)."""
     losses: bool = True
-    """The losses, too."""
+    """Compute the losses."""
 
 
 class Batch(NamedTuple):
@@ -52,24 +52,24 @@ class Batch(NamedTuple):
     truths: Sequence[Segmentation]
     """B maps at `targets.frame.output_sizes`."""
     rows: Sequence[int]
-    """The place of each image in its dataset: what the sum is ordered by."""
+    """The place of each image in its dataset, by which sums are ordered."""
 
 
 @dataclass
 class Tally:
-    """What was counted on some images."""
+    """Counts of some images of a dataset."""
 
     images: dict[int, ImageCounts] = field(default_factory=dict)
-    """By row."""
+    """Counts of each image, by its row."""
     confusion: np.ndarray | None = None
     """int64 [C, C + 1], of pixels."""
     losses: dict[int, tuple[int, dict[str, float]]] = field(default_factory=dict)
-    """First row of a batch to its number of images and its mean losses."""
+    """The number of images and the mean losses of each batch, by its first row."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Summed: `network`, `merge`, `loss`, `extra` (what only metrics ask of a model), `metric`, `data`."""
+    """Summed over batches: `data`, `network`, `loss`, `postprocess`, `metric`."""
 
     def add(self, other: Tally) -> None:
-        """Take in what was counted on other images.
+        """Add the counts of other images.
 
         Raises:
             ValueError: an image was counted twice.
@@ -88,12 +88,13 @@ class Tally:
 def evaluate_batches(
     model: PanopticModel, batches: Iterable[Batch], engine: Engine, measures: Measures | None = None
 ) -> Tally:
-    """Run the model on each batch and count.
+    """Run a model on each batch and count.
 
     Args:
         model: unwrapped, in evaluation mode.
-        batches: from `pipelines.data.loader` or anything like it.
-        measures: what to count beside PQ and mIoU; nothing by default.
+        batches: images with their truth, each image once.
+        engine: precision and memory format of the network.
+        measures: counted beside PQ and mIoU; only the losses by default.
 
     Raises:
         ValueError: a row came twice, or the model is in training mode.
@@ -116,6 +117,7 @@ def evaluate_batches(
 
 
 def _counted(batch: Batch, result: EvaluationResult, categories: Categories, measures: Measures) -> Tally:
+    """The counts of one batch, without times."""
     tally, classes, prediction = Tally(), len(categories), result.prediction
     assert prediction.maps is not None and prediction.semantics is not None
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
@@ -147,9 +149,9 @@ def gather(tallies: Iterable[Tally]) -> Tally:
 
 
 def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
-    """The record of everything that was counted, summed in the order of the rows.
+    """The evaluation of everything that was counted, summed in the order of the rows.
 
-    `timings` are milliseconds an image of one worker.
+    Its `timings` are milliseconds that one worker spends on an image.
 
     Raises:
         ValueError: a row was counted more than once, or nothing was counted.
@@ -193,6 +195,7 @@ def _total(
 
 
 def _mean_losses(whole: Tally, images: int) -> dict[str, float]:
+    """Mean over all images of each term; the sum, which the terms have already, is left out."""
     losses: dict[str, float] = {}
     for row in sorted(whole.losses):
         number, means = whole.losses[row]

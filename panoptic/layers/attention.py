@@ -14,18 +14,18 @@ import math
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 TEMPERATURE = 10_000.0
 """Ratio of the longest to the shortest wave length of `sine_positions`."""
 
 GRID = 50
-"""Rows and columns that `LearnedPositions` knows."""
+"""Number of rows, and of columns, of which `LearnedPositions` has a vector."""
 
 
 def sine_positions(valid: Tensor, channels: int) -> Tensor:
-    """float32 [B, C, h, w]: sines and cosines of the row (first C / 2) and of the column.
+    """Sine positions, float32 [B, C, h, w]: sines and cosines of the row (first C / 2) and of the column.
 
     Coordinates count the valid cells up to and with each one, divided by their number: 1/n to 1, times 2 pi.
 
@@ -57,7 +57,7 @@ class LearnedPositions(nn.Module):
         nn.init.uniform_(self.columns.weight)
 
     def forward(self, valid: Tensor) -> Tensor:
-        """bool [B, h, w] to [B, C, h, w], the column's vector first; what is padding makes no difference.
+        """bool [B, h, w] to [B, C, h, w], the column's vector first; padding makes no difference.
 
         Raises:
             ValueError: the map has more rows or columns than there are vectors.
@@ -97,13 +97,13 @@ class Attention(nn.Module):
         channels = query.shape[-1]
         weights, biases = self.in_proj_weight.split(channels), self.in_proj_bias.split(channels)
         if query is key:  # one product in place of two
-            both = functional.linear(query, self.in_proj_weight[: 2 * channels], self.in_proj_bias[: 2 * channels])
+            both = F.linear(query, self.in_proj_weight[: 2 * channels], self.in_proj_bias[: 2 * channels])
             q, k = both.split(channels, -1)
         else:
-            q = functional.linear(query, weights[0], biases[0])
-            k = functional.linear(key, weights[1], biases[1])
-        v = functional.linear(value, weights[2], biases[2])
-        attended = functional.scaled_dot_product_attention(
+            q = F.linear(query, weights[0], biases[0])
+            k = F.linear(key, weights[1], biases[1])
+        v = F.linear(value, weights[2], biases[2])
+        attended = F.scaled_dot_product_attention(
             self._heads(q), self._heads(k), self._heads(v), mask, self.dropout if self.training else 0.0
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -138,7 +138,7 @@ class EncoderLayer(nn.Module):
         return self.self_attention(placed, placed, x, mask)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(functional.relu(self.linear1(x))))
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class DecoderLayer(nn.Module):
@@ -178,7 +178,7 @@ class DecoderLayer(nn.Module):
         return self.self_attention(placed, placed, x)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(functional.relu(self.linear1(x))))
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class Encoder(nn.Module):
@@ -200,7 +200,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers; one norm is applied to what every layer shows, never to what it hands on."""
+    """Decoder layers; one norm is applied to the output of every layer, never to the input of the next one."""
 
     def __init__(
         self, channels: int, heads: int, hidden: int, layers: int, dropout: float = 0.1, pre_norm: bool = False
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         initialise_transformer(self)
 
     def forward(self, query_positions: Tensor, memory: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries that start from zeros, as every layer leaves them: [L, B, Q, C].
+        """The normalised queries after every layer, [L, B, Q, C]; they start from zeros.
 
         Args:
             query_positions: [Q, C].
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
 
 
 def initialise_transformer(module: nn.Module) -> None:
-    """Every matrix uniform by Xavier, a fused projection as the one matrix that it is; vectors stay as they are."""
+    """Initialise every matrix by Xavier's uniform rule, a fused projection as one matrix; vectors stay as they are."""
     for parameter in module.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
@@ -245,16 +245,19 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., widths[0]] to [..., widths[-1]]."""
         for layer in self.layers[:-1]:
-            x = self.dropout(functional.relu(layer(x)))
+            x = self.dropout(F.relu(layer(x)))
         return self.layers[-1](x)
 
 
 class AttentionMap(nn.Module):
-    """Where the queries look in a map, by head: attention without values (DETR's mask head).
+    """Attention of queries to the cells of a map, by head, without values (DETR's mask head).
 
-    The softmax is taken over heads and cells together, so that the maps of all heads of a query sum to 1: odd,
-    and so published. `unit_mean` multiplies them by heads and cells: what is 1/2000 at first is lost beside features
-    around 1, and a mask head that starts from nothing hardly learns to see it.
+    The softmax is taken over heads and cells together, so that the maps of all heads of a query sum to 1: odd, but
+    published so.
+
+    Args:
+        unit_mean: multiply the maps by heads and cells. Values of 1/2000 at first are lost beside features around 1,
+            and a mask head that starts from nothing hardly learns to see them.
     """
 
     def __init__(self, channels: int, heads: int, unit_mean: bool = False) -> None:

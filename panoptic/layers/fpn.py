@@ -1,8 +1,7 @@
-"""Feature pyramids: detectron2's FPN, and the branch that brings its levels to stride 4 and adds them; and PSPNet's
-pyramid of averages with the upsampling that JSIS-Net puts behind it.
+"""Feature pyramids: detectron2's FPN, and the branch that brings its levels to stride 4 and adds them.
 
-Lin et al., "Feature Pyramid Networks", arXiv 1612.03144; Kirillov et al., "Panoptic Feature Pyramid
-Networks", arXiv 1901.02446, section 3.1; Zhao et al., "Pyramid Scene Parsing Network", arXiv 1612.01105.
+Lin et al., "Feature Pyramid Networks", arXiv 1612.03144; Kirillov et al., "Panoptic Feature Pyramid Networks", arXiv
+1901.02446, section 3.1.
 
 Shapes: B images, C channels; "p2" to "p7" have strides 4 to 128.
 """
@@ -12,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.conv import ConvNormAct
 from panoptic.layers.norm import Norm, norm_layer
@@ -21,7 +20,6 @@ from panoptic.layers.resize import resize
 
 LEVELS = {"res2": "p2", "res3": "p3", "res4": "p4", "res5": "p5"}
 """Pyramid level of each backbone feature."""
-
 
 Top = Literal["none", "pool", "convolutions"]
 """Levels above p5: none; p6, every second cell of p5 (Faster R-CNN's); p6 and p7, by strided convolutions from p5."""
@@ -66,14 +64,14 @@ class FPN(nn.Module):
         for level in reversed(names):
             here = self.lateral[level](features[names[level]])
             if above is not None:
-                here = here + functional.interpolate(above, size=here.shape[-2:], mode="nearest")
+                here = here + F.interpolate(above, size=here.shape[-2:], mode="nearest")
             levels[level], above = self.output[level](here), here
         levels = dict(reversed(levels.items()))
         if self.top == "pool":
             levels["p6"] = levels["p5"][:, :, ::2, ::2]
         if self.top == "convolutions":
             levels["p6"] = self.strided["p6"](levels["p5"])
-            levels["p7"] = self.strided["p7"](functional.relu(levels["p6"]))
+            levels["p7"] = self.strided["p7"](F.relu(levels["p6"]))
         return levels
 
 

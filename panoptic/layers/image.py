@@ -13,7 +13,9 @@ from panoptic.segmentation import Frame
 class ImageNormalisation(nn.Module):
     """uint8 RGB to normalised floats; batch padding becomes 0 after normalisation, as the references pad.
 
-    Mean and deviation are on the 0..255 scale and in the order of the output channels.
+    Args:
+        mean, std: of each channel, on the scale 0..255 and in the order of the output channels.
+        bgr: turn the channels round.
     """
 
     mean: Tensor

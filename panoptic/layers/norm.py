@@ -70,7 +70,11 @@ class FrozenBatchNormAct(FrozenBatchNorm):
 
 
 def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """A normalisation of `channels` channels, eps 1e-5. Group norm takes the most groups up to 32 that fit."""
+    """A normalisation of `channels` channels, eps 1e-5. Group norm takes the most groups up to 32 that fit.
+
+    Raises:
+        ValueError: the norm is unknown.
+    """
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels, eps=NORM_EPS)
@@ -120,7 +124,7 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
 
 
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:
-    """The weight of the newest batch in every running statistic of `module`."""
+    """Set the weight of the newest batch in every running statistic of `module`."""
     for child in module.modules():
         if isinstance(child, BATCH_NORMS):
             child.momentum = momentum

@@ -1,4 +1,4 @@
-"""Bilinear resizing, and which coarse cells a fine pixel mixes."""
+"""Bilinear resizing, and the coarse cells that it mixes in each fine pixel."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 def mixed_cells(
     cells: int, pixels: int, count: int | None = None, align_corners: bool = False, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a bilinear resize along one axis mixes: both cells of each pixel, and the share of the second one.
+    """The two cells that a bilinear resize along one axis mixes in each pixel, and the share of the second one.
 
     Args:
-        cells: before the resize.
-        pixels: after it.
-        count: of pixels wanted, the first ones; all by default.
+        cells: number before the resize.
+        pixels: number after it.
+        count: number of pixels in the result, the first ones; all by default.
         align_corners: as of `resize`.
         device: of the result.
 
     Returns:
-        int64 [count], int64 [count], float32 [count].
+        the first cells int64 [count], the second ones int64 [count], their share float32 [count].
     """
     positions = torch.arange(pixels if count is None else count, dtype=torch.float32, device=device)
     if align_corners:
@@ -32,7 +32,11 @@ def mixed_cells(
 
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """Bilinear to `size`; the tensor itself where it has that size already."""
+    """Resize [..., h, w] bilinearly to `size`; the tensor itself where it has that size already.
+
+    Args:
+        align_corners: the centres of the corner cells stay where they are; else the corners of the map do.
+    """
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

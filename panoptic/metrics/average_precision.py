@@ -33,28 +33,29 @@ from panoptic.segmentation import Categories, Instances, Segmentation
 logger = logging.getLogger(__name__)
 
 LIMIT = 100
-"""The best so many instances of a class in an image are evaluated, as in COCO."""
+"""Instances of a class in an image that are evaluated, those of highest score, as in COCO."""
 
 ANY_AREA = [0, 1e10]
+"""The range of areas, in pixels, that leaves nothing out."""
 
 Library = Literal["faster-coco-eval", "pycocotools"]
 
 
-class OfClass(NamedTuple):
-    """What of an image's instances and truths is of one class."""
+class ClassOverlaps(NamedTuple):
+    """The instances and truths of one class in one image."""
 
     label: int
     scores: np.ndarray
     """float64 [d], falling."""
     crowd: np.ndarray
-    """bool [g]."""
+    """bool [g], the truths that are crowds."""
     ious: np.ndarray
     """float64 [d, g]; of a crowd, the share of the instance that lies in it."""
 
 
 @dataclass(frozen=True)
 class InstanceOverlaps:
-    """All of one image that average precision depends on; instances and truths by rising class."""
+    """Scores, classes and IoUs of one image, all that average precision depends on; by rising class."""
 
     labels: np.ndarray
     """int64 [D], contiguous classes."""
@@ -67,13 +68,13 @@ class InstanceOverlaps:
     ious: np.ndarray
     """float64, flat: the tables [d, g] of the classes one after the other."""
 
-    def by_class(self) -> Iterator[OfClass]:
+    def by_class(self) -> Iterator[ClassOverlaps]:
         """Each class that occurs among the instances or the truths."""
         start = 0
         for label in np.union1d(self.labels, self.truths).tolist():
             scores, crowd = self.scores[self.labels == label], self.crowd[self.truths == label]
             end = start + len(scores) * len(crowd)
-            yield OfClass(label, scores, crowd, self.ious[start:end].reshape(len(scores), len(crowd)))
+            yield ClassOverlaps(label, scores, crowd, self.ious[start:end].reshape(len(scores), len(crowd)))
             start = end
 
 
@@ -86,38 +87,41 @@ class Precision:
     ap50: np.ndarray
     """float64 [C], at IoU 0.5."""
     mean_ap: float
-    """Over the classes that are not NaN."""
+    """The mean of `ap` over the classes that are not NaN."""
     mean_ap50: float
-    """Over the classes that are not NaN."""
+    """The mean of `ap50` over the classes that are not NaN."""
 
 
-def instance_overlaps(truth: Segmentation, found: Instances, categories: Categories) -> InstanceOverlaps:
-    """Compare the instances of one image with the things of its truth.
+def instance_overlaps(truth: Segmentation, instances: Instances, categories: Categories) -> InstanceOverlaps:
+    """Compare the predicted instances of one image with the things of its truth.
 
     Args:
         truth: at the size of the instances' masks; segments without a pixel are no truth.
-        found: at most `LIMIT` of each class count, those of highest score.
+        instances: at most `LIMIT` of each class count, those of highest score.
+        categories: tell things from stuff.
 
     Raises:
         ValueError: an instance has a class of stuff, a score that is not finite, or a mask of another size.
     """
-    _check(truth, found, categories)
-    is_thing, labels = np.array(categories.is_thing, bool), np.asarray(found.labels, np.int64)
+    _check(truth, instances, categories)
+    is_thing, labels = np.array(categories.is_thing, bool), np.asarray(instances.labels, np.int64)
+    # the truths: things that have a pixel, by class
     things = np.flatnonzero(is_thing[truth.labels] & (truth.areas() > 0))
     things = things[np.argsort(truth.labels[things], kind="stable")]
     masks = encode_segments(truth.segments, things + 1)
     classes, crowd = truth.labels[things].astype(np.int64), truth.is_crowd()[things]
+    # a table of IoUs for each class that occurs, the best instances by its truths
     chosen, tables = [np.zeros(0, np.intp)], [np.zeros(0)]
     for label in np.union1d(labels, classes).tolist():
         mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(classes == label)
-        best = mine[np.argsort(-found.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
+        best = mine[np.argsort(-instances.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
         chosen.append(best)
         if len(best) and len(theirs):
-            table = overlaps([found.masks[k] for k in best], [masks[k] for k in theirs], crowd[theirs])
+            table = overlaps([instances.masks[k] for k in best], [masks[k] for k in theirs], crowd[theirs])
             tables.append(table.ravel())
     order = np.concatenate(chosen)
     return InstanceOverlaps(
-        labels[order], found.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)
+        labels[order], instances.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)
     )
 
 
@@ -129,7 +133,7 @@ def average_precision(
     Args:
         images: in the order of the data set, by which ties of score are broken.
         categories: tell which classes are things.
-        library: what matches and accumulates; by default faster-coco-eval where it is installed.
+        library: matches and accumulates; by default faster-coco-eval where it is installed.
 
     Raises:
         ValueError: there is no image.
@@ -147,12 +151,12 @@ def average_precision(
 
 
 def installed() -> Library:
-    """The faster library that there is."""
+    """The fastest library that is installed."""
     return "faster-coco-eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
 
 
 def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: Library) -> np.ndarray:
-    """float64 [T, R, things]."""
+    """The precision at each threshold and recall of each thing class, float64 [T, R, things]; -1 without a truth."""
     if not things:
         return np.full((10, 101, 0), -1.0)
     if library == "pycocotools":
@@ -165,7 +169,10 @@ def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: L
 
 
 def _pycocotools(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
-    """Its matching and accumulation, given the overlaps; `Any`, as its type stubs leave out what it reads."""
+    """`_precision` by pycocotools' matching and accumulation, given the overlaps.
+
+    `Any`, because its type stubs leave out the attributes that are set here.
+    """
     evaluator: Any = COCOeval(iouType="segm")
     params, place = evaluator.params, {label: k for k, label in enumerate(things)}
     params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
@@ -183,11 +190,11 @@ def _pycocotools(images: Sequence[InstanceOverlaps], things: list[int]) -> np.nd
 
 
 def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
-    """The same with the C++ of faster-coco-eval."""
+    """`_precision` by the C++ of faster-coco-eval."""
     from faster_coco_eval import COCOeval_faster  # pyright: ignore[reportMissingImports]
 
     class Evaluate(COCOeval_faster):
-        """Takes overlaps where it would read annotations."""
+        """Its evaluation, reading overlaps instead of annotations."""
 
         def _prepare(self) -> None:
             self.tables: dict[tuple[int, int], Any] = {}
@@ -212,22 +219,31 @@ def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> 
     return np.asarray(evaluator.eval["precision"])[..., 0, 0]
 
 
-def _truths(part: OfClass) -> list[dict[str, Any]]:
-    """As both libraries keep them; the area matters for ranges of area alone, and id 0 would read as unmatched."""
+def _truths(part: ClassOverlaps) -> list[dict[str, Any]]:
+    """The truths as both libraries keep them.
+
+    The area matters for ranges of area alone, and id 0 would read as unmatched.
+    """
     crowd = part.crowd.astype(int).tolist()
     return [{"id": k + 1, "area": 1, "iscrowd": many, "ignore": many} for k, many in enumerate(crowd)]
 
 
-def _instances(part: OfClass) -> list[dict[str, Any]]:
+def _instances(part: ClassOverlaps) -> list[dict[str, Any]]:
+    """The instances as both libraries keep them."""
     return [{"id": k + 1, "area": 1, "score": score} for k, score in enumerate(part.scores.tolist())]
 
 
-def _check(truth: Segmentation, found: Instances, categories: Categories) -> None:
-    stuff = sorted({categories.names[label] for label in found.labels.tolist() if not categories.is_thing[label]})
+def _check(truth: Segmentation, instances: Instances, categories: Categories) -> None:
+    """Refuse instances that cannot be counted.
+
+    Raises:
+        ValueError: as of `instance_overlaps`.
+    """
+    stuff = sorted({categories.names[label] for label in instances.labels.tolist() if not categories.is_thing[label]})
     if stuff:
         raise ValueError(f"instances: {', '.join(stuff)} is stuff; only things are counted by average precision")
-    if not np.isfinite(found.scores).all():
+    if not np.isfinite(instances.scores).all():
         raise ValueError("instances: a score is not finite")
-    wrong = [tuple(mask["size"]) for mask in found.masks if tuple(mask["size"]) != truth.size]
+    wrong = [tuple(mask["size"]) for mask in instances.masks if tuple(mask["size"]) != truth.size]
     if wrong:
         raise ValueError(f"instances: a mask is {wrong[0]} but the truth {truth.size}; give both the same size")

@@ -1,10 +1,10 @@
-"""How sure a PQ, or the difference of two, is: bootstrap over images (Efron, 1979).
+"""Confidence intervals of PQ, and of the difference of two, by the bootstrap over images (Efron, 1979).
 
-Images are drawn with replacement, their counts added, PQ taken; 95 % of such PQs lie in the interval. Two models
-are compared on the same draws, so that what all models find hard cancels out.
+Images are drawn with replacement, their counts added, PQ computed; 95 % of such PQs lie in the interval. Two models are
+compared on the same draws, so that images which are hard for both cancel out.
 
-Draws of few images are nearly all alike, and of one image quite alike: their interval has no width whatever chance
-does. So nothing is certain that fewer than `LEAST` images tell.
+Draws of few images are nearly all alike, and of one image they are all the same: their interval has no width whatever
+chance does. So nothing is certain that rests on fewer than `LEAST` images.
 
 Shapes: N images, C classes.
 """
@@ -22,6 +22,8 @@ from panoptic.metrics.semantic import known_mean
 from panoptic.segmentation import Categories
 
 ROUNDS = 1000
+"""Draws of an interval."""
+
 LEVEL = 95.0
 """Percent of the draws that an interval holds."""
 
@@ -35,7 +37,7 @@ class Counts:
     """The PQ counts of each image of a set, to be stored and drawn from."""
 
     names: tuple[str, ...]
-    """Of the N images."""
+    """The names of the N images."""
     places: np.ndarray
     """int64 [K, 2], image and class of each row of `values`."""
     values: np.ndarray
@@ -43,7 +45,12 @@ class Counts:
 
     @classmethod
     def of(cls, names: Sequence[str], images: Sequence[Sparse]) -> Counts:
-        """From the counts of each image."""
+        """Join the counts of images.
+
+        Args:
+            names: of the N images.
+            images: the counts of each.
+        """
         places = [np.stack([np.full(len(c), k), c], 1) for k, (c, _) in enumerate(images)]
         return cls(
             tuple(names),
@@ -67,11 +74,11 @@ class Interval:
     low: float
     high: float
     images: int
-    """That tell it: those in which the class occurs, all for the groups."""
+    """The number of images it rests on: those in which the class occurs, all for the groups."""
 
     @property
     def certain(self) -> bool:
-        """Whether there are `LEAST` images and the interval leaves out 0."""
+        """True where `LEAST` images or more leave 0 outside the interval."""
         return self.images >= LEAST and (self.low > 0 or self.high < 0)
 
 
@@ -100,18 +107,22 @@ def differences(
 
 
 def beyond_noise(difference: Mapping[str, Interval]) -> bool:
-    """Whether the second model is better by more than the draws vary, on enough images to say so."""
+    """True where the second model is better by more than the draws vary, on enough images to say so.
+
+    Args:
+        difference: of `differences`.
+    """
     return difference["all"].certain and difference["all"].low > 0
 
 
 def _telling(sets: Sequence[Counts], classes: int) -> list[int]:
-    """How many images tell the figure of each group and class."""
+    """The number of images on which the figure of each group and class rests."""
     places = np.unique(np.concatenate([counts.places for counts in sets]), axis=0)
     return [len(sets[0].names)] * 3 + np.bincount(places[:, 1], minlength=classes).tolist()
 
 
 def _draws(images: int, rounds: int, seed: int) -> list[np.ndarray]:
-    """How often each image is taken: once in the first draw (the figure itself), then by chance."""
+    """Weights [N] of each draw: each image once in the first (the figure itself), then as often as chance takes it."""
     rng = np.random.default_rng(seed)
     chance = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(rounds)]
     return [np.ones(images), *chance]
@@ -127,11 +138,17 @@ def _figures(table: sparse.csr_array, weights: np.ndarray, categories: Categorie
 
 
 def _intervals(samples: np.ndarray, images: Sequence[int]) -> dict[str, Interval]:
+    """The interval of each figure.
+
+    Args:
+        samples: float64 [1 + rounds, 3 + C], the figure itself and its draws.
+        images: of each figure, as `_telling` counts them.
+    """
     names = ["all", "things", "stuff", *map(str, range(len(images) - 3))]
-    found = {}
+    result = {}
     for name, column, telling in zip(names, samples.T, images, strict=True):
         drawn = column[1:][~np.isnan(column[1:])]
         edges = (50 - LEVEL / 2, 50 + LEVEL / 2)
         low, high = np.percentile(drawn, edges) if drawn.size else (np.nan, np.nan)
-        found[name] = Interval(float(column[0]), float(low), float(high), telling)
-    return found
+        result[name] = Interval(float(column[0]), float(low), float(high), telling)
+    return result

@@ -1,11 +1,11 @@
 """Boundary PQ: PQ whose IoU is the smaller one of the masks' and of their boundaries'.
 
-Cheng et al., Boundary IoU, CVPR 2021; equal to the authors' boundary_iou_api. The boundary of a segment is
-its pixels at a (chessboard) distance of at most d from what is not the segment, the border of the image
-included, d = 2 % of the diagonal.
+Cheng et al., "Boundary IoU", CVPR 2021; equal to the authors' boundary_iou_api. The boundary of a segment consists of
+its pixels at a (chessboard) distance of at most d from any pixel that is not in the segment, where all around the image
+counts as such; d is 2 % of the image's diagonal.
 
-All boundaries of a map are found at once: a pixel is inside its segment where the least and the largest
-number within d are one, and these two filters take rows and columns apart.
+All boundaries of a map are computed at once: a pixel is inside its segment, not on the boundary, where the least and
+the largest segment number within d are the same. These two filters are separable, so they cost little.
 
 Shapes: H x W pixels, T true and P predicted segments.
 """
@@ -23,9 +23,13 @@ DILATION = 0.02
 
 
 def boundary_overlaps(truth: Segmentation, prediction: Segmentation, dilation: float = DILATION) -> np.ndarray:
-    """int64 [T + 2, P + 2], pixels shared by the boundaries of segments, for `quality.pair`.
+    """The pixels that the boundaries of segments share, int64 [T + 2, P + 2], for `panoptic_quality.pair`.
 
     Row and column 0 are void (all of it), the last ones the inner pixels of all segments.
+
+    Args:
+        truth, prediction: of one size.
+        dilation: d as a share of the diagonal.
     """
     sizes = len(truth.labels) + 2, len(prediction.labels) + 2
     maps = [_hollow(m.segments, size - 1, dilation) for m, size in zip((truth, prediction), sizes, strict=True)]
@@ -33,10 +37,11 @@ def boundary_overlaps(truth: Segmentation, prediction: Segmentation, dilation: f
 
 
 def _hollow(segments: np.ndarray, inner: int, dilation: float) -> np.ndarray:
-    """The map with the number `inner` in place of all pixels inside a segment that are not on its boundary."""
+    """The map with the number `inner` in place of the pixels of segments that are not on their boundary."""
     distance = max(1, round(dilation * float(np.hypot(*segments.shape))))
-    # one more around the image than any number in it, so that its border is a boundary; float32 holds 2^24
+    # a frame of a number that no segment has, so that the border of the image is a boundary; float32 is exact to 2^24
     numbers = np.pad(segments.astype(np.uint16 if inner < 65535 else np.float32), 1, constant_values=inner)
+    # least and largest number within the distance
     kernel = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
     same = (cv2.erode(numbers, kernel) == cv2.dilate(numbers, kernel))[1:-1, 1:-1]
     return np.where(same & (segments != VOID), inner, segments)

@@ -1,10 +1,10 @@
 """All that is counted on one image, in a record of a few kilobytes.
 
-| quality | also |
+| count | remarks |
 |---|---|
-| PQ | and by the size of the segments: COCO's areas below 32^2, below 96^2 and above |
+| PQ | also by the size of the segments: COCO's areas below 32^2, below 96^2 and above |
 | boundary PQ | when asked for |
-| confusion | which true segments were found as what, by IoU alone |
+| confusion | true segments by the class of the predicted segment that matches by IoU alone |
 
 A matched pair has the size of its true segment, a false positive its own.
 
@@ -26,24 +26,25 @@ SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("
 """Names and areas in pixels (from, below) of the true segment: COCO's."""
 
 Sparse = tuple[np.ndarray, np.ndarray]
-"""`QualityCounts.nonzero`."""
+"""Classes and rows of counts, as `QualityCounts.nonzero` gives them."""
 
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What was counted on one image."""
+    """The counts of one image."""
 
     quality: Sparse
     sizes: tuple[Sparse, ...]
-    """In the order of `SIZES`."""
+    """PQ by the size of the segments, in the order of `SIZES`."""
     confusion: np.ndarray
     """int64 [K, 3]: true class, predicted class, number of segments. Class C is "none": missed or made up."""
     boundary: Sparse | None = None
     instances: InstanceOverlaps | None = None
-    """For AP."""
+    """Overlaps of instances, for AP."""
     recall: tuple[int, int] | None = None
-    """True things that some region proposal covers, and all of them."""
+    """Number of true things that some region proposal covers, and of all."""
     name: str = ""
+    """The image's name."""
 
     def pq(self, classes: int) -> float:
         """PQ of this image alone, 0 to 100: the mean over the classes that occur in it, NaN for none."""
@@ -62,7 +63,14 @@ def count_image(
     name: str = "",
     recall: tuple[int, int] | None = None,
 ) -> ImageCounts:
-    """Compare one predicted map with its truth, both at the truth's size.
+    """Compare one predicted map with its truth.
+
+    Args:
+        truth: at its original size.
+        prediction: at the same size.
+        classes: C.
+        boundary: count boundary PQ, too.
+        instances, name, recall: passed on.
 
     Raises:
         ValueError: the maps differ in size, or hold a segment or class that does not exist.
@@ -91,6 +99,7 @@ def count_image(
 def _by_size(
     pairs: Pairs, table: np.ndarray, labels: tuple[np.ndarray, np.ndarray], classes: int
 ) -> tuple[Sparse, ...]:
+    """The counts of each range of `SIZES`."""
     areas = table.sum(1)[1:], table.sum(0)[1:]
     return tuple(
         pairs.counts(
@@ -101,6 +110,7 @@ def _by_size(
 
 
 def _confusion(pairs: Pairs, labels: tuple[np.ndarray, np.ndarray], classes: int) -> np.ndarray:
+    """`ImageCounts.confusion` of segments that were paired whatever their class."""
     missed, false = labels[0][pairs.missed], labels[1][pairs.false]
     rows = np.concatenate([labels[0][pairs.truth], missed, np.full(len(false), classes)])
     columns = np.concatenate([labels[1][pairs.prediction], np.full(len(missed), classes), false])

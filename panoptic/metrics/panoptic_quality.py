@@ -34,7 +34,7 @@ from panoptic.segmentation import Categories, Segmentation
 
 @dataclass(frozen=True)
 class QualityCounts:
-    """What PQ is computed from; counts of images, ranks or shards are merged with `+`."""
+    """The counts that PQ is computed from; those of images, workers or shards are merged with `+`."""
 
     iou: np.ndarray
     """float64 [C], the summed IoU of matched pairs."""
@@ -47,7 +47,7 @@ class QualityCounts:
 
     @classmethod
     def zeros(cls, classes: int) -> QualityCounts:
-        """Of no image."""
+        """The counts of no image."""
         return cls(np.zeros(classes), *(np.zeros(classes, np.int64) for _ in range(3)))
 
     def __add__(self, other: QualityCounts) -> QualityCounts:
@@ -77,7 +77,7 @@ class QualityCounts:
 
 
 def count(truth: Segmentation, prediction: Segmentation, categories: Categories | int) -> QualityCounts:
-    """Match one image's prediction with its truth.
+    """The counts of one image: match its prediction with its truth.
 
     Args:
         truth: at its original size.
@@ -92,7 +92,7 @@ def count(truth: Segmentation, prediction: Segmentation, categories: Categories 
 
 
 def overlaps(truth: Segmentation, prediction: Segmentation) -> np.ndarray:
-    """int64 [T + 1, P + 1], the pixels that each true and each predicted segment share; row and column 0 are void.
+    """The pixels that each true and each predicted segment share, int64 [T + 1, P + 1]; row and column 0 are void.
 
     Raises:
         ValueError: the maps differ in size, or hold a segment that does not exist.
@@ -128,7 +128,7 @@ def count_coco(
         raise ValueError(f"{name}: the truth is {maps[0].shape} but the prediction is {maps[1].shape} (height, width)")
     *ids, lengths = runs(*maps)
     infos = [record["segments_info"] for _, record in (truth, prediction)]
-    a, b = (_indices(found, [i["id"] for i in listed], name) for found, listed in zip(ids, infos, strict=True))
+    a, b = (_indices(values, [i["id"] for i in listed], name) for values, listed in zip(ids, infos, strict=True))
     index = {category: k for k, category in enumerate(categories.ids)}
     try:
         labels = [np.array([index[i["category_id"]] for i in listed], np.int64) for listed in infos]
@@ -139,12 +139,21 @@ def count_coco(
     return match(pixels, labels[0], crowd, labels[1], categories)
 
 
-def _indices(found: np.ndarray, listed: list[int], name: str) -> np.ndarray:
-    """The position 1..N of each found id in `listed`, 0 for void; both are int [any]."""
+def _indices(values: np.ndarray, listed: list[int], name: str) -> np.ndarray:
+    """The position 1..N of each id in `listed`, 0 for void.
+
+    Args:
+        values: int [R], ids of a PNG.
+        listed: the N ids of its record.
+        name: of the file, for the error message.
+
+    Raises:
+        ValueError: an id is not listed.
+    """
     ids = np.array([0, *listed], np.int64)
     order = np.argsort(ids, kind="stable")
-    place = order[np.minimum(np.searchsorted(ids[order], found), len(ids) - 1)]
-    unlisted = np.unique(found[ids[place] != found])
+    place = order[np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)]
+    unlisted = np.unique(values[ids[place] != values])
     if unlisted.size:
         raise ValueError(f"{name}: the PNG holds segments that the record does not list: {unlisted[:8].tolist()}")
     return place
@@ -157,9 +166,10 @@ def match(
     prediction_labels: np.ndarray,
     categories: Categories | int,
 ) -> QualityCounts:
-    """The counts of one image from its table of overlaps; see `pair`.
+    """The counts of one image from its table of overlaps.
 
     Args:
+        pixels, truth_labels, truth_crowd, prediction_labels: as of `pair`.
         categories: of the dataset, or just their number C.
 
     Raises:
@@ -174,7 +184,7 @@ def match(
 
 @dataclass(frozen=True)
 class Pairs:
-    """What became of each segment of one image."""
+    """The segments of one image as matched, missed, false, or none of these (forgiven or without a pixel)."""
 
     truth: np.ndarray
     """int64 [K], the true segments (0..T-1) that have a match, in order."""
@@ -190,7 +200,15 @@ class Pairs:
     def counts(
         self, truth_labels: np.ndarray, prediction_labels: np.ndarray, classes: int, among: Among | None = None
     ) -> QualityCounts:
-        """Summed by class; `among` = the true and the predicted segments that count, all by default."""
+        """The counts, summed by class.
+
+        Args:
+            truth_labels: int [T].
+            prediction_labels: int [P].
+            classes: C.
+            among: the true and the predicted segments that count, all by default. A matched pair counts if its true
+                segment does.
+        """
         pairs, missed, false = np.ones(len(self.truth), bool), self.missed, self.false
         if among is not None:
             pairs, missed, false = among[0][self.truth], missed & among[0], false & among[1]
@@ -204,7 +222,7 @@ class Pairs:
 
 
 Among = tuple[np.ndarray, np.ndarray]
-"""bool [T] and bool [P]."""
+"""A choice of true and of predicted segments, bool [T] and bool [P]."""
 
 
 def pair(
@@ -215,37 +233,45 @@ def pair(
     boundary: np.ndarray | None = None,
     same_class: bool = True,
 ) -> Pairs:
-    """Match the segments of one image.
+    """Match the segments of one image (see the rules above).
 
     Args:
         pixels: int64 [T + 1, P + 1], the pixels that truth t and prediction p share; row and column 0 are void.
-        truth_labels: int [T]; truth_crowd: bool [T]; prediction_labels: int [P].
+        truth_labels: int [T], the class of each true segment.
+        truth_crowd: bool [T].
+        prediction_labels: int [P], the class of each predicted segment.
         boundary: int64 [T + 2, P + 2], the same of segments without their inner pixels, which are row and
             column -1; the IoU of a pair is then the smaller one of both tables.
         same_class: only segments of one class match.
     """
     truth_area, area = pixels.sum(1)[1:], pixels.sum(0)[1:]
     on_void, shared = pixels[0, 1:], pixels[1:, 1:]
-    t, p = np.nonzero(shared)  # in order of t, then p
+    # the pairs that share a pixel and may match, in order of t, then p
+    t, p = np.nonzero(shared)
     allowed = ~truth_crowd[t]
     if same_class:
         allowed &= truth_labels[t] == prediction_labels[p]
     t, p = t[allowed], p[allowed]
+    # IoU, the prediction's pixels on void truth apart
     overlap = shared[t, p]
     union = area[p] + truth_area[t] - overlap - on_void[p]
     iou = overlap / union
     if boundary is not None:
         inner = boundary[t + 1, p + 1]
         iou = np.minimum(iou, inner / (boundary.sum(0)[p + 1] + boundary.sum(1)[t + 1] - inner - boundary[0, p + 1]))
-    matched = iou > 0.5  # at most one per segment, as segments of one map do not overlap
+    # at most one match a segment, as segments of one map do not overlap
+    matched = iou > 0.5
     t, p, iou = t[matched], p[matched], iou[matched]
 
+    # misses: true segments without a match that are no crowd
     missed = (truth_area > 0) & ~truth_crowd
     missed[t] = False
+    # false positives: predicted segments without a match of which half or more lies elsewhere than on void and on the
+    # crowd of their class, whose row is looked up by class, 0 (void) for none; the last crowd of a class wins
     classes = 1 + max(truth_labels.max(initial=0), prediction_labels.max(initial=0))
-    crowd_of = np.zeros(classes, np.int64)  # the row of each class's crowd segment, 0 (void) for none
+    crowd_of = np.zeros(classes, np.int64)
     crowds = np.flatnonzero(truth_crowd & (truth_area > 0))
-    crowd_of[truth_labels[crowds]] = crowds + 1  # the last one listed wins, as assignment goes in order
+    crowd_of[truth_labels[crowds]] = crowds + 1
     row = crowd_of[prediction_labels]
     forgiven = on_void + np.where(row > 0, pixels[row, np.arange(1, len(area) + 1)], 0)
     false = (area > 0) & (2 * forgiven <= area)
@@ -261,7 +287,7 @@ class Group:
     sq: float
     rq: float
     classes: int
-    """How many classes of the group occur, and so are averaged."""
+    """Number of classes of the group that occur, and so are averaged."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from panoptic.metrics.semantic import SemanticQuality
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that one pass over a validation set found."""
+    """Metrics, losses and times of one pass over a validation set."""
 
     quality: Quality
     regions: SemanticQuality | None = None
@@ -38,8 +38,8 @@ class Evaluation:
     image_pq: float = float("nan")
     """The mean over images of the PQ of each alone. Not PQ: a class counts only in the images in which it occurs."""
     confusion: np.ndarray | None = None
-    """int64 [C + 1, C + 1], segments by true and by predicted class, matched by IoU alone; the last row and column
-    are those that do not exist or were not found."""
+    """int64 [C + 1, C + 1], segments by true and by predicted class, matched by IoU alone; the last row counts false
+    positives, the last column misses."""
 
 
 def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
@@ -99,7 +99,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def details(evaluation: Evaluation) -> str:
-    """What the table has no column for, a line each: PQ by size, AP, pixel accuracy, counts, speed."""
+    """The figures that the table has no column for, a line each: PQ by size, AP, pixel accuracy, counts, speed."""
     counts, lines = evaluation.quality.counts, {}
     if evaluation.sizes:
         lines["PQ by size"] = ", ".join(f"{name} {_number(q.all.pq)}" for name, q in evaluation.sizes.items())

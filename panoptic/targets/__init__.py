@@ -1,4 +1,4 @@
-"""Dense targets, computed on the training device from the compact int map.
+"""Training targets, computed on the training device from the compact map of segments.
 
-`pixels` holds what every pixel is told (class, centre, offset), `instances` what each segment is (mask, box).
+`dense` holds those of pixels (class, centre, offset), `instances` those of segments (box, mask).
 """

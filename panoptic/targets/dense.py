@@ -26,10 +26,10 @@ from torch import Tensor
 from panoptic.segmentation import IGNORE, Categories, Targets
 
 Rounding = Literal["truncate", "half_even"]
-"""How a float centroid becomes the pixel of its heatmap peak."""
+"""The rule by which a float centroid becomes the pixel of its heatmap peak."""
 
 CACHED = 1 << 17
-"""Pixels handled at once on the CPU, so that what is between input and output stays in the cache."""
+"""Pixels handled at once on the CPU, so that intermediate values stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SegmentMoments:
 
 @dataclass(frozen=True)
 class CentreTargets:
-    """What Panoptic-DeepLab is trained against."""
+    """Panoptic-DeepLab's targets, at canvas resolution, with a weight for each pixel of each loss."""
 
     semantic: Tensor
     """int64 [B, H, W], the class of each pixel, `IGNORE` where void or padding."""
@@ -78,9 +78,9 @@ def centre_targets(
     """All targets of Panoptic-DeepLab at canvas resolution.
 
     Args:
-        targets: the batch, on the device where the result is wanted.
+        targets: the batch, on the device of the result.
         categories: tell things from stuff.
-        sigma: of the Gaussians, in pixels; the window is (6 sigma + 3)^2.
+        sigma: standard deviation of the Gaussians in pixels; their windows have (6 sigma + 3)^2 pixels.
         rounding: "truncate" (bowenc0221) or "half_even" (detectron2).
         small_area: things with strictly fewer pixels are small.
         small_weight: the semantic weight of small things (crowds too).
@@ -118,23 +118,23 @@ def centre_targets(
 
 
 def semantic_map(targets: Targets, ignore_crowd: bool = False) -> Tensor:
-    """int64 [B, H, W], the class of each pixel; `IGNORE` where void or padding (and on crowds if asked)."""
+    """The class of each pixel, int64 [B, H, W]; `IGNORE` where void or padding (and on crowds if asked)."""
     return _look_up(targets, _classes(targets, ignore_crowd))[0]
 
 
 def thing_mask(targets: Targets, categories: Categories) -> Tensor:
-    """bool [B, H, W], pixels of things, crowds included."""
+    """The pixels of things, bool [B, H, W], crowds included."""
     return _look_up(targets, _with_void(is_thing(targets, categories), False))[0]
 
 
 def is_thing(targets: Targets, categories: Categories) -> Tensor:
-    """bool [B, N], the segments of thing classes, crowds included."""
+    """The segments of thing classes, bool [B, N], crowds included."""
     table = torch.tensor([*categories.is_thing, False], device=targets.labels.device)
     return table[targets.labels]  # IGNORE, -1, reads the last entry
 
 
 def _classes(targets: Targets, ignore_crowd: bool) -> Tensor:
-    """int64 [B, N + 1], the class that each segment has in the semantic map."""
+    """The class that each segment has in the semantic map, int64 [B, N + 1]."""
     labels = targets.labels.masked_fill(targets.crowd, IGNORE) if ignore_crowd else targets.labels
     return _with_void(labels, IGNORE)
 
@@ -142,13 +142,13 @@ def _classes(targets: Targets, ignore_crowd: bool) -> Tensor:
 def _small_thing_weights(
     targets: Targets, categories: Categories, areas: Tensor, small_area: int, small_weight: float
 ) -> Tensor:
-    """float32 [B, N + 1], the semantic weight of each segment; crowds can be small things too."""
+    """The semantic weight of each segment, float32 [B, N + 1]; crowds can be small things too."""
     small = is_thing(targets, categories) & (areas < small_area)
     return _with_void(torch.where(small, small_weight, 1.0), 1.0)
 
 
 def _counted(targets: Targets) -> Tensor:
-    """float32 [B, N + 1], 1 for segments that are no crowd, 0 for crowds and void."""
+    """The weight of each segment, float32 [B, N + 1]: 1 where it is no crowd, 0 for crowds and void."""
     return _with_void(((targets.labels != IGNORE) & ~targets.crowd).float(), 0.0)
 
 
@@ -173,31 +173,35 @@ def segment_moments(targets: Targets) -> SegmentMoments:
 
 
 def _sums_by_histogram(targets: Targets) -> Tensor:
-    """int64 [3, B, N + 1]: pixels, sum of rows, sum of columns; without waiting for the host."""
+    """Pixels, sum of rows and sum of columns of each segment, int64 [3, B, N + 1], without waiting for the host."""
     segments = targets.segments
     count = targets.labels.shape[1] + 1
     images, height, width = segments.shape
     image, rows, columns = (torch.arange(size, device=segments.device) for size in segments.shape)
-    # spread over rows and columns, so that threads rarely add to one counter
+    # pixels of each segment in each row, and in each column: spread so that threads rarely add to one counter
     by_row = _histogram(segments + ((image[:, None] * height + rows) * count)[:, :, None], (images, height, count))
     by_column = _histogram(segments + (image[:, None] * width + columns)[:, None] * count, (images, width, count))
+    # weighted by the coordinate
     row_sums, column_sums = (by_row * rows[:, None]).sum(1), (by_column * columns[:, None]).sum(1)
     return torch.stack([by_row.sum(1), row_sums, column_sums])
 
 
 def _sums_by_runs(targets: Targets) -> Tensor:
-    """The same on the CPU, from runs of equal pixels within a row: some 25 times fewer than pixels."""
+    """`_sums_by_histogram` on the CPU, from runs of equal pixels within a row: some 25 times fewer than pixels."""
     images, height, width = targets.segments.shape
     count = targets.labels.shape[1] + 1
     flat = targets.segments.numpy().reshape(-1)
+    # a run begins where a pixel differs from the one before it, and at every row
     first = np.empty(flat.size, bool)
     np.not_equal(flat[1:], flat[:-1], out=first[1:])
     first[::width] = True
     starts = np.flatnonzero(first)
     lengths = np.diff(starts, append=flat.size)
+    # row within the batch, column and image of the first pixel of each run
     lines = starts // width
     columns = starts - lines * width
     image = lines // height
+    # a run of length n from column c adds n pixels, n times its row, and c + (c + 1) + ... of n terms
     entries = flat[starts] + image * count
     weights = (lengths, lengths * (lines - image * height), lengths * columns + lengths * (lengths - 1) // 2)
     sums = [np.bincount(entries, w, images * count) for w in weights]  # float64, exact below 2^53
@@ -212,10 +216,13 @@ def centre_heatmap(
     rounding: Rounding = "truncate",
     heatmap: Tensor | None = None,
 ) -> Tensor:
-    """float32 [B, 1, H, W], one Gaussian window at every thing's centre, combined by maximum.
+    """The centre heatmap, float32 [B, 1, H, W]: a Gaussian window at every thing's centre, combined by maximum.
 
-    The window is the fixed square of 6 sigma + 3 pixels, clipped to the image, not to the instance.
-    `heatmap` is memory for it, float32 [B * H * W + 1].
+    The window is a fixed square of 6 sigma + 3 pixels a side, clipped to the image, not to the instance.
+
+    Args:
+        moments: of all segments.
+        heatmap: memory for the result, float32 [B * H * W + 1].
     """
     images, height, width = targets.segments.shape
     device = targets.segments.device
@@ -225,12 +232,14 @@ def centre_heatmap(
     image = torch.arange(images, device=device)[:, None, None]
     window = torch.arange(-3 * sigma - 1, 3 * sigma + 2, device=device)
 
+    # for each segment the flat index of its window's first pixel a row, and the columns; off the image: the spare entry
     rows = _pixel(moments.rows, rounding)[:, :, None] + window
     rows = torch.where(present & (rows >= 0) & (rows < sizes[:, 0]), (image * height + rows) * width, outside)
     columns = _pixel(moments.columns, rounding)[:, :, None] + window
     columns = torch.where((columns >= 0) & (columns < sizes[:, 1]), columns, outside)
     index = (rows[:, :, :, None] + columns[:, :, None, :]).clamp_(max=outside)
 
+    # the Gaussian of one window, in float64 as published, written at all of them
     squared = (window[:, None] ** 2 + window**2).double()
     gaussian = torch.exp(squared / (-2 * sigma**2)).float().expand(index.shape)
     if heatmap is None:
@@ -249,18 +258,22 @@ def _pixel(positions: Tensor, rounding: Rounding) -> Tensor:
 def centre_offsets(
     targets: Targets, categories: Categories, moments: SegmentMoments, offset: Tensor | None = None
 ) -> Tensor:
-    """float32 [B, 2, H, W], (dy, dx) from each thing pixel to its float centroid; 0 elsewhere.
+    """The centre offsets, float32 [B, 2, H, W]: (dy, dx) from each thing pixel to its float centroid; 0 elsewhere.
 
-    `offset` is memory for it, float32 [2, B, H, W].
+    Args:
+        moments: of all segments.
+        offset: memory for the result, float32 [2, B, H, W].
     """
     segments = targets.segments
     count = targets.labels.shape[1] + 1
     present = is_thing(targets, categories) & (moments.areas > 0)
+    # dy depends on segment and row alone, dx on segment and column: two small tables
     by_row = _distances(moments.rows, present, segments.shape[1]).transpose(1, 2).contiguous()
     by_column = _distances(moments.columns, present, segments.shape[2])
     if offset is None:
         (offset,) = _uninitialised(segments.device, ((2, *segments.shape), torch.float32))
     images, height, width = segments.shape
+    # looked up pixel by pixel, a few rows at a time on the CPU
     rows = torch.arange(0, height * count, count, dtype=torch.int32, device=segments.device)[:, None]
     columns = torch.arange(width, dtype=torch.int32, device=segments.device)
     step = max(1, CACHED // width) if segments.device.type == "cpu" else height
@@ -276,34 +289,39 @@ def centre_offsets(
 
 
 def _distances(centre: Tensor, present: Tensor, size: int) -> Tensor:
-    """float32 [B, N + 1, size], centre minus position (in float64, as published); 0 for void and where not present."""
+    """Centre minus position along one axis, float32 [B, N + 1, size]; 0 for void and segments that are not present.
+
+    The difference is taken in float64, as published.
+    """
     positions = torch.arange(size, device=centre.device)
     return _with_void(torch.where(present[:, :, None], centre[:, :, None] - positions, 0.0).float(), 0.0)
 
 
 def _with_void(table: Tensor, value: float) -> Tensor:
-    """[B, N, ...] to [B, N + 1, ...] with the entry of segment 0 in front."""
+    """The table [B, N, ...] with the entry of segment 0 (void) in front: [B, N + 1, ...]."""
     return torch.cat([torch.full_like(table[:, :1], value), table], 1)
 
 
 def _look_up(targets: Targets, *tables: Tensor, planes: Sequence[Tensor] = ()) -> list[Tensor]:
-    """[B, H, W] for each table [B, N + 1]: its entry for the segment of each pixel (entry 0 for void).
+    """The entry of each table for the segment of each pixel, [B, H, W].
 
-    `planes` is memory for them, of their types.
+    Args:
+        tables: [B, N + 1] each, entry 0 for void.
+        planes: memory for the results, of the tables' types.
     """
     segments = targets.segments
     index = segments
-    if len(segments) > 1:
+    if len(segments) > 1:  # the tables of all images one after the other
         steps = torch.arange(len(segments), dtype=torch.int32, device=segments.device) * tables[0].shape[1]
         index = segments + steps[:, None, None]
-    found = list(planes) or _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
-    for table, plane in zip(tables, found, strict=True):
+    results = list(planes) or _uninitialised(segments.device, *((segments.shape, table.dtype) for table in tables))
+    for table, plane in zip(tables, results, strict=True):
         torch.index_select(table.view(-1), 0, index.reshape(-1), out=plane.view(-1))
-    return found
+    return results
 
 
 def _histogram(index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """int64 counts of `index` (int64, any shape) as a tensor of `shape`."""
+    """The number of times that each value of `index` (int64, any shape) occurs, int64, as a tensor of `shape`."""
     ones = torch.ones((), dtype=torch.int64, device=index.device).expand(index.numel())
     zeros = torch.zeros(math.prod(shape), dtype=torch.int64, device=index.device)
     return zeros.scatter_add_(0, index.view(-1), ones).view(shape)

@@ -1,7 +1,7 @@
 """Boxes and masks of segments, from the segment map and on its device.
 
-Boxes come from the runs of equal pixels within rows, all segments of a batch at once; a mask is made
-only where a loss asks for it, at the resolution at which it asks.
+Boxes come from the runs of equal pixels within rows, all segments of a batch at once. A mask is made only where a loss
+needs it, at the resolution of that loss.
 
 Mask targets follow detectron2: RoIAlign (aligned, adaptive) of the 0/1 mask, and at least 1/2.
 
@@ -17,35 +17,38 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from panoptic.segmentation import IGNORE, Categories, Targets
+from panoptic.targets.dense import is_thing
 
 PLANES = 1 << 26
 """Mask pixels that are held as floats at once while targets are cut out of them."""
 
 
 def boxes(targets: Targets) -> Tensor:
-    """float32 [B, N, 4], x0 y0 x1 y1 of each segment, half-open: [x0, x1) x [y0, y1); zeros where it has no pixel."""
+    """The bounding box of each segment, float32 [B, N, 4]: x0 y0 x1 y1, half-open; zeros where it has no pixel."""
     segments = targets.segments
     images, height, width = segments.shape
     count = targets.labels.shape[1] + 1
+    # a run begins at the first pixel of a row and wherever a pixel differs from the one before it
     begins = torch.ones(segments.shape, dtype=torch.bool, device=segments.device)
     torch.ne(segments[:, :, 1:], segments[:, :, :-1], out=begins[:, :, 1:])
     starts = begins.view(-1).nonzero()[:, 0]
     ends = torch.cat([starts[1:], starts.new_full((1,), segments.numel())])
+    # the box of each run, filed under its segment (entry 0 is void) among those of all images
     rows, columns = starts // width, starts % width
     entry = segments.view(-1)[starts] + rows // height * count
     low, high = torch.stack([columns, rows % height]), torch.stack([columns + ends - starts, rows % height + 1])
     entry = entry.long().expand(2, -1)
+    # the least corner and the largest of each segment's runs
     first = torch.full((2, images * count), max(height, width), device=segments.device)
     first.scatter_reduce_(1, entry, low, "amin")
     last = torch.zeros_like(first).scatter_reduce_(1, entry, high, "amax")
-    found = torch.cat([first.masked_fill_(last == 0, 0), last]).T.view(images, count, 4)
-    return found[:, 1:].float()
+    corners = torch.cat([first.masked_fill_(last == 0, 0), last]).T.view(images, count, 4)
+    return corners[:, 1:].float()  # without void
 
 
 def is_instance(targets: Targets, categories: Categories) -> Tensor:
-    """bool [B, N], the things that are no crowd: what detectors learn. Those without a pixel have empty `boxes`."""
-    table = torch.tensor([*categories.is_thing, False], device=targets.labels.device)
-    return table[targets.labels] & ~targets.crowd  # IGNORE, -1, reads the last entry
+    """The things that are no crowd, bool [B, N]: what detectors learn. Those without a pixel have empty `boxes`."""
+    return is_thing(targets, categories) & ~targets.crowd
 
 
 def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -56,30 +59,35 @@ def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tenso
         classes int64 [n], which count the things only: class k is `categories.things[k]`.
     """
     outlines = boxes(targets)
-    wanted = is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0])
+    visible = is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0])
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
     classes = table.to(targets.labels.device)[targets.labels]
-    entries = [image.nonzero()[:, 0] for image in wanted]
+    entries = [image.nonzero()[:, 0] for image in visible]
     return (
         entries,
-        [outlines[b, found] for b, found in enumerate(entries)],
-        [classes[b, found] for b, found in enumerate(entries)],
+        [outlines[b, chosen] for b, chosen in enumerate(entries)],
+        [classes[b, chosen] for b, chosen in enumerate(entries)],
     )
 
 
 def masks(targets: Targets, image: int, entries: Tensor) -> Tensor:
-    """bool [n, H, W], the masks of some segments of an image; `entries` is int64 [n]."""
+    """The masks of some segments of an image, bool [n, H, W].
+
+    Args:
+        image: its number within the batch.
+        entries: int64 [n]; segment k has entry k - 1.
+    """
     return targets.segments[image] == (entries + 1)[:, None, None]
 
 
 def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Tensor:
-    """What a mask head should say within each box.
+    """The part of each mask that lies within a box, at the resolution of a mask head.
 
     Args:
         masks: bool or float [n, H, W].
         boxes: float [R, 4] in pixels of the masks.
-        owners: int64 [R], which mask each box is of.
+        owners: int64 [R], the mask that each box is of.
         side: S.
 
     Returns:
@@ -107,13 +115,14 @@ def region_masks(
     """
     height, width = targets.frame.canvas
     step = max(1, PLANES // (height * width))
-    found = [torch.zeros(0, side, side, device=targets.segments.device)]
+    cut = [torch.zeros(0, side, side, device=targets.segments.device)]
     for image, (listed, boxes, owner) in enumerate(zip(entries, regions, owners, strict=True)):
+        # each mask once, though many regions may have it; so many masks at a time as memory allows
         used, place = owner.unique(return_inverse=True)
         shares = boxes.new_zeros(len(boxes), side, side)
         for first in range(0, len(used), step):
             inside = ((place >= first) & (place < first + step)).nonzero()[:, 0]
             planes = masks(targets, image, listed[used[first : first + step]])
             shares[inside] = mask_targets(planes, boxes[inside], place[inside] - first, side)
-        found.append(shares)
-    return torch.cat(found)
+        cut.append(shares)
+    return torch.cat(cut)

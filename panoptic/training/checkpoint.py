@@ -31,10 +31,10 @@ from panoptic.segmentation import Categories
 from panoptic.training.plain import read_config, to_plain, without_download
 
 FORMAT = 1
-
+"""The version that is written, and the only one that is read."""
 
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
-
+"""The keys that every checkpoint has (`ema_updates` came later)."""
 
 SHOWN = 20
 """Names that an error message lists before it says how many more there are."""
@@ -58,9 +58,12 @@ def save(
         file: opened for writing bytes (a local path does too).
         config: the dataclass that built `model`.
         model: unwrapped.
+        ema: averaged weights, where the run has them.
+        optimiser: where the run is to be continued.
         step: updates done.
         position: of the next sample in the training stream.
-        experiment: flat, of plain values.
+        run_id: of the tracking server.
+        experiment: the flat configuration of the whole run.
     """
     record = {
         "format": FORMAT,
@@ -138,20 +141,23 @@ def restore(
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str = "checkpoint") -> None:
-    """Every key, with its shape, or nothing.
+    """Load every weight of a model, or none if any key or shape differs.
+
+    Args:
+        name: of the weights, for error messages.
 
     Raises:
         ValueError: lists the keys that are missing, unexpected or of another shape.
     """
     problems = compare(model, weights)
     if any(problems.values()):
-        lines = [f"  {kind}: {shortened(found)}" for kind, found in problems.items() if found]
+        lines = [f"  {kind}: {shortened(keys)}" for kind, keys in problems.items() if keys]
         raise ValueError(f"{name}: does not fit {type(model).__name__}\n" + "\n".join(lines))
     model.load_state_dict(dict(weights))
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Keys `missing` from `weights`, `unexpected` in it, and with `another shape`."""
+    """The keys that do not fit a model: `missing` from `weights`, `unexpected` in it, or of `another shape`."""
     own = model.state_dict()
     return {
         "missing": sorted(own.keys() - weights.keys()),
@@ -169,13 +175,18 @@ def read_categories(checkpoint: Mapping[str, Any]) -> Categories:
     return Categories.from_coco(checkpoint["categories"], "checkpoint")
 
 
-def check_categories(found: Categories, wanted: Categories, name: str = "checkpoint") -> None:
-    """The classes of a checkpoint and of the data must agree in name, kind and order.
+def check_categories(own: Categories, data: Categories, name: str = "checkpoint") -> None:
+    """Compare the classes of a checkpoint with those of the data: name, kind and order must agree.
+
+    Args:
+        own: of the checkpoint.
+        data: of the data.
+        name: of the checkpoint, for error messages.
 
     Raises:
-        ValueError: names those that differ.
+        ValueError: names the classes that differ.
     """
-    a, b = class_entries(found), class_entries(wanted)
+    a, b = class_entries(own), class_entries(data)
     if a == b:
         return
     only_a, only_b = [x for x in a if x not in b], [x for x in b if x not in a]
@@ -191,16 +202,19 @@ def check_categories(found: Categories, wanted: Categories, name: str = "checkpo
 
 
 def chosen_weights(checkpoint: Mapping[str, Any], ema: bool) -> dict[str, Tensor]:
+    """The averaged weights where they are asked for and the checkpoint has them, else the raw ones."""
     averaged = checkpoint["ema"] if ema else None
     return dict(checkpoint["weights"] if averaged is None else averaged)
 
 
 def class_entries(categories: Categories) -> list[str]:
+    """Name and kind of each class, "dog (thing)", in order: what two lists of classes are compared by."""
     kinds = ("stuff", "thing")
     return [f"{n} ({kinds[t]})" for n, t in zip(categories.names, categories.is_thing, strict=True)]
 
 
 def shortened(names: list[str]) -> str:
+    """The first `SHOWN` names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 

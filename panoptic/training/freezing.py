@@ -55,7 +55,7 @@ def matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
 
 
 def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
-    """Nothing may be frozen that got no weights: frozen noise measures nothing.
+    """Refuse frozen parameters that got no weights: frozen noise measures nothing.
 
     Args:
         model: with all that is frozen.
@@ -76,10 +76,13 @@ def refuse_frozen(model: nn.Module, fresh: Iterable[str]) -> None:
 
 
 def training_mode(model: nn.Module, frozen_dropout: bool = False) -> None:
-    """`model.train()`, but parts of which every parameter is frozen stay in evaluation mode unless `frozen_dropout`.
+    """Put a model into training mode, but for the parts of which every parameter is frozen.
 
-    A module without parameters (a dropout) belongs to the smallest part around it that has some. DETR's published
-    second stage leaves the dropout of its frozen transformer on.
+    A module without parameters (a dropout) belongs to the smallest part around it that has some.
+
+    Args:
+        frozen_dropout: frozen parts go into training mode, too. DETR's published second stage leaves the dropout of its
+            frozen transformer on.
     """
     model.train()
     if not frozen_dropout:

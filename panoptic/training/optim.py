@@ -25,7 +25,7 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
 """Modules whose parameters the references never decay (Mask2Former counts embeddings among them)."""
 
 TABLES = ("relative_position_bias_table", "absolute_pos_embed")
-"""Parameters that they do not decay either: Swin's positions."""
+"""Names of parameters that the references do not decay either: Swin's positions."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Optim:
     lr: float = 1e-3
     """Learning rate for the global batch of the experiment, whatever the number of workers."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
-    """How lr follows a global batch that differs from lr_batch. With Adam, none or sqrt."""
+    """Rule by which lr follows a global batch that differs from lr_batch. With Adam, none or sqrt."""
     lr_batch: int = 0
     """The global batch that lr belongs to; 0 = the experiment's, so that nothing is scaled."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam and AdamW."""
+    """Decay of the two averages of Adam and AdamW."""
     weight_decay: float = 0.0
     """L2 penalty of Adam and SGD, decoupled decay of AdamW."""
     decay: Literal["weights", "weights_and_biases", "all"] = "weights"
-    """What is decayed: neither norms nor biases (every 1-D parameter), all but norms, or everything."""
+    """Decayed parameters: neither norms nor biases (nothing 1-D), all but norms, or everything."""
     backbone_lr: float = 1.0
     """Factor on the learning rate of the backbone."""
     schedule: Literal["poly", "cosine", "multistep", "constant"] = "poly"
@@ -59,11 +59,11 @@ class Optim:
     gamma: float = 0.1
     """Factor of multistep at each milestone."""
     final: float = 0.0
-    """Smallest factor: poly stops falling there, cosine ends there."""
+    """Smallest factor on the rate: poly stops falling there, cosine ends there."""
     warmup_steps: int = 0
     """Steps of linear warm-up; 0 = none."""
     warmup_factor: float = 1e-3
-    """Factor at the first step of warm-up."""
+    """Factor on the rate at the first step of warm-up."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 = not clipped."""
     clip_value: float = 0.0

@@ -1,10 +1,10 @@
-"""One training step and one evaluation step, without a framework around them.
+"""One training step, without a framework around it, and the means that are logged of many.
 
-Ray Train's loop and a plain `for` call the same two functions. A step is a whole global batch: with
-W workers and A micro-batches of b images each, W * A * b images, one update.
+Ray Train's loop and a plain `for` call the same function. A step is a whole global batch: with W workers and A
+micro-batches of b images each, W * A * b images, one update.
 
-Torch is seeded from (seed, step, micro-step, rank) before every micro-batch, so that a run that is
-continued draws what it would have drawn and no generator state needs saving.
+Torch is seeded from (seed, step, micro-batch, rank) before every micro-batch, so that a run that is continued draws
+what it would have drawn and no generator state needs saving.
 
 Shapes: B images of a micro-batch, H x W the canvas.
 """
@@ -29,29 +29,35 @@ from panoptic.training.optim import Optim, learning_rate_factor, set_learning_ra
 
 @dataclass
 class SkipCounter:
-    """What outlives a step: how often the update was skipped because something was not finite."""
+    """The updates that were skipped because something was not finite; outlives the steps."""
 
     skipped: int = 0
-    """In all."""
+    """All of them."""
     in_a_row: int = 0
+    """Those since the last update that was made."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. Losses and gradient norm stay on the device: `Meter` reads them when they are logged."""
+    """Losses, rate and times of one step.
+
+    Losses and gradient norm stay on the device: `Meter` reads them when they are logged.
+    """
 
     losses: dict[str, Tensor]
     """Scalars of this worker, means over its micro-batches, with their sum as `total`."""
     grad_norm: Tensor
-    """Before clipping, over all workers."""
+    """The norm of the whole gradient before clipping, over all workers."""
     lr: float
+    """The learning rate of this step, before the factor of each parameter group."""
     skipped: bool
+    """The update was left out, because a loss or the gradient was not finite."""
     images: int
-    """Of this worker."""
+    """This worker's images."""
     wait: float
     """Seconds spent waiting for data."""
     seconds: float
-    """Of the whole step, waiting included."""
+    """Seconds of the whole step, waiting included."""
 
 
 def train_step(
@@ -79,8 +85,13 @@ def train_step(
             are taken. Micro-batches of one size make the mean of their losses the mean over images.
         step: iteration, from 0; the update is skipped, never repeated, when something is not finite.
         total: iterations of the whole run, for the schedule.
-        health: updated in place.
+        optim: learning rate, its schedule and clipping.
+        engine: precision and memory format.
+        health: the run's count of skipped updates, updated in place.
+        accumulation: micro-batches of this worker.
         ema: averaged weights, updated in place.
+        seed: of the run; with step, micro-batch and rank it seeds torch.
+        rank: of this worker.
         lr: rate for the global batch; `optim.lr` by default.
 
     Raises:
@@ -119,7 +130,16 @@ def train_step(
 
 
 def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
-    """Cut every entry to `entry`, then scale all to a norm of at most `largest` (0 = leave them); the norm before."""
+    """Cut every entry of the gradient, then scale all of it.
+
+    Args:
+        optimiser: of the parameters.
+        largest: norm of the whole gradient; 0 = not scaled.
+        entry: absolute value of an entry; 0 = not cut.
+
+    Returns:
+        the norm before both.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
     norm = left = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if entry > 0:
@@ -130,24 +150,26 @@ def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: floa
     return norm
 
 
-def _take(source: Iterator[tuple[Tensor, Targets]], step: int, micro: int, wanted: int) -> tuple[Tensor, Targets]:
+def _take(source: Iterator[tuple[Tensor, Targets]], step: int, micro: int, accumulation: int) -> tuple[Tensor, Targets]:
+    """The next micro-batch."""
     batch = next(source, None)
     if batch is None:
-        raise ValueError(f"train_step: the data ended at step {step} after {micro} of {wanted} micro-batches")
+        raise ValueError(f"train_step: the data ended at step {step} after {micro} of {accumulation} micro-batches")
     return batch
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
+    """The sum of all terms."""
     return torch.stack(list(losses.values())).sum()
 
 
 def _backward(
     model: nn.Module, images: Tensor, targets: Targets, engine: Engine, accumulation: int, last: bool
 ) -> dict[str, Tensor]:
-    """Forward and backward of one micro-batch; its share of the losses, detached.
+    """Forward and backward of one micro-batch; returns its share of the losses, detached.
 
-    Backward runs whatever the loss is: the other workers are waiting for this one's gradients. They
-    are exchanged with the last micro-batch only.
+    Backward runs whatever the loss is, because the other workers wait for this one's gradients. Gradients are exchanged
+    with the last micro-batch only.
     """
     images, targets = to_device(model, images, targets, engine)
     alone = isinstance(model, DistributedDataParallel) and not last
@@ -160,10 +182,10 @@ def _backward(
 
 
 def _all_finite(loss: Tensor, norm: Tensor) -> bool:
-    """Whether loss and gradient are finite on every worker; the one point at which a step waits for the GPU.
+    """Loss and gradient are finite on every worker. The one point at which a step waits for the GPU.
 
-    Reduced gradients tell most of it, but not a loss that is not finite where its gradient is zero; and
-    workers that disagree would drift apart for ever. So the workers ask each other.
+    The reduced gradient, which all workers share, does not show a loss that is not finite where its gradient is zero.
+    Workers that disagree about an update would drift apart for ever, so they ask each other.
     """
     finite = (torch.isfinite(loss) & torch.isfinite(norm)).float()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -190,6 +212,7 @@ def _running_statistics(model: nn.Module) -> Callable[[], None]:
 def _count_skip(
     health: SkipCounter, engine: Engine, step: int, names: list[str], losses: dict[str, Tensor], norm: Tensor
 ) -> None:
+    """Count a skipped update, and stop the run at the last one that it may skip."""
     health.skipped += 1
     health.in_a_row += 1
     if health.in_a_row >= engine.max_skipped:
@@ -206,13 +229,21 @@ class Meter:
     """Means between two log lines. Every worker feeds its own and calls `read` at the same steps."""
 
     losses: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over the counted steps."""
     grad_norm: Tensor | None = None
+    """The sum over the counted steps."""
     steps: int = 0
+    """All steps."""
     counted: int = 0
+    """Steps whose update was made."""
     images: int = 0
+    """This worker's images in all steps."""
     wait: float = 0.0
+    """Seconds spent waiting for data."""
     seconds: float = 0.0
+    """Seconds of all steps."""
     lr: float = 0.0
+    """The newest step's."""
 
     def add(self, result: StepResult) -> None:
         """Count a step. Skipped ones count in time and images only."""

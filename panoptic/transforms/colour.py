@@ -1,4 +1,4 @@
-"""Colour policies: what is done to an image's colours, and how it is drawn.
+"""Colour augmentation: the operations on an image's colours, and the policies that draw them.
 
 Every operation takes and gives uint8 [H, W, 3] RGB and never sees the map. Two policies: SSD's, and that of
 "Panoptic Segmentation" (research topic 12: brightness, saturation, contrast and pixel quality, chosen by a
@@ -21,12 +21,13 @@ Operations = list[tuple[str, float]]
 """Names of `COLOUR` and their values, in the order in which they are applied."""
 
 Colour004 = Literal["brightness", "saturation", "contrast", "quality"]
+"""Kinds of operations from which colour004 draws."""
 
 COUNTS = (0.5, 0.3, 0.15, 0.05)
-"""Of colour004: the probabilities of one, two, three and four operations."""
+"""Probabilities of one, two, three and four operations of colour004."""
 
 ENHANCE: dict[str, tuple[float, float]] = {"brightness": (0.6, 1.4), "contrast": (0.6, 1.4), "saturation": (0.5, 1.5)}
-"""Of colour004: the range of each factor; 1 changes nothing."""
+"""Range of each factor of colour004; 1 changes nothing."""
 
 QUALITY: dict[str, tuple[float, float, float]] = {
     "jpeg": (30, 90, 100),
@@ -34,7 +35,7 @@ QUALITY: dict[str, tuple[float, float, float]] = {
     "shrink": (0.5, 0.9, 1),
     "noise": (2, 10, 0),
 }
-"""Of colour004: the four kinds of "pixel quality", the range of each, and the value that changes nothing."""
+"""The four kinds of "pixel quality" of colour004: the range of each, and the value that changes nothing."""
 
 
 def apply(image: np.ndarray, operations: Operations) -> np.ndarray:
@@ -66,10 +67,14 @@ def draw_colour004(
     kinds: Sequence[Colour004] = ("brightness", "saturation", "contrast", "quality"),
     strength: float = 1.0,
 ) -> Operations:
-    """None with probability 1 - `chance`, else one to four of `kinds`, each once, in the order drawn.
+    """The operations of colour004, in order, with their values: one to four of `kinds`, each once, or none.
 
-    Values are Beta(2, 2) over their range; `strength` moves each towards (below 1) or away from the value that
-    changes nothing. Draws: whether, how many, which, then the value of each (before it the kind of quality).
+    Values are Beta(2, 2) over their range. Numbers are drawn in this order: whether anything is done, how many
+    operations, which, then the value of each (before it the kind of quality).
+
+    Args:
+        chance: probability that there is any operation.
+        strength: moves each value towards the one that changes nothing (below 1) or away from it.
     """
     applied = rng.random() < chance
     count = min(len(kinds), 1 + int(rng.choice(4, p=COUNTS)))
@@ -95,29 +100,30 @@ def _table(scale: float, shift: float) -> np.ndarray:
 
 
 def shift_brightness(image: np.ndarray, delta: float) -> np.ndarray:
-    """x + delta, delta in grey levels."""
+    """Add `delta` grey levels."""
     return cv2.LUT(image, _table(1, delta))
 
 
 def scale_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """x * factor."""
+    """Multiply by `factor`."""
     return cv2.LUT(image, _table(factor, 0))
 
 
 def scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """S * factor in OpenCV's 8-bit HSV."""
+    """Multiply the saturation of OpenCV's 8-bit HSV by `factor`."""
     same = np.arange(256, dtype=np.uint8)
     return _through_hsv(image, np.stack([same, _table(factor, 0), same], -1))
 
 
 def rotate_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    """H + degrees modulo 180 in OpenCV's 8-bit HSV, where one step is two degrees of the colour circle."""
+    """Turn the hue of OpenCV's 8-bit HSV by `degrees` of 180: a step is two degrees of the colour circle."""
     same = np.arange(256, dtype=np.uint8)
     turned = ((np.arange(256) + int(degrees)) % 180).astype(np.uint8)
     return _through_hsv(image, np.stack([turned, same, same], -1))
 
 
 def _through_hsv(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace hue, saturation and value by their entries in a table, uint8 [256, 3]."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     return cv2.cvtColor(cv2.LUT(hsv, table[None]), cv2.COLOR_HSV2RGB)
 
@@ -138,23 +144,23 @@ def luma(image: np.ndarray) -> np.ndarray:
 
 
 def enhance_brightness(image: np.ndarray, factor: float) -> np.ndarray:
-    """From black (0) through the image (1) and beyond."""
+    """Blend black (factor 0) with the image (1), or beyond it."""
     return cv2.LUT(image, _blend(0, np.arange(256), factor))
 
 
 def enhance_contrast(image: np.ndarray, factor: float) -> np.ndarray:
-    """From the mean grey (0) through the image (1) and beyond."""
+    """Blend the image's mean grey (factor 0) with the image (1), or beyond it."""
     grey = int(luma(image).mean() + 0.5)
     return cv2.LUT(image, _blend(grey, np.arange(256), factor))
 
 
 def enhance_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """From grey (0) through the image (1) and beyond."""
+    """Blend the grey image (factor 0) with the image (1), or beyond it."""
     return _blend(luma(image)[..., None], image, factor)
 
 
 def recompress(image: np.ndarray, quality: float) -> np.ndarray:
-    """Through JPEG, 4:2:0, at quality 0 to 100 (100 and above: the image itself)."""
+    """Compress as JPEG (4:2:0) at quality 0 to 100, and decode; 100 and above leave the image as it is."""
     if quality >= 100:
         return image
     options = [
@@ -166,12 +172,12 @@ def recompress(image: np.ndarray, quality: float) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian, sigma in pixels (0: the image itself)."""
+    """Blur by a Gaussian of `sigma` pixels; 0 leaves the image as it is."""
     return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0 else image
 
 
 def shrink(image: np.ndarray, factor: float) -> np.ndarray:
-    """Bilinearly to that share of each side and back."""
+    """Resize bilinearly to that share of each side and back."""
     height, width = image.shape[:2]
     small = max(1, round(width * factor)), max(1, round(height * factor))
     if factor >= 1 or small == (width, height):
@@ -180,7 +186,7 @@ def shrink(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def add_noise(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian noise of that deviation in grey levels; its field follows from sigma's bits, so sigma replays it."""
+    """Add Gaussian noise of deviation `sigma` in grey levels; sigma's bits seed it, so that sigma replays it."""
     if sigma <= 0:
         return image
     rng = np.random.default_rng(int.from_bytes(struct.pack("<d", sigma), "little"))

@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 
 PHASE = 1 / 128
-"""How far, in source pixels, a windowed resize may sample beside the grid of the whole image."""
+"""Largest distance, in source pixels, between the samples of a windowed resize and the grid of the whole image."""
 
 UNLIMITED = 1 << 30
 """A long side that caps nothing."""
 
 SizeRule = Literal["detectron2", "detr", "huggingface", "huggingface32"]
-"""How a short side with a capped long one becomes whole pixels; see `short_side_size`."""
+"""The rule by which a short side with a capped long one becomes whole pixels; see `short_side_size`."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The part of the scaled image that survives, and where it goes."""
+    """The part of the scaled image that survives, and its place in the result."""
 
     scaled: tuple[int, int]
     """(h, w) of the whole scaled image."""
@@ -32,7 +32,7 @@ class Window:
     stop: tuple[int, int]
     """Bottom right corner, exclusive."""
     offset: tuple[int, int]
-    """Of the part's top left corner in the result."""
+    """Top left corner of the part in the result."""
     result: tuple[int, int]
     """(H, W) of the result; larger than the part where there is padding."""
 
@@ -41,7 +41,7 @@ class Window:
 
 
 def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeRule = "detectron2") -> tuple[int, int]:
-    """(h, w) with the short side at `short`, less where the long side would exceed `longest`.
+    """The size (h, w) whose short side is `short`, or less where the long side would exceed `longest`.
 
     | rule | the cap | the sides |
     |---|---|---|
@@ -59,10 +59,12 @@ def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeR
         if cap < 1:
             height, width = height * cap, width * cap
         return max(1, int(height + 0.5)), max(1, int(width + 0.5))
+    # the short side, before and after rounding
     exact: float = short
     if max(size) / min(size) * short > longest:
         exact = longest * min(size) / max(size)
     small = max(1, round(exact))
+    # the long side in proportion to it
     basis = small if rule == "detr" else exact
     sides = [small if side == min(size) else int(basis * side / min(size)) for side in size]
     if min(size) == small:
@@ -91,7 +93,10 @@ def ratio_size(size: tuple[int, int], target: tuple[int, int], ratio: float) -> 
 
 
 def fit_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
-    """(h, w) of the standalone Panoptic-DeepLab's COCO rule: fit, round down, then up to 32k + 1 below `longest`."""
+    """The size (h, w) by the standalone Panoptic-DeepLab's rule for COCO.
+
+    The image is fitted into `short` and `longest` and rounded down, then up to 32k + 1, but never beyond `longest`.
+    """
     factor = min(short / min(size), longest / max(size))
 
     def stride(side: int) -> int:
@@ -105,15 +110,21 @@ def fit_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]
 
 
 def resize_image(image: np.ndarray, window: Window, antialias: bool = False) -> np.ndarray:
-    """uint8 [H, W, 3] to the window's part of the scaled image, bilinear.
+    """The window's part of the scaled image, uint8 [h', w', 3], bilinear.
 
-    Equal to resizing everything and cropping, but for sampling up to `PHASE` source pixels aside: `cv2.resize`
-    knows no sub-pixel origin, so the part is widened to the nearest row and column where both grids meet.
+    Equal to resizing everything and cropping, but for sampling up to `PHASE` source pixels aside: `cv2.resize` knows no
+    sub-pixel origin, so the part is widened to the nearest row and column where both grids meet.
+
+    Args:
+        image: uint8 [H, W, 3].
+        window: its padding is not made here (see `place`).
+        antialias: average source pixels where both sides shrink.
     """
     size = image.shape[:2]
     if window.scaled == size:
         return image[window.start[0] : window.stop[0], window.start[1] : window.stop[1]]
     shrinks = antialias and window.scaled[0] < size[0] and window.scaled[1] < size[1]
+    # the source pixels that the part needs, from a row and column on where both grids meet
     rows, columns = (_source_span(size[k], window.scaled[k], window.start[k], window.stop[k]) for k in (0, 1))
     part = image[rows[0] : rows[1], columns[0] : columns[1]]
     scaled = cv2.resize(
@@ -123,15 +134,17 @@ def resize_image(image: np.ndarray, window: Window, antialias: bool = False) -> 
         fy=window.scaled[0] / size[0],
         interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     )
+    # without what was added to reach that row and column
     top, left = window.start[0] - rows[2], window.start[1] - columns[2]
     return scaled[top : top + window.stop[0] - window.start[0], left : left + window.stop[1] - window.start[1]]
 
 
 def _source_span(source: int, scaled: int, start: int, stop: int) -> tuple[int, int, int]:
-    """Along one axis: the source pixels [first, last) to resize, and the scaled pixel at which `first` lies.
+    """The source pixels [first, last) to resize along one axis, and the scaled pixel at which `first` lies.
 
-    Three source pixels of margin keep the border rule of the part away from what is kept.
+    Three source pixels of margin keep the border rule of the part away from the pixels that are kept.
     """
+    # scaled pixels at most one source pixel before the part and before that, the nearest first
     candidates = np.arange(max(0, start - -(-scaled // source)), -1, -1)
     exact = candidates * (source / scaled)
     meets = int(np.argmax(np.abs(exact - np.round(exact)) <= PHASE))  # 0 always meets
@@ -141,16 +154,22 @@ def _source_span(source: int, scaled: int, start: int, stop: int) -> tuple[int, 
 
 
 def resize_map(segments: np.ndarray, window: Window) -> np.ndarray:
-    """int [H, W] to the window's part of the scaled map, nearest (pixel centres), in integer arithmetic."""
+    """The window's part of the scaled map, nearest neighbour at pixel centres.
+
+    Args:
+        segments: int [H, W].
+        window: its padding is not made here (see `place`).
+    """
     if window.scaled == segments.shape:
         return segments[window.start[0] : window.stop[0], window.start[1] : window.stop[1]]
+    # floor((i + 1/2) * source / scaled), in whole numbers
     rows, columns = (
         (2 * np.arange(window.start[k], window.stop[k]) + 1) * segments.shape[k] // (2 * window.scaled[k])
         for k in (0, 1)
     )
     if len(rows) <= rows[-1] - rows[0]:
         return np.take(segments[rows], columns, axis=1, mode="clip")
-    # when upsampling, rows repeat: pick columns on the source's few rows first
+    # when upsampling, rows repeat: take the columns of the source's few rows first
     return np.take(segments[rows[0] : rows[-1] + 1], columns, axis=1, mode="clip")[rows - rows[0]]
 
 

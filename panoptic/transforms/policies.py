@@ -1,6 +1,6 @@
-"""What a training and an evaluation image go through: the options, and what the references choose.
+"""Options of augmentation and of resizing for evaluation, and the policies of the references.
 
-`transforms.py` says how the steps compose.
+`views` composes the steps.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from panoptic.transforms.colour import Colour004
 from panoptic.transforms.geometry import SizeRule
 
 PIXEL_MEAN = (123, 116, 103)
-"""int(255 * mean) of ImageNet, RGB: becomes about 0 once an image is normalised."""
+"""The mean colour of ImageNet, int(255 * mean), RGB: it becomes about 0 once an image is normalised."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What a training image goes through."""
+    """Augmentation of training images: scale, padding, crop, colours and flip."""
 
     fit: tuple[int, int] = (0, 0)
     """First shrink or upsample to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
@@ -33,7 +33,7 @@ class Augment:
     longest: int = 4096
     """The long side never exceeds this many pixels (scale short)."""
     rule: SizeRule = "detectron2"
-    """Whose rounding of such sizes: detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
     target: tuple[int, int] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
     early_crop: tuple[int, int] = (0, 0)
@@ -47,11 +47,11 @@ class Augment:
     crop_corner: Literal["free", "diagonal"] = "free"
     """free: any corner; diagonal: the same share of what is left over on both axes (large-scale jitter)."""
     crop_share: float = 1.0
-    """Of the labelled pixels of a crop that one class may fill, in at most ten tries; 1 = not asked."""
+    """Largest share of a crop's labelled pixels that one class may fill, in at most ten tries; 1 = any."""
     pad: Literal["none", "random", "end"] = "random"
     """An image smaller than the crop is padded to it: on random sides, at the bottom and right, or not at all."""
     pad_value: tuple[int, int, int] = PIXEL_MEAN
-    """RGB of that padding; its label is void."""
+    """Colour (RGB) of that padding; its label is void."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     flip_first: bool = False
@@ -62,7 +62,7 @@ class Augment:
     colour_chance: float = 0.5
     """Probability that colour004 changes an image at all."""
     colour_operations: tuple[Colour004, ...] = ("brightness", "saturation", "contrast", "quality")
-    """From which colour004 draws; quality is JPEG, blur, shrinking and upsampling, or noise."""
+    """Operations from which colour004 draws; quality is JPEG, blur, shrinking and upsampling, or noise."""
     colour_strength: float = 1.0
     """Factor on how far colour004's values lie from those that change nothing."""
     doubled: bool = False
@@ -104,14 +104,14 @@ class Augment:
 
 @dataclass(frozen=True)
 class Resize:
-    """What an evaluation image goes through. Its truth is kept at the source's size besides."""
+    """Resizing of evaluation images. Their truth is kept at the source's size besides."""
 
     short: int = 0
     """Short side in pixels; 0 keeps the source's size."""
     longest: int = 4096
     """The long side never exceeds this many pixels."""
     rule: SizeRule = "detectron2"
-    """Whose rounding of such sizes: detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
     fit: tuple[int, int] = (0, 0)
     """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     size: tuple[int, int] = (0, 0)

@@ -8,7 +8,7 @@ the pixels that survive the crop are ever resized. Image and map sample the same
 Order: fit -> scale -> pad -> crop -> colour -> flip; with `flip_first` the flip comes before everything. Colour sees
 neither padding nor lost pixels. Padding is part of the image: it lies inside `Frame.sizes`.
 
-`POLICIES` names what the references do. What differs from them, besides resizing once where they resize twice:
+`POLICIES` names what the references do. Differences from them, besides resizing once where they resize twice:
 bilinear sampling, or the mean of source pixels with `antialias`, stands in for PIL's filter; nearest takes pixel
 centres, where the standalone Panoptic-DeepLab takes the top left; DETR's early crop is rounded to the final grid (up to
 a pixel); a crop without any segment is kept, and `drawn["empty"]` says so, where mmdetection draws another image.
@@ -49,7 +49,7 @@ def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
 
 
 def copy_generator(seed: int, sample: int) -> np.random.Generator:
-    """That of the colours of a sample's second copy (`doubled`): the same in every epoch."""
+    """The source of randomness of the colours of a sample's second copy (`doubled`): the same in every epoch."""
     return np.random.default_rng(np.random.SeedSequence([seed, sample]))
 
 
@@ -61,14 +61,16 @@ def training_view(
     Args:
         sample: decoded, with its truth.
         augment: the policy.
-        rng: of every draw.
-        colours: of a second copy (`copy_generator`), whose colours always change.
+        rng: source of every draw.
+        colours: source of the colours of a second copy (`copy_generator`), which always change.
     """
+    # draw everything
     numbers = narrow(sample.truth)
     accept = None if augment.crop_share == 1 else _mixed(numbers, sample.truth.labels, augment.crop_share)
     window, drawn = draw_geometry(sample.truth.size, augment, rng, accept)
     flip = bool(rng.random() < augment.flip)
     operations = draw_colours(augment, rng if colours is None else colours, always=colours is not None)
+    # image and map through one window, mirrored before or after
     part = mirrored(window) if flip and augment.flip_first else window
     image = apply(resize_image(sample.image, part, augment.antialias), operations)
     segments = resize_map(numbers, part)
@@ -108,9 +110,14 @@ def draw_geometry(
     rng: np.random.Generator,
     accept: Callable[[Window], bool] | None = None,
 ) -> tuple[Window, dict[str, float]]:
-    """Scale, padding and crop of an image of `size` (H, W) as one window, and the numbers drawn.
+    """Draw scale, padding and crop of an image as one window.
 
-    A crop that `accept` refuses is drawn again, up to `CROP_TRIES` times in all; the last one stays.
+    Args:
+        size: (H, W).
+        accept: a crop that it refuses is drawn again, up to `CROP_TRIES` times in all; the last one stays.
+
+    Returns:
+        the window, and the numbers drawn by name.
     """
     fitted = fit_size(size, *augment.fit) if any(augment.fit) else size
     fitted = augment.size if any(augment.size) else fitted
@@ -138,7 +145,7 @@ def draw_geometry(
 
 
 def _overlap(scaled: int, before: int, corner: int, result: int) -> tuple[int, int, int]:
-    """Along one axis: start and stop of the part in the scaled image, and its offset in the result."""
+    """Start and stop of the part in the scaled image along one axis, and its offset in the result."""
     start = max(corner - before, 0)
     return start, min(corner - before + result, scaled), start + before - corner
 
@@ -146,9 +153,10 @@ def _overlap(scaled: int, before: int, corner: int, result: int) -> tuple[int, i
 def draw_early_crop(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[Window, dict[str, float]]:
-    """Scale, crop, scale again as one window: where the crop lies in an image scaled as much as its crop is.
+    """Draw a first scale, a crop and a second scale as one window.
 
-    Sides of the crop are independent and never exceed the image's.
+    The window is the crop's place in an image that is scaled as much as the crop is. Sides of the crop are independent
+    and never exceed the image's.
     """
     low, high = augment.early_crop
     first = short_side_size(size, int(rng.choice(augment.early_sides)), UNLIMITED, augment.rule)
@@ -166,7 +174,7 @@ def draw_early_crop(
 
 
 def draw_scale(size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> tuple[int, int]:
-    """The size (h, w) after the random scale."""
+    """Draw the size (h, w) after the random scale."""
     low, high, step = augment.factors
     if augment.scale == "factor":
         count = int((high - low) / step + 1.5)
@@ -184,10 +192,10 @@ def draw_scale(size: tuple[int, int], augment: Augment, rng: np.random.Generator
 def draw_padding(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows above and columns left of the image, and the padded size (h, w)."""
+    """Draw the rows above and the columns left of the image; returns them and the padded size (h, w)."""
     if augment.pad == "none":
         return (0, 0), size
-    missing = [max(0, wanted - side) for wanted, side in zip(augment.crop, size, strict=True)]
+    missing = [max(0, crop - side) for crop, side in zip(augment.crop, size, strict=True)]
     top, left = (int(rng.integers(0, m + 1)) if augment.pad == "random" else 0 for m in missing)
     return (top, left), (size[0] + missing[0], size[1] + missing[1])
 
@@ -195,8 +203,8 @@ def draw_padding(
 def draw_crop(
     size: tuple[int, int], augment: Augment, rng: np.random.Generator
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Top left corner and size of the crop; a side never exceeds the image's."""
-    height, width = (min(wanted or side, side) for wanted, side in zip(augment.crop, size, strict=True))
+    """Draw the top left corner of the crop; returns it and the crop's size, whose sides never exceed the image's."""
+    height, width = (min(crop or side, side) for crop, side in zip(augment.crop, size, strict=True))
     spare = size[0] - height, size[1] - width
     if augment.crop_corner == "diagonal":
         share = float(rng.random())
@@ -205,7 +213,7 @@ def draw_crop(
 
 
 def draw_colours(augment: Augment, rng: np.random.Generator, always: bool = False) -> Operations:
-    """The colour operations of the policy, in order; `always` overrules `colour_chance`."""
+    """Draw the colour operations of the policy, in order; `always` overrules `colour_chance`."""
     if augment.colour == "ssd":
         return draw_ssd(rng)
     if augment.colour == "colour004":
@@ -225,7 +233,12 @@ def mirrored(window: Window) -> Window:
 
 
 def _mixed(numbers: np.ndarray, labels: np.ndarray, share: float) -> Callable[[Window], bool]:
-    """Whether a window shows two classes or more, none of them on more than `share` of the labelled pixels."""
+    """A test of windows: two classes or more, and none of them on more than `share` of the labelled pixels.
+
+    Args:
+        numbers: the map, int [H, W].
+        labels: int64 [N], the class of each segment.
+    """
 
     def accept(window: Window) -> bool:
         areas = np.bincount(resize_map(numbers, window).ravel(), minlength=len(labels) + 1)[1:]
