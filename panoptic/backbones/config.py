@@ -23,6 +23,7 @@ from panoptic.backbones.weights import load_weights
 from panoptic.layers.norm import Norm, freeze
 
 ALWAYS = ("name", "weights", "freeze")
+"""Options that every backbone has."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
@@ -37,7 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "vgg16_bn": ("norm",),
     **dict.fromkeys(SWINS, ("drop_path",)),
 }
-"""Of our own backbones, the options beside `ALWAYS` that each has; a timm model has the output stride."""
+"""Options beside `ALWAYS` of each of our own backbones; a timm model has the output stride."""
 
 TIMM_NAMES = {
     **{name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
@@ -50,12 +51,14 @@ TIMM_NAMES = {
     "swin_base": "swin_base_patch4_window12_384.ms_in22k",
     "swin_large": "swin_large_patch4_window12_384.ms_in22k",
 }
-"""What timm calls ours, where it differs: the weights that the published models began with, not timm's own recipes."""
+"""timm's names of our backbones, where they differ.
+
+They choose the weights that the published models began with, not those of timm's own recipes."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Which backbone, how it strides and normalises, what of it is frozen."""
+    """The backbone: its architecture, weights, strides, norms and frozen stages."""
 
     name: str = "resnet50"
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
@@ -64,9 +67,9 @@ class Backbone:
     """none (from scratch), timm (downloaded by timm: of ResNets torchvision's first, of Swin the papers'), or a file
     that the pipeline opens and `load_weights` reads."""
     output_stride: Literal[8, 16, 32] = 32
-    """Stride of the last feature map; later stages trade their stride for dilation."""
+    """Stride of the last feature map; below 32 the last stages trade their stride for dilation."""
     stem: Literal["conv7", "deeplab"] = "conv7"
-    """conv7: one 7x7 convolution; deeplab: three 3x3 convolutions (the R-52 of detectron2)."""
+    """First layers: one 7x7 convolution (conv7), or three 3x3 convolutions (deeplab, the R-52 of detectron2)."""
     stride_in_1x1: bool = False
     """Bottlenecks stride in the first 1x1 (Caffe's and detectron2's MSRA weights), not in the 3x3 (torchvision's)."""
     dilate_first: bool = False
@@ -74,18 +77,18 @@ class Backbone:
     multigrid: tuple[int, ...] = (1, 1, 1)
     """Factors of the dilations of the last stage's blocks (DeepLabV3)."""
     deformable: Deformable = "none"
-    """The bottlenecks' 3x3 sample where they learn to look (v1), and weigh the samples (v2); ResNet-50 and deeper."""
+    """Deformable 3x3 in the bottlenecks: learned offsets (v1), learned weights too (v2); ResNet-50 and deeper."""
     deformable_stages: tuple[str, ...] = STAGES[1:]
-    """In which stages."""
+    """Stages whose bottlenecks are deformable."""
     norm: Norm = "batch"
     """Normalisation of every convolution (vgg16 and swin have none to choose, a timm model keeps its own)."""
     drop_path: float = 0.0
-    """Swin: probability of skipping the last block in training, earlier ones less (0.3 in MaskFormer)."""
+    """Probability of skipping Swin's last block in training, less for earlier ones (0.3 in MaskFormer)."""
     freeze: int = 0
     """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics."""
 
     def build(self) -> ResNet | Res2Net | VGG | Swin | TimmBackbone:
-        """The module, frozen as asked. Weights of a file are loaded afterwards, by `load_weights`.
+        """The module, with its first stages frozen. Weights of a file are loaded afterwards, by `load_weights`.
 
         Raises:
             ValueError: an unknown name, an option that the backbone does not have, or freeze outside 0..5.
@@ -112,6 +115,7 @@ class Backbone:
         return module
 
     def _own(self) -> ResNet | Res2Net | VGG | Swin:
+        """One of our own backbones, untrained."""
         if self.name in VGGS:
             return VGG(self.norm if self.name == "vgg16_bn" else None)
         if self.name in SWINS:
@@ -137,6 +141,11 @@ class Backbone:
         )
 
     def _refuse_foreign_options(self) -> None:
+        """Refuse options that differ from their default though the backbone does not have them.
+
+        Raises:
+            ValueError: names the option and the backbones that have it.
+        """
         has = OPTIONS.get(self.name, ("output_stride",))
         for option in fields(self):
             if option.name in ALWAYS or option.name in has or getattr(self, option.name) == option.default:

@@ -23,6 +23,7 @@ from panoptic.backbones.stages import STAGES
 from panoptic.layers.norm import Norm, norm_layer
 
 WIDTH, SCALE = 26, 4
+"""Channels of a group in the first stage, and the number of groups."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Res2Net(nn.Module):
         norm: of every convolution.
         output_stride: 32, 16 or 8; later stages trade their stride for dilation.
         dilate_first: the first block of a dilated stage has the stage's dilation instead of the previous one's.
-        stride_in_1x1: as the detectron2 fork.
+        stride_in_1x1: compute as the detectron2 fork (see the module).
     """
 
     def __init__(
@@ -160,7 +161,10 @@ def _deep_stem(norm: Norm) -> nn.Sequential:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm, averaging: bool) -> nn.Sequential:
-    """Of the first block of a stage; the averaging form keeps its pool where the stride is 1, as the keys show."""
+    """The shortcut of the first block of a stage.
+
+    The averaging form keeps its pool where the stride is 1, as the published keys show.
+    """
     if not averaging:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm_layer(norm, outputs))
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)

@@ -24,7 +24,7 @@ from panoptic.backbones.stages import STAGES
 from panoptic.layers.norm import Norm, norm_layer
 
 Deformable = Literal["none", "v1", "v2"]
-"""v1: a 3x3 samples where a convolution before it says; v2: and weighs each sample."""
+"""v1: a 3x3 samples at offsets that a convolution before it gives; v2: that one weighs each sample, too."""
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,10 @@ class Bottleneck(nn.Module):
 
 
 class Offsets(nn.Conv2d):
-    """Where, and in v2 how much, each tap of a deformable 3x3 samples: 18 offsets (dy, dx of each tap), 9 logits.
+    """The convolution that gives the offsets of a deformable 3x3, and in v2 the weights of its samples.
 
-    All zero at first, so that v1 begins as the plain convolution and v2 as half of it.
+    Its output has 18 channels, dy and dx of each tap, and in v2 9 more, the logits of the weights. All are zero at
+    first, so that v1 begins as the plain convolution and v2 as half of it.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
@@ -212,7 +213,7 @@ class Offsets(nn.Conv2d):
 
 
 class DeformableConv3x3(nn.Module):
-    """A 3x3 whose taps sample bilinearly beside their places; its weight is that of a plain convolution."""
+    """A 3x3 whose taps sample bilinearly at an offset from their places; its weight is that of a plain convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int) -> None:
         super().__init__()

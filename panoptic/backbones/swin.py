@@ -82,7 +82,7 @@ class Swin(nn.Module):
         return stages
 
     def fix_stages(self, count: int) -> None:
-        """Frozen blocks compute as in evaluation: no residual branch is skipped."""
+        """Stop skipping residual branches in the first `count` stages, the stem included: they are frozen."""
         for stage in cast(list[Stage], list(self.layers))[: max(0, count - 1)]:
             for block in cast(list[Block], stage.blocks):
                 block.drop_path = 0.0

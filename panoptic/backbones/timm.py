@@ -19,6 +19,11 @@ from panoptic.layers.norm import freeze
 class TimmBackbone(nn.Module):
     """The last four levels of a timm feature pyramid, as "res2" to "res5"; a level before them is "stem".
 
+    Args:
+        name: timm's.
+        pretrained: let timm download its weights.
+        output_stride: 32, 16 or 8, where the model allows less than 32.
+
     Raises:
         ValueError: timm does not know the model, or its features are no pyramid of strides 4, 8, 16, 32.
     """
@@ -35,10 +40,10 @@ class TimmBackbone(nn.Module):
                 f"({error})"
             ) from error
         info = cast(FeatureInfo, self.body.feature_info)
-        wanted = [min(4 * 2**k, output_stride) for k in range(4)]
-        if list(info.reduction())[-4:] != wanted:
+        strides = [min(4 * 2**k, output_stride) for k in range(4)]
+        if list(info.reduction())[-4:] != strides:
             raise ValueError(
-                f"backbone.name: the features of {name} have strides {info.reduction()}, not {wanted}; "
+                f"backbone.name: the features of {name} have strides {info.reduction()}, not {strides}; "
                 "choose a convolutional or hierarchical model"
             )
         names = STEM_AND_STAGES[-len(info.reduction()) :]
@@ -55,11 +60,18 @@ class TimmBackbone(nn.Module):
         }
 
     def freeze_stages(self, count: int) -> None:
-        """Freeze whatever timm registers up to and with the tap of stage `count` (1 = stem .. 5 = everything)."""
+        """Freeze the first `count` stages: 0 = nothing, 1 = the stem, up to 5 = everything.
+
+        A stage ends with the module whose output is its feature map; everything that timm registers before it freezes.
+
+        Raises:
+            ValueError: the stages cannot be told apart.
+        """
         if count == 0:
             return
         order = [name for name, _ in self.body.named_modules() if name]
         stop = len(order) if count == 5 else self._end_of_stage(order, STEM_AND_STAGES[count - 1])
+        # the largest modules that lie before the end as a whole
         parts: list[str] = []
         for name in order[:stop]:
             inside = bool(parts) and name.startswith(f"{parts[-1]}.")
@@ -77,6 +89,7 @@ class TimmBackbone(nn.Module):
         return max(i for i, name in enumerate(order) if name == tap or name.startswith(f"{tap}.")) + 1
 
     def _registered(self, order: list[str], tap: str) -> str:
+        """The name under which timm registers the module of a tap."""
         for name in (tap, tap.replace(".", "_", 1)):  # timm flattens the first level of some models
             if name in order:
                 return name

@@ -1,14 +1,14 @@
 """Weights of a backbone from the files of other projects, recognised by their keys.
 
-| file | how it is told |
+| file | recognised by |
 |---|---|
 | torchvision's ResNet and VGG, Res2Net's (v1, v1b), Swin's, timm's, ours | the backbone's own names |
 | detectron2's ResNet and its Res2Net fork | `stem.conv1.weight`, `res2.0.conv1.norm.weight` |
 | Caffe2's ResNet (detectron2's MSRA and FAIR files) | `conv1_w`, `res2_0_branch2a_bn_s` |
 
-A prefix `module.`, `backbone.` or `bottom_up.` is stripped and the classifier dropped. What a backbone has beyond the
-published network (the second 3x3, the offsets of deformable convolutions, the norms of Swin's outputs) stays as it
-was initialised where the file has none of it.
+A prefix `module.`, `backbone.` or `bottom_up.` is stripped and the classifier dropped. Layers of a backbone beyond the
+published network (the second 3x3, the offsets of deformable convolutions, the norms of Swin's outputs) stay as they
+were initialised where the file has none of them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG
 
 CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_")
-"""How names start that belong to the classifier."""
+"""Prefixes of the names that belong to the classifier."""
 
 UNUSED = ("conv1_b", "stem.conv1.bias")
-"""Of Caffe2's files: a bias before a norm, which detectron2 drops too."""
+"""Names in Caffe2's files of a bias before a norm, which detectron2 drops too."""
 
 EXTRA = {ResNet: r".*\.(conv2b|bn2b|conv2_offset)\..*", Swin: r"norm[0-3]\..*"}
-"""Ours beside the published network, each group present as a whole or not at all."""
+"""Keys of our backbones that the published networks lack, each group present as a whole or not at all."""
 
 CAFFE2 = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
 CAFFE2_NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
@@ -98,13 +98,16 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
 
 
 def _statistics(missing: set[str], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of norms whose file has none: they were folded into the affine."""
+    """Statistics for norms whose file has none, because they were folded into the affine: mean 0, variance 1."""
     means = {key: torch.zeros_like(own[key]) for key in missing if key.endswith("running_mean")}
     return means | {key: torch.ones_like(own[key]) for key in missing if key.endswith("running_var")}
 
 
 def _swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without tables that are computed and the norm before the classifier; timm merges patches at a stage's start."""
+    """Swin's weights under our names, without tables that are computed and the norm before the classifier.
+
+    timm merges patches at the start of a stage, the original at the end of the one before.
+    """
     late = any(key.startswith("layers.3.downsample.") for key in state)
     renamed = {}
     for key, value in state.items():
@@ -118,7 +121,7 @@ def _swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fresh(backbone: nn.Module, own: Mapping[str, Tensor], renamed: Mapping[str, Tensor]) -> list[str]:
-    """The extra keys (`EXTRA`) of a group of which the file has nothing."""
+    """The extra keys (`EXTRA`) of the groups of which the file has nothing."""
     pattern = EXTRA.get(type(backbone))
     if pattern is None:
         return []
@@ -136,10 +139,10 @@ def _timm_key(key: str, own: Mapping[str, Tensor]) -> str:
 
 
 def backbone_key(key: str) -> str:
-    """detectron2's or Caffe2's name of a ResNet or Res2Net weight as the published network's.
+    """The published network's name of a weight of a ResNet or Res2Net, from detectron2's or Caffe2's name.
 
-    `res2.0.conv1.norm.bias` and `res2_0_branch2a_bn_b` become `layer1.0.bn1.bias`; names that are so already come
-    back as they are.
+    `res2.0.conv1.norm.bias` and `res2_0_branch2a_bn_b` become `layer1.0.bn1.bias`; names that are the published ones
+    already come back as they are.
     """
     parts = _caffe2_key(key).split(".")
     if parts[0] == "stem":
@@ -158,7 +161,7 @@ def backbone_key(key: str) -> str:
 
 
 def _caffe2_key(key: str) -> str:
-    """Caffe2's name as detectron2's; any other comes back as it is."""
+    """detectron2's name of Caffe2's name; any other comes back as it is."""
     match = re.fullmatch(r"(?:res_)?(conv1)_(?:(?:bn|gn)_(s|b|rm|riv)|w)", key)
     if match is None:
         match = re.fullmatch(r"(res[2-5]_\d+_branch(?:1|2a|2b|2c))_(?:(?:bn|gn)_(s|b|rm|riv)|w)", key)

@@ -12,8 +12,8 @@
 
 `convert_backbone` does the same with torchvision's ResNet classifiers.
 
-Architecture and sizes are read off keys and shapes. What they cannot tell is the published default, which
-each file of this package states, and can be changed with `dataclasses.replace`.
+Architecture and sizes are read off keys and shapes. Options that leave no trace in them take the published values,
+which the file of each architecture states; `dataclasses.replace` changes them.
 
 Files are read by an unpickler that builds tensors, NumPy arrays, containers and `argparse.Namespace`
 and refuses every other name, so nothing in a file is executed.
@@ -92,23 +92,25 @@ def reference_keys(state: Mapping[str, Tensor], source: str) -> dict[str, str]:
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Without the prefix that DataParallel leaves."""
+    """The state without the prefix that DataParallel leaves on every name."""
     if state and all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}
     return state
 
 
 def _family(state: Mapping[str, object], source: str) -> Family:
+    """The family of a source that recognises a checkpoint."""
     if source not in FAMILIES:
         raise ValueError(f"source: {source!r} is not one of {', '.join(FAMILIES)}")
-    found = next((family for family in FAMILIES[source] if family.recognise(state)), None)
-    if found is None:
+    family = next((family for family in FAMILIES[source] if family.recognise(state)), None)
+    if family is None:
         some = ", ".join(sorted(state)[:3]) or "none"
         raise ValueError(f"convert: no architecture of {source} has keys like these: {some}")
-    return found
+    return family
 
 
 def _named(names: Mapping[str, str | None], source: str) -> dict[str, str]:
+    """The names, all of which must be known."""
     unknown = sorted(key for key, name in names.items() if name is None)
     if unknown:
         raise ValueError(f"convert: keys that {source} is not known to have: {', '.join(unknown)}")

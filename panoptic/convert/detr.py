@@ -1,8 +1,8 @@
 """Keys and configurations of DETR, from facebookresearch/detr and from Hugging Face transformers.
 
-Detection and panoptic models, told apart by the mask head. The head's logits are the dataset's own category
+Detection and panoptic models, which differ in the mask head. The head's logits are the dataset's own category
 ids (COCO's: 250 for panoptic models, 91 for detection), so the categories' `ids` say which logit is which; a
-head with as many logits as there are categories is taken in their order. What weights do not tell: the output
+head with as many logits as there are categories is taken in their order. Options that weights do not tell: the output
 stride (32; 16 for DC5), attention heads (8), thresholds.
 """
 
@@ -15,14 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from panoptic.convert.backbones import backbone_config, part
-from panoptic.convert.family import Family
-from panoptic.convert.panoptic_deeplab import weight
+from panoptic.convert.backbones import backbone_config, count_layers, part
+from panoptic.convert.family import Family, Rules, our_name, weight
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
 from panoptic.models.detr.model import DETRConfig
 from panoptic.segmentation import Categories
 
-PUBLISHED_MASK_HEAD = (
+PUBLISHED_MASK_HEAD: Rules = (
     (r"lay([1-5])\.(weight|bias)", lambda m: f"convs.{int(m[1]) - 1}.{m[2]}"),
     (r"gn([1-5])\.(weight|bias)", lambda m: f"norms.{int(m[1]) - 1}.{m[2]}"),
     (r"adapter([1-3])\.(weight|bias)", lambda m: f"adapters.{int(m[1]) - 1}.{m[2]}"),
@@ -50,7 +49,7 @@ def _original_key(key: str) -> str | None:
     if (masks := _mask_key(key)) is not None:
         return masks
     inner = key.removeprefix("detr.")
-    rules = (
+    rules: Rules = (
         (r"backbone\.0\.body\.(.+)", lambda m: f"backbone.{m[1]}"),
         (r"backbone\.1\.(row|col)_embed\.weight", lambda m: _position_key(m[1])),
         (r"transformer\.(.+)", lambda m: original_key(m[1])),
@@ -59,7 +58,7 @@ def _original_key(key: str) -> str | None:
         (r"query_embed\.weight", lambda m: "queries.weight"),
         (r"input_proj\.(weight|bias)", lambda m: f"projection.{m[1]}"),
     )
-    return next((name(found) for rule, name in rules if (found := re.fullmatch(rule, inner))), None)
+    return our_name(rules, inner)
 
 
 def _transformers_key(key: str) -> str | None:
@@ -67,7 +66,7 @@ def _transformers_key(key: str) -> str | None:
     if (masks := _mask_key(key)) is not None:
         return masks
     inner = key.removeprefix("detr.")
-    rules = (
+    rules: Rules = (
         (r"model\.backbone\.(?:conv_encoder\.)?model\.(.+)", lambda m: f"backbone.{resnet_key(m[1]) or m[1]}"),
         (r"model\.(?:backbone\.)?position_embedding\.(row|column)_embeddings\.weight", lambda m: _position_key(m[1])),
         (r"model\.((?:en|de)coder\..+)", lambda m: transformers_key(m[1])),
@@ -76,7 +75,7 @@ def _transformers_key(key: str) -> str | None:
         (r"class_labels_classifier\.(weight|bias)", lambda m: f"class_head.layers.0.{m[1]}"),
         (r"bbox_predictor\.(layers\.[012]\.(?:weight|bias))", lambda m: f"box_head.{m[1]}"),
     )
-    return next((name(found) for rule, name in rules if (found := re.fullmatch(rule, inner))), None)
+    return our_name(rules, inner)
 
 
 def _position_key(axis: str) -> str:
@@ -85,14 +84,13 @@ def _position_key(axis: str) -> str:
 
 def _mask_key(key: str) -> str | None:
     """Our name of a key of the mask head, under the names of either project."""
-    if found := re.fullmatch(r"bbox_attention\.([qk])_(?:linear|proj)\.(weight|bias)", key):
-        return f"mask_attention.{'query' if found[1] == 'q' else 'key'}.{found[2]}"
+    if match := re.fullmatch(r"bbox_attention\.([qk])_(?:linear|proj)\.(weight|bias)", key):
+        return f"mask_attention.{'query' if match[1] == 'q' else 'key'}.{match[2]}"
     if not key.startswith("mask_head."):
         return None
     inner = key.removeprefix("mask_head.")
-    return next(
-        (f"mask_head.{name(m)}" for rule, name in PUBLISHED_MASK_HEAD if (m := re.fullmatch(rule, inner))), None
-    )
+    name = our_name(PUBLISHED_MASK_HEAD, inner)
+    return None if name is None else f"mask_head.{name}"
 
 
 def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[DETRConfig, Mapping[str, Tensor]]:
@@ -104,8 +102,8 @@ def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[DETRC
         backbone=replace(backbone_config(part(weights, "backbone.")), norm="frozen", freeze=2),
         channels=len(weight(weights, "projection.weight")),
         hidden=len(weight(weights, "encoder.layers.0.linear1.weight")),
-        encoder_layers=_count(weights, "encoder"),
-        decoder_layers=_count(weights, "decoder"),
+        encoder_layers=count_layers(weights, "encoder.layers."),
+        decoder_layers=count_layers(weights, "decoder.layers."),
         queries=len(weight(weights, "queries.weight")),
         pre_norm="encoder.norm.weight" in weights,
         positions="learned" if "positions.rows.weight" in weights else "sine",
@@ -131,10 +129,6 @@ def class_index(logits: int, categories: Categories) -> Tensor:
             f"{', '.join(beyond[:8])}; give the categories of the published model with its ids"
         )
     return torch.tensor(categories.ids)
-
-
-def _count(weights: Mapping[str, Tensor], name: str) -> int:
-    return len({key.split(".")[2] for key in weights if key.startswith(f"{name}.layers.")})
 
 
 ORIGINAL = Family(

@@ -1,7 +1,8 @@
-"""What `convert` asks of each architecture whose published checkpoints it reads."""
+"""The interface between `convert` and the architectures whose published checkpoints it reads, and what these share."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,9 +14,15 @@ from panoptic.segmentation import Categories
 State = Mapping[str, Tensor]
 """Names and tensors of a checkpoint."""
 
+Rules = tuple[tuple[str, Callable[[re.Match[str]], str | None]], ...]
+"""Regular expressions of a file's names, and our name of a match."""
+
+COCO_CLASSES = 133
+"""The classes of a COCO-panoptic model; any other count is taken for Cityscapes' configuration."""
+
 
 def unchanged(state: State) -> State:
-    """Of a file whose tensors are ours but for their names."""
+    """The tensors as they are, for files in which ours have other names and nothing else."""
     return state
 
 
@@ -24,19 +31,24 @@ class Family:
     """The checkpoints that one project wrote of one architecture."""
 
     recognise: Callable[[Mapping[str, object]], bool]
-    """Whether a file holds this architecture, told by its names alone; the first that does is taken."""
+    """True for the names of a file that holds this architecture; the first family that recognises a file reads it."""
     rename: Callable[[Mapping[str, object]], dict[str, str | None]]
-    """Our name of each of the file's, None where it is not known."""
+    """Gives our name of each of the file's, None where it is not known."""
     build: Callable[[State, Categories], tuple[Architecture, State]]
-    """Renamed weights to the configuration and all of its weights, buffers for a wider class space included.
+    """Gives the configuration and all of its weights, buffers for a wider class space included, of renamed weights.
 
     Raises ValueError where the head does not fit the categories."""
     translate: Callable[[State], State] = unchanged
-    """Tensors split or joined under the file's own kind of names, before renaming (query, key and value)."""
+    """Splits or joins tensors under the file's own kind of names, before renaming (query, key and value)."""
+
+
+def our_name(rules: Rules, key: str) -> str | None:
+    """Our name of a key by the first rule that matches it as a whole, None where none does."""
+    return next((name(match) for rule, name in rules if (match := re.fullmatch(rule, key))), None)
 
 
 def weight(weights: Mapping[str, Tensor], key: str) -> Tensor:
-    """One of ours.
+    """The tensor under one of our names.
 
     Raises:
         ValueError: it is missing.
@@ -46,14 +58,14 @@ def weight(weights: Mapping[str, Tensor], key: str) -> Tensor:
     return weights[key]
 
 
-def same_classes(found: int, categories: Categories) -> None:
-    """The number of classes of a published head is that of the list.
+def same_classes(count: int, categories: Categories) -> None:
+    """Compare the number of classes of a published head with that of the list.
 
     Raises:
-        ValueError: it is not.
+        ValueError: they differ.
     """
-    if found != len(categories):
+    if count != len(categories):
         raise ValueError(
-            f"categories: the checkpoint's head has {found} classes, the list has {len(categories)}; give the "
+            f"categories: the checkpoint's head has {count} classes, the list has {len(categories)}; give the "
             "categories of the published model in its order (to train on others, fine-tune from the result)"
         )

@@ -1,8 +1,8 @@
 """Keys and configurations of Mask2Former, from facebookresearch/Mask2Former and from Hugging Face transformers.
 
-ResNets and Swins with the deformable pixel decoder. What weights do not tell: attention heads (8) and what the
-losses draw (12,544 points). A ResNet's norms are frozen where the file has no counters of batches (COCO), and
-synchronised where it has (Cityscapes); Hugging Face's are plain batch norms.
+ResNets and Swins with the deformable pixel decoder. Options that weights do not tell: attention heads (8) and the
+number of points that the losses draw (12,544). A ResNet's norms are frozen where the file has no counters of batches
+(COCO), and synchronised where it has (Cityscapes); Hugging Face's are plain batch norms.
 """
 
 from __future__ import annotations
@@ -12,24 +12,23 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from panoptic.convert.family import Family
+from panoptic.convert.backbones import count_layers
+from panoptic.convert.family import Family, Rules, weight
 from panoptic.convert.maskformer import (
     EMPTY_WEIGHT,
-    Rules,
     common,
     from_transformers,
-    layers,
     renamed,
     transformers_backbone_key,
     unsynchronised,
     with_pixel_decoder,
 )
-from panoptic.convert.panoptic_deeplab import weight
 from panoptic.convert.swin import published_backbone_key
 from panoptic.models.mask2former.model import LEVELS, Mask2FormerConfig
 from panoptic.segmentation import Categories
 
 HEADS = 8
+"""Attention heads of the published models."""
 
 PIXELS = r"sem_seg_head\.pixel_decoder\."
 QUERIES = r"sem_seg_head\.predictor\."
@@ -130,6 +129,7 @@ TRANSFORMERS_RULES: Rules = (
 
 
 def _norm(layer: str, place: int, leaf: str) -> str:
+    """Our name of a norm of a decoder layer."""
     return f"decoder.layers.{layer}.norm{place}.{leaf}"
 
 
@@ -140,10 +140,10 @@ def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[Mask2
     config = Mask2FormerConfig(
         channels=queries.shape[1],
         mask_channels=len(weight(weights, "pixel_decoder.mask_features.weight")),
-        encoder_layers=layers(weights, "pixel_decoder.encoder.layers."),
+        encoder_layers=count_layers(weights, "pixel_decoder.encoder.layers."),
         encoder_hidden=len(weight(weights, "pixel_decoder.encoder.layers.0.linear1.weight")),
         points_per_level=max(1, samples // (HEADS * LEVELS)),
-        decoder_layers=layers(weights, "decoder.layers."),
+        decoder_layers=count_layers(weights, "decoder.layers."),
         decoder_hidden=len(weight(weights, "decoder.layers.0.linear1.weight")),
         heads=HEADS,
         queries=len(queries),

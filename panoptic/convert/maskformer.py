@@ -1,9 +1,9 @@
 """Keys and configurations of MaskFormer, from facebookresearch/MaskFormer and from Hugging Face transformers.
 
-ResNets and Swins, both pixel decoders. What weights do not tell: attention heads (8), dropout, and batch padding
-(none beyond the largest image with COCO's 133 classes, else to multiples of 32). A ResNet's norms are frozen where
-the file has no counters of batches, and synchronised where it has; Hugging Face's are plain batch norms. One with three
-convolutions as stem is taken for the published R101c, whose last stage dilates its blocks by 1, 2 and 4.
+ResNets and Swins, both pixel decoders. Options that weights do not tell: attention heads (8), dropout, and batch
+padding (none beyond the largest image with COCO's 133 classes, else to multiples of 32). A ResNet's norms are frozen
+where the file has no counters of batches, and synchronised where it has; Hugging Face's are plain batch norms. One with
+three convolutions as stem is taken for the published R101c, whose last stage dilates its blocks by 1, 2 and 4.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import Backbone
-from panoptic.convert.backbones import part
-from panoptic.convert.family import Family, same_classes
-from panoptic.convert.panoptic_deeplab import COCO_CLASSES, weight
+from panoptic.convert.backbones import count_layers, part
+from panoptic.convert.family import COCO_CLASSES, Family, Rules, our_name, same_classes, weight
 from panoptic.convert.swin import (
     published_backbone_key,
     swin_config,
@@ -29,9 +28,6 @@ from panoptic.convert.swin import (
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories
-
-Rules = tuple[tuple[str, Callable[[re.Match[str]], str | None]], ...]
-"""Regular expressions of the file's names, and ours of a match."""
 
 ENCODER = "model.pixel_level_module.encoder."
 """Hugging Face's prefix of a backbone."""
@@ -87,13 +83,10 @@ TRANSFORMERS_RULES: Rules = (
 
 
 def renamed(rules: Rules) -> Callable[[Mapping[str, object]], dict[str, str | None]]:
-    """A function from names of a file to ours, None where no rule matches a name as a whole."""
+    """The function `Family.rename` of some rules."""
 
     def rename(state: Mapping[str, object]) -> dict[str, str | None]:
-        return {
-            key: next((name(found) for rule, name in rules if (found := re.fullmatch(rule, key))), None)
-            for key in state
-        }
+        return {key: our_name(rules, key) for key in state}
 
     return rename
 
@@ -106,6 +99,7 @@ def _layer(prefix: str, leaf: str) -> str | None:
 
 
 def _below(prefix: str, name: str | None) -> str | None:
+    """A name with its prefix, None for none."""
     return None if name is None else f"{prefix}{name}"
 
 
@@ -115,7 +109,7 @@ def transformers_backbone_key(key: str) -> str | None:
 
 
 def with_pixel_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Files written before the pixel decoder had a name of its own, under today's names; tables left out."""
+    """The state under today's names, where the pixel decoder has a name of its own; tables are left out."""
     return {
         re.sub(r"^sem_seg_head\.(?!pixel_decoder\.|predictor\.)", "sem_seg_head.pixel_decoder.", key): value
         for key, value in without_tables(state).items()
@@ -123,7 +117,7 @@ def with_pixel_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values as one matrix, and without what nothing reads."""
+    """The state with query, key and value joined, and without tensors that nothing reads."""
     return join_projections(transformers_swin(state, ENCODER))
 
 
@@ -149,27 +143,21 @@ def common(weights: Mapping[str, Tensor], categories: Categories) -> tuple[dict[
 
 
 def _backbone(backbone: Mapping[str, Tensor]) -> Backbone:
-    found = swin_config(backbone)
-    if found.name.startswith("swin"):
-        return found
-    if found.stem == "deeplab":  # the published R101c
-        found = replace(found, multigrid=(1, 2, 4))
-    return replace(found, norm="sync" if "bn1.num_batches_tracked" in backbone else "frozen")
+    """The backbone's configuration, as the module's docstring tells it from the weights."""
+    config = swin_config(backbone)
+    if config.name.startswith("swin"):
+        return config
+    if config.stem == "deeplab":  # the published R101c
+        config = replace(config, multigrid=(1, 2, 4))
+    return replace(config, norm="sync" if "bn1.num_batches_tracked" in backbone else "frozen")
 
 
-def unsynchronised(
-    found: tuple[Any, Mapping[str, Tensor]],
-) -> tuple[Any, Mapping[str, Tensor]]:
-    """The same with plain batch norms in a ResNet, whatever its counters would mean in the original's files."""
-    config, weights = found
+def unsynchronised(built: tuple[Any, Mapping[str, Tensor]]) -> tuple[Any, Mapping[str, Tensor]]:
+    """Configuration and weights with plain batch norms in a ResNet: Hugging Face's counters do not tell the norm."""
+    config, weights = built
     if not config.backbone.name.startswith("swin"):
         config = replace(config, backbone=replace(config.backbone, norm="batch"))
     return config, weights
-
-
-def layers(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """How many layers there are below `prefix`, which ends in a dot."""
-    return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
 
 def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[MaskFormerConfig, Mapping[str, Tensor]]:
@@ -179,8 +167,8 @@ def _build(weights: Mapping[str, Tensor], categories: Categories) -> tuple[MaskF
         divisor=1 if len(categories) == COCO_CLASSES else 32,
         channels=queries.shape[1],
         mask_channels=len(weight(weights, "pixel_decoder.mask_features.weight")),
-        encoder_layers=layers(weights, "pixel_decoder.encoder.layers."),
-        decoder_layers=layers(weights, "decoder.layers."),
+        encoder_layers=count_layers(weights, "pixel_decoder.encoder.layers."),
+        decoder_layers=count_layers(weights, "decoder.layers."),
         hidden=len(weight(weights, "decoder.layers.0.linear1.weight")),
         queries=len(queries),
         **fields,

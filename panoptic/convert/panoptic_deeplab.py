@@ -1,4 +1,4 @@
-"""Keys and configurations of the two published Panoptic-DeepLabs. What the weights do not tell:
+"""Keys and configurations of the two published Panoptic-DeepLabs. Options that the weights do not tell:
 
 - `panoptic-deeplab`: output stride 32 with rates 3 6 9 where the decoder uses res4, else 16 with 6 12 18;
   with 133 classes (COCO) plain cross-entropy, else the hardest 20 %; instances scored by class probability.
@@ -19,12 +19,9 @@ from torch import Tensor
 
 from panoptic.backbones.weights import backbone_key
 from panoptic.convert.backbones import backbone_config, part
-from panoptic.convert.family import Family, same_classes, weight
+from panoptic.convert.family import COCO_CLASSES, Family, Rules, our_name, same_classes, weight
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
-
-COCO_CLASSES = 133
-"""The head of a COCO-panoptic model; any other count is taken for Cityscapes' configuration."""
 
 
 def _standalone_keys(state: Mapping[str, object]) -> dict[str, str | None]:
@@ -43,20 +40,20 @@ def _standalone_key(key: str) -> str | None:
         return key
     if match := re.fullmatch(r"decoder\.(semantic|instance)_decoder\.(.+)", key):
         branch, rest = match.groups()
-        rules = (
+        rules: Rules = (
             (r"aspp\.convs\.4\.aspp_pooling\.1\.(weight)", lambda m: f"{branch}_aspp.pool.conv.{m[1]}"),
             (r"aspp\.convs\.([0-3])\.([01])\.(\w+)", lambda m: f"{branch}_aspp.branches.{m[1]}.{layer[m[2]]}.{m[3]}"),
             (r"aspp\.project\.([01])\.(\w+)", lambda m: f"{branch}_aspp.project.{layer[m[1]]}.{m[2]}"),
             (r"project\.(\d)\.([01])\.(\w+)", lambda m: f"{branch}_decoder.projections.{m[1]}.{layer[m[2]]}.{m[3]}"),
             (r"fuse\.(\d)\.0\.(.+)", lambda m: _separable_key(f"{branch}_decoder.fuse.{m[1]}", m[2])),
         )
-        return next((name(found) for rule, name in rules if (found := re.fullmatch(rule, rest))), None)
+        return our_name(rules, rest)
     if match := re.fullmatch(r"decoder\.\w+_head\.classifier\.(semantic|center|offset)\.(.+)", key):
         head = f"{match[1].replace('center', 'centre')}_head"
-        if found := re.fullmatch(r"1\.(weight|bias)", match[2]):
-            return f"{head}.predictor.{found[1]}"
-        if found := re.fullmatch(r"0\.0\.(.+)", match[2]):
-            return _separable_key(f"{head}.block", found[1])
+        if predictor := re.fullmatch(r"1\.(weight|bias)", match[2]):
+            return f"{head}.predictor.{predictor[1]}"
+        if block := re.fullmatch(r"0\.0\.(.+)", match[2]):
+            return _separable_key(f"{head}.block", block[1])
     return None
 
 
@@ -78,19 +75,19 @@ def _detectron2_key(key: str, low: list[str]) -> str | None:
         return None
     branch = "semantic" if match[1] == "sem_seg_head" else "instance"
     rest = match[2]
-    if found := re.fullmatch(r"(?:(center|offset)_)?predictor\.(weight|bias)", rest):
-        return f"{_head(found[1])}.predictor.{found[2]}"
-    if found := re.fullmatch(r"(?:(center|offset)_)?head\.(.+)", rest):
-        return _layer_key(f"{_head(found[1])}.block", found[2])
-    if found := re.fullmatch(r"decoder\.res5\.project_conv\.(.+)", rest):
-        if pool := re.fullmatch(r"convs\.4\.1\.(weight|bias)", found[1]):
+    if predictor := re.fullmatch(r"(?:(center|offset)_)?predictor\.(weight|bias)", rest):
+        return f"{_head(predictor[1])}.predictor.{predictor[2]}"
+    if head := re.fullmatch(r"(?:(center|offset)_)?head\.(.+)", rest):
+        return _layer_key(f"{_head(head[1])}.block", head[2])
+    if aspp := re.fullmatch(r"decoder\.res5\.project_conv\.(.+)", rest):
+        if pool := re.fullmatch(r"convs\.4\.1\.(weight|bias)", aspp[1]):
             return f"{branch}_aspp.pool.conv.{pool[1]}"
-        if dilated := re.fullmatch(r"convs\.([0-3])\.(.+)", found[1]):
+        if dilated := re.fullmatch(r"convs\.([0-3])\.(.+)", aspp[1]):
             return _layer_key(f"{branch}_aspp.branches.{dilated[1]}", dilated[2])
-        return _layer_key(f"{branch}_aspp", found[1]) if found[1].startswith("project.") else None
-    if (found := re.fullmatch(r"decoder\.(res[234])\.(project|fuse)_conv\.(.+)", rest)) and found[1] in low:
-        part = {"project": "projections", "fuse": "fuse"}[found[2]]
-        return _layer_key(f"{branch}_decoder.{part}.{low.index(found[1])}", found[3])
+        return _layer_key(f"{branch}_aspp", aspp[1]) if aspp[1].startswith("project.") else None
+    if (level := re.fullmatch(r"decoder\.(res[234])\.(project|fuse)_conv\.(.+)", rest)) and level[1] in low:
+        part = {"project": "projections", "fuse": "fuse"}[level[2]]
+        return _layer_key(f"{branch}_decoder.{part}.{low.index(level[1])}", level[3])
     return None
 
 
@@ -108,6 +105,7 @@ def _layer_key(prefix: str, rest: str) -> str | None:
 
 
 def _standalone(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
+    """The configuration of bowenc0221/panoptic-deeplab."""
     sizes = _sizes(weights)
     coarse = len(sizes["low_level"]) == 3
     coco = len(weight(weights, "semantic_head.predictor.weight")) == COCO_CLASSES
@@ -124,6 +122,7 @@ def _standalone(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
 
 
 def _detectron2(weights: Mapping[str, Tensor]) -> PanopticDeepLabConfig:
+    """The configuration of detectron2's project."""
     coco = len(weight(weights, "semantic_head.predictor.weight")) == COCO_CLASSES
     backbone = backbone_config(part(weights, "backbone."))
     return PanopticDeepLabConfig(
@@ -168,10 +167,12 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _projections(weights: Mapping[str, Tensor], branch: str, levels: int) -> tuple[int, ...]:
+    """The output channels of a branch's projections of low-level features."""
     return tuple(weight(weights, f"{branch}_decoder.projections.{i}.conv.weight").shape[0] for i in range(levels))
 
 
 def _stage_width(backbone: Mapping[str, Tensor], layer: int) -> int:
+    """The output channels of a ResNet's stage."""
     last = "conv3" if "layer1.0.conv3.weight" in backbone else "conv2"
     return weight(backbone, f"layer{layer}.0.{last}.weight").shape[0]
 

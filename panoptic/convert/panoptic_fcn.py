@@ -1,7 +1,7 @@
 """Keys and configuration of dvlab-research/PanopticFCN, plain and starred, and of its fork for Cityscapes.
 
 Depth, deformable convolutions, coordinates, widths and the number of convolutions are read off keys and shapes, and
-the region classes off their number. What the weights do not tell is the published configuration: blue, green, red
+the region classes off their number. Options that the weights do not tell are the published ones: blue, green, red
 with the mean of red, green, blue and scale 1, the stride of a bottleneck in its first 1x1, fixed batch norms, a frozen
 stem and res2, thresholds for COCO as `PanopticFCNConfig` has them. A head for every class is the fork's for Cityscapes,
 with its scales and thresholds. The "FAST" variants differ in thresholds only: thing_threshold 0.2, region_threshold
@@ -14,11 +14,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from panoptic.backbones.weights import backbone_key
-from panoptic.convert.backbones import backbone_config, frozen_backbone, part
-from panoptic.convert.family import Family, State
+from panoptic.convert.backbones import backbone_config, count_layers, frozen_backbone, part
+from panoptic.convert.family import Family, State, weight
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.models.panoptic_fcn.targets import Regions
 from panoptic.segmentation import Categories
@@ -53,7 +51,10 @@ CITYSCAPES: dict[str, Any] = {
 
 
 def _rename(state: Mapping[str, object]) -> dict[str, str | None]:
-    """Where a convolution is deformable, the name of a plain one is none of the reference's."""
+    """Our name of each of the reference's.
+
+    The reference has no plain convolution in a layer that holds a deformable one, so such names are not known.
+    """
     deformable = {key.rpartition(".offset_mask_conv.")[0] for key in state if ".offset_mask_conv." in key}
     names = {key: _key(key) for key in state}
     for key in state:
@@ -83,18 +84,18 @@ def _key(key: str) -> str | None:
 
 
 def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, State]:
-    things = len(_weight(weights, "thing_head.weight"))
+    things = len(weight(weights, "thing_head.weight"))
     if things != len(categories.things):
         raise ValueError(
             f"categories: the checkpoint has {things} thing classes, the list has {len(categories.things)}; give the "
             "categories of the published model in its order (to train on others, fine-tune from the result)"
         )
-    regions = _regions(len(_weight(weights, "region_head.weight")), categories)
-    pyramid = _weight(weights, "pyramid.output.p3.weight").shape[0]
+    regions = _regions(len(weight(weights, "region_head.weight")), categories)
+    pyramid = weight(weights, "pyramid.output.p3.weight").shape[0]
     semantic = weights.get("semantic.branches.p2.0.conv.weight")
     entering = pyramid if semantic is None else semantic.shape[0]
-    head_convs = _count(weights, "position_tower.")
-    if _count(weights, "kernel_tower.") != head_convs:
+    head_convs = count_layers(weights, "position_tower.convs.")
+    if count_layers(weights, "kernel_tower.convs.") != head_convs:
         raise ValueError("convert: position head and kernel head differ in their number of convolutions")
     backbone = backbone_config(part(weights, "backbone."))
     config = PanopticFCNConfig(
@@ -103,13 +104,13 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, S
         feature="p2" if semantic is None else "semantic_fpn",
         feature_channels=PanopticFCNConfig.feature_channels if semantic is None else entering,
         head_convs=head_convs,
-        head_channels=_weight(weights, "kernel_head.weight").shape[0],
+        head_channels=weight(weights, "kernel_head.weight").shape[0],
         position_deform=_deform(weights, "position_tower."),
         position_coordinates=_entering(weights, "position_tower.") > pyramid,
         kernel_deform=_deform(weights, "kernel_tower."),
         kernel_coordinates=_entering(weights, "kernel_tower.") > pyramid,
-        encoder_convs=_count(weights, "encoder."),
-        encoder_channels=_weight(weights, "thing_embed.weight").shape[0],
+        encoder_convs=count_layers(weights, "encoder.convs."),
+        encoder_channels=weight(weights, "thing_embed.weight").shape[0],
         encoder_deform=_deform(weights, "encoder."),
         encoder_coordinates=_entering(weights, "encoder.") > entering,
         encoder_norm="encoder.convs.0.norm.weight" in weights,
@@ -119,36 +120,33 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, S
     return config, weights
 
 
-def _regions(found: int, categories: Categories) -> Regions:
+def _regions(count: int, categories: Categories) -> Regions:
+    """The kind of region classes of which there are so many.
+
+    Raises:
+        ValueError: there is none.
+    """
     sizes: dict[int, Regions] = {
         len(categories): "all",
         len(categories.stuff): "stuff",
         len(categories.stuff) + 1: "with_things",
     }
-    if found not in sizes:
+    if count not in sizes:
         raise ValueError(
-            f"categories: the checkpoint's region head has {found} classes; the list has {len(categories.stuff)} of "
+            f"categories: the checkpoint's region head has {count} classes; the list has {len(categories.stuff)} of "
             f"stuff and {len(categories)} in all; give the categories of the published model in its order"
         )
-    return sizes[found]
-
-
-def _count(weights: State, prefix: str) -> int:
-    return len({key.split(".")[2] for key in weights if key.startswith(f"{prefix}convs.")})
+    return sizes[count]
 
 
 def _deform(weights: State, prefix: str) -> bool:
+    """The convolutions of a stack are deformable."""
     return f"{prefix}convs.0.offset.weight" in weights
 
 
 def _entering(weights: State, prefix: str) -> int:
-    return _weight(weights, f"{prefix}convs.0.conv.weight").shape[1]
-
-
-def _weight(weights: State, key: str) -> Tensor:
-    if key not in weights:
-        raise ValueError(f"convert: the checkpoint lacks what becomes {key}; is it of the source that was named?")
-    return weights[key]
+    """The input channels of a stack."""
+    return weight(weights, f"{prefix}convs.0.conv.weight").shape[1]
 
 
 PANOPTICFCN = Family(

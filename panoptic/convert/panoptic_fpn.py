@@ -1,4 +1,4 @@
-"""Keys and configuration of detectron2's Panoptic FPN. What the weights do not tell is COCO's published configuration:
+"""Keys and configuration of detectron2's Panoptic FPN. Options that the weights do not tell are COCO's published ones:
 
 blue, green, red with Caffe2's mean and scale 1, the stride of a bottleneck in its first 1x1, fixed batch norms, a
 frozen stem and res2, anchors, thresholds and merge rule as `PanopticFPNConfig` has them. Sizes of all layers are read
@@ -18,7 +18,7 @@ import torch
 
 from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.weights import backbone_key
-from panoptic.convert.backbones import backbone_config, frozen_backbone, part
+from panoptic.convert.backbones import backbone_config, count_layers, frozen_backbone, part
 from panoptic.convert.family import Family, State, weight
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
@@ -46,7 +46,7 @@ CONSTANTS = re.compile(r"pixel_(mean|std)|proposal_generator\.anchor_generator\.
 
 
 def _translate(state: State) -> State:
-    """Without constants, with the statistics that Caffe2's norms leave out."""
+    """The state without constants, and with the statistics that Caffe2's norms leave out."""
     kept = {key: value for key, value in state.items() if not CONSTANTS.fullmatch(key)}
     if any(key.endswith((".running_mean", ".running_var")) for key in kept):
         return kept
@@ -83,12 +83,11 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFPNConfig, S
     _same_kinds(things, stuff, categories)
     width = weight(weights, "detector.regions.conv.weight").shape[0]
     box = weight(weights, "detector.boxes.fc1.weight")
-    layers = {key.split(".")[3] for key in weights if key.startswith("detector.masks.convs.")}
     heads = Heads(
         box_side=round((box.shape[1] / width) ** 0.5),
         box_width=box.shape[0],
         mask_width=weight(weights, "detector.masks.predictor.weight").shape[1],
-        mask_layers=len(layers),
+        mask_layers=count_layers(weights, "detector.masks.convs."),
     )
     backbone = backbone_config(part(weights, "backbone."))
     config = PanopticFPNConfig(
@@ -102,7 +101,11 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFPNConfig, S
 
 
 def _same_kinds(things: int, stuff: int, categories: Categories) -> None:
-    """Raises ValueError where the heads do not fit the categories."""
+    """Compare the classes of the heads with the categories.
+
+    Raises:
+        ValueError: they differ.
+    """
     if (things, stuff) != (len(categories.things), len(categories.stuff)):
         raise ValueError(
             f"categories: the checkpoint's heads have {things} thing and {stuff} stuff classes, the list has "

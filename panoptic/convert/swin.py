@@ -1,11 +1,11 @@
-"""Swin Transformers inside published models: names of the original and of Hugging Face, sizes from shapes."""
+"""Swin Transformers inside published models: the names of the original and of Hugging Face."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from panoptic.backbones import Backbone
@@ -44,18 +44,24 @@ def published_backbone_key(key: str) -> str:
 def transformers_swin_key(key: str) -> str | None:
     """Our name of a key below Hugging Face's Swin backbone, after `transformers_swin`, or None."""
     key = re.sub(r"^(model|swin)\.", "", key)
-    if found := re.fullmatch(r"hidden_states_norms\.stage(\d)\.(\w+)", key):  # counted from 1
-        return f"norm{int(found[1]) - 1}.{found[2]}"
+    if match := re.fullmatch(r"hidden_states_norms\.stage(\d)\.(\w+)", key):  # counted from 1
+        return f"norm{int(match[1]) - 1}.{match[2]}"
     return next((re.sub(rule, name, key) for rule, name in HUGGING_FACE if re.fullmatch(rule, key)), None)
 
 
 def without_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what is computed from the size of a window."""
+    """The state without the tables that are computed from the size of a window (`COMPUTED`)."""
     return {key: value for key, value in state.items() if not re.fullmatch(COMPUTED, key)}
 
 
 def transformers_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Query, key and value joined, and without tables and the norm behind the last stage, which nothing reads."""
+    """The state with query, key and value joined, without tables and the norm behind the last stage.
+
+    Nothing reads that norm.
+
+    Args:
+        prefix: of the backbone.
+    """
     unused = re.compile(re.escape(prefix) + r"(model\.|swin\.)?layernorm\.(weight|bias)")
     named = {
         re.sub(r"attention\.self\.(query|key|value)\.", lambda m: f"attention.{m[1][0]}_proj.", key): value
@@ -71,15 +77,5 @@ def swin_config(backbone: Mapping[str, Tensor]) -> Backbone:
     Raises:
         ValueError: the blocks are those of neither.
     """
-    if "patch_embed.proj.weight" not in backbone:
-        return backbone_config(backbone)
-    width = len(backbone["patch_embed.proj.weight"])
-    blocks = tuple(len({k.split(".")[3] for k in backbone if k.startswith(f"layers.{s}.blocks.")}) for s in range(4))
-    table = backbone.get("layers.0.blocks.0.attn.relative_position_bias_table", torch.zeros(0))
-    for name, size in SWINS.items():
-        if (size.width, size.blocks, (2 * size.window - 1) ** 2) == (width, blocks, len(table)):
-            return Backbone(name=name, drop_path=0.3)
-    raise ValueError(
-        f"convert: a Swin of width {width}, blocks {list(blocks)} and {len(table)} relative positions is none of "
-        f"{', '.join(SWINS)}"
-    )
+    config = backbone_config(backbone)
+    return replace(config, drop_path=0.3) if config.name in SWINS else config

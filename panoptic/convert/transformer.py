@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 ATTENTION = {"self_attn": "self_attention", "multihead_attn": "cross_attention", "encoder_attn": "cross_attention"}
+"""Both projects' names of the attentions of a layer, and ours."""
 
 LAYER_NORMS = {
     "encoder": {"self_attn_layer_norm": "norm1", "final_layer_norm": "norm2"},
     "decoder": {"self_attn_layer_norm": "norm1", "encoder_attn_layer_norm": "norm2", "final_layer_norm": "norm3"},
 }
-"""Of Hugging Face, by part."""
+"""Hugging Face's names of the norms of a layer, and ours, by part."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -24,38 +25,40 @@ def original_key(key: str) -> str | None:
     if re.fullmatch(r"(encoder|decoder)\.norm\.(weight|bias)", key):
         return key
     attention = r"(self_attn|multihead_attn)\.(in_proj_weight|in_proj_bias|out_proj\.weight|out_proj\.bias)"
-    if found := re.fullmatch(rf"((?:encoder|decoder)\.layers\.\d+)\.{attention}", key):
-        return f"{found[1]}.{ATTENTION[found[2]]}.{found[3]}"
+    if match := re.fullmatch(rf"((?:encoder|decoder)\.layers\.\d+)\.{attention}", key):
+        return f"{match[1]}.{ATTENTION[match[2]]}.{match[3]}"
     return key if re.fullmatch(r"(encoder|decoder)\.layers\.\d+\.(linear[12]|norm[123])\.(weight|bias)", key) else None
 
 
 def transformers_key(key: str) -> str | None:
     """Our name of a key of Hugging Face's encoder or decoder after `join_projections`, of 4.x and 5.x, or None."""
-    if found := re.fullmatch(r"decoder\.layernorm\.(weight|bias)", key):
-        return f"decoder.norm.{found[1]}"
+    if norm := re.fullmatch(r"decoder\.layernorm\.(weight|bias)", key):
+        return f"decoder.norm.{norm[1]}"
     match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", key)
     if match is None:
         return None
     part, layer, rest = match.groups()
-    if found := re.fullmatch(r"(self_attn|encoder_attn)\.(in_proj_weight|in_proj_bias)", rest):
-        rest = f"{ATTENTION[found[1]]}.{found[2]}"
-    elif found := re.fullmatch(r"(self_attn|encoder_attn)\.(?:o_proj|out_proj)\.(weight|bias)", rest):
-        rest = f"{ATTENTION[found[1]]}.out_proj.{found[2]}"
-    elif found := re.fullmatch(r"(?:mlp\.)?fc([12])\.(weight|bias)", rest):
-        rest = f"linear{found[1]}.{found[2]}"
-    elif (found := re.fullmatch(r"(\w+_layer_norm)\.(weight|bias)", rest)) and found[1] in LAYER_NORMS[part]:
-        rest = f"{LAYER_NORMS[part][found[1]]}.{found[2]}"
+    if inner := re.fullmatch(r"(self_attn|encoder_attn)\.(in_proj_weight|in_proj_bias)", rest):
+        rest = f"{ATTENTION[inner[1]]}.{inner[2]}"
+    elif inner := re.fullmatch(r"(self_attn|encoder_attn)\.(?:o_proj|out_proj)\.(weight|bias)", rest):
+        rest = f"{ATTENTION[inner[1]]}.out_proj.{inner[2]}"
+    elif inner := re.fullmatch(r"(?:mlp\.)?fc([12])\.(weight|bias)", rest):
+        rest = f"linear{inner[1]}.{inner[2]}"
+    elif (inner := re.fullmatch(r"(\w+_layer_norm)\.(weight|bias)", rest)) and inner[1] in LAYER_NORMS[part]:
+        rest = f"{LAYER_NORMS[part][inner[1]]}.{inner[2]}"
     else:
         return None
     return f"{part}.layers.{layer}.{rest}"
 
 
 def join_projections(state: Mapping[str, Tensor], attentions: str = "self_attn|encoder_attn") -> dict[str, Tensor]:
-    """Separate projections of query, key and value as the one matrix `in_proj_weight` (and bias) of the originals.
+    """The state with projections of query, key and value joined, as the originals' `in_proj_weight` (and bias).
+
+    Incomplete triples stay as they are.
 
     Args:
         state: names and tensors.
-        attentions: names of the modules, alternatives of a regular expression. Incomplete triples stay as they are.
+        attentions: names of the modules, alternatives of a regular expression.
     """
     joined = dict(state)
     for key in state:
@@ -70,8 +73,8 @@ def join_projections(state: Mapping[str, Tensor], attentions: str = "self_attn|e
 
 def resnet_key(key: str) -> str | None:
     """torchvision's name of a key of Hugging Face's own ResNet, or None."""
-    if found := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
-        return f"{'conv1' if found[1] == 'convolution' else 'bn1'}.{found[2]}"
+    if stem := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", key):
+        return f"{'conv1' if stem[1] == 'convolution' else 'bn1'}.{stem[2]}"
     match = re.fullmatch(
         r"encoder\.stages\.(\d)\.layers\.(\d+)\.(?:shortcut|layer\.(\d))\.(convolution|normalization)\.(\w+)", key
     )
