@@ -1,0 +1,1 @@
+"""Panoptic segmentation in plain PyTorch: data structures, models, training, evaluation and metrics."""

@@ -209,7 +209,7 @@ def area_mismatches(segmentation: Segmentation, record: Mapping) -> list[tuple[i
 
 
 def _entry_problems(infos: list[Mapping], categories: Categories) -> list[str]:
-    """Problems of a record's segments that can be told without the PNG."""
+    """Problems of a record's segments that show without the PNG."""
     problems, known = [], set(categories.ids)
     for k, info in enumerate(infos):
         missing = [key for key in ("id", "category_id") if key not in info]

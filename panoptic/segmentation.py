@@ -61,7 +61,7 @@ class Categories:
 
     @classmethod
     def from_coco(cls, entries: Sequence[Mapping], source: str = "categories") -> Categories:
-        """From the `categories` list of a COCO-panoptic JSON, in the file's order.
+        """Read the `categories` list of a COCO-panoptic JSON, in the file's order.
 
         Raises:
             ValueError: an entry lacks `id`, `name` or `isthing`, or an id appears twice; the message

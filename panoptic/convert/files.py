@@ -22,14 +22,16 @@ from torch import Tensor
 from torch._utils import _rebuild_tensor_v2
 
 TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
-"""How files of `torch.save` start: a zip archive, or the legacy format's magic number."""
+"""First bytes of files of `torch.save`: a zip archive, or the legacy format's magic number."""
 
 WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 """Keys under which training scripts keep the weights beside optimiser and schedule."""
 
 PERMITTED = "only tensors, NumPy arrays, builtin containers and argparse.Namespace are read"
+"""The end of a refusal."""
 
 BUILTINS = ("bool", "bytes", "bytearray", "complex", "dict", "float", "frozenset", "int", "list", "set", "str", "tuple")
+"""Builtin types that a pickle may name."""
 
 
 def read_checkpoint(file: BinaryIO, name: str = "checkpoint") -> dict[str, Tensor]:
@@ -67,8 +69,10 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
-    """Why a pickle was refused, for people. torch says the name in its text alone, beside advice to read the file
-    without its protection."""
+    """The reason for refusing a pickle, for people.
+
+    torch gives the forbidden name only within its message, which advises to read the file without protection.
+    """
     if isinstance(error, _Forbidden):
         return f"it names {error.name}; {PERMITTED}"
     named = re.search(r"GLOBAL (\S+)", str(error))

@@ -19,7 +19,7 @@ import numpy as np
 
 from panoptic.metrics.average_precision import InstanceOverlaps
 from panoptic.metrics.boundary import boundary_overlaps
-from panoptic.metrics.panoptic_quality import Pairs, QualityCounts, overlaps, pair
+from panoptic.metrics.panoptic_quality import Pairs, QualityCounts, check_labels, overlaps, pair
 from panoptic.segmentation import Segmentation
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}
@@ -76,9 +76,7 @@ def count_image(
         ValueError: the maps differ in size, or hold a segment or class that does not exist.
     """
     table = overlaps(truth, prediction)
-    for kind, labels in (("truth", truth.labels), ("prediction", prediction.labels)):
-        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-            raise ValueError(f"{kind}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    check_labels(truth.labels, prediction.labels, classes)
     labels = truth.labels, prediction.labels
     crowd = truth.is_crowd()
     pairs = pair(table, truth.labels, crowd, prediction.labels)

@@ -176,10 +176,19 @@ def match(
         ValueError: a label lies outside 0..C-1.
     """
     classes = categories if isinstance(categories, int) else len(categories)
+    check_labels(truth_labels, prediction_labels, classes)
+    return pair(pixels, truth_labels, truth_crowd, prediction_labels).counts(truth_labels, prediction_labels, classes)
+
+
+def check_labels(truth_labels: np.ndarray, prediction_labels: np.ndarray, classes: int) -> None:
+    """Refuse classes that do not exist.
+
+    Raises:
+        ValueError: a label lies outside 0..C-1.
+    """
     for name, labels in (("truth", truth_labels), ("prediction", prediction_labels)):
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             raise ValueError(f"{name}: labels run from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-    return pair(pixels, truth_labels, truth_crowd, prediction_labels).counts(truth_labels, prediction_labels, classes)
 
 
 @dataclass(frozen=True)

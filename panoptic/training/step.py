@@ -34,7 +34,7 @@ class SkipCounter:
     skipped: int = 0
     """All of them."""
     in_a_row: int = 0
-    """Those since the last update that was made."""
+    """Skipped updates since the last one that was made."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def transfer_training(
     saved = checkpoint["optimiser"]
     if saved is None or _kind(_optim(checkpoint).optimiser) != _kind(type(optimiser).__name__):
         return 0
-    # a state dict counts the parameters in the order of its groups: by their names they are found in the other one
+    # state dicts number the parameters in the order of their groups, so the two are joined by the parameters' names
     positions = dict(zip(trained_names(checkpoint), _positions(saved), strict=True))
     settings = optimiser.state_dict()
     names = _names(model, [p for group in optimiser.param_groups for p in group["params"]])

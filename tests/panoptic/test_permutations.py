@@ -38,16 +38,16 @@ def test_the_order_of_the_images_does_not_matter(pairs: list, small_categories: 
     assert len(expected) > 90 and 0 < expected[0] < 100
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(pairs))
-        found = figures(evaluated([pairs[k] for k in order], small_categories))
-        np.testing.assert_allclose(found, expected, rtol=1e-12)  # sums of another order differ in the last bits
+        permuted = figures(evaluated([pairs[k] for k in order], small_categories))
+        np.testing.assert_allclose(permuted, expected, rtol=1e-12)  # sums of another order differ in the last bits
 
 
 def test_the_numbers_of_the_segments_do_not_matter(pairs: list, small_categories: Categories) -> None:
     expected = figures(evaluated(pairs, small_categories))
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        found = evaluated([tuple(renumbered(image, rng) for image in pair) for pair in pairs], small_categories)
-        np.testing.assert_allclose(figures(found), expected, rtol=1e-12)
+        again = evaluated([tuple(renumbered(image, rng) for image in pair) for pair in pairs], small_categories)
+        np.testing.assert_allclose(figures(again), expected, rtol=1e-12)
 
 
 def test_void_and_crowds_of_the_truth_earn_nothing(pairs: list, small_categories: Categories) -> None:
@@ -55,7 +55,7 @@ def test_void_and_crowds_of_the_truth_earn_nothing(pairs: list, small_categories
     ignored = [
         (truth.segments == 0) | np.isin(truth.segments, 1 + np.flatnonzero(truth.is_crowd())) for truth, _ in pairs
     ]
-    alone = [(truth, replace(found, segments=np.where(mask, 0, found.segments)))
-             for (truth, found), mask in zip(pairs, ignored, strict=True)]  # fmt: skip
+    alone = [(truth, replace(prediction, segments=np.where(mask, 0, prediction.segments)))
+             for (truth, prediction), mask in zip(pairs, ignored, strict=True)]  # fmt: skip
     before, after = evaluated(pairs, small_categories).quality.counts, evaluated(alone, small_categories).quality.counts
     assert (before.tp <= after.tp).all() and before.tp.sum() > 0

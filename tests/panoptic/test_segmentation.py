@@ -75,13 +75,13 @@ def test_renumber_puts_each_listed_id_at_its_place(ids: list[int], unlisted: lis
     strangers = [i for i in unlisted if i not in ids]
     pool = np.array([0, *ids, *strangers], np.int32)
     id_map = pool[data.draw(hnp.arrays(np.int64, (4, 5), elements=st.integers(0, len(pool) - 1)))]
-    segments, found, _ = renumber(id_map, ids)
+    segments, listed, _ = renumber(id_map, ids)
     assert segments.dtype == np.int32
     assert segments.shape == id_map.shape
     for k, i in enumerate(ids):
         np.testing.assert_array_equal(segments == k + 1, id_map == i)
     present = sorted(set(id_map.ravel().tolist()) & set(strangers))
-    assert found.tolist() == present
+    assert listed.tolist() == present
     assert (segments[np.isin(id_map, present)] == 0).all()
 
 

@@ -100,13 +100,13 @@ def test_sizes_that_differ_are_refused(grey, small_categories):
 def test_errors_are_told_apart():
     truth = Segmentation(np.zeros((20, 40), np.int32), np.array([0, 1, 1]))
     truth.segments[:, :20], truth.segments[:10, 20:], truth.segments[10:, 20:30] = 1, 2, 3
-    found = Segmentation(np.zeros((20, 40), np.int32), np.array([0, 0, 1]))
-    found.segments[:, :18], found.segments[:10, 20:], found.segments[10:12, 30:] = 1, 2, 3
-    picture = visualization.errors(np.full((20, 40, 3), 128, np.uint8), truth, found)
+    prediction = Segmentation(np.zeros((20, 40), np.int32), np.array([0, 0, 1]))
+    prediction.segments[:, :18], prediction.segments[:10, 20:], prediction.segments[10:12, 30:] = 1, 2, 3
+    picture = visualization.errors(np.full((20, 40, 3), 128, np.uint8), truth, prediction)
     places = ((5, 5), (5, 19), (5, 30), (15, 25), (18, 35))
     right, edge, made_up, missed, void = (picture[y, x].astype(int) for y, x in places)
     assert np.ptp(void) == 0 and np.ptp(right) < 30  # hardly tinted
     assert made_up[0] > made_up[2] + 60 and missed[2] > missed[0] + 60
     assert edge[0] > edge[2] + 90 and edge[1] > edge[2] + 60
     with pytest.raises(ValueError, match="resize"):
-        visualization.errors(np.zeros((9, 9, 3), np.uint8), truth, found)
+        visualization.errors(np.zeros((9, 9, 3), np.uint8), truth, prediction)

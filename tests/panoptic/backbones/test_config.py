@@ -44,8 +44,8 @@ def test_a_frozen_norm_computes_what_the_batch_norm_did() -> None:
     frozen.load_state_dict(free.state_dict())
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        expected, found = free.eval()(x), frozen.train()(x)
-    assert all(torch.allclose(expected[k], found[k], atol=1e-6) for k in expected)
+        expected, features = free.eval()(x), frozen.train()(x)
+    assert all(torch.allclose(expected[k], features[k], atol=1e-6) for k in expected)
 
 
 def detectron2_name(key: str) -> str:

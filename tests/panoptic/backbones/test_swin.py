@@ -38,7 +38,7 @@ def test_swin_equals_torchvision(size: tuple[int, int]) -> None:
 def torchvision_swin(theirs: nn.Module, ours: nn.Module) -> dict[str, Tensor]:
     """torchvision's weights under the original's names."""
     state = ours.state_dict()
-    found = {
+    modules = {
         "patch_embed.proj": theirs.features[0][0],
         "patch_embed.norm": theirs.features[0][2],
     }
@@ -46,13 +46,13 @@ def torchvision_swin(theirs: nn.Module, ours: nn.Module) -> dict[str, Tensor]:
         for b, block in enumerate(theirs.features[2 * stage + 1]):
             parts = {"norm1": block.norm1, "norm2": block.norm2, "attn.qkv": block.attn.qkv}
             parts |= {"attn.proj": block.attn.proj, "mlp.fc1": block.mlp[0], "mlp.fc2": block.mlp[3]}
-            found |= {f"layers.{stage}.blocks.{b}.{name}": part for name, part in parts.items()}
+            modules |= {f"layers.{stage}.blocks.{b}.{name}": part for name, part in parts.items()}
             table = block.attn.relative_position_bias_table
             state[f"layers.{stage}.blocks.{b}.attn.relative_position_bias_table"] = table.detach()
         if stage < 3:
             merging = theirs.features[2 * stage + 2]
-            found |= {f"layers.{stage}.downsample.{n}": getattr(merging, n) for n in ("norm", "reduction")}
-    return state | {f"{name}.{k}": v.detach() for name, part in found.items() for k, v in part.state_dict().items()}
+            modules |= {f"layers.{stage}.downsample.{n}": getattr(merging, n) for n in ("norm", "reduction")}
+    return state | {f"{name}.{k}": v.detach() for name, part in modules.items() for k, v in part.state_dict().items()}
 
 
 def test_a_map_smaller_than_a_window_is_padded_and_shifted() -> None:

@@ -75,8 +75,8 @@ def test_parameters_are_as_many_as_published() -> None:
         "res2net101_26w_4s": 45_206_688 - 2_049_000,
     }
     with torch.device("meta"):
-        found = {name: sum(p.numel() for p in Backbone(name).build().parameters()) for name in counts}
-    assert found == counts
+        parameters = {name: sum(p.numel() for p in Backbone(name).build().parameters()) for name in counts}
+    assert parameters == counts
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_vgg_equals_torchvision_after_each_pool(name: str) -> None:
     head = {"classifier.6.bias": torch.zeros(1000)}
     assert load_weights(ours, {**{f"features.{k}": v for k, v in theirs.state_dict().items()}, **head}) == []
     with torch.no_grad():
-        features, y, found = ours(images()), images(), []
+        features, y, pooled = ours(images()), images(), []
         for layer in theirs:
             y = layer(y)
             if isinstance(layer, nn.MaxPool2d):
-                found.append(y)
-    assert all(torch.equal(a, b) for a, b in zip(features.values(), found, strict=True))
+                pooled.append(y)
+    assert all(torch.equal(a, b) for a, b in zip(features.values(), pooled, strict=True))
 
 
 # Res2Net
@@ -215,8 +215,8 @@ def test_a_doubled_resnet_loads_an_ordinary_one() -> None:
         if getattr(block, "conv2b", None) is not None:
             nn.init.dirac_(block.conv2b.weight)
     with torch.no_grad():
-        expected, found = ordinary.eval()(images()), doubled(images())
-    assert all(torch.allclose(expected[k], found[k], rtol=1e-4, atol=1e-5) for k in expected)
+        expected, features = ordinary.eval()(images()), doubled(images())
+    assert all(torch.allclose(expected[k], features[k], rtol=1e-4, atol=1e-5) for k in expected)
     broken = {k: v for k, v in doubled.state_dict().items() if k != "layer1.0.conv2b.weight"}
     with pytest.raises(ValueError, match=r"missing: \['layer1.0.conv2b.weight'\]"):
         load_weights(doubled, broken)
@@ -237,11 +237,11 @@ def test_deformable_without_offsets_is_the_plain_network(stride: int) -> None:
     assert {key.split(".")[2] for key in fresh} == {"conv2_offset"} and len(fresh) == (4 + 6 + 3) * 2
     assert not any(key.startswith("layer1.") for key in fresh)
     with torch.no_grad():
-        expected, found = plain(images()), first(images())
-    assert all(torch.allclose(expected[k], found[k], rtol=1e-4, atol=1e-5) for k in expected)
+        expected, features = plain(images()), first(images())
+    assert all(torch.allclose(expected[k], features[k], rtol=1e-4, atol=1e-5) for k in expected)
 
 
-def test_a_deformable_convolution_samples_where_it_is_told() -> None:
+def test_a_deformable_convolution_samples_at_its_offsets() -> None:
     """Whole-pixel offsets are a shifted image; v2 starts at half of the plain convolution and learns its weights."""
     block = Backbone("resnet50", deformable="v2", deformable_stages=("res4",)).build().layer3[1]
     x = images(2, 256, 7, 9)
@@ -251,8 +251,8 @@ def test_a_deformable_convolution_samples_where_it_is_told() -> None:
         offsets = torch.zeros(2, 27, 7, 9)
         offsets[:, 0:18:2] = 1  # dy of each tap
         offsets[:, 18:] = 50  # sigmoid: 1
-        found = block.conv2(x, offsets)
-    torch.testing.assert_close(found[:, :, :-2], plain[:, :, 1:-1])
+        sampled = block.conv2(x, offsets)
+    torch.testing.assert_close(sampled[:, :, :-2], plain[:, :, 1:-1])
     block.conv2(x, block.conv2_offset(x)).square().mean().backward()
     assert block.conv2_offset.weight.grad[18:].abs().sum() > 0 and block.conv2_offset.weight.grad[:18].abs().sum() > 0
 

@@ -152,8 +152,8 @@ def test_panoptic_fpn_of_other_backbones(fpn) -> None:
             f"backbone.fpn_lateral{k}.weight": torch.zeros(256, backbone.channels[f"res{k}"], 1, 1) for k in range(2, 6)
         }
         config, _ = convert({**rest, **state, **lateral}, "detectron2", kinds(80, 53))
-        found = config.backbone
-        assert (found.name, found.stride_in_1x1, found.freeze, found.norm) == (name, stride, 2, "frozen")
+        options = config.backbone
+        assert (options.name, options.stride_in_1x1, options.freeze, options.norm) == (name, stride, 2, "frozen")
         assert (config.bgr, config.pixel_mean[0]) == (bgr, 103.53 if bgr else 123.675)
 
 

@@ -181,8 +181,8 @@ def test_unused_logits_compete_but_never_appear(shared) -> None:
     logits = torch.full_like(outputs["logits"], -9.0)
     logits[:, 0, 17], logits[:, 1, 44], logits[:, 2, 250] = 9.0, 9.0, 9.0
     outputs["logits"] = logits.requires_grad_()
-    assert [found.labels.tolist() for found in model.postprocess(outputs, targets.frame).maps] == [[1], [1]]
-    assert all(44 not in found.labels for found in model.postprocess(outputs, targets.frame, ["instances"]).instances)
+    assert [merged.labels.tolist() for merged in model.postprocess(outputs, targets.frame).maps] == [[1], [1]]
+    assert all(44 not in scored.labels for scored in model.postprocess(outputs, targets.frame, ["instances"]).instances)
     model.loss(outputs, targets)["class"].backward()
     assert (logits.grad[..., 44] > 0).any() and not (logits.grad[..., 44] < 0).any()
 

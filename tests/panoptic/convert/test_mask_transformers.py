@@ -200,19 +200,19 @@ def test_transformers_outputs_and_losses(theirs) -> None:
     classes = [targets.labels[b, :n] for b, n in enumerate(counts)]
     with torch.no_grad():
         torch.manual_seed(3)
-        wanted = theirs(pixels, mask_labels=masks, class_labels=classes)
-        found = ours.answer(pixels)
+        expected = theirs(pixels, mask_labels=masks, class_labels=classes)
+        outputs = ours.answer(pixels)
         torch.manual_seed(3)
-        losses = ours.loss(found, targets)
+        losses = ours.loss(outputs, targets)
     every = torch.arange(config.queries)
-    torch.testing.assert_close(found["classes"], wanted.class_queries_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs["classes"], expected.class_queries_logits, rtol=0, atol=1e-4)
     for b in range(2):
-        torch.testing.assert_close(mask_logits(found, b, every), wanted.masks_queries_logits[b], rtol=0, atol=1e-3)
+        torch.testing.assert_close(mask_logits(outputs, b, every), expected.masks_queries_logits[b], rtol=0, atol=1e-3)
     last = {name: value for name, value in losses.items() if "_" not in name}
     if isinstance(config, MaskFormerConfig):  # whose auxiliary losses there are not those of the original
-        assert sum(last.values()).item() == pytest.approx(wanted.loss.item(), rel=1e-4)
+        assert sum(last.values()).item() == pytest.approx(expected.loss.item(), rel=1e-4)
     else:
-        assert sum(losses.values()).item() == pytest.approx(wanted.loss.item(), rel=1e-4)
+        assert sum(losses.values()).item() == pytest.approx(expected.loss.item(), rel=1e-4)
 
 
 OLDER = (

@@ -72,8 +72,8 @@ def test_evaluated_with_more_and_more_of_the_truth(name: str, small_categories, 
         measures = Measures(instances=True, true=chosen)
         tally = evaluate_batches(model, batches(small_categories, random_segmentation), Engine(), measures)
         rows.append((chosen, summarise([tally], small_categories)))
-    found = [evaluation.quality.all.pq for _, evaluation in rows]
-    assert found[0] < 50 and found[-1] == pytest.approx(100)
+    qualities = [evaluation.quality.all.pq for _, evaluation in rows]
+    assert qualities[0] < 50 and qualities[-1] == pytest.approx(100)
     losses = [dict(evaluation.losses) for _, evaluation in rows]
     assert all(other == losses[0] for other in losses)  # they are the network's, whatever is swapped
     lines = table(names, rows).splitlines()
@@ -91,8 +91,8 @@ def test_ap_of_images_without_a_thing_is_a_dash(small_categories) -> None:
     model = small("deeplab", small_categories)
     tally = evaluate_batches(model, [batch], Engine(), Measures(instances=True, true=truth_names(model)))
     header, _, row = table((), [((), summarise([tally], small_categories))]).splitlines()
-    found = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
-    assert found["AP"] == "-" and found["PQ"] == found["mIoU"] == "100.0"
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
+    assert cells["AP"] == "-" and cells["PQ"] == cells["mIoU"] == "100.0"
 
 
 def test_columns_that_were_not_counted_are_left_out() -> None:

@@ -33,12 +33,12 @@ class Reader(Tiny):
 
 def batches(rows: Sequence[int]) -> list[Batch]:
     """One batch of one image for each row."""
-    found = []
+    collected = []
     for row in rows:
         images, targets = tiny_batch(row, batch=1)
         truth = Segmentation(targets.segments[0].numpy(), targets.labels[0].numpy(), targets.crowd[0].numpy())
-        found.append(Batch(images, targets, [truth], [row]))
-    return found
+        collected.append(Batch(images, targets, [truth], [row]))
+    return collected
 
 
 def test_figures_do_not_depend_on_who_counted_what() -> None:
@@ -47,8 +47,8 @@ def test_figures_do_not_depend_on_who_counted_what() -> None:
     parts = [evaluate_batches(network, batches(part), Engine()) for part in (rows[7:], rows[2:7], [], rows[:2])]
     shared = summarise(parts, network.categories)
     expected = {name: value for name, value in metrics(whole).items() if "time/" not in name}
-    found = {name: value for name, value in metrics(shared).items() if "time/" not in name}
-    np.testing.assert_equal(found, expected)
+    figures = {name: value for name, value in metrics(shared).items() if "time/" not in name}
+    np.testing.assert_equal(figures, expected)
     assert expected["val/images"] == 12 and 0 < expected["val/miou"] < 100
     assert expected["val/loss/total"] == pytest.approx(expected["val/loss/semantic"] + expected["val/loss/size"])
 
@@ -87,7 +87,7 @@ class Proposing(Tiny):
 
 def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:
     network, rows = Proposing(TinyConfig(), tiny_categories()).eval(), list(range(12))
-    found = summarise(
+    evaluation = summarise(
         [evaluate_batches(network, batches(rows), Engine(), Measures(instances=True))], network.categories
     )
     shares = []
@@ -97,8 +97,8 @@ def test_recall_of_proposals_is_the_mean_over_images_that_hold_things() -> None:
         if things.any():
             shares.append(100 * things[0] / things.sum())
     assert 0 < len(shares) < 12
-    assert found.proposal_recall == metrics(found)["val/proposal_recall"] == pytest.approx(np.mean(shares))
-    assert "recall of proposals" in details(found)
+    assert evaluation.proposal_recall == metrics(evaluation)["val/proposal_recall"] == pytest.approx(np.mean(shares))
+    assert "recall of proposals" in details(evaluation)
     plain = summarise([evaluate_batches(network, batches(rows), Engine())], network.categories)
     assert np.isnan(plain.proposal_recall) and "val/proposal_recall" not in metrics(plain)
 

@@ -24,21 +24,21 @@ from panoptic.layers.attention import (
 def test_sine_positions_follow_the_formula() -> None:
     valid = torch.zeros(1, 4, 6, dtype=torch.bool)
     valid[:, :3, :5] = True
-    found = sine_positions(valid, 16)[0]
+    positions = sine_positions(valid, 16)[0]
     for row, column in ((0, 0), (2, 4), (1, 3)):
         for axis, (place, count) in enumerate((((row + 1), 3), ((column + 1), 5))):
             for i in range(8):
                 angle = place / (count + 1e-6) * 2 * math.pi / 10_000 ** (2 * (i // 2) / 8)
                 expected = math.cos(angle) if i % 2 else math.sin(angle)
-                assert found[axis * 8 + i, row, column].item() == pytest.approx(expected, abs=1e-6)
+                assert positions[axis * 8 + i, row, column].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_learned_positions_know_fifty_rows_and_columns() -> None:
     positions = LearnedPositions(8)
-    found = positions(torch.ones(2, 3, 50, dtype=torch.bool))
-    assert found.shape == (2, 8, 3, 50)
-    assert torch.equal(found[1, :4, 2, 7], positions.columns.weight[7])
-    assert torch.equal(found[1, 4:, 2, 7], positions.rows.weight[2])
+    encoded = positions(torch.ones(2, 3, 50, dtype=torch.bool))
+    assert encoded.shape == (2, 8, 3, 50)
+    assert torch.equal(encoded[1, :4, 2, 7], positions.columns.weight[7])
+    assert torch.equal(encoded[1, 4:, 2, 7], positions.rows.weight[2])
     with pytest.raises(ValueError, match="3 x 51 has more than the 50"):
         positions(torch.ones(1, 3, 51, dtype=torch.bool))
 
@@ -55,8 +55,8 @@ def test_attention_is_that_of_torch(same: bool, masked: bool) -> None:
     value = torch.randn(2, key.shape[1], 16)
     mask = torch.rand(2, key.shape[1]) > 0.3 if masked else None
     expected, _ = reference(query, key, value, key_padding_mask=None if mask is None else ~mask)
-    found = ours(query, key, value, None if mask is None else mask[:, None, None])
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    attended = ours(query, key, value, None if mask is None else mask[:, None, None])
+    torch.testing.assert_close(attended, expected, atol=1e-6, rtol=1e-5)
 
 
 def renamed(layer: nn.Module) -> dict[str, torch.Tensor]:
@@ -104,10 +104,10 @@ def test_values_have_no_positions_and_padding_is_not_seen() -> None:
 def test_the_maps_of_all_heads_share_one_softmax() -> None:
     torch.manual_seed(0)
     valid = torch.tensor([[[True, True, False]], [[True, True, True]]])
-    found = AttentionMap(16, 4)(torch.randn(2, 5, 16), torch.randn(2, 16, 1, 3), valid)
-    assert found.shape == (2, 5, 4, 1, 3)
-    torch.testing.assert_close(found.sum((2, 3, 4)), torch.ones(2, 5))
-    assert not found[0, ..., 2].any()
+    maps = AttentionMap(16, 4)(torch.randn(2, 5, 16), torch.randn(2, 16, 1, 3), valid)
+    assert maps.shape == (2, 5, 4, 1, 3)
+    torch.testing.assert_close(maps.sum((2, 3, 4)), torch.ones(2, 5))
+    assert not maps[0, ..., 2].any()
 
 
 def test_heads_must_divide_the_channels() -> None:

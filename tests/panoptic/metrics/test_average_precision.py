@@ -33,9 +33,9 @@ def as_instances(truth: Segmentation, categories: Categories, rng: np.random.Gen
     return Instances(masks, np.array(labels, np.int64), np.array(scores, np.float32), boxes)
 
 
-def official(truths: list[Segmentation], found: list[Instances], categories: Categories) -> COCOeval:
+def official(truths: list[Segmentation], predictions: list[Instances], categories: Categories) -> COCOeval:
     annotations, results = [], []
-    for image, (truth, instances) in enumerate(zip(truths, found, strict=True)):
+    for image, (truth, instances) in enumerate(zip(truths, predictions, strict=True)):
         for k, label in enumerate(truth.labels):
             mask = rle.encode(np.asfortranarray((truth.segments == k + 1).astype(np.uint8)))
             if categories.is_thing[label]:
@@ -73,8 +73,8 @@ def drawn(seed: int, categories: Categories, random_segmentation, count: int = 8
     return truths, [as_instances(truth, categories, rng, noise) for truth in truths]
 
 
-def evaluated(truths: list[Segmentation], found: list[Instances], categories: Categories, library=None):
-    records = [instance_overlaps(t, f, categories) for t, f in zip(truths, found, strict=True)]
+def evaluated(truths: list[Segmentation], predictions: list[Instances], categories: Categories, library=None):
+    records = [instance_overlaps(t, f, categories) for t, f in zip(truths, predictions, strict=True)]
     return average_precision(records, categories, library)
 
 
@@ -89,9 +89,9 @@ LIBRARIES = ["pycocotools", pytest.param("faster-coco-eval", marks=FASTER)]
 def test_the_figures_are_pycocotools(
     seed: int, library, small_categories: Categories, random_segmentation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    truths, found = drawn(seed, small_categories, random_segmentation)
-    precision = evaluated(truths, found, small_categories, library)
-    stats = official(truths, found, small_categories).stats
+    truths, predictions = drawn(seed, small_categories, random_segmentation)
+    precision = evaluated(truths, predictions, small_categories, library)
+    stats = official(truths, predictions, small_categories).stats
     assert precision.mean_ap == pytest.approx(100 * stats[0], abs=1e-12)
     assert precision.mean_ap50 == pytest.approx(100 * stats[1], abs=1e-12)
     assert 0 < precision.mean_ap < precision.mean_ap50 < 100
@@ -104,8 +104,10 @@ def test_the_figures_are_pycocotools(
 def test_both_libraries_give_the_same_figures_of_every_class(
     seed: int, small_categories: Categories, random_segmentation
 ) -> None:
-    truths, found = drawn(10 + seed, small_categories, random_segmentation, count=20)
-    one, other = (evaluated(truths, found, small_categories, name) for name in ("pycocotools", "faster-coco-eval"))
+    truths, predictions = drawn(10 + seed, small_categories, random_segmentation, count=20)
+    one, other = (
+        evaluated(truths, predictions, small_categories, name) for name in ("pycocotools", "faster-coco-eval")
+    )
     np.testing.assert_allclose(one.ap, other.ap, rtol=0, atol=1e-12)
     np.testing.assert_allclose(one.ap50, other.ap50, rtol=0, atol=1e-12)
 
@@ -114,14 +116,14 @@ def test_both_libraries_give_the_same_figures_of_every_class(
 def test_the_best_of_many_instances_count(library, small_categories: Categories, random_segmentation) -> None:
     """More than `LIMIT` of a class: those of lowest score are left out, as official figures leave them out."""
     rng = np.random.default_rng(5)
-    truths, found = drawn(5, small_categories, random_segmentation, count=2)
-    many = rng.choice(len(found[0].masks), 3 * LIMIT)
+    truths, predictions = drawn(5, small_categories, random_segmentation, count=2)
+    many = rng.choice(len(predictions[0].masks), 3 * LIMIT)
     scores = rng.random(len(many)).astype(np.float32)
-    masks = [found[0].masks[k] for k in many]
-    found[0] = Instances(masks, np.full(len(many), small_categories.things[0]), scores, np.zeros((len(many), 4)))
-    precision = evaluated(truths, found, small_categories, library)
-    assert precision.mean_ap == pytest.approx(100 * official(truths, found, small_categories).stats[0], abs=1e-12)
-    assert len(instance_overlaps(truths[0], found[0], small_categories).scores) == LIMIT
+    masks = [predictions[0].masks[k] for k in many]
+    predictions[0] = Instances(masks, np.full(len(many), small_categories.things[0]), scores, np.zeros((len(many), 4)))
+    precision = evaluated(truths, predictions, small_categories, library)
+    assert precision.mean_ap == pytest.approx(100 * official(truths, predictions, small_categories).stats[0], abs=1e-12)
+    assert len(instance_overlaps(truths[0], predictions[0], small_categories).scores) == LIMIT
 
 
 def test_the_faster_library_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,19 +139,21 @@ def test_another_release_of_the_faster_library_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    truths, found = drawn(2, small_categories, random_segmentation)
+    truths, predictions = drawn(2, small_categories, random_segmentation)
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)  # its import fails
-    mean = evaluated(truths, found, small_categories, "faster-coco-eval").mean_ap
-    assert mean == evaluated(truths, found, small_categories, "pycocotools").mean_ap
+    mean = evaluated(truths, predictions, small_categories, "faster-coco-eval").mean_ap
+    assert mean == evaluated(truths, predictions, small_categories, "pycocotools").mean_ap
     assert "pycocotools does" in caplog.text
 
 
 def test_a_record_is_small_and_holds_no_mask(small_categories: Categories, random_segmentation) -> None:
-    (truth,), (found,) = drawn(1, small_categories, random_segmentation, count=1)
-    record = instance_overlaps(truth, found, small_categories)
+    (truth,), (instances,) = drawn(1, small_categories, random_segmentation, count=1)
+    record = instance_overlaps(truth, instances, small_categories)
     large = Segmentation(np.kron(truth.segments, np.ones((8, 8), np.int32)), truth.labels, truth.crowd)
-    masks = [rle.encode(np.asfortranarray(np.kron(rle.decode(m), np.ones((8, 8), np.uint8)))) for m in found.masks]
-    larger = instance_overlaps(large, Instances(masks, found.labels, found.scores, found.boxes), small_categories)
+    masks = [rle.encode(np.asfortranarray(np.kron(rle.decode(m), np.ones((8, 8), np.uint8)))) for m in instances.masks]
+    larger = instance_overlaps(
+        large, Instances(masks, instances.labels, instances.scores, instances.boxes), small_categories
+    )
     assert len(pickle.dumps(larger)) == len(pickle.dumps(record)) < 4096
     np.testing.assert_allclose(larger.ious, record.ious)
     assert len(record.ious) == sum(part.ious.size for part in record.by_class()) > 0
@@ -157,8 +161,8 @@ def test_a_record_is_small_and_holds_no_mask(small_categories: Categories, rando
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_truth_itself_scores_a_hundred(library, small_categories: Categories, random_segmentation) -> None:
-    truths, found = drawn(3, small_categories, random_segmentation, noise=0.0)
-    precision = evaluated(truths, found, small_categories, library)
+    truths, predictions = drawn(3, small_categories, random_segmentation, noise=0.0)
+    precision = evaluated(truths, predictions, small_categories, library)
     assert precision.mean_ap == pytest.approx(100) and precision.mean_ap50 == pytest.approx(100)
 
 
@@ -176,16 +180,16 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(library, small_categor
 def test_bad_instances_are_refused(small_categories: Categories) -> None:
     truth = Segmentation(np.ones((8, 8), np.int32), np.array([small_categories.stuff[0]]))
 
-    def found(label: int, score: float = 0.5, side: int = 8) -> Instances:
+    def instance(label: int, score: float = 0.5, side: int = 8) -> Instances:
         mask = rle.encode(np.asfortranarray(np.ones((side, side), np.uint8)))
         return Instances([mask], np.array([label]), np.array([score], np.float32), np.zeros((1, 4), np.float32))
 
     thing = small_categories.things[0]
     with pytest.raises(ValueError, match="sky is stuff"):
-        instance_overlaps(truth, found(small_categories.stuff[0]), small_categories)
+        instance_overlaps(truth, instance(small_categories.stuff[0]), small_categories)
     with pytest.raises(ValueError, match="not finite"):
-        instance_overlaps(truth, found(thing, float("nan")), small_categories)
+        instance_overlaps(truth, instance(thing, float("nan")), small_categories)
     with pytest.raises(ValueError, match=r"\(9, 9\) but the truth \(8, 8\)"):
-        instance_overlaps(truth, found(thing, side=9), small_categories)
+        instance_overlaps(truth, instance(thing, side=9), small_categories)
     with pytest.raises(ValueError, match="no image"):
         average_precision([], small_categories)

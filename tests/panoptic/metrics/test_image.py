@@ -1,4 +1,4 @@
-"""What is counted on one image: boundaries mask by mask, sizes, who was found as what, and what must always hold."""
+"""The counts of one image: boundaries mask by mask, sizes, confusion of classes, and what must always hold."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ def test_boundaries_of_all_segments_at_once_are_those_of_each_mask(
 ) -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        truth, found = (random_segmentation(rng, 40, 60, small_categories, things=6) for _ in range(2))
-        table = boundary_overlaps(truth, found, dilation)
+        truth, prediction = (random_segmentation(rng, 40, 60, small_categories, things=6) for _ in range(2))
+        table = boundary_overlaps(truth, prediction, dilation)
         assert table.sum() == 40 * 60
-        edges = [[boundary_of(m.segments == k + 1, dilation) for k in range(len(m.labels))] for m in (truth, found)]
+        edges = [
+            [boundary_of(m.segments == k + 1, dilation) for k in range(len(m.labels))] for m in (truth, prediction)
+        ]
         expected = [[int((a & b).sum()) for b in edges[1]] for a in edges[0]]
         assert table[1:-1, 1:-1].tolist() == expected
         assert table[0, 1:-1].tolist() == [int((b & (truth.segments == 0)).sum()) for b in edges[1]]
@@ -61,11 +63,13 @@ def test_a_perfect_prediction_is_perfect_in_everything(small_categories: Categor
 def test_numbering_changes_nothing_and_parts_add_up(small_categories: Categories, random_segmentation: Draw) -> None:
     rng = np.random.default_rng(0)
     for _ in range(5):
-        truth, found = (random_segmentation(rng, 90, 110, small_categories, things=9, crowd=True) for _ in range(2))
-        order = rng.permutation(len(found.labels))
+        truth, prediction = (
+            random_segmentation(rng, 90, 110, small_categories, things=9, crowd=True) for _ in range(2)
+        )
+        order = rng.permutation(len(prediction.labels))
         table = np.concatenate([[0], np.argsort(order) + 1]).astype(np.int32)
-        again = Segmentation(table[found.segments], found.labels[order])
-        one, two = (count_image(truth, m, 5, boundary=True) for m in (found, again))
+        again = Segmentation(table[prediction.segments], prediction.labels[order])
+        one, two = (count_image(truth, m, 5, boundary=True) for m in (prediction, again))
         for part in ("quality", "boundary"):
             np.testing.assert_allclose(dense(getattr(one, part), 5), dense(getattr(two, part), 5), atol=1e-12)
         assert (one.confusion == two.confusion).all()
@@ -77,9 +81,9 @@ def test_numbering_changes_nothing_and_parts_add_up(small_categories: Categories
 def test_sizes_are_those_of_the_truth() -> None:
     truth = Segmentation(np.zeros((100, 200), np.int32), np.array([0, 0, 1]))
     truth.segments[:, :100], truth.segments[:10, 100:110], truth.segments[:40, 150:190] = 1, 2, 3
-    found = Segmentation(np.where(truth.segments == 2, 0, truth.segments).astype(np.int32), truth.labels)
-    found.segments[60:64, 100:104] = 2  # a false alarm of class 0 on void
-    small, medium, large = (dense(part, 2)[:, 1:].tolist() for part in count_image(truth, found, 2).sizes)
+    prediction = Segmentation(np.where(truth.segments == 2, 0, truth.segments).astype(np.int32), truth.labels)
+    prediction.segments[60:64, 100:104] = 2  # a false alarm of class 0 on void
+    small, medium, large = (dense(part, 2)[:, 1:].tolist() for part in count_image(truth, prediction, 2).sizes)
     assert list(SIZES) == ["small", "medium", "large"]
     assert small == [[0, 0, 1], [0, 0, 0]]  # missed; on void nobody is made up
     assert medium == [[0, 0, 0], [1, 0, 0]] and large == [[1, 0, 0], [0, 0, 0]]
@@ -87,8 +91,8 @@ def test_sizes_are_those_of_the_truth() -> None:
 
 def test_confusion_says_what_was_found_as_what() -> None:
     truth = scene([[1] * 4, [2] * 4, [3, 3, 0, 0]], [0, 1, 1])
-    found = scene([[1] * 4, [2, 2, 2, 3], [3, 0, 0, 0]], [1, 1, 0])
-    table = {(int(a), int(b)): int(n) for a, b, n in count_image(truth, found, 2).confusion}
+    prediction = scene([[1] * 4, [2, 2, 2, 3], [3, 0, 0, 0]], [1, 1, 0])
+    table = {(int(a), int(b)): int(n) for a, b, n in count_image(truth, prediction, 2).confusion}
     # 1 of class 0 was taken for class 1, one of class 1 was found, one missed, and one of class 0 was made up
     assert table == {(0, 1): 1, (1, 1): 1, (1, 2): 1, (2, 0): 1}
 
@@ -96,8 +100,8 @@ def test_confusion_says_what_was_found_as_what() -> None:
 def test_an_image_of_void_is_no_image() -> None:
     empty = scene([[0, 0]], [])
     assert np.isnan(count_image(empty, empty, 3).pq(3))
-    found = scene([[1, 1]], [2])
-    counts = count_image(empty, found, 3, boundary=True)
+    prediction = scene([[1, 1]], [2])
+    counts = count_image(empty, prediction, 3, boundary=True)
     assert np.isnan(counts.pq(3)) and len(counts.quality[0]) == 0 and len(counts.confusion) == 0
     with pytest.raises(ValueError, match="labels run from 2 to 2, expected 0 to 1"):
-        count_image(empty, found, 2)
+        count_image(empty, prediction, 2)

@@ -53,16 +53,16 @@ def test_confusion_counts_every_pixel_whose_truth_is_known(maps: tuple[np.ndarra
 def test_iou_and_accuracy_are_those_of_masks(maps: tuple[np.ndarray, np.ndarray]) -> None:
     truth, prediction = maps
     known = truth != IGNORE
-    found = mean_iou(confusion(truth, prediction, CLASSES))
+    result = mean_iou(confusion(truth, prediction, CLASSES))
     for c in range(CLASSES):
         both = np.sum((truth == c) & (prediction == c))
         either = np.sum(known & ((truth == c) | (prediction == c)))
-        np.testing.assert_allclose(found.iou[c], 100 * both / either if either else np.nan, rtol=1e-12)
+        np.testing.assert_allclose(result.iou[c], 100 * both / either if either else np.nan, rtol=1e-12)
     if known.any():
-        assert found.pixel_accuracy == pytest.approx(100 * np.mean(truth[known] == prediction[known]))
-        assert found.mean_iou == pytest.approx(np.nanmean(found.iou))
+        assert result.pixel_accuracy == pytest.approx(100 * np.mean(truth[known] == prediction[known]))
+        assert result.mean_iou == pytest.approx(np.nanmean(result.iou))
     else:
-        assert np.isnan([found.pixel_accuracy, found.mean_iou]).all()
+        assert np.isnan([result.pixel_accuracy, result.mean_iou]).all()
 
 
 def test_maps_of_different_types_are_compared() -> None:
@@ -71,10 +71,10 @@ def test_maps_of_different_types_are_compared() -> None:
 
 
 def test_void_predictions_are_wrong_and_void_truth_is_not_asked() -> None:
-    found = mean_iou(confusion(np.array([[0, 0, -1, -1]]), np.array([[0, -1, 0, 1]]), 2))
-    assert found.iou[0] == 50
-    assert np.isnan(found.iou[1])
-    assert (found.mean_iou, found.pixel_accuracy) == (50, 50)
+    result = mean_iou(confusion(np.array([[0, 0, -1, -1]]), np.array([[0, -1, 0, 1]]), 2))
+    assert result.iou[0] == 50
+    assert np.isnan(result.iou[1])
+    assert (result.mean_iou, result.pixel_accuracy) == (50, 50)
 
 
 def test_groups_without_a_class_are_nan(small_categories: Categories) -> None:

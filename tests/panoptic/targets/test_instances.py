@@ -23,13 +23,13 @@ def batch(random_segmentation, categories, seed: int = 0) -> Targets:
 
 def test_boxes_are_those_of_the_masks(random_segmentation, small_categories) -> None:
     targets = batch(random_segmentation, small_categories)
-    found = boxes(targets)
-    assert found.dtype == torch.float32 and found.shape == (*targets.labels.shape, 4)
+    corners = boxes(targets)
+    assert corners.dtype == torch.float32 and corners.shape == (*targets.labels.shape, 4)
     for b, image in enumerate(targets.segments):
         for k in range(targets.labels.shape[1]):
             rows, columns = (image == k + 1).nonzero(as_tuple=True)
             expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else [0, 0, 0, 0]
-            assert found[b, k].tolist() == [float(x) for x in expected]
+            assert corners[b, k].tolist() == [float(x) for x in expected]
 
 
 def test_boxes_at_the_ends_of_rows_and_of_the_batch() -> None:

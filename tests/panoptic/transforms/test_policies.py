@@ -243,12 +243,12 @@ def test_boxes_of_the_map_are_the_transformed_boxes(name: str) -> None:
         if not len(view.truth.labels):
             continue
         rows, columns = (np.flatnonzero(view.truth.segments.any(axis)) for axis in (1, 0))
-        for (first, last), found, side, scaled, start, limit in (
+        for (first, last), span, side, scaled, start, limit in (
             ((top, bottom), rows, 300, "height", "top", view.truth.size[0]),
             ((left, right), columns, 420, "width", "left", view.truth.size[1]),
         ):
             low, high = (x * view.drawn[scaled] / side - view.drawn[start] for x in (first, last))
-            assert abs(found[0] - max(low, 0)) <= 1 and abs(found[-1] + 1 - min(high, limit)) <= 1
+            assert abs(span[0] - max(low, 0)) <= 1 and abs(span[-1] + 1 - min(high, limit)) <= 1
             compared += 1
     assert compared >= 4
 
