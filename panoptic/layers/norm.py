@@ -11,8 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, convert_sync_batchnorm
-from timm.layers.norm_act import SyncBatchNormAct
+from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
 Norm = Literal["batch", "sync", "group", "frozen"]
@@ -91,7 +90,7 @@ def frozen_batch_norm(norm: nn.Module) -> FrozenBatchNorm:
     """The constant norm that computes what a batch norm computes in evaluation, under the same keys."""
     assert isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
     if isinstance(norm, BatchNormAct2d | SyncBatchNormAct):
-        frozen = FrozenBatchNormAct(norm.num_features, norm.eps, norm.drop, norm.act)
+        frozen = FrozenBatchNormAct(norm.num_features, norm.eps, norm.get_submodule("drop"), norm.get_submodule("act"))
     else:
         frozen = FrozenBatchNorm(norm.num_features, norm.eps)
     frozen.to(norm.running_mean.device).load_state_dict(norm.state_dict())
