@@ -24,6 +24,8 @@ from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Ta
 Outputs = dict[str, Tensor]
 """Named tensors that `network` returns."""
 
+CERTAIN = 30.0
+"""The logit of what is true in `PanopticModel.truth`; beside 0 or its negative a probability of 1 in float32."""
 
 Wanted = Literal["maps", "instances", "semantics", "proposals"]
 """What `postprocess` can make of the outputs, each a field of `Prediction`."""

@@ -22,9 +22,11 @@ from panoptic.convert import convert
 from panoptic.matcher import Matches, hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.models.mask_transformer.loss import learnt, mask_products, trained_layers
+from panoptic.models.mask_transformer.loss import trained_layers
 from panoptic.models.mask_transformer.mask_resampler import Extent
+from panoptic.models.mask_transformer.masks import mask_products
 from panoptic.models.mask_transformer.postprocess import merge_queries
+from panoptic.models.mask_transformer.targets import learnt
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.device import Engine, prepare

@@ -24,31 +24,28 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.distributed import world_mean
-from panoptic.layers.attention import MLP, Attention, initialise_transformer
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
-from panoptic.layers.resize import resize
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
 from panoptic.models.base import Outputs, PanopticModel
+from panoptic.models.mask2former.transformer_decoder import LEVELS, MaskedDecoder
 from panoptic.models.mask_transformer import loss as mask_classification
 from panoptic.models.mask_transformer import point_sampling
-from panoptic.models.mask_transformer.loss import class_losses, compared_masks, learnt, mask_products, trained_layers
+from panoptic.models.mask_transformer import truth as truth_module
+from panoptic.models.mask_transformer.loss import class_losses, compared_masks, trained_layers
+from panoptic.models.mask_transformer.masks import mask_products
 from panoptic.models.mask_transformer.pixel_decoders import (
     Decoded,
     DeformablePixelDecoder,
     FPNPixelDecoder,
-    map_positions,
 )
+from panoptic.models.mask_transformer.targets import learnt
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
-
-LEVELS = 3
-"""Strides 32, 16 and 8, which the decoder layers look at in turn."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,15 @@ class Mask2Former(PanopticModel):
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
         self.backbone = config.backbone.build()
         self.pixel_decoder = _pixel_decoder(config, self.backbone.channels)
-        self.decoder = MaskedDecoder(config, len(categories))
+        self.decoder = MaskedDecoder(
+            len(categories),
+            config.queries,
+            config.channels,
+            config.mask_channels,
+            config.heads,
+            config.decoder_hidden,
+            config.decoder_layers,
+        )
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs of `mask_classification`."""
@@ -212,7 +217,7 @@ class Mask2Former(PanopticModel):
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """ "classes" and "masks" of the ground truth, in the queries that are nearest to it."""
-        return mask_classification.truth(targets, outputs)
+        return truth_module.truth(targets, outputs)
 
     def _decode(self, features: dict[str, Tensor]) -> Decoded:
         found = self.pixel_decoder(features)
@@ -269,82 +274,3 @@ def _pixel_decoder(config: Mask2FormerConfig, inputs: dict[str, int]) -> Deforma
         hidden=config.encoder_hidden,
         dropout=config.dropout,
     )
-
-
-class MaskedDecoder(nn.Module):
-    """Queries that look, layer by layer, at strides 32, 16 and 8, each within its own mask."""
-
-    def __init__(self, config: Mask2FormerConfig, classes: int) -> None:
-        super().__init__()
-        channels = config.channels
-        self.query_content = nn.Embedding(config.queries, channels)
-        self.query_positions = nn.Embedding(config.queries, channels)
-        self.level_embedding = nn.Embedding(LEVELS, channels)
-        self.layers = nn.ModuleList(
-            MaskedDecoderLayer(channels, config.heads, config.decoder_hidden) for _ in range(config.decoder_layers)
-        )
-        initialise_transformer(self.layers)
-        self.norm = nn.LayerNorm(channels)
-        self.class_head = nn.Linear(channels, classes + 1)
-        self.mask_head = MLP((channels, channels, channels, config.mask_channels))
-
-    def forward(self, decoded: Decoded) -> tuple[list[Tensor], list[Tensor]]:
-        """Class logits [B, Q, K + 1] and embeddings [B, Q, D] of the initial queries and after every layer."""
-        memories, keys, coarse = [], [], []
-        for level, embedding in zip(decoded.levels, self.level_embedding.weight, strict=True):
-            memory = level.flatten(2).transpose(1, 2) + embedding
-            memories.append(memory)
-            keys.append(memory + map_positions(level))
-            with torch.no_grad():
-                coarse.append(resize(decoded.features, (level.shape[-2], level.shape[-1]), False).flatten(2))
-        x = self.query_content.weight.expand(len(memories[0]), -1, -1)
-        positions = self.query_positions.weight[None]
-        classes, embeddings = [], []
-        for index, layer in enumerate(self.layers):
-            level = index % LEVELS
-            self._predict(x, classes, embeddings)
-            x = layer(x, positions, keys[level], memories[level], _looked_at(embeddings[-1], coarse[level]))
-        self._predict(x, classes, embeddings)
-        return classes, embeddings
-
-    def _predict(self, x: Tensor, classes: list[Tensor], embeddings: list[Tensor]) -> None:
-        shown = self.norm(x)
-        classes.append(self.class_head(shown))
-        embeddings.append(self.mask_head(shown))
-
-
-@torch.no_grad()
-def _looked_at(embeddings: Tensor, features: Tensor) -> Tensor:
-    """bool [B, 1, Q, cells], where each query's mask is at least 1/2; everywhere if that is nowhere.
-
-    Args:
-        embeddings: [B, Q, D].
-        features: [B, D, cells], at the resolution of the level that is looked at.
-    """
-    inside = embeddings @ features >= 0
-    return (inside | ~inside.any(-1, keepdim=True))[:, None]
-
-
-class MaskedDecoderLayer(nn.Module):
-    """Masked attention to the image, then self-attention, then the feed-forward network; normalised after each."""
-
-    def __init__(self, channels: int, heads: int, hidden: int) -> None:
-        super().__init__()
-        self.cross_attention, self.self_attention = Attention(channels, heads), Attention(channels, heads)
-        self.linear1, self.linear2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
-
-    def forward(self, x: Tensor, positions: Tensor, keys: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """[B, Q, C] to the same.
-
-        Args:
-            x: the queries.
-            positions: [1, Q, C], of the queries.
-            keys: [B, cells, C], the memory with its positions added.
-            memory: [B, cells, C].
-            mask: bool [B, 1, Q, cells], where each query may look.
-        """
-        x = self.norm1(x + self.cross_attention(x + positions, keys, memory, mask))
-        placed = x + positions
-        x = self.norm2(x + self.self_attention(placed, placed, x))
-        return self.norm3(x + self.linear2(functional.relu(self.linear1(x))))

@@ -16,23 +16,19 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from panoptic import losses
-from panoptic.matcher import Matches, class_cost, dice_cost, hungarian
+from panoptic.matcher import Matches
+from panoptic.models.base import Outputs
 from panoptic.models.mask_transformer.mask_resampler import Extent
+from panoptic.models.mask_transformer.masks import mask_logits, mask_products
 from panoptic.models.mask_transformer.postprocess import merge_queries, query_instances, query_semantics
-from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-
-Outputs = dict[str, Tensor]
-"""Of `models.interface`, which stands above this module."""
-
-CERTAIN = 30.0
-"""Logit of what is true, minus that of what is not: probability 1 in float32."""
+from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
 CHUNK = 32
 """Masks compared at once."""
+
 
 KEPT = 320
 """With more pairs than this in all layers, what is between masks and losses is computed again for the gradient, chunk
@@ -50,29 +46,6 @@ def trained_layers(outputs: Outputs) -> tuple[list[str], Tensor, Tensor]:
     return suffixes, torch.cat([classes, *earlier]), torch.cat([embeddings, *vectors])
 
 
-def learnt(targets: Targets) -> Tensor:
-    """bool [B, N], the segments that queries learn: with a pixel, and no crowd."""
-    return present(targets) & ~targets.crowd
-
-
-def present(targets: Targets) -> Tensor:
-    """bool [B, N], the segments that have a pixel."""
-    images, count = targets.labels.shape
-    offsets = torch.arange(images, device=targets.segments.device)[:, None, None] * (count + 1)
-    found = torch.zeros(images * (count + 1), dtype=torch.bool, device=targets.segments.device)
-    found[(targets.segments + offsets).view(-1)] = True
-    return found.view(images, count + 1)[:, 1:] & (targets.labels != IGNORE)
-
-
-def coarse_masks(targets: Targets, wanted: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 [B, N, h w], the masks of the wanted segments (bool [B, N]) by nearest neighbour; 0 for others."""
-    segments = targets.segments
-    # as floats, which hold every segment number: nearest neighbour has no integer form
-    small = functional.interpolate(segments[:, None].float(), size=size, mode="nearest")
-    numbers = torch.arange(1, wanted.shape[1] + 1, device=segments.device)
-    return ((small.flatten(2) == numbers[:, None]) & wanted[:, :, None]).float()
-
-
 def class_losses(classes: Tensor, matches: Matches, targets: Targets, no_object_weight: float) -> Tensor:
     """[L], the cross-entropy of all queries of each layer, [L B, Q, K + 1]; those without a target say "no object"."""
     images = len(targets.labels)
@@ -80,12 +53,6 @@ def class_losses(classes: Tensor, matches: Matches, targets: Targets, no_object_
     wanted[matches.groups, matches.queries] = targets.labels[matches.groups % images, matches.targets]
     layers = classes.float().unflatten(0, (-1, images)).flatten(1, 2)
     return losses.query_cross_entropy(layers, wanted.view(len(layers), -1), no_object_weight)
-
-
-def mask_products(embeddings: Tensor, features: Tensor) -> Tensor:
-    """[..., Q, D] and [..., D, h, w] to [..., Q, h, w], in float32 under autocast too."""
-    with torch.autocast(features.device.type, enabled=False):
-        return (embeddings.float() @ features.float().flatten(-2)).unflatten(-1, features.shape[-2:])
 
 
 def compared_masks(
@@ -145,35 +112,6 @@ def instances(outputs: Outputs, frame: Frame, categories: Categories, top: int) 
 def semantics(outputs: Outputs, frame: Frame) -> list[np.ndarray]:
     """int32 class maps at `frame.output_sizes`, by `query_semantics`."""
     return [query_semantics(classes, masks, extent) for classes, masks, extent in _images(outputs, frame)]
-
-
-def truth(targets: Targets, outputs: Outputs) -> Outputs:
-    """ "classes" and "masks" (bool, at canvas resolution) of the ground truth.
-
-    Each segment takes the place of the query that is nearest to it by class and mask, so that either of the two
-    alone makes sense beside the network's other outputs. With more segments than queries, those that no query
-    matches stay away. Other queries are "no object" with an empty mask.
-    """
-    classes, embeddings, features = outputs["classes"], outputs["embeddings"], outputs["features"]
-    wanted = present(targets)
-    logits = mask_products(embeddings, features)
-    masks = coarse_masks(targets, wanted, (logits.shape[-2], logits.shape[-1]))
-    cost = class_cost(classes, targets.labels) + dice_cost(logits.flatten(2), masks)
-    matches = hungarian(cost, wanted, targets.names)
-    named = torch.full(classes.shape[:2], classes.shape[2] - 1, device=classes.device)
-    named[matches.groups, matches.queries] = targets.labels[matches.groups, matches.targets]
-    found = torch.zeros(*classes.shape[:2], *targets.frame.canvas, dtype=torch.bool, device=classes.device)
-    for b, q, k in zip(*(x.tolist() for x in (matches.groups, matches.queries, matches.targets)), strict=True):
-        found[b, q] = targets.segments[b] == k + 1
-    return {"classes": torch.zeros_like(classes).scatter_(2, named[:, :, None], CERTAIN), "masks": found}
-
-
-def mask_logits(outputs: Outputs, image: int, queries: Tensor) -> Tensor:
-    """float32 [n, h, w] of some queries, int64 [n]."""
-    if "masks" not in outputs:
-        return mask_products(outputs["embeddings"][image, queries], outputs["features"][image])
-    masks = outputs["masks"][image, queries]
-    return masks.float() * (2 * CERTAIN) - CERTAIN if masks.dtype == torch.bool else masks.float()
 
 
 def _images(outputs: Outputs, frame: Frame) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor], Extent]]:

@@ -33,15 +33,11 @@ from panoptic.layers.norm import Norm
 from panoptic.matcher import Matches, class_cost, dice_cost, focal_cost, hungarian
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.mask_transformer import loss as mask_classification
-from panoptic.models.mask_transformer.loss import (
-    class_losses,
-    coarse_masks,
-    compared_masks,
-    learnt,
-    mask_products,
-    trained_layers,
-)
+from panoptic.models.mask_transformer import truth as truth_module
+from panoptic.models.mask_transformer.loss import class_losses, compared_masks, trained_layers
+from panoptic.models.mask_transformer.masks import mask_products
 from panoptic.models.mask_transformer.pixel_decoders import FPNPixelDecoder, map_positions, projection
+from panoptic.models.mask_transformer.targets import coarse_masks, learnt
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
 
@@ -189,7 +185,7 @@ class MaskFormer(PanopticModel):
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """ "classes" and "masks" of the ground truth, in the queries that are nearest to it."""
-        return mask_classification.truth(targets, outputs)
+        return truth_module.truth(targets, outputs)
 
     @torch.no_grad()
     def _cost(self, classes: Tensor, embeddings: Tensor, features: Tensor, targets: Targets, wanted: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from panoptic.convert import convert
 from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.models.mask_transformer.loss import mask_logits
+from panoptic.models.mask_transformer.masks import mask_logits
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Sample, Targets, collate
 from tests.conftest import draw_segmentation

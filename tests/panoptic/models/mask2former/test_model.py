@@ -10,9 +10,11 @@ from torch.nn import functional
 
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
-from panoptic.models.mask2former.model import Mask2Former, Mask2FormerConfig, _looked_at
+from panoptic.models.mask2former.model import Mask2Former, Mask2FormerConfig
+from panoptic.models.mask2former.transformer_decoder import _looked_at
 from panoptic.models.mask_transformer import loss, point_sampling
-from panoptic.models.mask_transformer.loss import learnt, mask_logits, mask_products
+from panoptic.models.mask_transformer.masks import mask_logits, mask_products
+from panoptic.models.mask_transformer.targets import learnt
 from panoptic.segmentation import Categories, Targets, collate
 from panoptic.training.optim import Optim
 from tests.panoptic.models.test_contract import as_sample, only

@@ -11,7 +11,8 @@ import torch
 from panoptic.convert import convert, reference_keys
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
-from panoptic.models.mask_transformer.loss import coarse_masks, learnt, mask_logits
+from panoptic.models.mask_transformer.masks import mask_logits
+from panoptic.models.mask_transformer.targets import coarse_masks, learnt
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Frame, Targets, collate
 from panoptic.training.optim import Optim

@@ -1,0 +1,95 @@
+"""The Transformer decoder with masked attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from panoptic.layers.attention import MLP, Attention, initialise_transformer
+from panoptic.layers.resize import resize
+from panoptic.models.mask_transformer.pixel_decoders import (
+    Decoded,
+    map_positions,
+)
+
+LEVELS = 3
+"""Strides 32, 16 and 8, which the decoder layers look at in turn."""
+
+
+class MaskedDecoder(nn.Module):
+    """Queries that look, layer by layer, at strides 32, 16 and 8, each within its own mask."""
+
+    def __init__(
+        self, classes: int, queries: int, channels: int, mask_channels: int, heads: int, hidden: int, layers: int
+    ) -> None:
+        super().__init__()
+        self.query_content = nn.Embedding(queries, channels)
+        self.query_positions = nn.Embedding(queries, channels)
+        self.level_embedding = nn.Embedding(LEVELS, channels)
+        self.layers = nn.ModuleList(MaskedDecoderLayer(channels, heads, hidden) for _ in range(layers))
+        initialise_transformer(self.layers)
+        self.norm = nn.LayerNorm(channels)
+        self.class_head = nn.Linear(channels, classes + 1)
+        self.mask_head = MLP((channels, channels, channels, mask_channels))
+
+    def forward(self, decoded: Decoded) -> tuple[list[Tensor], list[Tensor]]:
+        """Class logits [B, Q, K + 1] and embeddings [B, Q, D] of the initial queries and after every layer."""
+        memories, keys, coarse = [], [], []
+        for level, embedding in zip(decoded.levels, self.level_embedding.weight, strict=True):
+            memory = level.flatten(2).transpose(1, 2) + embedding
+            memories.append(memory)
+            keys.append(memory + map_positions(level))
+            with torch.no_grad():
+                coarse.append(resize(decoded.features, (level.shape[-2], level.shape[-1]), False).flatten(2))
+        x = self.query_content.weight.expand(len(memories[0]), -1, -1)
+        positions = self.query_positions.weight[None]
+        classes, embeddings = [], []
+        for index, layer in enumerate(self.layers):
+            level = index % LEVELS
+            self._predict(x, classes, embeddings)
+            x = layer(x, positions, keys[level], memories[level], _looked_at(embeddings[-1], coarse[level]))
+        self._predict(x, classes, embeddings)
+        return classes, embeddings
+
+    def _predict(self, x: Tensor, classes: list[Tensor], embeddings: list[Tensor]) -> None:
+        shown = self.norm(x)
+        classes.append(self.class_head(shown))
+        embeddings.append(self.mask_head(shown))
+
+
+@torch.no_grad()
+def _looked_at(embeddings: Tensor, features: Tensor) -> Tensor:
+    """bool [B, 1, Q, cells], where each query's mask is at least 1/2; everywhere if that is nowhere.
+
+    Args:
+        embeddings: [B, Q, D].
+        features: [B, D, cells], at the resolution of the level that is looked at.
+    """
+    inside = embeddings @ features >= 0
+    return (inside | ~inside.any(-1, keepdim=True))[:, None]
+
+
+class MaskedDecoderLayer(nn.Module):
+    """Masked attention to the image, then self-attention, then the feed-forward network; normalised after each."""
+
+    def __init__(self, channels: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.cross_attention, self.self_attention = Attention(channels, heads), Attention(channels, heads)
+        self.linear1, self.linear2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+
+    def forward(self, x: Tensor, positions: Tensor, keys: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """[B, Q, C] to the same.
+
+        Args:
+            x: the queries.
+            positions: [1, Q, C], of the queries.
+            keys: [B, cells, C], the memory with its positions added.
+            memory: [B, cells, C].
+            mask: bool [B, 1, Q, cells], where each query may look.
+        """
+        x = self.norm1(x + self.cross_attention(x + positions, keys, memory, mask))
+        placed = x + positions
+        x = self.norm2(x + self.self_attention(placed, placed, x))
+        return self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
