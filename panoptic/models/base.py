@@ -28,14 +28,14 @@ CERTAIN = 30.0
 """The logit of what is true in `PanopticModel.truth`; beside 0 or its negative a probability of 1 in float32."""
 
 Wanted = Literal["maps", "instances", "semantics", "proposals"]
-"""What `postprocess` can make of the outputs, each a field of `Prediction`."""
+"""The fields of `Prediction` that `postprocess` can be asked for."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `postprocess` made of the outputs of a batch: a list with one entry an image, at `frame.output_sizes`.
+    """The predictions of a batch: lists with one entry an image, at `frame.output_sizes`.
 
-    None stands for what was not asked for, and for proposals of a model that proposes no regions.
+    A field is None if it was not asked for; proposals also if the model proposes no regions.
     """
 
     maps: list[Segmentation] | None = None
@@ -48,12 +48,44 @@ class Prediction:
     """Class-agnostic boxes float32 [P, 4] (x0 y0 x1 y1, half-open), best first, for recall."""
 
 
-class PanopticModel(nn.Module, ABC):
+class _Parts:
+    """Until every architecture has a `postprocess` of its own: the parts that one is put together from.
+
+    When they have, this class goes, and `PanopticModel.postprocess` is abstract.
+    """
+
+    def _postprocess_by_parts(self, outputs: Outputs, frame: Frame, want: Collection[Wanted]) -> Prediction:
+        outputs = self.detections(outputs, frame)
+        maps = self.segment(outputs, frame) if {"maps", "semantics"} & set(want) else None
+        return Prediction(
+            maps=maps if "maps" in want else None,
+            instances=self.instances(outputs, frame, maps) if "instances" in want else None,
+            semantics=self.semantics(outputs, frame, maps) if "semantics" in want else None,
+            proposals=self.proposals(outputs, frame) if "proposals" in want else None,
+        )
+
+    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
+        raise NotImplementedError("segment")
+
+    def instances(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[Instances]:
+        raise NotImplementedError("instances")
+
+    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
+        return outputs
+
+    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
+        return None
+
+    def semantics(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[np.ndarray]:
+        return [segmentation.semantic() for segmentation in (merged or self.segment(outputs, frame))]
+
+
+class PanopticModel(_Parts, nn.Module, ABC):
     """A network, its losses and its post-processing.
 
     Subclasses set `config` (what built them), `categories` and `divisor` (collate pads the canvas to it)
     and implement the abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
-    wanted in evaluation mode too. Losses draw only by `torch.rand` and `torch.randperm`.
+    computed in evaluation mode too. Losses draw only by `torch.rand` and `torch.randperm`.
     """
 
     config: Any
@@ -79,9 +111,9 @@ class PanopticModel(nn.Module, ABC):
         """
 
     def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
-        """Read maps, instances, class maps and proposals off the outputs, whichever are wanted.
+        """Maps, instances, class maps and proposals from the outputs, whichever are wanted.
 
-        What several of them need, such as masks at the output's size, is computed once.
+        What several of them need, such as masks, is computed once.
 
         Args:
             outputs: of `network`, in float32; optional keys that `truth` gives take the place of what the model
@@ -89,36 +121,7 @@ class PanopticModel(nn.Module, ABC):
             frame: of the batch.
             want: fields of `Prediction`.
         """
-        outputs = self.detections(outputs, frame)
-        maps = self.segment(outputs, frame) if {"maps", "semantics"} & set(want) else None
-        return Prediction(
-            maps=maps if "maps" in want else None,
-            instances=self.instances(outputs, frame, maps) if "instances" in want else None,
-            semantics=self.semantics(outputs, frame, maps) if "semantics" in want else None,
-            proposals=self.proposals(outputs, frame) if "proposals" in want else None,
-        )
-
-    # The parts, until every architecture has a `postprocess` of its own.
-
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged panoptic maps."""
-        raise AttributeError("segment")
-
-    def instances(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[Instances]:
-        """Scored instances."""
-        raise AttributeError("instances")
-
-    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
-        """`outputs` and what several parts need."""
-        return outputs
-
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
-        """Region proposals."""
-        return None
-
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[np.ndarray]:
-        """Class maps, read off the merged map."""
-        return [found.semantic() for found in (self.segment(outputs, frame) if merged is None else merged)]
+        return self._postprocess_by_parts(outputs, frame, want)
 
     @abstractmethod
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
@@ -131,7 +134,9 @@ class PanopticModel(nn.Module, ABC):
         frame: Frame | None = None,
         segment: bool = False,
     ) -> tuple[dict[str, Tensor] | None, list[Segmentation] | None]:
-        """Everything with parameters runs in here, so that DDP, EMA and compilation wrap one object.
+        """Losses and maps in one pass of the network.
+
+        Everything with parameters runs in here, so that DDP, EMA and compilation wrap one object.
 
         Args:
             images: uint8 [B, 3, H, W], RGB.
@@ -153,6 +158,6 @@ class PanopticModel(nn.Module, ABC):
 
 
 def full_precision(outputs: Outputs) -> Outputs:
-    """bfloat16 and float16 outputs as float32; others untouched."""
+    """Outputs with bfloat16 and float16 as float32; others untouched."""
     half = (torch.bfloat16, torch.float16)
     return {name: value.float() if value.dtype in half else value for name, value in outputs.items()}
