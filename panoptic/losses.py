@@ -9,8 +9,8 @@ Shapes: B images, C classes, H x W pixels.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.segmentation import IGNORE
 
@@ -23,7 +23,7 @@ def pixel_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None
         semantic: int64 [B, H, W], `IGNORE` where void or padding.
         weights: float [B, H, W]; None means 1.
     """
-    losses = functional.cross_entropy(logits, semantic, ignore_index=IGNORE, reduction="none")
+    losses = F.cross_entropy(logits, semantic, ignore_index=IGNORE, reduction="none")
     return losses if weights is None else losses * weights
 
 
@@ -110,7 +110,7 @@ def foreground_cross_entropy(logits: Tensor, foreground: Tensor, valid: Tensor |
         foreground: bool [B, H, W].
         valid: bool [B, H, W], False in batch padding; None means that there is none.
     """
-    losses = functional.binary_cross_entropy_with_logits(logits[:, 0], foreground.to(logits.dtype), reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits[:, 0], foreground.to(logits.dtype), reduction="none")
     if valid is None:
         return losses.mean()
     return _weighted_mean(losses * valid, valid.sum())
@@ -138,7 +138,7 @@ def soft_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma:
     RetinaNet's formula with the target in place of 0 and 1: p_t = p t + (1 - p) (1 - t), alpha alike.
     """
     probability = logits.sigmoid()
-    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     right = probability * targets + (1 - probability) * (1 - targets)
     return losses * (1 - right) ** gamma * (alpha * targets + (1 - alpha) * (1 - targets))
 
@@ -168,7 +168,7 @@ def query_cross_entropy(logits: Tensor, classes: Tensor, no_object_weight: float
         no_object_weight: of queries without a target; others weigh 1.
     """
     weights = torch.where(classes == logits.shape[-1] - 1, no_object_weight, 1.0)
-    losses = functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(weights)
+    losses = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none").view_as(weights)
     return (losses * weights).sum(1) / weights.sum(1)
 
 
@@ -184,7 +184,7 @@ def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25) -> tuple[
     """
     turned = torch.where(masks, -logits, logits)
     error = turned.sigmoid()
-    focal = functional.softplus(turned) * error * error
+    focal = F.softplus(turned) * error * error
     missed, spilt = (error * masks).sum(1), (error * ~masks).sum(1)
     area = masks.sum(1)
     inside, outside = (focal * masks).sum(1), (focal * ~masks).sum(1)
@@ -207,7 +207,7 @@ def cross_entropy_and_dice(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tenso
         masks: float [M, P], 0 to 1.
     """
     probability = logits.sigmoid()
-    entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
     shared = torch.linalg.vecdot(probability, masks)
     return entropy, 1 - (2 * shared + 1) / (probability.sum(1) + masks.sum(1) + 1)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def focal_cost(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float 
     """
     logits = logits.float()
     probability = logits.sigmoid()
-    inside = alpha * (1 - probability) ** gamma * functional.softplus(-logits)
-    outside = (1 - alpha) * probability**gamma * functional.softplus(logits)
+    inside = alpha * (1 - probability) ** gamma * F.softplus(-logits)
+    outside = (1 - alpha) * probability**gamma * F.softplus(logits)
     return _pairwise(inside, outside, masks)
 
 
@@ -118,7 +118,7 @@ def cross_entropy_cost(logits: Tensor, masks: Tensor) -> Tensor:
         masks: [G, N, P], 0 to 1.
     """
     logits = logits.float()
-    return (functional.softplus(logits).sum(2)[:, :, None] - _products(logits, masks)) / logits.shape[2]
+    return (F.softplus(logits).sum(2)[:, :, None] - _products(logits, masks)) / logits.shape[2]
 
 
 def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch.nn import functional
 
 from panoptic.matcher import class_cost, cross_entropy_cost, dice_cost, focal_cost, hungarian
 
@@ -59,7 +59,7 @@ def test_costs_are_the_losses_of_each_pair(autocast: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = [focal_cost(logits, masks), cross_entropy_cost(logits, masks), dice_cost(logits, masks)]
     x, t = logits[:, :, None].expand(-1, -1, 3, -1), masks[:, None].expand(-1, 5, -1, -1)
-    p, bce = x.sigmoid(), functional.binary_cross_entropy_with_logits(x, t, reduction="none")
+    p, bce = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
     focal = (bce * torch.where(t > 0, 0.25 * (1 - p) ** 2, 0.75 * p**2)).mean(3)
     dice = 1 - (2 * (p * t).sum(3) + 1) / ((p + t).sum(3) + 1)
     for ours, wanted in zip(found, [focal, bce.mean(3), dice], strict=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.attention import MLP, Attention, initialise_transformer
 from panoptic.layers.resize import resize
@@ -92,4 +92,4 @@ class MaskedDecoderLayer(nn.Module):
         x = self.norm1(x + self.cross_attention(x + positions, keys, memory, mask))
         placed = x + positions
         x = self.norm2(x + self.self_attention(placed, placed, x))
-        return self.norm3(x + self.linear2(functional.relu(self.linear1(x))))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))

@@ -14,8 +14,8 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.attention import initialise_transformer
 
@@ -104,7 +104,7 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
     across, down = shares.unbind(-1)
     factors = (down * weights[..., None])[..., :, None] * across[..., None, :]
     bags = images * cells.shape[1] * heads
-    sums = functional.embedding_bag(
+    sums = F.embedding_bag(
         index.view(bags, -1), values.reshape(-1, channels), mode="sum", per_sample_weights=factors.reshape(bags, -1)
     )
     return sums.view(images, cells.shape[1], heads * channels)
@@ -119,7 +119,7 @@ def _sampled_planes(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes
         plane = plane.permute(0, 2, 3, 1).reshape(images * heads, channels, height, width)
         grid = (2 * cells[:, :, :, level] + 1) / torch.tensor([width, height], device=cells.device) - 1
         grid = grid.transpose(1, 2).flatten(0, 1)
-        samples.append(functional.grid_sample(plane, grid, align_corners=False))
+        samples.append(F.grid_sample(plane, grid, align_corners=False))
     weights = weights.flatten(3).transpose(1, 2).reshape(images * heads, 1, queries, -1)
     sums = (torch.cat(samples, -1) * weights).sum(-1)
     return sums.view(images, heads * channels, queries).transpose(1, 2)
@@ -138,7 +138,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, sizes: Sizes) -> Tensor:
         """[B, N, C] to the same; `positions` is [1, N, C]."""
         x = self.norm1(x + self.dropout(self.self_attention(x + positions, x, references, sizes)))
-        return self.norm2(x + self.dropout(self.linear2(self.dropout(functional.relu(self.linear1(x))))))
+        return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
 class DeformableEncoder(nn.Module):

@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.layers.resize import mixed_cells
 
@@ -125,7 +125,7 @@ class MaskResampler:
 
     def __init__(self, masks: Tensor, extent: Extent) -> None:
         if masks.shape[-2] > extent.canvas[0] or masks.shape[-1] > extent.canvas[1]:
-            masks = functional.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)[0]
+            masks = F.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)[0]
         self.masks, self.size = masks, extent.output
         sides = zip(masks.shape[-2:], extent.canvas, extent.size, extent.output, strict=True)
         self.rows, self.columns = (Axis(*side) for side in sides)
@@ -142,7 +142,7 @@ class MaskResampler:
     @cached_property
     def _padded(self) -> Tensor:
         """[n, h + 2, w + 2], with the border repeated."""
-        return functional.pad(self.masks[None], (1, 1, 1, 1), mode="replicate")[0]
+        return F.pad(self.masks[None], (1, 1, 1, 1), mode="replicate")[0]
 
     def pixels(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [m, R] and columns [m, C] of the pixels of some cells (int64 [m], flat); H and W where there is none."""

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.attention import Encoder, sine_positions
 from panoptic.layers.norm import Norm, norm_layer
@@ -46,7 +46,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, outputs, h, w]."""
         x = self.norm(self.conv(x))
-        return functional.relu(x, inplace=True) if self.activate else x
+        return F.relu(x, inplace=True) if self.activate else x
 
 
 def projection(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
@@ -118,7 +118,7 @@ class FPNPixelDecoder(nn.Module):
         levels = [self.layers[0](coarsest)]
         for name, adapter, layer in zip(COARSE_TO_FINE[1:], self.adapters, self.layers[1:], strict=True):
             adapted = adapter(features[name])
-            levels.append(layer(adapted + functional.interpolate(levels[-1], size=adapted.shape[-2:], mode="nearest")))
+            levels.append(layer(adapted + F.interpolate(levels[-1], size=adapted.shape[-2:], mode="nearest")))
         return Decoded(self.mask_features(levels[-1]), levels[:3]), coarsest
 
 

@@ -10,13 +10,13 @@ Shapes: B images, H x W pixels, N segments (padded), M masks, h x w their cells,
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
     """[G, C, h, w] at points [G, P, 2] to [G, C, P]; outside of a map is 0."""
-    return functional.grid_sample(maps, (2 * points - 1)[:, None], align_corners=False)[:, :, 0]
+    return F.grid_sample(maps, (2 * points - 1)[:, None], align_corners=False)[:, :, 0]
 
 
 def segments_at(segments: Tensor, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ Shapes: B images, N segments (padded), H x W the canvas, h x w cells of a mask."
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.segmentation import IGNORE, Targets
 
@@ -29,6 +29,6 @@ def coarse_masks(targets: Targets, wanted: Tensor, size: tuple[int, int]) -> Ten
     """float32 [B, N, h w], the masks of the wanted segments (bool [B, N]) by nearest neighbour; 0 for others."""
     segments = targets.segments
     # as floats, which hold every segment number: nearest neighbour has no integer form
-    small = functional.interpolate(segments[:, None].float(), size=size, mode="nearest")
+    small = F.interpolate(segments[:, None].float(), size=size, mode="nearest")
     numbers = torch.arange(1, wanted.shape[1] + 1, device=segments.device)
     return ((small.flatten(2) == numbers[:, None]) & wanted[:, :, None]).float()

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
@@ -206,7 +206,7 @@ class MaskFormer(PanopticModel):
         def compare(logits: Tensor, part: Tensor) -> Tensor:
             masks = segments[images[part]] == (matches.targets[part] + 1)[:, None, None]
             size = masks.shape[1:]
-            logits = functional.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
+            logits = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
             return torch.stack(losses.focal_and_dice(logits.flatten(1), masks.flatten(1)), 1)
 
         return compared_masks(embeddings, features, matches, compare)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional
+import torch.nn.functional as F
 
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
@@ -39,10 +39,10 @@ def test_masks_of_attention_are_resized_products() -> None:
     embeddings, features = torch.randn(2, 7, 5, generator=draw), torch.randn(2, 5, 16, 24, generator=draw)
     embeddings[0, 3] = 0
     features[1] -= 9 * embeddings[1, 2].view(5, 1, 1)  # this query is nowhere
-    logits = functional.interpolate(mask_products(embeddings, features), size=(4, 6), mode="bilinear")
+    logits = F.interpolate(mask_products(embeddings, features), size=(4, 6), mode="bilinear")
     blocked = logits.sigmoid().flatten(2) < 0.5
     blocked[blocked.all(-1)] = False
-    small = functional.interpolate(features, size=(4, 6), mode="bilinear").flatten(2)
+    small = F.interpolate(features, size=(4, 6), mode="bilinear").flatten(2)
     found = _looked_at(embeddings, small)
     assert torch.equal(found[:, 0], ~blocked)
     assert found[1, 0, 2].all() and found[0, 0, 3].all()
@@ -62,7 +62,7 @@ def plain_losses(model: Mask2Former, outputs: Outputs, targets: Targets) -> dict
         where = torch.cat([torch.rand(1, config.loss_points, 2) for _ in range(len(logits))])
         x, t = point_sampling.sample(logits, where)[:, :, None], point_sampling.sample(masks, where)[:, None]
         x, t = torch.broadcast_tensors(x, t)
-        cost = 5 * functional.binary_cross_entropy_with_logits(x, t, reduction="none").mean(3)
+        cost = 5 * F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(3)
         p = x.sigmoid()
         cost += 5 * (1 - (2 * (p * t).sum(3) + 1) / (p.sum(3) + t.sum(3) + 1))
         cost -= 2 * torch.stack([c.softmax(1)[:, labels] for c, labels in zip(classes, targets.labels, strict=True)])
@@ -74,14 +74,14 @@ def plain_losses(model: Mask2Former, outputs: Outputs, targets: Targets) -> dict
             point_sampling.sample(masks[b, k][:, None], chosen)[:, 0],
         )
         p = x.sigmoid()
-        terms[f"masks{suffix}"] = 5 * functional.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1).sum()
+        terms[f"masks{suffix}"] = 5 * F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1).sum()
         terms[f"dice{suffix}"] = 5 * (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).sum()
         for name in ("masks", "dice"):
             terms[f"{name}{suffix}"] = terms[f"{name}{suffix}"] / count
         wanted = torch.full(classes.shape[:2], len(model.categories))
         wanted[b, q] = targets.labels[b, k]
         weights = torch.cat([torch.ones(len(model.categories)), torch.tensor([0.1])])
-        terms[f"classes{suffix}"] = 2 * functional.cross_entropy(classes.transpose(1, 2), wanted, weights)
+        terms[f"classes{suffix}"] = 2 * F.cross_entropy(classes.transpose(1, 2), wanted, weights)
     return terms
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.models.mask_transformer import mask_resampler, pixel_assignment
 from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
@@ -68,15 +68,15 @@ def scene(seed: int, extent: Extent, cells: tuple[int, int]) -> tuple[Tensor, Te
     """Class logits and blurred masks of 12 queries, some of them of one stuff class, some of no object."""
     draw = torch.Generator().manual_seed(seed)
     classes = 3 * torch.randn(12, 7, generator=draw)
-    masks = 20 * functional.avg_pool2d(torch.randn(12, *cells, generator=draw), 5, 1, 2)
+    masks = 20 * F.avg_pool2d(torch.randn(12, *cells, generator=draw), 5, 1, 2)
     return classes, masks
 
 
 def full_size(masks: Tensor, extent: Extent) -> Tensor:
     """As the references resize."""
-    x = functional.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)
+    x = F.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)
     x = x[:, :, : extent.size[0], : extent.size[1]]
-    return functional.interpolate(x, size=extent.output, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(x, size=extent.output, mode="bilinear", align_corners=False)[0]
 
 
 def plain(classes: Tensor, masks: Tensor, categories: Categories, inside: bool) -> tuple[np.ndarray, list[int]]:
@@ -157,5 +157,5 @@ def test_no_thing_among_the_candidates(small_categories) -> None:
 def test_extremes_of_neighbourhoods() -> None:
     x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     low, high = extremes(x)
-    torch.testing.assert_close(high, functional.max_pool2d(x, 3, 1, 1))
-    torch.testing.assert_close(low, -functional.max_pool2d(-x, 3, 1, 1))
+    torch.testing.assert_close(high, F.max_pool2d(x, 3, 1, 1))
+    torch.testing.assert_close(low, -F.max_pool2d(-x, 3, 1, 1))
