@@ -1,4 +1,4 @@
-"""Which logit of a head with "no object" stands for which class.
+"""The logits of a classification head with "no object", and the classes that they stand for.
 
 Trained here, a head has one logit a class and a last one for "no object". A published head may be wider:
 DETR's has 250 for COCO's sparse category ids, of which 133 mean something. All of them are kept, since the
@@ -16,7 +16,9 @@ from panoptic.segmentation import IGNORE
 
 
 class ClassSpace(nn.Module):
-    """Class index to logit and back. `index`, int64 [C], is part of the weights: a checkpoint brings its own.
+    """The map from class index to logit and back.
+
+    `index`, int64 [C], is part of the weights: a checkpoint brings its own.
 
     Args:
         classes: C.
@@ -33,12 +35,12 @@ class ClassSpace(nn.Module):
         self.register_buffer("index", torch.arange(classes))
 
     def to_logits(self, labels: Tensor) -> Tensor:
-        """int64 classes to the logits that they train; `IGNORE` becomes "no object"."""
+        """The logits that classes (int64, any shape) train; `IGNORE` becomes "no object"."""
         table = torch.cat([self.index, self.index.new_tensor([self.logits])])
         return table[labels]  # IGNORE, -1, reads the last entry
 
-    def to_classes(self, found: Tensor) -> Tensor:
-        """int64 logits to the classes that they stand for; `IGNORE` for "no object" and for unused ones."""
-        table = torch.full((self.logits + 1,), IGNORE, device=found.device)
-        table[self.index] = torch.arange(len(self.index), device=found.device)
-        return table[found]
+    def to_classes(self, logits: Tensor) -> Tensor:
+        """The classes that logits (int64 indices, any shape) stand for; `IGNORE` for "no object" and unused ones."""
+        table = torch.full((self.logits + 1,), IGNORE, device=logits.device)
+        table[self.index] = torch.arange(len(self.index), device=logits.device)
+        return table[logits]

@@ -1,4 +1,4 @@
-"""DETR's mask head: from where a query looks in the coarse map to its mask at stride 4.
+"""DETR's mask head: from the attention maps of a query on the coarse map to its mask at stride 4.
 
 Carion et al., arXiv 2005.12872, section 4.4; facebookresearch/detr (MaskHeadSmallConv). The first convolution
 of the reference sees the projected backbone, repeated for each query, beside the query's attention maps. A
@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class MaskHead(nn.Module):
@@ -43,7 +43,7 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def levels(self, source: Tensor, fine: Sequence[Tensor]) -> list[Tensor]:
-        """What does not depend on the query: the backbone's share of the first convolution, then what is added.
+        """The inputs that do not depend on the query: the backbone's share of the first convolution, then finer levels.
 
         Args:
             source: [B, D, h, w], the projected backbone.
@@ -53,21 +53,21 @@ class MaskHead(nn.Module):
             four maps, from coarse to fine.
         """
         first = cast(nn.Conv2d, self.convs[0])
-        base = functional.conv2d(source, first.weight[:, : self.width], first.bias, padding=1)
+        base = F.conv2d(source, first.weight[:, : self.width], first.bias, padding=1)
         return [base, *(adapter(x) for adapter, x in zip(self.adapters, fine, strict=True))]
 
-    def forward(self, looks: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    def forward(self, attention: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """Attention maps [n, M, h, w] of queries of an image and its `levels` [1, ...] to logits [n, H / 4, W / 4]."""
         first = cast(nn.Conv2d, self.convs[0])
-        x = functional.conv2d(looks, first.weight[:, self.width :], padding=1) + levels[0]
-        x = functional.relu(self.norms[0](x))
+        x = F.conv2d(attention, first.weight[:, self.width :], padding=1) + levels[0]
+        x = F.relu(self.norms[0](x))
         for i in range(1, 5):
-            x = functional.relu(self.norms[i](self.convs[i](x)))
+            x = F.relu(self.norms[i](self.convs[i](x)))
             if i < 4:
-                x = levels[i] + functional.interpolate(x, size=levels[i].shape[-2:], mode="nearest")
+                x = levels[i] + F.interpolate(x, size=levels[i].shape[-2:], mode="nearest")
         return self.predictor(x)[:, 0]
 
 
 def _groups(channels: int) -> int:
-    """Eight, or the most below that fit a narrower layer."""
+    """The groups of a norm: eight, or the most below that divide a narrower layer."""
     return math.gcd(8, channels)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.models.detr import model as detr
+from panoptic.models.detr import loss as detr_loss
+from panoptic.models.detr.loss import match
+from panoptic.models.detr.targets import box_targets
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.freezing import freeze_parameters, training_mode
 from panoptic.training.optim import Optim, parameter_groups
@@ -38,11 +40,11 @@ def test_more_segments_than_queries(small_categories) -> None:
     losses, _ = model(images, targets)
     assert torch.isfinite(sum(losses.values()))
     outputs = model.eval().network(images, targets.frame)
-    present, boxes = detr._true_boxes(targets)
-    matches = model._match(outputs["logits"], outputs["boxes"], targets, present, boxes)
-    assert present.sum() == 61 and sorted(matches.queries.tolist()) == [0, 1, 2, 3, 4]
-    (found,) = model.postprocess({**outputs, **model.truth(targets, outputs)}, targets.frame).maps
-    assert len(found.labels) == 5
+    true = box_targets(targets)
+    matches = match(outputs["logits"], outputs["boxes"], targets, true, model.classes, model.loss_weights)
+    assert true.present.sum() == 61 and sorted(matches.queries.tolist()) == [0, 1, 2, 3, 4]
+    (segmentation,) = model.postprocess({**outputs, **model.truth(targets, outputs)}, targets.frame).maps
+    assert len(segmentation.labels) == 5
 
 
 def test_segments_that_the_crop_left_without_a_pixel_are_no_targets(small_categories) -> None:
@@ -50,7 +52,7 @@ def test_segments_that_the_crop_left_without_a_pixel_are_no_targets(small_catego
     segments[7, 9] = 3
     truth = Segmentation(segments, np.array([small_categories.things[0], small_categories.stuff[0], 4]))
     _, targets = collate([sample(truth)])
-    present, boxes = detr._true_boxes(targets)
+    present, boxes = box_targets(targets)
     assert present.tolist() == [[False, True, True]]
     # the last pixel is part of the box, so a segment of one pixel has no width
     np.testing.assert_allclose(boxes[0, 1], [24.5 / 50, 19.5 / 40, 49 / 50, 39 / 40], atol=1e-6)
@@ -79,7 +81,7 @@ def test_mask_losses_in_parts_are_those_in_one(small_categories, monkeypatch) ->
         return [losses["mask"].item(), losses["dice"].item()], gradients
 
     whole, gradients = terms()
-    monkeypatch.setattr(detr, "PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(detr_loss, "PIXELS", 3 * 64 * 64)
     parts, others = terms()
     assert parts == pytest.approx(whole, rel=1e-5)
     for a, b in zip(gradients, others, strict=True):
@@ -91,10 +93,11 @@ def test_masks_of_chosen_queries_are_those_of_all(small_categories) -> None:
     images, targets = collate([sample(grid(3, small_categories), k) for k in (1, 2)])
     with torch.no_grad():
         outputs = model.network(images, targets.frame)
-        every = model.masks(outputs, targets.frame)
-        some = model._masks(outputs, targets.frame, 1, torch.tensor([7, 2]))
-    assert every.shape == (2, 12, 16, 16)
-    torch.testing.assert_close(some, every[1, [7, 2]], atol=1e-5, rtol=1e-4)
+        every = model.query_masks(outputs, targets.frame, 1, torch.arange(12))
+        some = model.query_masks(outputs, targets.frame, 1, torch.tensor([7, 2]))
+        none = model.query_masks(outputs, targets.frame, 1, torch.arange(0))
+    assert every.shape == (12, 16, 16) and len(none) == 0
+    torch.testing.assert_close(some, every[[7, 2]], atol=1e-5, rtol=1e-4)
 
 
 def test_learning_rates_of_the_paper(small_categories) -> None:
@@ -130,8 +133,8 @@ def test_the_second_stage_trains_the_mask_head_alone(small_categories) -> None:
     assert model.encoder.layers[0].dropout.training
     losses, _ = model(*collate([sample(grid(3, small_categories))]))
     sum(losses.values()).backward()
-    learnt = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
-    assert learnt == {"mask_attention", "mask_head"}
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"mask_attention", "mask_head"}
     assert losses.keys() >= {"class", "box", "giou", "mask", "dice"}
 
 

@@ -12,7 +12,9 @@ from pycocotools import mask as rle
 from panoptic.convert import convert, reference_keys
 from panoptic.convert.detr import class_index
 from panoptic.models.base import Outputs
-from panoptic.models.detr.model import _true_boxes, _valid
+from panoptic.models.detr.loss import match
+from panoptic.models.detr.model import valid_cells
+from panoptic.models.detr.targets import box_targets
 from panoptic.segmentation import Categories, Frame, Targets
 from tests.support.query_fixtures import arrays, coco, record, weights
 from tests.support.small import SMALL_DETR
@@ -60,28 +62,30 @@ def published(shared):
 
 
 @pytest.fixture(scope="module")
-def answer(published) -> Outputs:
+def outputs(published) -> Outputs:
     model, pixels, targets, _, _ = published
     with torch.no_grad():
-        return model.answer(pixels, targets.frame)
+        return model.forward_normalised(pixels, targets.frame)
 
 
-def test_every_array_of_the_network(published, answer) -> None:
+def test_every_array_of_the_network(published, outputs) -> None:
     model, pixels, targets, fixture, _ = published
     with torch.no_grad():
         features = model.backbone(pixels)
-        masks = model.masks(answer, targets.frame)
-        looks = model.mask_attention(answer["states"], answer["memory"], _valid(targets.frame, (3, 4), "cpu"))
+        every = torch.arange(model.config.queries)
+        masks = torch.stack([model.query_masks(outputs, targets.frame, b, every) for b in (0, 1)])
+        valid = valid_cells(targets.frame, (3, 4), "cpu")
+        attention = model.mask_attention(outputs["states"], outputs["memory"], valid)
     for i, name in enumerate(("res2", "res3", "res4", "res5")):
         expected = fixture[f"feat{i}_mean"]
         close(features[name].mean((2, 3)), expected, 1e-4 * np.abs(expected).max())
     close(model.projection(features["res5"]), fixture["src_proj"])
-    np.testing.assert_array_equal(~_valid(targets.frame, (3, 4), "cpu").numpy(), fixture["mask"])
+    np.testing.assert_array_equal(~valid.numpy(), fixture["mask"])
     for name, array in (("states", "hs_last"), ("memory", "memory"), ("logits", "pred_logits")):
-        close(answer[name], fixture[array])
-    close(answer["auxiliary_logits"][0][:, :10], fixture["aux0_logits"])
-    close(answer["boxes"], fixture["pred_boxes"], 1e-5)
-    close(looks, fixture["bbox_mask"], 1e-4)
+        close(outputs[name], fixture[array])
+    close(outputs["auxiliary_logits"][0][:, :10], fixture["aux0_logits"])
+    close(outputs["boxes"], fixture["pred_boxes"], 1e-5)
+    close(attention, fixture["bbox_mask"], 1e-4)
     close(masks, fixture["pred_masks"])
 
 
@@ -90,24 +94,24 @@ def test_positions_and_first_states(published) -> None:
     seen: dict[str, torch.Tensor] = {}
     hook = model.decoder.register_forward_hook(lambda module, inputs, output: seen.update(at=inputs[2], states=output))
     with torch.no_grad():
-        model.answer(pixels, targets.frame)
+        model.forward_normalised(pixels, targets.frame)
     hook.remove()
     close(seen["at"].transpose(1, 2).unflatten(2, (3, 4)), fixture["pos"], 1e-5)
     close(seen["states"][0], fixture["hs_first"])
 
 
-def test_matches_and_every_loss(published, answer, shared) -> None:
+def test_matches_and_every_loss(published, outputs, shared) -> None:
     model, _, targets, fixture, _ = published
-    present, boxes = _true_boxes(targets)
-    matches = model._match(answer["logits"], answer["boxes"], targets, present, boxes)
+    true = box_targets(targets)
+    matches = match(outputs["logits"], outputs["boxes"], targets, true, model.classes, model.loss_weights)
     for b in (0, 1):
-        close(boxes[b][present[b]], fixture[f"t{b}_boxes"], 1e-6)
+        close(true.boxes[b][true.present[b]], fixture[f"t{b}_boxes"], 1e-6)
         mine = matches.of(b, 1)
         np.testing.assert_array_equal(mine.queries, fixture[f"match{b}_src"])
         np.testing.assert_array_equal(mine.targets, fixture[f"match{b}_tgt"])
     reference = record(shared, "detr_losses")
     with torch.no_grad():
-        losses = model.loss(answer, targets)
+        losses = model.loss(outputs, targets)
     assert len(losses) == 20
     for name, value in losses.items():
         term, _, layer = name.partition("_")
@@ -120,7 +124,7 @@ def test_matches_and_every_loss(published, answer, shared) -> None:
 def test_gradients(published, shared) -> None:
     model, pixels, targets, _, names = published
     model.zero_grad()
-    sum(model.loss(model.answer(pixels, targets.frame), targets).values()).backward()
+    sum(model.loss(model.forward_normalised(pixels, targets.frame), targets).values()).backward()
     norms = record(shared, "detr_losses")["grad_norms"]
     ours = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.requires_grad}
     assert {names[key] for key in norms} == set(ours)
@@ -128,7 +132,7 @@ def test_gradients(published, shared) -> None:
         assert ours[names[key]] == pytest.approx(norm, rel=2e-3, abs=1e-5), key
 
 
-def test_boxes_and_instance_masks(published, answer, shared) -> None:
+def test_boxes_and_instance_masks(published, outputs, shared) -> None:
     """Of all queries: every logit is a class here, and every class a thing."""
     model, _, targets, _, _ = published
     fixture = arrays(shared, "detr_post_boxes")
@@ -136,7 +140,7 @@ def test_boxes_and_instance_masks(published, answer, shared) -> None:
     wide = replace(model.config, logits=0).build(every)
     wide.load_state_dict({**model.state_dict(), "classes.index": torch.arange(250)})
     frame = replace(targets.frame, output_sizes=torch.tensor([[150, 200], [61, 84]]))
-    for b, found in enumerate(wide.eval().postprocess(answer, frame, ["instances"]).instances):
+    for b, found in enumerate(wide.eval().postprocess(outputs, frame, ["instances"]).instances):
         np.testing.assert_array_equal(found.labels, fixture[f"labels{b}"])
         np.testing.assert_allclose(found.scores, fixture[f"scores{b}"], atol=1e-3)
         np.testing.assert_allclose(found.boxes, fixture[f"boxes{b}"], atol=2e-3)

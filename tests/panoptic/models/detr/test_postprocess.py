@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
-from torch.nn import functional
 
 from panoptic.layers.upsampled_argmax import highest
 from panoptic.models.detr.postprocess import binary_masks, box_masks, encode, merge_boxes, merge_masks
@@ -16,13 +16,13 @@ from panoptic.segmentation import Categories
 def blobs(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
     """Smooth logits [count, *size] with some noise."""
     torch.manual_seed(seed)
-    smooth = functional.interpolate(torch.randn(1, count, 4, 5) * 3, size=size, mode="bilinear")[0]
+    smooth = F.interpolate(torch.randn(1, count, 4, 5) * 3, size=size, mode="bilinear")[0]
     return smooth + 0.2 * torch.randn(count, *size)
 
 
 def plain_merge(masks, labels, categories, size, output_size, min_area) -> tuple[np.ndarray, list[int]]:
     """The published loop, step by step, over whole maps: ids from 0 as in the original, and the queries left."""
-    up = functional.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
+    up = F.interpolate(masks[None], size=size, mode="bilinear", align_corners=False)[0]
     rows, columns = (
         ((np.arange(after) + 0.5) * before / after).astype(int) for before, after in zip(size, output_size, strict=True)
     )
@@ -54,7 +54,7 @@ def plain_merge(masks, labels, categories, size, output_size, min_area) -> tuple
 def test_the_highest_query_is_that_of_the_interpolated_maps(shape) -> None:
     low, canvas = shape
     masks = blobs(7, low, 0)
-    up = functional.interpolate(masks[None], size=canvas, mode="bilinear", align_corners=False)[0]
+    up = F.interpolate(masks[None], size=canvas, mode="bilinear", align_corners=False)[0]
     assert (highest(masks, canvas, canvas) != up.argmax(0)).float().mean() < 1e-3
     inside = (canvas[0] - 5, canvas[1] - 2)
     assert (highest(masks, canvas, inside) != up[:, : inside[0], : inside[1]].argmax(0)).float().mean() < 1e-3
@@ -111,7 +111,7 @@ def test_boxes_are_painted_the_more_certain_one_in_front(small_categories: Categ
 
 def test_instance_masks_overlap_and_come_at_the_output_size() -> None:
     masks = blobs(4, (6, 8), 1)
-    up = functional.interpolate(masks[None], size=(24, 32), mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
+    up = F.interpolate(masks[None], size=(24, 32), mode="bilinear", align_corners=False)[0].sigmoid() > 0.5
     found = binary_masks(masks, (24, 32), (20, 30), (40, 60))
     np.testing.assert_array_equal(found, up[:, :20, :30].repeat_interleave(2, 1).repeat_interleave(2, 2))
     encoded = encode(found)
