@@ -21,12 +21,13 @@ from panoptic.backbones import Backbone
 from panoptic.convert import convert
 from panoptic.matcher import Matches, hungarian
 from panoptic.models.base import Outputs
+from panoptic.models.mask2former.loss import matching_cost
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.mask_transformer.loss import trained_layers
 from panoptic.models.mask_transformer.mask_resampler import Extent
 from panoptic.models.mask_transformer.masks import mask_products
-from panoptic.models.mask_transformer.postprocess import merge_queries
-from panoptic.models.mask_transformer.targets import learnt
+from panoptic.models.mask_transformer.postprocess import postprocess_image
+from panoptic.models.mask_transformer.targets import target_segments
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.device import Engine, prepare
@@ -65,8 +66,10 @@ def _merging(scale: float, peers_folder: Path | None) -> Case:
     runs: dict[str, Callable[[int], Any]] = {}
     checks: dict[str, Callable[[Any, Any], None]] = {}
 
-    def ours(_: int) -> Segmentation:
-        return merge_queries(classes, lambda queries: masks[queries], extent, categories, threshold=THRESHOLD)
+    config = Mask2FormerConfig(threshold=THRESHOLD)
+
+    def ours(_: int) -> Segmentation | None:
+        return postprocess_image(classes, lambda queries: masks[queries], extent, ["maps"], categories, config).map
 
     if original is not None:
         merge = _of_class(original, categories)
@@ -204,7 +207,7 @@ def _matching(scale: float) -> Case:
     with torch.no_grad():
         outputs = model.network(images)
     optim = Optim(optimiser="adamw", lr=1e-6)
-    optimiser, wanted = build_optimiser(model, optim), learnt(targets)
+    optimiser, chosen = build_optimiser(model, optim), target_segments(targets)
     _, classes, embeddings = trained_layers(outputs)
 
     @torch.no_grad()
@@ -212,7 +215,8 @@ def _matching(scale: float) -> Case:
         found = []
         for logits, vectors in zip(classes.split(2), embeddings.split(2), strict=True):
             masks = mask_products(vectors, outputs["features"])
-            found.append(hungarian(model._cost(logits, masks, targets), wanted, targets.names))
+            cost = matching_cost(logits, masks, targets, model.config, model.config.loss_points)
+            found.append(hungarian(cost, chosen, targets.names))
         return found
 
     def step(_: int) -> float:
@@ -221,7 +225,7 @@ def _matching(scale: float) -> Case:
         return float(done.losses["total"])
 
     def compare(mine: list[Matches], loss: float) -> None:
-        if any(len(matches.queries) != int(wanted.sum()) for matches in mine) or not np.isfinite(loss):
+        if any(len(matches.queries) != int(chosen.sum()) for matches in mine) or not np.isfinite(loss):
             raise ValueError("not every target was matched")
 
     work = f"Mask2Former-R50 matching, 2 images of {side}x{side}, 10 predictions, 12544 points"

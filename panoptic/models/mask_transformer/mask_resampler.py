@@ -121,14 +121,27 @@ class Axis:
 
 
 class MaskResampler:
-    """Masks [n, h, w] as planes of the output's size."""
+    """Masks [n, h, w] resampled to the output's size, as far as they are asked for.
 
-    def __init__(self, masks: Tensor, extent: Extent) -> None:
-        if masks.shape[-2] > extent.canvas[0] or masks.shape[-1] > extent.canvas[1]:
+    Args:
+        masks: logits of any resolution over the canvas; finer ones than the canvas are resized to it first.
+        extent: the area that they cover.
+        axes: rows and columns of another resampler of the same extent and resolution.
+    """
+
+    def __init__(self, masks: Tensor, extent: Extent, axes: tuple[Axis, Axis] | None = None) -> None:
+        if len(masks) and (masks.shape[-2] > extent.canvas[0] or masks.shape[-1] > extent.canvas[1]):
             masks = F.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)[0]
-        self.masks, self.size = masks, extent.output
-        sides = zip(masks.shape[-2:], extent.canvas, extent.size, extent.output, strict=True)
-        self.rows, self.columns = (Axis(*side) for side in sides)
+        self.masks, self.extent, self.size = masks, extent, extent.output
+        if axes is None:
+            sides = zip(masks.shape[-2:], extent.canvas, extent.size, extent.output, strict=True)
+            rows, columns = (Axis(*side) for side in sides)
+            axes = rows, columns
+        self.rows, self.columns = axes
+
+    def select(self, index: Tensor) -> MaskResampler:
+        """A resampler of some of the masks, int64 [m]."""
+        return MaskResampler(self.masks[index], self.extent, (self.rows, self.columns))
 
     def window(self, masks: Tensor, rows: Span, columns: Span) -> Tensor:
         """[..., rows, columns] of some of the masks, [..., h, w]."""

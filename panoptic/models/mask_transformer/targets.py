@@ -1,6 +1,7 @@
 """The targets of mask classification, from the maps of segments.
 
-Shapes: B images, N segments (padded), H x W the canvas, h x w cells of a mask."""
+Shapes: B images, N segments (padded), H x W the canvas, h x w cells of a mask.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +12,31 @@ from torch import Tensor
 from panoptic.segmentation import IGNORE, Targets
 
 
-def learnt(targets: Targets) -> Tensor:
-    """bool [B, N], the segments that queries learn: with a pixel, and no crowd."""
-    return present(targets) & ~targets.crowd
+def target_segments(targets: Targets) -> Tensor:
+    """The segments that queries learn, bool [B, N]: those with a pixel that are no crowd."""
+    return visible_segments(targets) & ~targets.crowd
 
 
-def present(targets: Targets) -> Tensor:
-    """bool [B, N], the segments that have a pixel."""
+def visible_segments(targets: Targets) -> Tensor:
+    """The segments that have a pixel, bool [B, N]."""
     images, count = targets.labels.shape
+    # number k of image b is entry b (N + 1) + k of one table for the whole batch
     offsets = torch.arange(images, device=targets.segments.device)[:, None, None] * (count + 1)
-    found = torch.zeros(images * (count + 1), dtype=torch.bool, device=targets.segments.device)
-    found[(targets.segments + offsets).view(-1)] = True
-    return found.view(images, count + 1)[:, 1:] & (targets.labels != IGNORE)
+    visible = torch.zeros(images * (count + 1), dtype=torch.bool, device=targets.segments.device)
+    visible[(targets.segments + offsets).view(-1)] = True
+    return visible.view(images, count + 1)[:, 1:] & (targets.labels != IGNORE)
 
 
-def coarse_masks(targets: Targets, wanted: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 [B, N, h w], the masks of the wanted segments (bool [B, N]) by nearest neighbour; 0 for others."""
+def coarse_masks(targets: Targets, chosen: Tensor, size: tuple[int, int]) -> Tensor:
+    """The masks of chosen segments by nearest neighbour, float32 [B, N, h w]; those of others are 0.
+
+    Args:
+        targets: of the batch.
+        chosen: bool [B, N].
+        size: h and w.
+    """
     segments = targets.segments
     # as floats, which hold every segment number: nearest neighbour has no integer form
     small = F.interpolate(segments[:, None].float(), size=size, mode="nearest")
-    numbers = torch.arange(1, wanted.shape[1] + 1, device=segments.device)
-    return ((small.flatten(2) == numbers[:, None]) & wanted[:, :, None]).float()
+    numbers = torch.arange(1, chosen.shape[1] + 1, device=segments.device)
+    return ((small.flatten(2) == numbers[:, None]) & chosen[:, :, None]).float()

@@ -201,7 +201,7 @@ def test_transformers_outputs_and_losses(theirs) -> None:
     with torch.no_grad():
         torch.manual_seed(3)
         expected = theirs(pixels, mask_labels=masks, class_labels=classes)
-        outputs = ours.answer(pixels)
+        outputs = ours.forward_normalised(pixels)
         torch.manual_seed(3)
         losses = ours.loss(outputs, targets)
     every = torch.arange(config.queries)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask2former.model import Mask2Former, Mask2FormerConfig
-from panoptic.models.mask2former.transformer_decoder import _looked_at
+from panoptic.models.mask2former.transformer_decoder import attention_mask
 from panoptic.models.mask_transformer import loss, point_sampling
 from panoptic.models.mask_transformer.masks import mask_logits, mask_products
-from panoptic.models.mask_transformer.targets import learnt
+from panoptic.models.mask_transformer.targets import target_segments
 from panoptic.segmentation import Categories, Targets, collate
 from panoptic.training.optim import Optim
 from tests.panoptic.models.test_contract import as_sample, only
@@ -43,30 +43,30 @@ def test_masks_of_attention_are_resized_products() -> None:
     blocked = logits.sigmoid().flatten(2) < 0.5
     blocked[blocked.all(-1)] = False
     small = F.interpolate(features, size=(4, 6), mode="bilinear").flatten(2)
-    found = _looked_at(embeddings, small)
-    assert torch.equal(found[:, 0], ~blocked)
-    assert found[1, 0, 2].all() and found[0, 0, 3].all()
-    assert not found.all()
+    mask = attention_mask(embeddings, small)
+    assert torch.equal(mask[:, 0], ~blocked)
+    assert mask[1, 0, 2].all() and mask[0, 0, 3].all()
+    assert not mask.all()
 
 
 def plain_losses(model: Mask2Former, outputs: Outputs, targets: Targets) -> dict[str, torch.Tensor]:
     """The definition, with every mask at full size and points drawn in the published order."""
     config, terms = model.config, {}
-    count = int(learnt(targets).sum())
+    count = int(target_segments(targets).sum())
     layers = [("", outputs["classes"], outputs["embeddings"])]
     pairs = zip(outputs["auxiliary_classes"], outputs["auxiliary_embeddings"], strict=True)
     layers += [(f"_{k}", *pair) for k, pair in enumerate(pairs)]
     masks = (targets.segments[:, None] == torch.arange(1, targets.labels.shape[1] + 1).view(-1, 1, 1)).float()
     for suffix, classes, embeddings in layers:
         logits = mask_products(embeddings, outputs["features"])
-        where = torch.cat([torch.rand(1, config.loss_points, 2) for _ in range(len(logits))])
-        x, t = point_sampling.sample(logits, where)[:, :, None], point_sampling.sample(masks, where)[:, None]
+        shared = torch.cat([torch.rand(1, config.loss_points, 2) for _ in range(len(logits))])
+        x, t = point_sampling.sample(logits, shared)[:, :, None], point_sampling.sample(masks, shared)[:, None]
         x, t = torch.broadcast_tensors(x, t)
         cost = 5 * F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(3)
         p = x.sigmoid()
         cost += 5 * (1 - (2 * (p * t).sum(3) + 1) / (p.sum(3) + t.sum(3) + 1))
         cost -= 2 * torch.stack([c.softmax(1)[:, labels] for c, labels in zip(classes, targets.labels, strict=True)])
-        matches = hungarian(cost, learnt(targets), targets.names)
+        matches = hungarian(cost, target_segments(targets), targets.names)
         b, q, k = matches.groups, matches.queries, matches.targets
         chosen = point_sampling.uncertain_points(logits[b, q], config.loss_points, 3.0, 0.75)
         x, t = (
@@ -78,10 +78,10 @@ def plain_losses(model: Mask2Former, outputs: Outputs, targets: Targets) -> dict
         terms[f"dice{suffix}"] = 5 * (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).sum()
         for name in ("masks", "dice"):
             terms[f"{name}{suffix}"] = terms[f"{name}{suffix}"] / count
-        wanted = torch.full(classes.shape[:2], len(model.categories))
-        wanted[b, q] = targets.labels[b, k]
+        labels = torch.full(classes.shape[:2], len(model.categories))
+        labels[b, q] = targets.labels[b, k]
         weights = torch.cat([torch.ones(len(model.categories)), torch.tensor([0.1])])
-        terms[f"classes{suffix}"] = 2 * F.cross_entropy(classes.transpose(1, 2), wanted, weights)
+        terms[f"classes{suffix}"] = 2 * F.cross_entropy(classes.transpose(1, 2), labels, weights)
     return terms
 
 
@@ -91,11 +91,11 @@ def test_losses_are_those_of_the_definition(small_categories) -> None:
     with torch.no_grad():
         outputs = model.network(images)
         torch.manual_seed(7)
-        found = model.loss(outputs, targets)
+        losses = model.loss(outputs, targets)
         torch.manual_seed(7)
-        wanted = plain_losses(model, outputs, targets)
-    assert len(found) == 12 and found.keys() == wanted.keys()
-    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in wanted.items()}, rel=1e-4)
+        plain = plain_losses(model, outputs, targets)
+    assert len(losses) == 12 and losses.keys() == plain.keys()
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx({k: v.item() for k, v in plain.items()}, rel=1e-4)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 4), (30, 2)])
@@ -114,16 +114,16 @@ def test_chunks_change_neither_losses_nor_gradients(small_categories, monkeypatc
     """120 targets for 100 queries: in chunks whose values are computed again, and all at once."""
     model = built(small_categories, queries=100)
     images, targets = batch(small_categories, (120,))
-    found = []
-    for chunk in (10_000, 320):
-        monkeypatch.setattr(loss, "KEPT", chunk)
+    results = []
+    for kept in (10_000, 320):
+        monkeypatch.setattr(loss, "KEPT", kept)
         model.zero_grad()
         torch.manual_seed(1)
         losses = model.loss(model.network(images), targets)
         sum(losses.values()).backward()
-        found.append((torch.stack(list(losses.values())), [p.grad.clone() for p in model.parameters()]))
-    torch.testing.assert_close(found[0][0], found[1][0])
-    for whole, parts in zip(found[0][1], found[1][1], strict=True):
+        results.append((torch.stack(list(losses.values())), [p.grad.clone() for p in model.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for whole, parts in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-5)
 
 

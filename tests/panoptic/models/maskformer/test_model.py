@@ -11,8 +11,10 @@ import torch
 from panoptic.convert import convert, reference_keys
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
-from panoptic.models.mask_transformer.masks import mask_logits
-from panoptic.models.mask_transformer.targets import coarse_masks, learnt
+from panoptic.models.mask_transformer import loss
+from panoptic.models.mask_transformer.masks import mask_logits, mask_products
+from panoptic.models.mask_transformer.targets import coarse_masks, target_segments
+from panoptic.models.maskformer.loss import matching_cost
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Frame, Targets, collate
 from panoptic.training.optim import Optim
@@ -58,43 +60,45 @@ def published(shared):
 
 
 @pytest.fixture(scope="module")
-def answer(published) -> Outputs:
+def outputs(published) -> Outputs:
     model, pixels, *_ = published
     with torch.no_grad():
-        return model.answer(pixels)
+        return model.forward_normalised(pixels)
 
 
-def test_every_array_of_the_network(published, answer) -> None:
+def test_every_array_of_the_network(published, outputs) -> None:
     model, pixels, _, fixture, _ = published
     with torch.no_grad():
         features = model.backbone(pixels)
     for name in ("res2", "res3", "res4", "res5"):
         close(features[name].mean((2, 3)), fixture[f"{name}_mean"], 1e-4 * np.abs(fixture[f"{name}_mean"]).max())
         close(features[name][:, :8], fixture[f"{name}_slice"], 1e-4 * np.abs(fixture[f"{name}_slice"]).max())
-    close(answer["features"].mean((2, 3)), fixture["mask_features_mean"])
-    close(answer["features"][:, :16], fixture["mask_features_slice"])
-    close(answer["classes"], fixture["pred_logits"])
-    close(answer["auxiliary_classes"][0], fixture["aux0_logits"])
+    close(outputs["features"].mean((2, 3)), fixture["mask_features_mean"])
+    close(outputs["features"][:, :16], fixture["mask_features_slice"])
+    close(outputs["classes"], fixture["pred_logits"])
+    close(outputs["auxiliary_classes"][0], fixture["aux0_logits"])
     every = torch.arange(100)
-    first = {**answer, "embeddings": answer["auxiliary_embeddings"][0]}
-    last = {**answer, "embeddings": answer["auxiliary_embeddings"][-1]}
+    first = {**outputs, "embeddings": outputs["auxiliary_embeddings"][0]}
+    last = {**outputs, "embeddings": outputs["auxiliary_embeddings"][-1]}
     for b in (0, 1):
-        close(mask_logits(answer, b, every), fixture["pred_masks"][b])
+        close(mask_logits(outputs, b, every), fixture["pred_masks"][b])
         close(mask_logits(first, b, every[:10]), fixture["aux0_masks"][b])
         close(mask_logits(last, b, every[:10]), fixture["auxm1_masks"][b])
 
 
-def test_matches_and_every_loss(published, answer, shared) -> None:
+def test_matches_and_every_loss(published, outputs, shared) -> None:
     model, _, targets, fixture, _ = published
-    wanted = learnt(targets)
-    cost = model._cost(answer["classes"], answer["embeddings"], answer["features"], targets, wanted)
-    matches = hungarian(cost, wanted, targets.names)
+    chosen = target_segments(targets)
+    logits = mask_products(outputs["embeddings"], outputs["features"])
+    masks = coarse_masks(targets, chosen, logits.shape[-2:])
+    cost = matching_cost(outputs["classes"], logits, targets.labels, masks, model.config)
+    matches = hungarian(cost, chosen, targets.names)
     for b in (0, 1):
         np.testing.assert_array_equal(matches.of(b, 1).queries, fixture[f"match{b}_src"])
         np.testing.assert_array_equal(matches.of(b, 1).targets, fixture[f"match{b}_tgt"])
     reference = record(shared, "maskformer_fpn_losses")
     with torch.no_grad():
-        losses = model.loss(answer, targets)
+        losses = model.loss(outputs, targets)
     assert len(losses) == 18
     for name, value in losses.items():
         term, _, layer = name.partition("_")
@@ -110,7 +114,7 @@ def test_gradients(published, shared) -> None:
     model, pixels, targets, _, names = published
     norms = record(shared, "maskformer_fpn_losses")["grad_norms"]
     model.zero_grad()
-    sum(model.loss(model.answer(pixels), targets).values()).backward()
+    sum(model.loss(model.forward_normalised(pixels), targets).values()).backward()
     ours = {name: float(p.grad.double().norm()) for name, p in model.named_parameters()}
     assert {names[key] for key in norms} <= set(ours)
     for key, expected in norms.items():
@@ -120,22 +124,21 @@ def test_gradients(published, shared) -> None:
 
 def test_masks_are_compared_in_bounded_memory(small_categories, monkeypatch) -> None:
     """More targets than fit a chunk: the same losses and gradients as at once."""
-    from panoptic.models.mask_transformer import loss
-
     c = small_categories
     labels = [k % len(c) for k in range(18)]
     images, targets = collate([as_sample(only(64, 96, labels), k) for k in (0, 1)], 32)
     torch.manual_seed(0)
     model = SMALL_MASKFORMER.build(c).eval()
-    found = []
-    for chunk in (1000, 5):
-        monkeypatch.setattr(loss, "KEPT", chunk)
+    results = []
+    for kept in (1000, 5):
+        monkeypatch.setattr(loss, "KEPT", kept)
         model.zero_grad()
         losses = model.loss(model.network(images), targets)
         sum(losses.values()).backward()
-        found.append((losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    assert {k: v.item() for k, v in found[0][0].items()} == pytest.approx({k: v.item() for k, v in found[1][0].items()})
-    for whole, parts in zip(found[0][1], found[1][1], strict=True):
+        results.append((losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (whole_losses, whole_gradients), (losses, gradients) = results
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx({k: v.item() for k, v in whole_losses.items()})
+    for whole, parts in zip(whole_gradients, gradients, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
@@ -143,9 +146,9 @@ def test_targets_are_segments_with_pixels_that_are_no_crowd(small_categories) ->
     truth = only(8, 12, [0, 1, 2], [False, True, False])
     _, targets = collate([as_sample(truth), as_sample(only(8, 12, []), 1)])
     targets.segments[0][targets.segments[0] == 3] = 0
-    wanted = learnt(targets)
-    assert wanted.tolist() == [[True, False, False], [False, False, False]]
-    masks = coarse_masks(targets, wanted, (2, 3)).view(2, 3, 2, 3)
+    chosen = target_segments(targets)
+    assert chosen.tolist() == [[True, False, False], [False, False, False]]
+    masks = coarse_masks(targets, chosen, (2, 3)).view(2, 3, 2, 3)
     assert masks[0, 0].tolist() == [[1, 0, 0]] * 2
     assert not masks[0, 1:].any() and not masks[1].any()
 

@@ -1,0 +1,108 @@
+"""Mask2Former's loss: masks are compared at points (Cheng et al., arXiv 2112.01527, section 3.3).
+
+For the matching, at points that all queries and segments of an image share; for the loss, at points of each matched
+mask, most of them where it is least certain. Random numbers are drawn layer by layer, the last one first: points for
+the cost of each image, candidates, points that may be anywhere.
+
+Shapes: B images, L layers, Q queries, K classes, D mask channels, h x w stride-4 maps, N segments (padded), P points,
+M matches of all layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panoptic import losses
+from panoptic.distributed import world_mean
+from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
+from panoptic.models.base import Outputs
+from panoptic.models.mask_transformer import point_sampling
+from panoptic.models.mask_transformer.config import MaskTransformerConfig
+from panoptic.models.mask_transformer.loss import class_losses, mask_losses, trained_layers, weighted_terms
+from panoptic.models.mask_transformer.masks import mask_products
+from panoptic.models.mask_transformer.targets import target_segments
+from panoptic.segmentation import Targets
+
+
+def mask2former_loss(
+    outputs: Outputs,
+    targets: Targets,
+    config: MaskTransformerConfig,
+    *,
+    points: int = 12544,
+    oversample: float = 3.0,
+    importance: float = 0.75,
+) -> dict[str, Tensor]:
+    """The terms "classes", "masks" (cross-entropy) and "dice"; of prediction i but the last with the suffix `_i`.
+
+    Prediction 0 is that of the initial queries.
+
+    Args:
+        outputs: of the network.
+        targets: of the batch.
+        config: has the weights.
+        points: P.
+        oversample: candidates drawn for each point of a matched mask.
+        importance: share of those points that are the least certain candidates; the others are uniform.
+
+    Raises:
+        FloatingPointError: outputs are not finite; the message names the images.
+    """
+    images = len(outputs["classes"])
+    features = outputs["features"].contiguous()  # once, instead of at every product
+    chosen = target_segments(targets)
+    normaliser = world_mean(chosen.sum().float()).clamp(min=1)
+    suffixes, classes, embeddings = trained_layers(outputs)
+    layer_matches, layer_points = [], []
+    with torch.no_grad():
+        for logits, vectors in zip(classes.split(images), embeddings.split(images), strict=True):
+            masks = mask_products(vectors, features)
+            cost = matching_cost(logits, masks, targets, config, points)
+            matches = hungarian(cost, chosen, targets.names)
+            matched = masks[matches.groups, matches.queries]
+            layer_points.append(point_sampling.uncertain_points(matched, points, oversample, importance))
+            layer_matches.append(matches)
+    matches = stacked(layer_matches, images)
+    class_terms = class_losses(classes, matches, targets, config.no_object_weight)
+    mask_terms = _cross_entropy_and_dice(embeddings, features, torch.cat(layer_points), targets, matches)
+    return weighted_terms(config, suffixes, class_terms, mask_terms, normaliser)
+
+
+@torch.no_grad()
+def matching_cost(
+    classes: Tensor, masks: Tensor, targets: Targets, config: MaskTransformerConfig, points: int
+) -> Tensor:
+    """The cost of each pair of query and segment, [B, Q, N], at points that are drawn here.
+
+    Args:
+        classes: [B, Q, K + 1] logits.
+        masks: [B, Q, h, w] logits.
+        targets: of the batch.
+        config: has the weights.
+        points: P.
+    """
+    # image by image, in the order in which the reference draws them
+    positions = torch.cat([torch.rand(1, points, 2, device=masks.device) for _ in range(len(classes))])
+    logits = point_sampling.sample(masks, positions)
+    truths = point_sampling.every_mask_at(targets.segments, positions, targets.labels.shape[1])
+    cost = config.class_weight * class_cost(classes, targets.labels)
+    cost += config.mask_weight * cross_entropy_cost(logits, truths)
+    return cost + config.dice_weight * dice_cost(logits, truths)
+
+
+def _cross_entropy_and_dice(
+    embeddings: Tensor, features: Tensor, points: Tensor, targets: Targets, matches: Matches
+) -> Tensor:
+    """Sums of cross-entropy and dice losses over the matches of each layer, float [L, 2].
+
+    `points` is [M, P, 2], those at which each match is compared.
+    """
+    images = matches.groups % len(features)
+
+    def compare(logits: Tensor, part: Tensor) -> Tensor:
+        truths = point_sampling.masks_at(targets.segments, images[part], matches.targets[part], points[part])
+        sampled = point_sampling.sample(logits[:, None], points[part])[:, 0]
+        return torch.stack(losses.cross_entropy_and_dice(sampled, truths), 1)
+
+    return mask_losses(embeddings, features, matches, compare)
