@@ -58,7 +58,7 @@ def maskformer_r101_cityscapes() -> Experiment:
     decay only.
     """
     return Experiment(
-        model=MaskFormerConfig(backbone=Backbone("resnet101"), encoder_layers=0),
+        model=MaskFormerConfig(backbone=Backbone("resnet101"), divisor=32, encoder_layers=0),
         data=Data(root="", train="train", val="val"),
         augment=POLICIES["cityscapes_m2f"],
         resize=Resize(short=1024, longest=2048, antialias=True),
@@ -139,6 +139,7 @@ def _small() -> MaskFormerConfig:
     """
     return MaskFormerConfig(
         backbone=Backbone(name="resnet18"),
+        divisor=32,
         channels=128,
         mask_channels=128,
         norm="batch",

@@ -87,6 +87,7 @@ SMALL_FPN = PanopticFPNConfig(
 
 SMALL_MASKFORMER = MaskFormerConfig(
     backbone=Backbone("resnet18", norm="group"),
+    divisor=32,
     channels=32,
     mask_channels=16,
     encoder_layers=0,

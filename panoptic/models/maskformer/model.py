@@ -34,8 +34,8 @@ from panoptic.segmentation import Categories, Targets
 class MaskFormerConfig(MaskTransformerConfig):
     """MaskFormer with either pixel decoder; the defaults are those of COCO panoptic with a ResNet."""
 
-    divisor: int = 32
-    """Batches are padded to a multiple of this (published for COCO panoptic: 1)."""
+    divisor: int = 1
+    """Batches are padded to a multiple of this (published: 1 for COCO panoptic, 32 for the other datasets)."""
     encoder_layers: int = 6
     """Transformer layers on the coarsest map; 0 = the plain feature pyramid (published with Swin)."""
     decoder_layers: int = 6

@@ -18,6 +18,7 @@ from panoptic.models.maskformer.loss import matching_cost
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Frame, Targets, collate
 from panoptic.training.optim import Optim
+from pipelines.presets.maskformer import maskformer_r50_coco, maskformer_r101_cityscapes, maskformer_scenes
 from tests.panoptic.models.test_contract import as_sample, only
 from tests.support.photographs import learn, photographs
 from tests.support.query_fixtures import arrays, coco, record, weights
@@ -161,6 +162,14 @@ def test_an_output_that_is_not_finite_names_its_image(small_categories) -> None:
         outputs["classes"][1, 2, 0] = torch.nan
         with pytest.raises(FloatingPointError, match="sample 4"):
             model.loss(outputs, targets)
+
+
+def test_the_defaults_are_those_that_were_published_for_coco(small_categories) -> None:
+    """Padding too: the reference's SIZE_DIVISIBILITY is 0 for COCO panoptic, that is none, and 32 elsewhere."""
+    published = maskformer_r50_coco().model
+    assert MaskFormerConfig(backbone=published.backbone) == published
+    assert MaskFormerConfig().build(small_categories).divisor == 1
+    assert [preset().model.divisor for preset in (maskformer_r101_cityscapes, maskformer_scenes)] == [32, 32]
 
 
 @pytest.mark.parametrize("option", [{"queries": 0}, {"decoder_layers": 0}, {"loss_stride": 0}])
