@@ -16,7 +16,7 @@ from panoptic.segmentation import IGNORE
 
 
 def pixel_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None) -> Tensor:
-    """float [B, H, W], the cross-entropy of each pixel times its weight, 0 where `IGNORE`.
+    """The cross-entropy of each pixel times its weight, float [B, H, W]; 0 where `IGNORE`.
 
     Args:
         logits: [B, C, H, W].
@@ -30,11 +30,16 @@ def pixel_cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None
 def top_k_cross_entropy(
     logits: Tensor, semantic: Tensor, weights: Tensor | None = None, fraction: float = 0.2
 ) -> Tensor:
-    """Bootstrapped ("hard pixel mining") cross-entropy: the mean of the hardest share of all pixels.
+    """Bootstrapped cross-entropy ("hard pixel mining"): the mean over the hardest share of all pixels.
 
     Ignored pixels stay in the vector as zeros and count in the number of pixels, over the whole batch:
-    k = int(fraction * B * H * W). A fraction of 1 is the plain mean over all pixels, ignored ones
-    included.
+    k = int(fraction * B * H * W). (DeeperLab, arXiv 1902.05093; Panoptic-DeepLab, arXiv 1911.10194.)
+
+    Args:
+        logits: [B, C, H, W].
+        semantic: int64 [B, H, W], `IGNORE` where void or padding.
+        weights: float [B, H, W]; None means 1.
+        fraction: share of the pixels; 1 is the plain mean over all of them, ignored ones included.
     """
     losses = pixel_cross_entropy(logits, semantic, weights).flatten()
     if fraction >= 1.0:
@@ -43,7 +48,13 @@ def top_k_cross_entropy(
 
 
 def cross_entropy(logits: Tensor, semantic: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted cross-entropy averaged over the number of pixels that are not ignored."""
+    """Weighted cross-entropy averaged over the number of pixels that are not ignored.
+
+    Args:
+        logits: [B, C, H, W].
+        semantic: int64 [B, H, W], `IGNORE` where void or padding.
+        weights: float [B, H, W]; None means 1.
+    """
     losses = pixel_cross_entropy(logits, semantic, weights)
     return losses.sum() / (semantic != IGNORE).sum().clamp(min=1)
 
@@ -59,6 +70,13 @@ def ohem_cross_entropy(
 
     The bound is `threshold`, or the probability of the pixel that stands `min_kept` places above the
     least probable one where that is larger, so that about `min_kept` pixels are kept at least.
+
+    Args:
+        logits: [B, C, H, W].
+        semantic: int64 [B, H, W], `IGNORE` where void or padding.
+        weights: float [B, H, W]; None means 1.
+        threshold: a probability.
+        min_kept: a number of pixels of the batch.
     """
     losses = pixel_cross_entropy(logits, semantic, weights)
     counted = semantic != IGNORE
@@ -76,7 +94,7 @@ def ohem_cross_entropy(
 
 
 def masked_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Sum of weighted squared errors over the sum of weights; 0, with its graph, where all weights are 0.
+    """The sum of weighted squared errors over the sum of weights; 0, with its graph, where all weights are 0.
 
     Args:
         prediction: [B, 1, H, W].
@@ -87,7 +105,7 @@ def masked_squared_error(prediction: Tensor, target: Tensor, weights: Tensor) ->
 
 
 def masked_absolute_error(prediction: Tensor, target: Tensor, weights: Tensor, per_channel: bool) -> Tensor:
-    """Sum of weighted absolute errors over the sum of weights; 0, with its graph, where all weights are 0.
+    """The sum of weighted absolute errors over the sum of weights; 0, with its graph, where all weights are 0.
 
     Args:
         prediction: [B, 2, H, W].
@@ -125,7 +143,7 @@ def squared_kernels(model: nn.Module) -> Tensor:
 
 
 def _weighted_mean(values: Tensor, total: Tensor) -> Tensor:
-    """Sum of `values` over `total`, or over 1 where that is 0 (the values are then 0 as well)."""
+    """The sum of `values` over `total`, or over 1 where that is 0 (the values are then 0 as well)."""
     return values.sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
@@ -133,7 +151,7 @@ def _weighted_mean(values: Tensor, total: Tensor) -> Tensor:
 
 
 def soft_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss against soft targets in 0..1, of the shape of both.
+    """The focal loss of logits against soft targets in 0..1, of the shape of both.
 
     RetinaNet's formula with the target in place of 0 and 1: p_t = p t + (1 - p) (1 - t), alpha alike.
     """
@@ -144,7 +162,7 @@ def soft_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma:
 
 
 def squared_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """float [P, K], dice loss of K predictions of each of P masks, with squares in the denominator (V-Net).
+    """The dice loss with squares in the denominator (arXiv 1606.04797) of K predictions of each of P masks, [P, K].
 
     Args:
         logits: [P, K, cells].
@@ -160,7 +178,7 @@ def squared_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def query_cross_entropy(logits: Tensor, classes: Tensor, no_object_weight: float = 0.1) -> Tensor:
-    """[G], the cross-entropy of each group of queries, a weighted mean in which "no object" counts less.
+    """The cross-entropy of each group of queries, [G], a weighted mean in which "no object" counts less.
 
     Args:
         logits: [G, Q, K + 1], "no object" last.
@@ -173,7 +191,7 @@ def query_cross_entropy(logits: Tensor, classes: Tensor, no_object_weight: float
 
 
 def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25) -> tuple[Tensor, Tensor]:
-    """[M] each: the mean focal loss over pixels (Lin et al. 2017, gamma 2) and the dice loss of each mask.
+    """The mean focal loss over pixels (arXiv 1708.02002, gamma 2) and the dice loss of each mask, [M] each.
 
     Both follow from one sigmoid: that of the logit with the sign turned where the mask is, the probability of error.
 
@@ -188,19 +206,19 @@ def focal_and_dice(logits: Tensor, masks: Tensor, alpha: float = 0.25) -> tuple[
     missed, spilt = (error * masks).sum(1), (error * ~masks).sum(1)
     area = masks.sum(1)
     inside, outside = (focal * masks).sum(1), (focal * ~masks).sum(1)
-    # p.t = |t| - missed and |p| = |t| - missed + spilt
+    # with p the probabilities and t the mask, p.t = |t| - missed and |p| = |t| - missed + spilt
     dice = 1 - (2 * (area - missed) + 1) / (2 * area - missed + spilt + 1)
     return (alpha * inside + (1 - alpha) * outside) / logits.shape[1], dice
 
 
 def box_corners(boxes: Tensor) -> Tensor:
-    """[..., 4], centre and size to x0 y0 x1 y1."""
+    """The corners x0 y0 x1 y1 of boxes [..., 4] that are given as centre and size."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
 def cross_entropy_and_dice(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """[M] each: the mean binary cross-entropy over points and the dice loss of each mask.
+    """The mean binary cross-entropy over points and the dice loss of each mask, [M] each.
 
     Args:
         logits: [M, P].
@@ -213,9 +231,15 @@ def cross_entropy_and_dice(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tenso
 
 
 def generalised_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """[...], of boxes [..., 4] with others that broadcast to them, x0 y0 x1 y1 (Rezatofighi et al. 2019), -1 to 1."""
+    """The generalised IoU of boxes with others, [...], -1 to 1 (Rezatofighi et al., arXiv 1902.09630).
+
+    Args:
+        boxes: [..., 4], x0 y0 x1 y1.
+        others: the same, of a shape that broadcasts to theirs.
+    """
     widths, heights = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     other_widths, other_heights = (others[..., 2:] - others[..., :2]).unbind(-1)
+    # sides of the intersection, and of the smallest box around both
     common = (torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])).clamp(
         min=0
     )

@@ -1,4 +1,4 @@
-"""One-to-one matching of queries and targets at the lowest cost (Carion et al., "DETR", arXiv 2005.12872).
+"""One-to-one matching of queries and targets at the lowest cost (Carion et al., "DETR", arXiv 2005.12872, section 3.1).
 
 Costs are batched matrices in float32, whatever the autocast; what does not depend on a pair is summed
 once instead of per pair. The assignment itself is SciPy's, one round trip to the host for all groups.
@@ -21,14 +21,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs of all groups, ordered by group, then by query; M of them."""
+    """M pairs of a query and a target, ordered by group, then by query."""
 
     groups: Tensor
-    """int64 [M]; the image is this modulo B, the decoder layer this divided by B."""
+    """int64 [M], the group of each pair; the image is this modulo B, the decoder layer this divided by B."""
     queries: Tensor
-    """int64 [M]."""
+    """int64 [M], places among Q."""
     targets: Tensor
-    """int64 [M], entries of the padded N."""
+    """int64 [M], places among the padded N."""
 
     def of(self, start: int, count: int) -> Matches:
         """The pairs of `count` groups from group `start` on, with groups counted from 0: one decoder layer."""
@@ -38,7 +38,7 @@ class Matches:
 
 @torch.no_grad()
 def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
-    """The assignment of lowest total cost of each group: min(Q, valid targets) pairs, none where there is no target.
+    """The assignment of lowest total cost of each group: min(Q, valid targets) pairs, none without a target.
 
     Args:
         cost: [G, Q, N]; entries of invalid targets may be anything.
@@ -53,8 +53,8 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
             the optimiser would learn from an assignment that means nothing.
     """
     images = len(valid)
-    wanted = valid.repeat(len(cost) // max(images, 1), 1)
-    table = cost.float().masked_fill(~wanted[:, None], 0.0).cpu().numpy()
+    usable = valid.repeat(len(cost) // max(images, 1), 1)
+    table = cost.float().masked_fill(~usable[:, None], 0.0).cpu().numpy()
     columns = valid.cpu().numpy()
     broken = np.flatnonzero(~np.isfinite(table).all((1, 2)))
     if len(broken):
@@ -66,11 +66,11 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     pairs = [_assign(table[g], np.flatnonzero(columns[g % images])) for g in range(len(table))]
     groups = np.repeat(np.arange(len(pairs)), [len(queries) for queries, _ in pairs])
     queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in pairs)]) for k in (0, 1))
-    found = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64)).to(cost.device)
-    return Matches(*found)
+    return Matches(*torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64)).to(cost.device))
 
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of one group of lowest cost [Q, N], of the targets `columns` (int64) only."""
     queries, chosen = linear_sum_assignment(cost[:, columns])
     return queries, columns[chosen]
 
@@ -84,7 +84,7 @@ def stacked(layers: Sequence[Matches], images: int) -> Matches:
 
 
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
-    """[G, Q, N], minus the probability of each target's class.
+    """Minus the probability of each target's class, [G, Q, N].
 
     Args:
         logits: [G, Q, C], "no object" among the classes.
@@ -95,7 +95,7 @@ def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal_cost(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """[G, Q, N], the mean focal loss over pixels of each mask against each target (Lin et al. 2017).
+    """The mean focal loss over pixels of each mask against each target, [G, Q, N] (Lin et al., arXiv 1708.02002).
 
     Args:
         logits: [G, Q, P].
@@ -109,7 +109,7 @@ def focal_cost(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float 
 
 
 def cross_entropy_cost(logits: Tensor, masks: Tensor) -> Tensor:
-    """[G, Q, N], the mean binary cross-entropy of each mask against each target.
+    """The mean binary cross-entropy of each mask against each target, [G, Q, N].
 
     BCE(x, t) is softplus(x) - t x: one product of matrices instead of two.
 
@@ -122,7 +122,7 @@ def cross_entropy_cost(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:
-    """[G, Q, N], 1 - (2 p.t + 1) / (|p| + |t| + 1) of each mask with each target (Milletari et al. 2016).
+    """The dice loss 1 - (2 p.t + 1) / (|p| + |t| + 1) of each mask with each target, [G, Q, N] (arXiv 1606.04797).
 
     Args:
         logits: [G, Q, P].
@@ -134,11 +134,11 @@ def dice_cost(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def _pairwise(inside: Tensor, outside: Tensor, masks: Tensor) -> Tensor:
-    """[G, Q, N], the mean over pixels of `inside` where the mask is 1 and of `outside` where it is 0."""
+    """The mean over pixels of `inside` where the mask is 1 and of `outside` where it is 0, [G, Q, N]."""
     return (_products(inside - outside, masks) + outside.sum(2)[:, :, None]) / inside.shape[2]
 
 
 def _products(values: Tensor, masks: Tensor) -> Tensor:
-    """[G, Q, P] and [G, N, P] to [G, Q, N], in float32 under autocast too."""
+    """The products of values [G, Q, P] and masks [G, N, P], [G, Q, N], in float32 under autocast too."""
     with torch.autocast(values.device.type, enabled=False):
         return torch.bmm(values.float(), masks.float().transpose(1, 2))

@@ -57,13 +57,13 @@ def test_costs_are_the_losses_of_each_pair(autocast: bool) -> None:
     logits = 4 * torch.randn(2, 5, 40, generator=draw)
     masks = (torch.rand(2, 3, 40, generator=draw) > 0.5).float()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = [focal_cost(logits, masks), cross_entropy_cost(logits, masks), dice_cost(logits, masks)]
+        costs = [focal_cost(logits, masks), cross_entropy_cost(logits, masks), dice_cost(logits, masks)]
     x, t = logits[:, :, None].expand(-1, -1, 3, -1), masks[:, None].expand(-1, 5, -1, -1)
     p, bce = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
     focal = (bce * torch.where(t > 0, 0.25 * (1 - p) ** 2, 0.75 * p**2)).mean(3)
     dice = 1 - (2 * (p * t).sum(3) + 1) / ((p + t).sum(3) + 1)
-    for ours, wanted in zip(found, [focal, bce.mean(3), dice], strict=True):
-        torch.testing.assert_close(ours, wanted)
+    for cost, expected in zip(costs, [focal, bce.mean(3), dice], strict=True):
+        torch.testing.assert_close(cost, expected)
 
 
 def test_class_cost_ignores_what_padding_holds() -> None:

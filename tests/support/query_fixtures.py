@@ -32,8 +32,8 @@ def weights(shared: Callable[[str], Path], keys: str, seed: int, gains: list) ->
     assert spec is not None and spec.loader is not None
     rules = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rules)
-    found = rules.weights_from_keys(shared(f"{PATH}/{keys}.json"), seed, gains)
-    return {key: torch.from_numpy(value) for key, value in found.items()}
+    drawn = rules.weights_from_keys(shared(f"{PATH}/{keys}.json"), seed, gains)
+    return {key: torch.from_numpy(value) for key, value in drawn.items()}
 
 
 def coco(shared: Callable[[str], Path], extra: tuple[int, ...] = ()) -> Categories:

@@ -24,7 +24,10 @@ Sizes = Sequence[tuple[int, int]]
 
 
 class DeformableAttention(nn.Module):
-    """Each query's own points and weights, from the query alone; with the parameter names of the reference."""
+    """Attention to a few points whose places and weights follow from the query alone.
+
+    Parameters have the names of the reference.
+    """
 
     def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -54,11 +57,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, queries: Tensor, tokens: Tensor, references: Tensor, sizes: Sizes) -> Tensor:
-        """[B, N, C] of queries and of tokens to [B, N, C].
+        """The attended values, [B, N, C].
 
         Args:
-            queries: the tokens with their positions.
-            tokens: of all levels.
+            queries: [B, N, C], the tokens with their positions.
+            tokens: [B, N, C], of all levels.
             references: [N, 2], x and y of each query as shares of width and height, the same on all levels.
             sizes: of the levels, in the order of the tokens.
         """
@@ -75,7 +78,7 @@ class DeformableAttention(nn.Module):
 
 
 def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
-    """The weighted sums of samples.
+    """The weighted sums of samples, as sums of rows of a table.
 
     Args:
         values: [B, N, M, C / M].
@@ -88,8 +91,10 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
     """
     images, tokens, heads, channels = values.shape
     device = values.device
+    # width and height of each level, and the place of its first token
     extents = torch.tensor([(width, height) for height, width in sizes], device=device)
     first = torch.tensor([0, *(height * width for height, width in sizes)], device=device).cumsum(0)[:-1]
+    # the four cells around each point; those outside of the level have no share, and any row of the table will do
     low = cells.detach().floor()
     share = cells - low
     corners = torch.stack([low, low + 1], -2).to(torch.int32)  # [..., P, low or high, x or y]
@@ -97,10 +102,12 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
     shares = torch.stack([1 - share, share], -2) * inside
     corners = torch.minimum(corners.clamp_(min=0), extents.to(torch.int32)[:, None, None] - 1)
     x, y = corners.unbind(-1)
+    # their rows in the table [B N M, C / M] of all values
     index = (y * extents[:, None, None, 0])[..., :, None] + x[..., None, :] + first[:, None, None, None]
     head = torch.arange(heads, device=device)[:, None, None, None, None]
     image = (torch.arange(images, device=device) * tokens * heads).view(-1, *[1] * 6)
     index = (index * heads + head + image).to(torch.int32)
+    # bilinear share times attention weight, and one bag for each image, query and head
     across, down = shares.unbind(-1)
     factors = (down * weights[..., None])[..., :, None] * across[..., None, :]
     bags = images * cells.shape[1] * heads
@@ -111,7 +118,7 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
 
 
 def _sampled_planes(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
-    """The same as `_sampled_rows`, level by level with `grid_sample`."""
+    """The weighted sums of samples as in `_sampled_rows`, level by level with `grid_sample`."""
     images, _, heads, channels = values.shape
     queries, samples = cells.shape[1], []
     levels = values.split([height * width for height, width in sizes], 1)
@@ -136,26 +143,33 @@ class DeformableEncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor, references: Tensor, sizes: Sizes) -> Tensor:
-        """[B, N, C] to the same; `positions` is [1, N, C]."""
+        """Tokens [B, N, C] after the layer.
+
+        Args:
+            x: [B, N, C], tokens of all levels.
+            positions: [1, N, C].
+            references: [N, 2], of `_cell_middles`.
+            sizes: of the levels.
+        """
         x = self.norm1(x + self.dropout(self.self_attention(x + positions, x, references, sizes)))
         return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
 class DeformableEncoder(nn.Module):
-    """Layers that let every cell of every level look at all levels."""
+    """Transformer layers in which every cell of every level attends to all levels."""
 
     def __init__(
         self, channels: int, heads: int, hidden: int, layers: int, levels: int, points: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        made = [DeformableEncoderLayer(channels, heads, hidden, levels, points, dropout) for _ in range(layers)]
-        self.layers = nn.ModuleList(made)
+        built = [DeformableEncoderLayer(channels, heads, hidden, levels, points, dropout) for _ in range(layers)]
+        self.layers = nn.ModuleList(built)
         initialise_transformer(self)
-        for layer in made:
+        for layer in built:
             layer.self_attention.initialise()
 
     def forward(self, x: Tensor, positions: Tensor, sizes: Sizes) -> Tensor:
-        """[B, N, C], tokens of all levels, to the same; `positions` is [1, N, C]."""
+        """Tokens [B, N, C] of all levels after all layers; `positions` is [1, N, C]."""
         references = _cell_middles(sizes, x.device)
         for layer in self.layers:
             x = layer(x, positions, references, sizes)
@@ -163,7 +177,7 @@ class DeformableEncoder(nn.Module):
 
 
 def _cell_middles(sizes: Sizes, device: torch.device) -> Tensor:
-    """float32 [N, 2], x and y of the middle of every cell, as shares of its level's width and height."""
+    """The middle of every cell as x and y, shares of its level's width and height, float32 [N, 2]."""
     levels = []
     for height, width in sizes:
         y = (torch.arange(height, device=device) + 0.5) / height

@@ -1,4 +1,4 @@
-"""Mask logits at the size at which they are wanted, a window at a time.
+"""Mask logits at the size of the output, a window at a time.
 
 As the references resize: bilinear to the canvas, cut to the image, bilinear to the output. Both steps and both
 axes are linear, so a window of the result needs a window of the masks only, and nothing of the size of all
@@ -9,6 +9,7 @@ Shapes: n masks, h x w their cells, which cover the canvas, H x W the output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,25 +29,28 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Extent:
-    """What masks of any resolution cover, and which part of it is wanted at which size."""
+    """The area that masks of any resolution cover, the image within it, and the size of the output."""
 
     canvas: tuple[int, int]
     """Height and width of the batch tensor."""
     size: tuple[int, int]
-    """Of the image inside of it."""
+    """Height and width of the image inside of it."""
     output: tuple[int, int]
-    """Of the result."""
+    """Height and width of the result."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One bilinear resize along one axis: each pixel mixes two positions by the share of the second. On the CPU."""
+    """One bilinear resize along one axis, in which each pixel mixes two positions; its tables are on the CPU."""
 
     before: Tensor
+    """int64 [pixels], the first position of each."""
     after: Tensor
+    """int64 [pixels], the second."""
     share: Tensor
+    """float32 [pixels], the share of the second."""
     identity: bool
-    """Pixels are the positions themselves."""
+    """Whether pixels are the positions themselves."""
 
     @classmethod
     def between(cls, cells: int, pixels: int, count: int) -> Step:
@@ -69,6 +73,7 @@ class Step:
         return torch.lerp(x.index_select(dim, before), x.index_select(dim, after), share)
 
     def _tables(self, first: int) -> tuple[tuple[Tensor, int], ...]:
+        """The tables, and what to subtract from them where positions are counted from `first`."""
         return (self.before, first), (self.after, first), (self.share, 0)
 
 
@@ -79,20 +84,23 @@ class Axis:
     """
 
     def __init__(self, cells: int, canvas: int, size: int, output: int) -> None:
+        # from cells to the pixels of the image at network size, and from these to the output
         self.coarse, self.fine = Step.between(cells, canvas, size), Step.between(size, output, output)
         coarse, fine = self.coarse, self.fine
+        # both steps together: the four cells that each pixel of the output depends on, and their shares
         ends = [(fine.before, 1 - fine.share), (fine.after, fine.share)]
         touched = torch.stack([cell[end] for end, _ in ends for cell in (coarse.before, coarse.after)])
         shares = torch.stack(
             [part * other for end, part in ends for other in (1 - coarse.share[end], coarse.share[end])]
         )
+        # the pixel belongs to the cell nearest to its centre of mass, and its cells are within one of that
         first = torch.where(shares > 0, touched, cells).amin(0)
         last = torch.where(shares > 0, touched, 0).amax(0)
         nearest = ((shares * touched).sum(0) + 0.5).long()
         self.owners = torch.minimum(torch.maximum(nearest, last - 1), first + 1).clamp(0, cells - 1)
         """int64 [pixels], the cell that each pixel belongs to."""
         self.weights = torch.zeros(output + 1, 3)
-        """What each pixel takes of the cell before its own, of its own and of the one after; last row: none."""
+        """float32 [pixels + 1, 3], the shares of the cell before, its own and the one after; last row: 0."""
         places = (touched - self.owners + 1).clamp(0, 2)
         self.weights[:-1].scatter_add_(1, places.t(), shares.t())
         self.counts = torch.bincount(self.owners, minlength=cells)
@@ -144,7 +152,7 @@ class MaskResampler:
         return MaskResampler(self.masks[index], self.extent, (self.rows, self.columns))
 
     def window(self, masks: Tensor, rows: Span, columns: Span) -> Tensor:
-        """[..., rows, columns] of some of the masks, [..., h, w]."""
+        """A window [..., rows, columns] of the output of some of the masks, [..., h, w]."""
         top, bottom = self.rows.needs(rows)
         left, right = self.columns.needs(columns)
         # columns first, of few rows, and along an outer dimension: whole lines are copied, not single values
@@ -154,7 +162,7 @@ class MaskResampler:
 
     @cached_property
     def _padded(self) -> Tensor:
-        """[n, h + 2, w + 2], with the border repeated."""
+        """The masks with their border repeated, [n, h + 2, w + 2]."""
         return F.pad(self.masks[None], (1, 1, 1, 1), mode="replicate")[0]
 
     def pixels(self, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,12 +172,14 @@ class MaskResampler:
         return self.rows.members.to(device)[row], self.columns.members.to(device)[column]
 
     def values(self, masks: Tensor, cells: Tensor) -> Tensor:
-        """[m, R, C], one mask (int64 [m]) at the pixels of one cell each, as `pixels` orders them."""
+        """The values of one mask (int64 [m]) at the pixels of one cell each, [m, R, C], as `pixels` orders them."""
         device, (height, width) = self.masks.device, self.masks.shape[-2:]
+        # the 3x3 cells around each one; indices are flat, and (0, 0) of the padded mask is the corner of cell (0, 0)
         corner = masks * (height + 2) + torch.div(cells, width, rounding_mode="floor")
         corner = corner * (width + 2) + cells % width
         steps = torch.arange(3, device=device)
         around = (corner[:, None, None] + steps[:, None] * (width + 2) + steps).view(-1)
+        # a pixel is the product of three shares along each axis with these cells
         rows, columns = self.pixels(cells)
         down, across = self.rows.weights.to(device)[rows], self.columns.weights.to(device)[columns]
         values = self._padded.view(-1).index_select(0, around).view(-1, 3, 3)
@@ -177,8 +187,8 @@ class MaskResampler:
 
     def covered(self, cells: Tensor) -> list[tuple[Span, Span] | None]:
         """Rows and columns of the output around all pixels of `cells`, bool [n, h, w]; None where there is none."""
-        found = cells.cpu().numpy()
-        rows, columns = self.rows.around(np.asarray(found.any(2))), self.columns.around(np.asarray(found.any(1)))
+        marked = cells.cpu().numpy()
+        rows, columns = self.rows.around(np.asarray(marked.any(2))), self.columns.around(np.asarray(marked.any(1)))
         return [(row, column) if row and column else None for row, column in zip(rows, columns, strict=True)]
 
     def bands(self, rows: Span, width: int) -> list[Span]:
@@ -192,7 +202,8 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     return _spread(x, torch.minimum), _spread(x, torch.maximum)
 
 
-def _spread(x: Tensor, pick) -> Tensor:  # type: ignore[no-untyped-def]
+def _spread(x: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The pick of each cell and its eight neighbours: of three in a row, then of three such picks in a column."""
     for dim in (-1, -2):
         if x.shape[dim] > 1:
             pairs = pick(x.narrow(dim, 0, x.shape[dim] - 1), x.narrow(dim, 1, x.shape[dim] - 1))

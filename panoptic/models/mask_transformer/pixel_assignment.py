@@ -1,4 +1,4 @@
-"""Which query is highest in each pixel, by the product of its class and its mask probability.
+"""The assignment of pixels to queries, by the highest product of class and mask probability.
 
 Two ways to the same answer. Where masks are sure of themselves, most cells are settled as a whole: all that their
 pixels depend on is higher for one query than for all others. Only where queries contend, or a mask begins or ends,
@@ -33,20 +33,20 @@ class PixelAssignment:
     """int64 [n] on the CPU, the pixels where each mask is at least 1/2, won or not."""
 
 
-def assign_pixels(planes: MaskResampler, scores: Tensor) -> PixelAssignment:
-    """The winners; the first of equally high queries.
+def assign_pixels(resampler: MaskResampler, scores: Tensor) -> PixelAssignment:
+    """The assignment of every pixel to a query, to the first of equally high ones.
 
     Args:
-        planes: the masks, n at least 1.
+        resampler: the masks, n at least 1.
         scores: float [n], the class probabilities.
     """
-    products = planes.masks.sigmoid().mul_(scores[:, None, None])
+    products = resampler.masks.sigmoid().mul_(scores[:, None, None])
     low, high = extremes(products)
-    cells = _Cells(planes, scores, low.flatten(1), high.flatten(1))
+    cells = _Cells(resampler, scores, low.flatten(1), high.flatten(1))
     if int(cells.asked.sum()) <= VAGUE * products.numel():
         return cells.assignment()
     # a query matters where nobody is higher all around, and where its own mask has to be counted
-    return _by_windows(planes, scores, high >= torch.minimum(low.amax(0), scores[:, None, None] / 2))
+    return _by_windows(resampler, scores, high >= torch.minimum(low.amax(0), scores[:, None, None] / 2))
 
 
 class _Cells:
@@ -57,15 +57,18 @@ class _Cells:
         high: the highest.
     """
 
-    def __init__(self, planes: MaskResampler, scores: Tensor, low: Tensor, high: Tensor) -> None:
-        self.planes, self.scores = planes, scores
+    def __init__(self, resampler: MaskResampler, scores: Tensor, low: Tensor, high: Tensor) -> None:
+        self.resampler, self.scores = resampler, scores
         half = scores[:, None] / 2
+        # a query contends where it may be the highest, is inside where its mask is at least 1/2 in every pixel, and has
+        # an edge where it is in some
         contends = high >= low.amax(0)
         self.inside = low >= half
         self.edge = (high >= half) & ~self.inside
         # of cells with one contender; as a product of matrices ten times faster than as the place of a maximum
         numbers = torch.arange(float(len(scores)), device=low.device)
         self.owner = (numbers @ contends.float()).long().clamp_(max=len(scores) - 1)
+        # unclear are cells of several contenders, or of one whose mask ends within; others are settled as a whole
         disputed = contends.sum(0, dtype=torch.int32) > 1
         self.unclear = disputed | self.edge.gather(0, self.owner[None])[0]
         self.contends = contends & self.unclear
@@ -73,22 +76,26 @@ class _Cells:
         """int32 [h w], how many queries have to be interpolated in each cell."""
 
     def assignment(self) -> PixelAssignment:
-        """Settled cells first, then the pixels of the others."""
-        planes, device = self.planes, self.asked.device
-        count, height, width = planes.masks.shape
-        rows, columns = (axis.counts.to(device).float() for axis in (planes.rows, planes.columns))
+        """The assignment of settled cells first, then of the pixels of the others."""
+        resampler, device = self.resampler, self.asked.device
+        count, height, width = resampler.masks.shape
+        # pixels of cells that are inside a mask: those of its rows times those of its columns
+        rows, columns = (axis.counts.to(device).float() for axis in (resampler.rows, resampler.columns))
         inside = self.inside.view(count, height, width).float() @ columns
         self.whole = (inside.double() @ rows.double()).long().cpu()
+        # codes and areas of settled cells
         settled = self.owner * 2 + 2 + self.inside.gather(0, self.owner[None])[0]
         areas = (rows[:, None] * columns).view(-1).double() * ~self.unclear
         # not bincount, which has no deterministic kernel for weights on a GPU
         self.won = areas.new_zeros(2 * count + 2).index_add_(0, settled, areas).long().view(-1, 2)[1:].cpu()
-        # one row and column more take what is written for pixels that a cell does not have
-        spread = [torch.cat([axis.owners, axis.owners[-1:]]).to(device) for axis in (planes.rows, planes.columns)]
+        # codes of cells are spread to their pixels; one row and column more take what is written for pixels that a cell
+        # does not have
+        spread = [torch.cat([axis.owners, axis.owners[-1:]]).to(device) for axis in (resampler.rows, resampler.columns)]
         codes = settled.to(torch.int32).view(height, width)
         self.codes = codes.index_select(0, spread[0]).index_select(1, spread[1])
+        # what has to be interpolated, as many cells at once as memory is meant for
         cells = torch.nonzero(self.asked)[:, 0]
-        most = planes.rows.members.shape[1] * planes.columns.members.shape[1]
+        most = resampler.rows.members.shape[1] * resampler.columns.members.shape[1]
         budget = BLOCK["cpu" if device.type == "cpu" else "cuda"] // most
         step = max(1, budget * len(cells) // max(1, int(self.asked.sum())))
         for part in cells.split(step) if len(cells) else ():
@@ -96,25 +103,28 @@ class _Cells:
         return PixelAssignment(self.codes[:-1, :-1], self.won, self.whole)
 
     def _evaluate(self, cells: Tensor) -> None:
-        """Write and count the pixels of some cells, int64 [m]."""
+        """Interpolate, write and count the pixels of some cells, int64 [m]."""
+        # mask probabilities [pairs, R, C] of each cell and query that is asked for there
         edge, contends, unclear = self.edge[:, cells], self.contends[:, cells], self.unclear[cells]
         place, query = torch.nonzero((edge | contends).t()).unbind(1)  # ordered by cell, then by query
-        x = self.planes.values(query, cells[place]).sigmoid_()
-        rows, columns = self.planes.pixels(cells)
-        exists = (rows < self.planes.size[0])[:, :, None] & (columns < self.planes.size[1])[:, None]
+        x = self.resampler.values(query, cells[place]).sigmoid_()
+        rows, columns = self.resampler.pixels(cells)
+        exists = (rows < self.resampler.size[0])[:, :, None] & (columns < self.resampler.size[1])[:, None]
+        # pixels of at least 1/2 of the masks that have an edge here
         ends = torch.nonzero(edge[query, place])[:, 0]
         own = ((x[ends] >= 0.5) & exists[place[ends]]).sum((1, 2))
         self.whole += own.new_zeros(len(self.scores)).index_add_(0, query[ends], own).cpu()
+        # the highest of the contenders, written and counted where the cell is unclear
         rivals = torch.nonzero(contends[query, place])[:, 0]
         codes = self._highest(x[rivals].flatten(1), place[rivals], query[rivals], len(cells)).view(-1, *x.shape[1:])
         chosen = torch.nonzero(unclear)[:, 0]
         rows, columns, codes, exists = rows[chosen], columns[chosen], codes[chosen], exists[chosen]
-        found = torch.bincount((codes * exists).view(-1), minlength=2 * len(self.scores) + 2)
-        self.won += found.view(-1, 2)[1:].cpu()
+        areas = torch.bincount((codes * exists).view(-1), minlength=2 * len(self.scores) + 2)
+        self.won += areas.view(-1, 2)[1:].cpu()
         self.codes[rows[:, :, None].expand(codes.shape), columns[:, None].expand(codes.shape)] = codes
 
     def _highest(self, x: Tensor, place: Tensor, query: Tensor, cells: int) -> Tensor:
-        """int32 [cells, P], the codes of the highest products.
+        """The codes of the highest products, int32 [cells, P].
 
         Args:
             x: [pairs, P], the mask probability of one query in the pixels of one cell each.
@@ -122,11 +132,13 @@ class _Cells:
             query: int64 [pairs], ascending within a cell.
             cells: how many there are.
         """
+        # the rank of each pair among those of its cell
         counts = torch.bincount(place, minlength=cells)
         rank = torch.arange(len(place), device=place.device) - (counts.cumsum(0) - counts)[place]
         scores = self.scores[query, None]
         x = x.mul_(scores)
         codes = (query * 2 + 2).to(torch.int32)[:, None] + (x * 2 >= scores)
+        # rank by rank, all cells at once; a later query wins only where it is higher
         best = x.new_full((cells, x.shape[1]), -1.0)
         chosen = torch.zeros(best.shape, dtype=torch.int32, device=x.device)
         for k in range(int(counts.max())):
@@ -139,19 +151,19 @@ class _Cells:
         return chosen
 
 
-def _by_windows(planes: MaskResampler, scores: Tensor, needed: Tensor) -> PixelAssignment:
+def _by_windows(resampler: MaskResampler, scores: Tensor, needed: Tensor) -> PixelAssignment:
     """The assignment query by query, each in the window around the cells where it is needed, bool [n, h, w]."""
-    device = planes.masks.device
-    best = torch.full(planes.size, -1.0, device=device)
-    codes = torch.zeros(planes.size, dtype=torch.int32, device=device)
+    device = resampler.masks.device
+    best = torch.full(resampler.size, -1.0, device=device)
+    codes = torch.zeros(resampler.size, dtype=torch.int32, device=device)
     whole = torch.zeros(len(scores), dtype=torch.int64)
-    windows = planes.covered(needed)
-    for k, (mask, score, window) in enumerate(zip(planes.masks, scores.tolist(), windows, strict=True)):
+    windows = resampler.covered(needed)
+    for k, (mask, score, window) in enumerate(zip(resampler.masks, scores.tolist(), windows, strict=True)):
         if window is None:
             continue
         rows, columns = window
-        for band in planes.bands(rows, columns[1] - columns[0]):
-            x = planes.window(mask, band, columns).sigmoid()
+        for band in resampler.bands(rows, columns[1] - columns[0]):
+            x = resampler.window(mask, band, columns).sigmoid()
             own = x >= 0.5
             whole[k] += _count(own)
             x.mul_(score)
@@ -165,5 +177,5 @@ def _by_windows(planes: MaskResampler, scores: Tensor, needed: Tensor) -> PixelA
 
 
 def _count(mask: Tensor) -> int:
-    """How many are true; NumPy's way of counting bytes is several times faster than a sum of integers."""
+    """The number of true elements; NumPy's way of counting bytes is several times faster than a sum of integers."""
     return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())

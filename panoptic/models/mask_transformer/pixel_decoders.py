@@ -25,12 +25,12 @@ COARSE_TO_FINE = ("res5", "res4", "res3", "res2")
 
 
 class Decoded(NamedTuple):
-    """What a pixel decoder gives."""
+    """The outputs of a pixel decoder."""
 
     features: Tensor
     """[B, D, h, w] at the finest stride."""
     levels: list[Tensor]
-    """[B, C, h, w] each, three maps, coarse to fine; the first one went through the transformer if there is one."""
+    """Three maps [B, C, h, w], coarse to fine; the first one went through the transformer if there is one."""
 
 
 class ConvNorm(nn.Module):
@@ -44,7 +44,7 @@ class ConvNorm(nn.Module):
         nn.init.kaiming_uniform_(self.conv.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, h, w] to [B, outputs, h, w]."""
+        """A map [B, inputs, h, w] to [B, outputs, h, w]."""
         x = self.norm(self.conv(x))
         return F.relu(x, inplace=True) if self.activate else x
 
@@ -59,7 +59,7 @@ def projection(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
 
 
 def map_positions(x: Tensor) -> Tensor:
-    """float32 [1, N, C], the sine positions of a map [B, C, h, w]; padding is not told from image."""
+    """The sine positions of a map [B, C, h, w], float32 [1, N, C]; padding is not told from image."""
     everywhere = torch.ones(1, *x.shape[-2:], dtype=torch.bool, device=x.device)
     return sine_positions(everywhere, x.shape[1]).flatten(2).transpose(1, 2)
 
@@ -106,9 +106,12 @@ class FPNPixelDecoder(nn.Module):
         self.mask_features = projection(channels, mask_channels, mask_kernel)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Decoded, Tensor]:
-        """The backbone's features to ours, and the coarsest map [B, C, h, w] before the pyramid.
+        """The decoded features, and the coarsest map [B, C, h, w] before the pyramid.
 
         That map is res5 itself, or what the transformer made of it.
+
+        Args:
+            features: res2 to res5 of the backbone, by name.
         """
         coarsest = features[COARSE_TO_FINE[0]]
         if self.project is not None and self.encoder is not None:
@@ -163,19 +166,25 @@ class DeformablePixelDecoder(nn.Module):
         self.mask_features = projection(channels, mask_channels)
 
     def forward(self, features: Mapping[str, Tensor]) -> Decoded:
-        """The backbone's features to ours."""
+        """The decoded features.
+
+        Args:
+            features: res2 to res5 of the backbone, by name.
+        """
+        # tokens of three strides, one after the other, and for each its position and the embedding of its level
         maps = [project(features[name]) for name, project in zip(COARSE_TO_FINE, self.projections, strict=False)]
         sizes = [(x.shape[-2], x.shape[-1]) for x in maps]
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
         positions = [map_positions(x) + level for x, level in zip(maps, self.level_embedding, strict=True)]
         tokens = self.encoder(tokens, torch.cat(positions, 1), sizes)
         levels = _unflatten(tokens, sizes)
+        # one step of a pyramid from stride 8 to stride 4
         adapted = self.adapter(features["res2"])
         fine = self.layer(adapted + resize(levels[-1], (adapted.shape[-2], adapted.shape[-1]), False))
         return Decoded(self.mask_features(fine), levels)
 
 
 def _unflatten(tokens: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """[B, N, C] to the maps [B, C, h, w] of the levels."""
+    """Tokens [B, N, C] as the maps [B, C, h, w] of the levels."""
     parts = tokens.split([height * width for height, width in sizes], 1)
     return [part.transpose(1, 2).unflatten(2, size).contiguous() for part, size in zip(parts, sizes, strict=True)]

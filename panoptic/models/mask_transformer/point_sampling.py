@@ -1,6 +1,6 @@
 """Losses at points instead of pixels (Kirillov et al., "PointRend", arXiv 1912.08193; Mask2Former).
 
-A point is a position in 0..1, x before y; what a map is there is the bilinear mean of four cells. Predictions
+A point is a position in 0..1, x before y; the value of a map there is the bilinear mean of four cells. Predictions
 are sampled by `grid_sample`. Targets are never made into masks: the four pixels around a point name their
 segments, and a mask's value is the sum of the shares of those that are its own.
 
@@ -15,29 +15,31 @@ from torch import Tensor
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
-    """[G, C, h, w] at points [G, P, 2] to [G, C, P]; outside of a map is 0."""
+    """The values of maps [G, C, h, w] at points [G, P, 2], [G, C, P]; outside of a map they are 0."""
     return F.grid_sample(maps, (2 * points - 1)[:, None], align_corners=False)[:, :, 0]
 
 
 def segments_at(segments: Tensor, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """The segments of the four pixels around points, and how much each pixel counts.
+    """The segments of the four pixels around points, and the bilinear share of each pixel.
 
     Args:
         segments: int32 [B, H, W].
-        images: int64 [M], of which image each set of points is.
+        images: int64 [M], the image of each set of points.
         points: [M, P, 2].
 
     Returns:
         int32 and float32 [M, 4, P]; pixels outside of the image count 0.
     """
     height, width = segments.shape[1:]
+    # in pixels, of which (0, 0) is the middle of the first
     x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)
     columns, rows = _neighbours(x, width), _neighbours(y, height)
+    # flat indices of the four pixels in the batch, and the products of their shares along both axes
     images = (images * (height * width)).to(torch.int32)[:, None]
     index = [(images + row * width + column) for row, _ in rows for column, _ in columns]
     shares = torch.stack([down * across for _, down in rows for _, across in columns], 1)
-    found = segments.view(-1).index_select(0, torch.stack(index, 1).view(-1))
-    return found.view(shares.shape), shares
+    numbers = segments.view(-1).index_select(0, torch.stack(index, 1).view(-1))
+    return numbers.view(shares.shape), shares
 
 
 def _neighbours(positions: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
@@ -50,20 +52,27 @@ def _neighbours(positions: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def every_mask_at(segments: Tensor, points: Tensor, count: int) -> Tensor:
-    """float32 [B, N, P], all masks of each image at the points [B, P, 2] of that image; `count` is N."""
-    found, shares = segments_at(segments, torch.arange(len(points), device=points.device), points)
+    """All masks of each image at the points [B, P, 2] of that image, float32 [B, N, P]; `count` is N."""
+    numbers, shares = segments_at(segments, torch.arange(len(points), device=points.device), points)
     masks = shares.new_zeros(len(points), count + 1, points.shape[1])  # one entry more, for void
-    return masks.scatter_add_(1, found.long(), shares)[:, 1:]
+    return masks.scatter_add_(1, numbers.long(), shares)[:, 1:]
 
 
 def masks_at(segments: Tensor, images: Tensor, entries: Tensor, points: Tensor) -> Tensor:
-    """float32 [M, P], the masks of segments `entries` (segment k has entry k - 1) of `images`, at points [M, P, 2]."""
-    found, shares = segments_at(segments, images, points)
-    return (shares * (found == entries[:, None, None] + 1)).sum(1)
+    """The masks of some segments at points of their own, float32 [M, P].
+
+    Args:
+        segments: int32 [B, H, W].
+        images: int64 [M].
+        entries: int64 [M]; segment k has entry k - 1.
+        points: [M, P, 2].
+    """
+    numbers, shares = segments_at(segments, images, points)
+    return (shares * (numbers == entries[:, None, None] + 1)).sum(1)
 
 
 def uncertain_points(masks: Tensor, count: int, oversample: float, importance: float) -> Tensor:
-    """Points [M, P, 2] where masks are least certain, and some that are anywhere.
+    """Points [M, P, 2] at which masks are least certain, and some that are anywhere (PointRend, section 3.1).
 
     Of `oversample` P uniform points, the `importance` P whose logit is nearest to 0; then uniform ones.
 

@@ -140,12 +140,12 @@ def test_boxes_and_instance_masks(published, outputs, shared) -> None:
     wide = replace(model.config, logits=0).build(every)
     wide.load_state_dict({**model.state_dict(), "classes.index": torch.arange(250)})
     frame = replace(targets.frame, output_sizes=torch.tensor([[150, 200], [61, 84]]))
-    for b, found in enumerate(wide.eval().postprocess(outputs, frame, ["instances"]).instances):
-        np.testing.assert_array_equal(found.labels, fixture[f"labels{b}"])
-        np.testing.assert_allclose(found.scores, fixture[f"scores{b}"], atol=1e-3)
-        np.testing.assert_allclose(found.boxes, fixture[f"boxes{b}"], atol=2e-3)
+    for b, instances in enumerate(wide.eval().postprocess(outputs, frame, ["instances"]).instances):
+        np.testing.assert_array_equal(instances.labels, fixture[f"labels{b}"])
+        np.testing.assert_allclose(instances.scores, fixture[f"scores{b}"], atol=1e-3)
+        np.testing.assert_allclose(instances.boxes, fixture[f"boxes{b}"], atol=2e-3)
         pixels = float(frame.output_sizes[b].prod())
-        np.testing.assert_allclose(rle.area(found.masks), fixture[f"maskarea{b}"], atol=5e-4 * pixels)
+        np.testing.assert_allclose(rle.area(instances.masks), fixture[f"maskarea{b}"], atol=5e-4 * pixels)
 
 
 @pytest.mark.parametrize("case", ["many", "few"])
@@ -156,8 +156,8 @@ def test_panoptic_maps(shared, case: str) -> None:
     model.classes.index.copy_(class_index(250, categories))
     size, target = (torch.tensor([expected[name]]) for name in ("processed", "target"))
     outputs = {"logits": torch.from_numpy(fixture["pred_logits"]), "masks": torch.from_numpy(fixture["pred_masks"])}
-    (found,) = model.postprocess(outputs, Frame(tuple(expected["processed"]), size, target)).maps
+    (merged,) = model.postprocess(outputs, Frame(tuple(expected["processed"]), size, target)).maps
     rows = expected["segments_info"]
-    assert [categories.ids[label] for label in found.labels] == [row["category_id"] for row in rows]
-    np.testing.assert_allclose(found.areas(), [row["area"] for row in rows], atol=5e-4 * fixture["seg"].size)
-    assert (found.segments - 1 != fixture["seg"]).mean() <= 5e-4
+    assert [categories.ids[label] for label in merged.labels] == [row["category_id"] for row in rows]
+    np.testing.assert_allclose(merged.areas(), [row["area"] for row in rows], atol=5e-4 * fixture["seg"].size)
+    assert (merged.segments - 1 != fixture["seg"]).mean() <= 5e-4

@@ -30,7 +30,7 @@ def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def by_definition(values: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
     """[B, Q, C], every sample by itself; cells outside of a level count 0."""
-    found = torch.zeros(2, 5, 2, 4)
+    sums = torch.zeros(2, 5, 2, 4)
     for b, q, head, level, point in torch.cartesian_prod(*(torch.arange(n) for n in weights.shape)).tolist():
         height, width = SIZES[level]
         first = sum(h * w for h, w in SIZES[:level])
@@ -39,8 +39,8 @@ def by_definition(values: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
             for column in (math.floor(x), math.floor(x) + 1):
                 if 0 <= row < height and 0 <= column < width:
                     share = (1 - abs(x - column)) * (1 - abs(y - row)) * weights[b, q, head, level, point]
-                    found[b, q, head] += share * values[b, first + row * width + column, head]
-    return found.flatten(2)
+                    sums[b, q, head] += share * values[b, first + row * width + column, head]
+    return sums.flatten(2)
 
 
 @pytest.mark.parametrize("sample", [_sampled_rows, _sampled_planes])

@@ -25,17 +25,17 @@ def drawn() -> tuple[torch.Tensor, torch.Tensor]:
 def test_masks_at_points() -> None:
     segments, points = drawn()
     masks = (segments[:, None] == torch.arange(1, 4).view(3, 1, 1)).float()
-    wanted = sample(masks, points)
-    torch.testing.assert_close(every_mask_at(segments, points, 3), wanted)
+    expected = sample(masks, points)
+    torch.testing.assert_close(every_mask_at(segments, points, 3), expected)
     images, entries = torch.tensor([0, 1, 1]), torch.tensor([2, 0, 1])
-    found = masks_at(segments, images, entries, points[images])
-    torch.testing.assert_close(found, torch.stack([wanted[0, 2], wanted[1, 0], wanted[1, 1]]))
+    sampled = masks_at(segments, images, entries, points[images])
+    torch.testing.assert_close(sampled, torch.stack([expected[0, 2], expected[1, 0], expected[1, 1]]))
 
 
 def test_shares_sum_to_one_inside() -> None:
     segments, points = drawn()
-    found, shares = segments_at(segments, torch.arange(2), points[:, 3:])
-    assert found.shape == shares.shape == (2, 4, 197)
+    numbers, shares = segments_at(segments, torch.arange(2), points[:, 3:])
+    assert numbers.shape == shares.shape == (2, 4, 197)
     inside = ((points[:, 3:] > 0.1) & (points[:, 3:] < 0.9)).all(2)
     torch.testing.assert_close(shares.sum(1)[inside], torch.ones(int(inside.sum())))
 
@@ -43,13 +43,13 @@ def test_shares_sum_to_one_inside() -> None:
 def test_uncertain_points_are_the_least_certain_of_the_candidates() -> None:
     masks = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
-    found = uncertain_points(masks, 20, 3.0, 0.75)
+    points = uncertain_points(masks, 20, 3.0, 0.75)
     torch.manual_seed(2)
     candidates, anywhere = torch.rand(3, 60, 2), torch.rand(3, 5, 2)
-    assert found.shape == (3, 20, 2)
-    torch.testing.assert_close(found[:, 15:], anywhere)
+    assert points.shape == (3, 20, 2)
+    torch.testing.assert_close(points[:, 15:], anywhere)
     certainty = sample(masks[:, None], candidates)[:, 0].abs().sort(1).values
-    torch.testing.assert_close(sample(masks[:, None], found[:, :15])[:, 0].abs().sort(1).values, certainty[:, :15])
+    torch.testing.assert_close(sample(masks[:, None], points[:, :15])[:, 0].abs().sort(1).values, certainty[:, :15])
 
 
 def test_no_mask_at_all() -> None:

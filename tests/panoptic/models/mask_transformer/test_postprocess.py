@@ -141,8 +141,8 @@ def test_windows_are_cut_from_the_whole(extent, cells) -> None:
     cut, whole = MaskResampler(masks, extent), full_size(masks, extent)
     height, width = extent.output
     for rows, columns in (((0, height), (0, width)), ((height // 3, height), (1, width // 2 + 1))):
-        found = cut.window(masks, rows, columns)
-        torch.testing.assert_close(found, whole[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-4)
+        window = cut.window(masks, rows, columns)
+        torch.testing.assert_close(window, whole[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-4)
 
 
 def test_nothing_is_sure_enough(small_categories) -> None:
