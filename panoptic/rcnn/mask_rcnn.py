@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from panoptic.layers.greedy_merge import Pasted
 from panoptic.rcnn.boxes import clip, decode, is_empty
-from panoptic.rcnn.paste_masks import Pasted, paste
+from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import pool
 from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
 from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses

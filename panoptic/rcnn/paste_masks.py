@@ -9,29 +9,13 @@ Shapes: H x W the image, S side of a mask, h x w a window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from pycocotools import mask as rle
 
+from panoptic.layers.greedy_merge import Pasted
+
 SMALL, HUGE = 1 << 19, 1 << 22
 """Bytes: less is taken as it comes, more in huge pages."""
-
-
-@dataclass(frozen=True)
-class Pasted:
-    """The pixels of one instance."""
-
-    top: int
-    left: int
-    mask: np.ndarray
-    """bool [h, w], of the window whose first pixel is (top, left); nothing lies outside of it."""
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
-        height, width = self.mask.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def paste(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> list[Pasted]:

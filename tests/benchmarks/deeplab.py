@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoptic.models.panoptic_deeplab.postprocess import find_centres, merge_centres
+from panoptic.models.panoptic_deeplab.grouping import find_centres
+from panoptic.models.panoptic_deeplab.postprocess import merge_centres
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.targets.dense import CentreTargets, centre_targets
 from tests.benchmarks import inputs, peers

@@ -20,10 +20,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from panoptic.backbones import Backbone
+from panoptic.layers.greedy_merge import Pasted, merge_instances
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
-from panoptic.models.panoptic_fpn.postprocess import merge_instances
 from panoptic.rcnn.mask_rcnn import DetectorConfig
-from panoptic.rcnn.paste_masks import Pasted, paste
+from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions
 from panoptic.segmentation import Categories, Frame, Segmentation

@@ -48,7 +48,8 @@ from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes, highest
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.panoptic_deeplab.decoder import ASPP, Decoder, Head, initialise_decoder, pool_window
-from panoptic.models.panoptic_deeplab.postprocess import Score, merge_centres, scored_instances
+from panoptic.models.panoptic_deeplab.instance_scores import Score, scored_instances
+from panoptic.models.panoptic_deeplab.postprocess import merge_centres
 from panoptic.models.panoptic_deeplab.upsampling import Upsampling
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
 from panoptic.targets.dense import (

@@ -48,21 +48,17 @@ from panoptic.layers.resize import resize
 from panoptic.losses import soft_focal_loss
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
-from panoptic.models.panoptic_fcn.kernel_fusion import (
+from panoptic.models.panoptic_fcn.kernel_fusion import fuse, fuse_classes, similar
+from panoptic.models.panoptic_fcn.kernel_generator import (
     Level,
+    centre_kernels,
     collect_regions,
     collect_things,
-    fuse,
-    fuse_classes,
-    similar,
-)
-from panoptic.models.panoptic_fcn.kernels import (
-    centre_kernels,
     embedded,
     guided_kernels,
-    kernel_dice_loss,
     region_kernels,
 )
+from panoptic.models.panoptic_fcn.loss import kernel_dice_loss
 from panoptic.models.panoptic_fcn.postprocess import (
     Things,
     View,

@@ -38,12 +38,12 @@ from torch.nn import functional
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
+from panoptic.layers.greedy_merge import merge_instances
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, PanopticModel
-from panoptic.models.panoptic_fpn.postprocess import merge_instances
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, enlarge_boxes, paste_detections
 from panoptic.rcnn.paste_masks import encode
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as rle
 
+from panoptic.models.panoptic_deeplab import grouping, instance_scores
 from panoptic.models.panoptic_deeplab import postprocess as merging
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.targets.dense import centre_targets
@@ -44,7 +44,7 @@ def test_parity_with_the_published_post_processing(fixture_arrays, flavour):
         before = heatmap.clone(), offset.clone()
         peaks = dict(threshold=case["thr"], kernel=case["nms"], top_k=case["top_k"])
         semantic = logits.argmax(0)
-        centres = merging.find_centres(heatmap, **peaks)
+        centres = grouping.find_centres(heatmap, **peaks)
         merged = merging.merge_centres(semantic, heatmap, offset, categories, stuff_area=case["stuff"], **peaks)
         void = 255 * case["div"] if flavour == "a" else -1
         panoptic = label_divisor_map(merged, categories, case["div"], void)
@@ -56,10 +56,10 @@ def test_parity_with_the_published_post_processing(fixture_arrays, flavour):
         if flavour == "b":
             continue
         thing = torch.tensor(categories.is_thing)[semantic]
-        np.testing.assert_array_equal(merging.group_pixels(centres, offset, thing), expected[f"{name}/instance"][0])
+        np.testing.assert_array_equal(grouping.group_pixels(centres, offset, thing), expected[f"{name}/instance"][0])
         compared |= {f"{name}/{k}" for k in ("sem_logits", "heatmap", "offset", "instance")}
         for score in ("semantic", "instance", "both"):
-            instances = merging.scored_instances(merged, logits, heatmap, categories, score)
+            instances = instance_scores.scored_instances(merged, logits, heatmap, categories, score)
             order = np.argsort(instances.labels, kind="stable")  # theirs are sorted by class
             np.testing.assert_array_equal(instances.labels[order], expected[f"{name}/inst_classes"])
             key = f"{name}/inst_scores_{score}"
@@ -77,59 +77,6 @@ def scenes(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     heatmap = torch.from_numpy(rng.choice([0.0, 0.1, 0.2, 0.5, 1.0], (height, width), p=[0.9, 0.04, 0.02, 0.02, 0.02]))
     offset = torch.from_numpy(rng.integers(-60, 60, (2, height, width)) / 2)
     return semantic, heatmap.float(), offset.float()
-
-
-@settings(max_examples=50, deadline=None)
-@given(scenes(), st.sampled_from([1, 3, 7, 41]), st.sampled_from([None, 1, 3, 200]))
-def test_centres_are_those_of_dense_pooling(scene, kernel, top_k):
-    heatmap = scene[1]
-    kept = torch.where(heatmap > 0.1, heatmap, -1.0)
-    pooled = torch.nn.functional.max_pool2d(kept[None], kernel, 1, kernel // 2)[0]
-    kept = torch.where(pooled == kept, kept, -1.0)
-    if top_k is not None and (kept > 0).sum() >= top_k:
-        kept = torch.where(kept > kept.flatten().topk(top_k).values[-1], kept, -1.0)
-    assert torch.equal(merging.find_centres(heatmap, 0.1, kernel, top_k), torch.nonzero(kept > 0))
-
-
-def test_a_heatmap_full_of_candidates_is_pooled_with_the_same_result():
-    heatmap = torch.from_numpy(np.random.default_rng(0).random((60, 70), np.float32)) + 1
-    pooled = torch.nn.functional.max_pool2d(heatmap[None], 7, 1, 3)[0]
-    assert torch.equal(merging.find_centres(heatmap, 0.1, 7, None), torch.nonzero(pooled == heatmap))
-
-
-def test_an_even_window_is_refused():
-    with pytest.raises(ValueError, match="make kernel odd"):
-        merging.find_centres(torch.zeros(4, 4), kernel=4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(scenes(), st.integers(1, 30), st.booleans())
-def test_grouping_is_the_brute_force_argmin(scene, count, integers):
-    semantic, _, offset = scene
-    height, width = semantic.shape
-    generator = torch.Generator().manual_seed(count)
-    centres = torch.stack([torch.randint(size, (count,), generator=generator) for size in (height, width)], 1)
-    if not integers:  # fractions, inside of cells; whole and half numbers sit on their borders and make ties
-        offset = offset + torch.rand(offset.shape, generator=generator)
-    mask = semantic > 1
-    grid = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    gap = (offset + grid)[:, None] - centres.T[:, :, None, None]
-    expected = torch.where(mask, (gap**2).sum(0).argmin(0) + 1, 0)
-    assert torch.equal(merging.group_pixels(centres, offset, mask), expected.int())
-
-
-@pytest.mark.parametrize("count", [1, 2, 9, 90])
-def test_grouping_over_many_cells_is_the_brute_force_argmin(count):
-    size = 150, 230
-    generator = torch.Generator().manual_seed(count)
-    centres = torch.stack([torch.randint(side, (count,), generator=generator) for side in size], 1)
-    offset = 20 * torch.randn(2, *size, generator=generator)
-    decided = merging._only_candidates(centres, size)[1:-1, 1:-1] > 0
-    assert decided.float().mean() > (0.4 if count < 10 else 0)  # the short cut is taken
-    grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"))
-    gap = (offset + grid)[:, None] - centres.T[:, :, None, None]
-    grouped = merging.group_pixels(centres, offset, torch.ones(size, dtype=torch.bool))
-    assert torch.equal(grouped, ((gap**2).sum(0).argmin(0) + 1).int())
 
 
 @settings(max_examples=50, deadline=None)
@@ -199,49 +146,6 @@ def test_true_targets_give_the_truth_back(random_segmentation, small_categories,
         pairs = np.unique(np.stack([truth.segments, merged.segments], -1).reshape(-1, 2), axis=0)
         assert len(pairs) == len(set(pairs[:, 0])) == len(set(pairs[:, 1]))
         np.testing.assert_array_equal(merged.semantic(), truth.semantic())
-
-
-def test_instances_have_the_masks_of_their_segments(random_segmentation, small_categories):
-    truth = random_segmentation(np.random.default_rng(1), 37, 53, small_categories)
-    logits = torch.randn(5, 37, 53)
-    instances = merging.scored_instances(truth, logits, torch.rand(37, 53), small_categories)
-    things = [k for k, label in enumerate(truth.labels, 1) if small_categories.is_thing[label]]
-    assert len(things) == len(instances.masks) == len(instances.scores) > 1
-    for k, mask, box in zip(things, instances.masks, instances.boxes, strict=True):
-        expected = rle.encode(np.asfortranarray((truth.segments == k).astype(np.uint8)))
-        assert mask == expected
-        rows, columns = np.nonzero(truth.segments == k)
-        np.testing.assert_array_equal(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-
-
-@pytest.mark.parametrize("align_corners", [False, True])
-def test_logits_are_upsampled_where_there_are_things(align_corners, random_segmentation, small_categories, monkeypatch):
-    monkeypatch.setattr(merging, "BLOCK", {"cpu": 100})
-    truth = random_segmentation(np.random.default_rng(1), 37, 53, small_categories)
-    coarse, heatmap, size = torch.randn(5, 10, 14), torch.rand(37, 53), (40, 56)
-    whole = torch.nn.functional.interpolate(coarse[None], size=size, mode="bilinear", align_corners=align_corners)[0]
-    expected = merging.scored_instances(truth, whole[:, :37, :53], heatmap, small_categories)
-    instances = merging.scored_instances(
-        truth, coarse, heatmap, small_categories, upsampled=size, align_corners=align_corners
-    )
-    assert len(expected.scores) > 1
-    np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)
-    assert instances.masks == expected.masks
-
-
-def test_no_instance_gives_empty_instances():
-    nothing = Segmentation(np.zeros((4, 5), np.int32), np.zeros(0, np.int64))
-    instances = merging.scored_instances(nothing, torch.zeros(4, 4, 5), torch.zeros(4, 5), CATEGORIES)
-    assert instances.masks == []
-    assert instances.boxes.shape == (0, 4)
-    assert instances.scores.shape == instances.labels.shape == (0,)
-
-
-def test_a_listed_thing_without_a_pixel_has_an_empty_mask():
-    truth = Segmentation(np.array([[2, 2]], np.int32), np.array([0, 1]))
-    instances = merging.scored_instances(truth, torch.zeros(4, 1, 2), torch.ones(1, 2), CATEGORIES)
-    assert [int(rle.area(mask)) for mask in instances.masks] == [0, 2]
-    np.testing.assert_allclose(instances.scores, [0, 0.25])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

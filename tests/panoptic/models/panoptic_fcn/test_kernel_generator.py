@@ -1,44 +1,23 @@
-"""Which kernels are trained, and the losses of what they draw, against the published numbers."""
+"""The kernels that are trained for a thing and for a region."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from panoptic.losses import soft_focal_loss, squared_dice_loss
-from panoptic.models.panoptic_fcn.kernels import (
+from panoptic.models.panoptic_fcn.kernel_generator import (
+    Level,
+    best_cells,
     centre_kernels,
+    collect_regions,
+    collect_things,
     embedded,
+    find_things,
     guided_kernels,
-    kernel_dice_loss,
     mean_kernels,
     region_kernels,
 )
 from panoptic.models.panoptic_fcn.targets import LevelTargets
-
-
-@pytest.fixture(scope="module")
-def units(fixture_arrays):
-    arrays, _ = fixture_arrays("pfcn_units")
-    return {key: torch.from_numpy(value) for key, value in arrays.items()}
-
-
-def test_published_focal_loss(units) -> None:
-    losses = soft_focal_loss(units["fl_logits"], units["fl_targets"])
-    assert float(losses.sum()) == pytest.approx(float(units["fl_thing"]), rel=1e-6)
-    assert float(losses.mean((2, 3)).sum()) == pytest.approx(float(units["fl_stuff"]), rel=1e-6)
-
-
-def test_published_dice_loss(units) -> None:
-    used = units["dice_idx"]
-    logits = units["dice_pred"].reshape(8, 3, -1)[used]
-    targets = units["dice_target"].reshape(8, -1)[used]
-    weights = units["dice_w"].reshape(8, 3)[used]
-    weights = weights / weights.sum(1, keepdim=True)
-    losses = squared_dice_loss(logits, targets)
-    assert float((losses * weights).sum()) == pytest.approx(float(units["dice_thing"]), rel=1e-6)
-    first = squared_dice_loss(units["dice_pred"][:, :4].reshape(8, 1, -1)[used], targets)
-    assert float(first.sum()) == pytest.approx(float(units["dice_stuff"]), rel=1e-6)
 
 
 def told(cells: list[int], images: int = 1) -> LevelTargets:
@@ -87,21 +66,49 @@ def test_a_regions_kernel_is_the_mean_over_the_map_or_over_itself() -> None:
     assert not mean_kernels(torch.zeros(1, 6), kernels.flatten(2)[0], own=True).any()
 
 
-def test_the_loss_is_of_the_image_that_a_kernel_belongs_to() -> None:
-    rng = torch.Generator().manual_seed(0)
-    features, masks = torch.randn(2, 4, 3, 5, generator=rng), torch.rand(2, 2, 3, 5, generator=rng)
-    kernels, weights = torch.randn(3, 2, 4, generator=rng), torch.rand(3, 2, generator=rng)
-    image, index = torch.tensor([1, 0, 1]), torch.tensor([0, 1, 1])
-    expected = torch.zeros(())
-    for k in range(3):
-        drawn = torch.einsum("kc,cyx->kyx", kernels[k], features[image[k]]).sigmoid()
-        target = masks[image[k], index[k]]
-        dice = 1 - 2 * (drawn * target).sum((1, 2)) / ((drawn**2).sum((1, 2)) + (target**2).sum())
-        expected = expected + (dice * weights[k]).sum()
-    torch.testing.assert_close(kernel_dice_loss(features, masks, kernels, image, index, weights), expected)
-
-
 def test_an_embedding_is_the_convolution() -> None:
     layer = torch.nn.Conv2d(4, 3, 1)
     x = torch.randn(2, 4, 5, 1)
     torch.testing.assert_close(embedded(layer, x[..., 0].transpose(1, 2)), layer(x)[..., 0].transpose(1, 2))
+
+
+def test_published_ranking_over_classes(units) -> None:
+    arrays = units
+    cell, label, score = best_cells(arrays["topk_in"][0], 7)
+    assert torch.equal(cell, arrays["topk_inds"][0]) and torch.equal(label, arrays["topk_cls"][0])
+    assert torch.equal(score, arrays["topk_score"][0])
+    width = arrays["topk_in"].shape[-1]
+    assert torch.equal(
+        torch.stack([cell // width, cell % width]).float(), torch.cat([arrays["topk_ys"], arrays["topk_xs"]])
+    )
+
+
+def test_a_score_is_the_mean_with_its_window_and_only_peaks_count() -> None:
+    logits = torch.full((2, 6, 8), -20.0)
+    logits[0, 0, 0], logits[1, 3, 4], logits[1, 3, 5] = 2.0, 3.0, 1.0
+    cell, label, score = find_things(logits, 3, 0.05, 50)
+    p = torch.tensor([3.0, 1.0, 2.0]).sigmoid()
+    # at the corner five of the window's nine cells lie beyond the border, and count as 0
+    assert cell.tolist() == [3 * 8 + 4, 0] and label.tolist() == [1, 0]
+    torch.testing.assert_close(score, torch.stack([(p[0] + (p[0] + p[1]) / 9) / 2, (p[2] + p[2] / 9) / 2]))
+    assert find_things(logits, 3, 0.05, 1)[0].tolist() == [28]
+    assert len(find_things(logits, 3, 0.6, 50)[0]) == 0
+
+
+def test_nothing_passes_the_thresholds() -> None:
+    level = Level(torch.full((2, 3, 4), -9.0), torch.full((3, 3, 4), -9.0), torch.ones(5, 3, 4))
+    kernels, labels, scores, owners = collect_things([level] * 5, (3,) * 5, 0.05, 50)
+    assert kernels.shape == (0, 5) and len(labels) == len(scores) == len(owners) == 0
+    kernels, labels, scores = collect_regions([level] * 5, 0.05)
+    assert kernels.shape == (0, 5) and len(labels) == len(scores) == 0
+
+
+def test_a_kernel_is_a_mean_over_the_map_or_over_its_region() -> None:
+    logits = torch.full((2, 2, 4), -9.0)
+    logits[1, 0, 0] = 9.0  # one cell of eight
+    level = Level(torch.full((1, 2, 4), -9.0), logits, torch.arange(24.0).view(3, 2, 4) + 1)
+    for own, expected in ((False, [1 / 8, 9 / 8, 17 / 8]), (True, [1.0, 9.0, 17.0])):
+        kernels, labels, _ = collect_regions([level], 0.05, own=own)
+        assert labels.tolist() == [1] and kernels.tolist() == [pytest.approx(expected)]
+        image, region, trained = region_kernels(level.kernels[None], (logits > 0).float()[None], own)
+        assert (image.tolist(), region.tolist()) == ([0], [1]) and torch.equal(trained, kernels)

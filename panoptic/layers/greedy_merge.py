@@ -6,11 +6,27 @@ Shapes: H x W pixels, D instances, S stuff classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from panoptic.rcnn.paste_masks import Pasted
 from panoptic.segmentation import Categories, Segmentation
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """The pixels of one instance."""
+
+    top: int
+    left: int
+    mask: np.ndarray
+    """bool [h, w], of the window whose first pixel is (top, left); nothing lies outside of it."""
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        height, width = self.mask.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def merge_instances(

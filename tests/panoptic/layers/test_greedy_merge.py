@@ -1,0 +1,74 @@
+"""Pasting and merging of overlapping instances: detectron2's arrays, and what the rule says of hard cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from panoptic.layers.greedy_merge import Pasted, merge_instances
+from panoptic.segmentation import Categories
+from tests.panoptic.rcnn.test_paste_masks import unpacked
+
+COCO = Categories(
+    names=tuple(f"class {i}" for i in range(133)),
+    is_thing=tuple(i < 80 for i in range(133)),
+    ids=tuple(range(133)),
+    colours=((0, 0, 0),) * 133,
+)
+
+
+TWO = Categories(("tree", "dog", "sky"), (False, True, False), (3, 1, 2), ((0, 0, 0),) * 3)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_merging_agrees_with_detectron2(fixture_arrays, case: int) -> None:
+    arrays, meta = fixture_arrays("pfpn_units")
+    given, rule = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"comb{case}/")}, meta["comb"][case]
+    merged = merge_instances(
+        [Pasted(0, 0, mask) for mask in unpacked(given["masks"], rule["w"])],
+        given["classes"].tolist(),
+        given["scores"].tolist(),
+        given["sem"],
+        COCO,
+        confidence=rule["score"],
+        overlap=rule["overlap"],
+        stuff_area=rule["stuff"],
+    )
+    np.testing.assert_array_equal(merged.segments, given["pan"])
+    assert merged.labels.tolist() == [s["category_id"] + (0 if s["isthing"] else 79) for s in rule["segments"]]
+    np.testing.assert_allclose(merged.scores, [s.get("score", 1.0) for s in rule["segments"]])
+    areas = merged.areas()
+    assert all(areas[k] == s["area"] for k, s in enumerate(rule["segments"]) if not s["isthing"])
+
+
+def test_an_instance_keeps_what_is_free_however_little_it_is() -> None:
+    masks = [
+        Pasted(0, 0, np.ones((2, 5), bool)),
+        Pasted(0, 4, np.ones((2, 2), bool)),
+        Pasted(0, 3, np.ones((1, 3), bool)),
+    ]
+    stuff = np.full((2, 8), 2)
+    merged = merge_instances(masks, [1, 1, 1], [0.9, 0.8, 0.7], stuff, TWO, stuff_area=1)
+    # the second loses half of itself, which is not more than half; the third all of its pixels
+    assert merged.segments.tolist() == [[1, 1, 1, 1, 1, 2, 3, 3]] * 2
+    assert merged.labels.tolist() == [1, 1, 2]
+    np.testing.assert_allclose(merged.scores, [0.9, 0.8, 1.0])
+
+
+def test_equal_scores_keep_their_order_and_low_ones_stay_out() -> None:
+    masks = [Pasted(0, k, np.ones((1, 2), bool)) for k in range(3)]
+    merged = merge_instances(masks, [1] * 3, [0.5, 0.5, 0.49], np.zeros((1, 4), np.uint8), TWO)
+    assert merged.segments.tolist() == [[1, 1, 2, 0]]
+
+
+def test_nothing_to_merge_is_void() -> None:
+    merged = merge_instances([], [], [], np.zeros((3, 4), np.uint8), TWO)
+    assert not merged.segments.any() and len(merged.labels) == 0 and merged.segments.dtype == np.int32
+
+
+def test_small_stuff_is_void_and_counted_where_it_is_free() -> None:
+    stuff = np.array([[1, 1, 1, 1, 2, 2]])
+    masks = [Pasted(0, 0, np.ones((1, 3), bool))]
+    merged = merge_instances(masks, [1], [1.0], stuff, TWO, stuff_area=2)
+    assert merged.segments.tolist() == [[1, 1, 1, 0, 2, 2]]
+    assert merged.labels.tolist() == [1, 2]
