@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.greedy_merge import Pasted
 from panoptic.rcnn.boxes import clip, decode, is_empty
@@ -121,7 +121,7 @@ class Detector(nn.Module):
             return outputs
         found = list(outputs["detections"]) if "detections" in outputs else self._detect(outputs, frame)
         most = max([1, *(len(part) for part in found)])
-        rows = torch.stack([functional.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
+        rows = torch.stack([F.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
         kept = [part[part[:, 5] != IGNORE] for part in found]
         things = torch.tensor(self.categories.things, device=rows.device)
         classes = torch.searchsorted(things, torch.cat([part[:, 5].long() for part in kept]))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from panoptic.rcnn.boxes import Weights, clip, decode, encode, match, sample
@@ -100,8 +100,8 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """[R, C, S, S] to class logits [R, K + 1] and deltas [R, 4 K], both float32."""
-        hidden = functional.relu(self.fc1(pooled.flatten(1)), inplace=True)
-        hidden = functional.relu(self.fc2(hidden), inplace=True)
+        hidden = F.relu(self.fc1(pooled.flatten(1)), inplace=True)
+        hidden = F.relu(self.fc2(hidden), inplace=True)
         return self.classes(hidden).float(), self.deltas(hidden).float()
 
 
@@ -134,8 +134,8 @@ class MaskHead(nn.Module):
         Only the row of that class is multiplied, not the predictor's every row.
         """
         for conv in self.convs:
-            pooled = functional.relu(conv(pooled), inplace=True)
-        pooled = functional.relu(self.deconv(pooled), inplace=True)
+            pooled = F.relu(conv(pooled), inplace=True)
+        pooled = F.relu(self.deconv(pooled), inplace=True)
         rows = self.predictor.weight.flatten(1)[classes][:, None]
         logits = torch.bmm(rows, pooled.flatten(2)).float() + self.predictor.bias[classes][:, None, None]  # type: ignore[index]
         return logits.view(-1, *pooled.shape[-2:])
@@ -195,7 +195,7 @@ def box_losses(
             for part, boxes in zip(sampled, truth, strict=True)
         ]
     )
-    entropy = functional.cross_entropy(logits, classes, reduction="sum") / total
+    entropy = F.cross_entropy(logits, classes, reduction="sum") / total
     return entropy, box_error(right, goals, detection.beta) / total
 
 
@@ -206,7 +206,7 @@ def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
         logits: float [R, S, S], of the true classes.
         wanted: bool [R, S, S].
     """
-    losses = functional.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
+    losses = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
     return losses / max(1, wanted.numel())
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
@@ -96,7 +96,7 @@ class RegionHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """[B, C, h, w] of each level to logits [B, K, h, w] and deltas [B, 4 K, h, w] of each level."""
-        hidden = [functional.relu(self.conv(x), inplace=True) for x in features]
+        hidden = [F.relu(self.conv(x), inplace=True) for x in features]
         return [self.objectness(x) for x in hidden], [self.deltas(x) for x in hidden]
 
 
@@ -209,10 +209,10 @@ def region_losses(
         right.append(code[image, positive])
         goals.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else right[-1].detach())
     total = regions.samples * len(truth) if regions.divide == "samples" else max(1, len(wanted[0]))
-    objectness = functional.binary_cross_entropy_with_logits(torch.cat(found), torch.cat(wanted), reduction="sum")
+    objectness = F.binary_cross_entropy_with_logits(torch.cat(found), torch.cat(wanted), reduction="sum")
     return objectness / total, box_error(torch.cat(right), torch.cat(goals), regions.beta) / total
 
 
 def box_error(deltas: Tensor, goals: Tensor, beta: float) -> Tensor:
     """Summed smooth L1 distance of deltas [P, 4], a parabola below `beta`; L1 where `beta` is 0."""
-    return functional.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)
+    return F.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)

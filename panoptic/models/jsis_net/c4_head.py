@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import batched_nms
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
@@ -182,7 +182,7 @@ class MaskReader(nn.Module):
         if self.bilinear:
             x = self.second(resize(x, size, True))
         else:
-            x = resize(functional.relu(self.second(functional.relu(x))), size, True)
+            x = resize(F.relu(self.second(F.relu(x))), size, True)
         return self.predictor(x)[torch.arange(len(classes), device=classes.device), classes]
 
 
@@ -190,9 +190,9 @@ def pool_regions(features: Tensor, stride: int, boxes: Sequence[Tensor], options
     """[R, C, S, S]: regions sampled at side 2 S, then the maximum of each 2x2. Arguments as in `StageHead.look`."""
     side = 2 * options.side
     if options.pooling == "align":
-        return functional.max_pool2d(pool([features], [stride], boxes, side), 2)
+        return F.max_pool2d(pool([features], [stride], boxes, side), 2)
     parts = [crop(features[b : b + 1], stride, part, side) for b, part in enumerate(boxes)]
-    return functional.max_pool2d(torch.cat(parts), 2)
+    return F.max_pool2d(torch.cat(parts), 2)
 
 
 def crop(features: Tensor, stride: int, boxes: Tensor, side: int) -> Tensor:
@@ -212,7 +212,7 @@ def crop(features: Tensor, stride: int, boxes: Tensor, side: int) -> Tensor:
     places = low + steps * (high - low)  # [n, side, 2], x and y
     x, y = places[:, None, :, 0].expand(-1, side, -1), places[:, :, None, 1].expand(-1, -1, side)
     grid = torch.stack([x, y], -1).reshape(1, -1, side, 2).to(features.dtype)
-    sampled = functional.grid_sample(features, grid, align_corners=True)
+    sampled = F.grid_sample(features, grid, align_corners=True)
     return sampled.view(features.shape[1], -1, side, side).transpose(0, 1)
 
 

@@ -39,8 +39,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
@@ -271,7 +271,7 @@ class JSISNet(PanopticModel):
         if "detections" not in outputs:
             found = self._detect(outputs, frame)
             most = max([1, *(len(part) for part in found)])
-            rows = torch.stack([pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
+            rows = torch.stack([F.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
             outputs = outputs | {"detections": rows[:, :, :6], "background": rows[:, :, 6]}
         rows, side = outputs["detections"], self.config.head.mask_side
         masks = rows.new_zeros(*rows.shape[:2], side, side)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.layers.conv import ConvNormAct
 from panoptic.layers.norm import Norm
@@ -94,7 +94,7 @@ class PyramidPooling(nn.Module):
             )
         size = (x.shape[-2], x.shape[-1])
         pooled = [
-            resize(branch(functional.adaptive_avg_pool2d(x, cells)), size, True)
+            resize(branch(F.adaptive_avg_pool2d(x, cells)), size, True)
             for cells, branch in zip(self.bins, self.branches, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], 1))

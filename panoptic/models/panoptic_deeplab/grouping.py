@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 CELL = 16
 """Side in pixels of the cells for which `group_pixels` looks for the only centre that can be nearest."""
@@ -68,8 +68,8 @@ def _highest_in_window(heatmap: Tensor, pixels: Tensor, reach: int) -> Tensor:
 def _pooled(heatmap: Tensor, reach: int) -> Tensor:
     """[H, W], the maximum of each pixel's window."""
     side = 2 * reach + 1
-    down = functional.max_pool2d(heatmap[None, None], (side, 1), 1, (reach, 0))
-    return functional.max_pool2d(down, (1, side), 1, (0, reach))[0, 0]
+    down = F.max_pool2d(heatmap[None, None], (side, 1), 1, (reach, 0))
+    return F.max_pool2d(down, (1, side), 1, (0, reach))[0, 0]
 
 
 def group_pixels(centres: Tensor, offset: Tensor, mask: Tensor) -> Tensor:

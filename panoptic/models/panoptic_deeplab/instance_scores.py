@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.layers.resize import mixed_cells
 from panoptic.models.panoptic_deeplab.grouping import _budget
@@ -78,7 +78,7 @@ class _Certainty:
         corners = torch.stack([line + side for line, _ in lines for side, _ in sides], 1)
         shares = torch.stack([a * b for _, a in lines for _, b in sides], 1)
         # gathers and mixes in one pass over the memory
-        mixed = functional.embedding_bag(corners, self._table, per_sample_weights=shares, mode="sum")
+        mixed = F.embedding_bag(corners, self._table, per_sample_weights=shares, mode="sum")
         return mixed.softmax(1).gather(1, labels[:, None])[:, 0]
 
 

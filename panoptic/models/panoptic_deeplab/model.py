@@ -37,8 +37,8 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import pad
 
 from panoptic import losses
 from panoptic.backbones import Backbone
@@ -324,7 +324,7 @@ class PanopticDeepLab(PanopticModel):
         """`outputs` with "classes", int32 [B, H, W] at the size at which the flavour merges, padded with IGNORE."""
         maps = [self._classes(outputs, frame, b).int() for b in range(len(frame.sizes))]
         height, width = (max(part.shape[k] for part in maps) for k in range(2))
-        padded = [pad(part, (0, width - part.shape[1], 0, height - part.shape[0]), value=IGNORE) for part in maps]
+        padded = [F.pad(part, (0, width - part.shape[1], 0, height - part.shape[0]), value=IGNORE) for part in maps]
         return outputs | {"classes": torch.stack(padded)}
 
     @torch.no_grad()

@@ -9,8 +9,8 @@ Shapes: B images, C channels, h x w a feature map.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import deform_conv2d
 
 from panoptic.layers.norm import Norm, norm_layer
@@ -60,7 +60,7 @@ class PlainConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, outputs, h, w]."""
-        return functional.relu(self.norm(self.conv(x)), inplace=True)
+        return F.relu(self.norm(self.conv(x)), inplace=True)
 
 
 class ModulatedConv(nn.Module):
@@ -84,7 +84,7 @@ class ModulatedConv(nn.Module):
         moved, factor = self.offset(x).float().split([2 * TAPS, TAPS], 1)
         with torch.autocast(x.device.type, enabled=False):
             x = deform_conv2d(x.float(), moved, self.conv.weight, self.conv.bias, padding=(1, 1), mask=factor.sigmoid())
-        return functional.relu(self.norm(x), inplace=True)
+        return F.relu(self.norm(x), inplace=True)
 
 
 def with_coordinates(x: Tensor) -> Tensor:

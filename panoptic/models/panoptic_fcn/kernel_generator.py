@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.models.panoptic_fcn.targets import LevelTargets
 
@@ -38,11 +38,11 @@ def guided_kernels(
     """
     size = (kernels.shape[-2], kernels.shape[-1])
     planes = masks[told.image, told.thing][:, None]
-    covered = functional.interpolate(planes, size, mode="bilinear", align_corners=False)[:, 0]
+    covered = F.interpolate(planes, size, mode="bilinear", align_corners=False)[:, 0]
     guidance = centres[told.image, told.label].sigmoid() * (covered > INSIDE)
     weights, cells = guidance.flatten(1).topk(min(points, size[0] * size[1]), dim=1)
     spare = (0, points - cells.shape[1])
-    weights, cells = functional.pad(weights, spare), functional.pad(cells, spare)
+    weights, cells = F.pad(weights, spare), F.pad(cells, spare)
     return _picked(kernels, told.image, cells), weights / weights.sum(1, keepdim=True).clamp(min=1e-8)
 
 
@@ -81,7 +81,7 @@ def mean_kernels(masks: Tensor, kernels: Tensor, own: bool = False) -> Tensor:
 
 def embedded(layer: nn.Conv2d, kernels: Tensor) -> Tensor:
     """[..., C] to [..., outputs] by a 1x1 convolution, as the linear map that it is."""
-    return functional.linear(kernels, layer.weight.flatten(1), layer.bias)
+    return F.linear(kernels, layer.weight.flatten(1), layer.bias)
 
 
 def _picked(kernels: Tensor, image: Tensor, cells: Tensor) -> Tensor:
@@ -179,8 +179,8 @@ def find_things(logits: Tensor, pool: int, threshold: float, most: int) -> tuple
         row * w + column int64 [K], class int64 [K] and score float [K].
     """
     score = logits.sigmoid()[None]
-    score = (score + functional.avg_pool2d(score, pool, 1, (pool - 1) // 2)) / 2
-    highest = functional.max_pool2d(score, 3, 1, 1)
+    score = (score + F.avg_pool2d(score, pool, 1, (pool - 1) // 2)) / 2
+    highest = F.max_pool2d(score, 3, 1, 1)
     cell, label, found = best_cells(torch.where(highest == score, score, 0.0)[0], most)
     above = found > threshold
     return cell[above], label[above], found[above]
@@ -204,7 +204,7 @@ def find_regions(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tens
         masks float [K, h * w], class int64 [K] ascending, and mean probability float [K].
     """
     probability = logits.sigmoid().flatten(1)
-    best = functional.one_hot(probability.argmax(0), len(logits)).T.to(logits.dtype)
+    best = F.one_hot(probability.argmax(0), len(logits)).T.to(logits.dtype)
     count = best.sum(1)
     score = (probability * best).sum(1) / count.clamp(min=1)
     label = ((count > 0) & (score > threshold)).nonzero()[:, 0]

@@ -37,8 +37,8 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.layers.fpn import FPN, SemanticFPN
@@ -239,7 +239,7 @@ class PanopticFCN(PanopticModel):
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes."""
         x = self.pixels(images, frame)
-        x = functional.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
+        x = F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
         levels = self.pyramid(self.backbone(x))
         outputs = {"encoded": self.encoder(self._high_resolution(levels))}
         for level in LEVELS:
@@ -332,7 +332,7 @@ class PanopticFCN(PanopticModel):
         drawn = torch.einsum("kc,cyx->kyx", region_kernels, encoded)
         view, numbers = _view(encoded, frame, b, 4), regions + 1
         if "mask" in outputs:
-            numbers = functional.pad(regions + 1, (0, 1))  # and 0, nothing
+            numbers = F.pad(regions + 1, (0, 1))  # and 0, nothing
             logits, drawn = (true_masks(outputs["mask"][b], index) for index in (owners + 1, -numbers))
             view = _view(logits, frame, b, 1)
         table = torch.tensor(self.categories.things, dtype=torch.int64, device=labels.device)

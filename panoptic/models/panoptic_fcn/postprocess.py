@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.segmentation import IGNORE, Instances, Segmentation
 
@@ -60,8 +60,8 @@ class View:
 def _axis(cells: int, side: int, output: int, stride: int, like: Tensor) -> Tensor:
     """float [output, cells]."""
     unit = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
-    up = functional.interpolate(unit, scale_factor=stride, mode="linear", align_corners=False)[..., :side]
-    return functional.interpolate(up, size=output, mode="linear", align_corners=False)[0].T.contiguous()
+    up = F.interpolate(unit, scale_factor=stride, mode="linear", align_corners=False)[..., :side]
+    return F.interpolate(up, size=output, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def true_masks(numbers: Tensor, wanted: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
     if not len(labels):
         return np.zeros((height, width), np.int32)
     wide = logits.sigmoid() @ view.across.T  # [K, y, W]
-    labels = functional.pad(labels, (1, 0))
+    labels = F.pad(labels, (1, 0))
     best = torch.zeros(height, width, dtype=torch.uint8 if len(labels) <= 256 else torch.int32, device=logits.device)
     for first in range(0, height, LINES):
         down = view.down[first : first + LINES]

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.segmentation import IGNORE, Categories, Targets
 from panoptic.targets.dense import semantic_map
@@ -122,7 +122,7 @@ def kernel_targets(
         radius = _radii(sides[image, entry], cells, shape, overlap)
         index = image * len(categories.things) + label
         score = _gaussians(index, row, column, radius, (len(masks) * len(categories.things), *shape))
-        covered = functional.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
+        covered = F.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
         covered = covered.masked_fill(covered < PRESENT, 0.0)
         score = score.view(len(masks), len(categories.things), *shape)
         levels.append(LevelTargets(score, covered, image, thing, label, row * shape[1] + column))

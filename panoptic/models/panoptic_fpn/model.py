@@ -32,8 +32,8 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic import losses
 from panoptic.backbones import Backbone
@@ -143,7 +143,7 @@ class PanopticFPN(PanopticModel):
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes, of the canvas padded to whole cells."""
         height, width = images.shape[-2:]
-        x = functional.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
+        x = F.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
         levels = self.pyramid(self.backbone(x))
         return {"semantic": self.classifier(self.semantic(levels)), **self.detector(levels)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from panoptic.layers.upsampled_argmax import best_classes
 
@@ -12,7 +13,7 @@ def test_classes_are_the_same_in_chunks() -> None:
     logits[20] = logits[3]  # the first of equals
 
     def twice(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+        return F.interpolate(x, scale_factor=2, mode="bilinear")
 
     best, classes = best_classes(logits, twice)
     assert torch.equal(classes, twice(logits[None])[0].argmax(0))

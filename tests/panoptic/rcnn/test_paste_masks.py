@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 
 from panoptic.layers.greedy_merge import Pasted
@@ -43,7 +44,7 @@ def test_windows_hold_everything_that_the_plain_rule_finds(seed: int) -> None:
         ]
         across, down = torch.meshgrid(*grids, indexing="xy")
         grid = torch.stack([across, down], -1)[None].float()
-        expected = torch.nn.functional.grid_sample(torch.from_numpy(mask)[None, None], grid, align_corners=False)[0, 0]
+        expected = F.grid_sample(torch.from_numpy(mask)[None, None], grid, align_corners=False)[0, 0]
         (pasted,) = paste(mask[None], np.array([box], np.float32), size)
         sure = (expected - 0.5).abs().numpy() > 1e-4
         np.testing.assert_array_equal(whole(pasted, size)[sure], (expected.numpy() >= 0.5)[sure])

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import load_weights
@@ -77,7 +77,7 @@ def test_losses_of_proposals_by_hand() -> None:
     deltas = torch.tensor([[[0.1, 0.0, 3.0, 0.0], [9.0, 9.0, 9.0, 9.0]]]).repeat(2, 1, 1)
     truth = [torch.tensor([[0.0, 0.0, 10.0, 8.0]]), torch.zeros(0, 4)]
     found = region_losses([pairs[:, :, 1] - pairs[:, :, 0]], [deltas], [anchors], truth, REGIONS)
-    entropy = functional.cross_entropy(pairs.view(-1, 2), torch.tensor([1, 0, 0, 0]), reduction="none")
+    entropy = F.cross_entropy(pairs.view(-1, 2), torch.tensor([1, 0, 0, 0]), reduction="none")
     assert found[0].item() == pytest.approx(float(entropy[:2].sum() / 2 + entropy[2:].sum() / 2) / 2, rel=1e-6)
     # the truth's centre lies 1 of 10 higher, its height is 0.8; smooth L1 is a parabola below 1
     wanted = torch.tensor([0.0, -0.1, 0.0, float(np.log(0.8))])

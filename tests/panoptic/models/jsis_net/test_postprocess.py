@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional
 
 from panoptic.models.jsis_net.postprocess import Conflicts, Found, merge_conflicts, most_probable, own_pixels
 from panoptic.segmentation import Categories
@@ -69,7 +69,7 @@ def reference_windows(mask: Tensor, box: list[float], size: tuple[int, int]) -> 
     y = (torch.arange(size[0]) + 0.5 - y0) / (y1 - y0) * 2 - 1
     x = (torch.arange(size[1]) + 0.5 - x0) / (x1 - x0) * 2 - 1
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[None]
-    return functional.grid_sample(mask[None, None], grid, align_corners=False)[0, 0]
+    return F.grid_sample(mask[None, None], grid, align_corners=False)[0, 0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -167,6 +167,6 @@ def test_classes_are_chosen_a_few_at_a_time() -> None:
     torch.manual_seed(0)
     probabilities, wanted = torch.rand(40, 9, 7), list(range(1, 40, 2))
     best, chosen = most_probable(probabilities, (31, 20), wanted)
-    whole = functional.interpolate(probabilities[None], (31, 20), mode="bilinear")[0][wanted]
+    whole = F.interpolate(probabilities[None], (31, 20), mode="bilinear")[0][wanted]
     assert torch.allclose(best, whole.amax(0))
     assert torch.equal(chosen, torch.tensor(wanted)[whole.argmax(0)])

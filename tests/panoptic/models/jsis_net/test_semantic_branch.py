@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn import functional
 
 from panoptic.models.jsis_net.semantic_branch import HybridUpsampling, PooledSemantics, PyramidPooling
 
@@ -37,7 +37,7 @@ def test_averages_are_block_means_and_corners_keep_their_values() -> None:
         assert torch.allclose(
             found[:, [0, 0, 11, 11], [0, 11, 0, 11]], means[:, [0, 0, -1, -1], [0, -1, 0, -1]], atol=1e-5
         )
-        resized = functional.interpolate(means[:, None], (12, 12), mode="bilinear", align_corners=True)[:, 0]
+        resized = F.interpolate(means[:, None], (12, 12), mode="bilinear", align_corners=True)[:, 0]
         assert torch.allclose(found, resized, atol=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_hybrid_upsampling_begins_as_what_it_replaces(kind, factor: int) -> None
     x = torch.rand(2, 3, 5, 7)
     y = HybridUpsampling(3, kind)(x)
     assert y.shape == (2, 3, 5 * factor, 7 * factor)
-    expected = x if factor == 1 else functional.interpolate(x, scale_factor=2, mode="bilinear")
+    expected = x if factor == 1 else F.interpolate(x, scale_factor=2, mode="bilinear")
     inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))  # at the border the convolution sees zeros
     assert torch.allclose(y[inner], expected[inner], atol=1e-6)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,7 @@ from tests.panoptic.models.panoptic_deeplab.test_postprocess import scenes
 def test_centres_are_those_of_dense_pooling(scene, kernel, top_k):
     heatmap = scene[1]
     kept = torch.where(heatmap > 0.1, heatmap, -1.0)
-    pooled = torch.nn.functional.max_pool2d(kept[None], kernel, 1, kernel // 2)[0]
+    pooled = F.max_pool2d(kept[None], kernel, 1, kernel // 2)[0]
     kept = torch.where(pooled == kept, kept, -1.0)
     if top_k is not None and (kept > 0).sum() >= top_k:
         kept = torch.where(kept > kept.flatten().topk(top_k).values[-1], kept, -1.0)
@@ -26,7 +27,7 @@ def test_centres_are_those_of_dense_pooling(scene, kernel, top_k):
 
 def test_a_heatmap_full_of_candidates_is_pooled_with_the_same_result():
     heatmap = torch.from_numpy(np.random.default_rng(0).random((60, 70), np.float32)) + 1
-    pooled = torch.nn.functional.max_pool2d(heatmap[None], 7, 1, 3)[0]
+    pooled = F.max_pool2d(heatmap[None], 7, 1, 3)[0]
     assert torch.equal(grouping.find_centres(heatmap, 0.1, 7, None), torch.nonzero(pooled == heatmap))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
 
 from panoptic.models.panoptic_deeplab import grouping, instance_scores
@@ -30,7 +31,7 @@ def test_logits_are_upsampled_where_there_are_things(align_corners, random_segme
     monkeypatch.setattr(grouping, "BLOCK", {"cpu": 100})
     truth = random_segmentation(np.random.default_rng(1), 37, 53, small_categories)
     coarse, heatmap, size = torch.randn(5, 10, 14), torch.rand(37, 53), (40, 56)
-    whole = torch.nn.functional.interpolate(coarse[None], size=size, mode="bilinear", align_corners=align_corners)[0]
+    whole = F.interpolate(coarse[None], size=size, mode="bilinear", align_corners=align_corners)[0]
     expected = instance_scores.scored_instances(truth, whole[:, :37, :53], heatmap, small_categories)
     instances = instance_scores.scored_instances(
         truth, coarse, heatmap, small_categories, upsampled=size, align_corners=align_corners

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as rle
-from torch.nn import functional
 
 from panoptic.models.panoptic_fcn.conv_stack import with_coordinates
 from panoptic.models.panoptic_fcn.postprocess import (
@@ -67,10 +67,10 @@ def test_published_merge(published_units) -> None:
 def test_windows_and_matrices_are_a_resize_of_whole_planes(cells, size, output) -> None:
     rng = torch.Generator().manual_seed(3)
     coarse = torch.randn(6, 5, 5, generator=rng)
-    logits = 3 * functional.interpolate(coarse[None], cells, mode="bicubic")[0] - 1
+    logits = 3 * F.interpolate(coarse[None], cells, mode="bicubic")[0] - 1
     view = View.of(cells, size, output, logits)
-    whole = functional.interpolate(logits.sigmoid()[None], scale_factor=4, mode="bilinear", align_corners=False)
-    whole = functional.interpolate(whole[..., : size[0], : size[1]], output, mode="bilinear", align_corners=False)[0]
+    whole = F.interpolate(logits.sigmoid()[None], scale_factor=4, mode="bilinear", align_corners=False)
+    whole = F.interpolate(whole[..., : size[0], : size[1]], output, mode="bilinear", align_corners=False)[0]
     scores = torch.linspace(1, 0.5, 6)
     things = draw_things(logits, torch.arange(6), scores, view, threshold=0.4, lowest=0.0)
     for k, label in enumerate(things.labels):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from panoptic.models.panoptic_fcn.targets import KernelTargets, gaussian_radius, kernel_targets
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
@@ -88,7 +89,7 @@ def test_masks_are_those_of_a_bilinear_resize(size, small_categories, random_seg
     cells = tuple(max(1, int(side / 4 + 0.5)) for side in size)
     for place, segment in enumerate(found.segments[0].tolist()):
         plane = torch.from_numpy(truth.segments == segment).float()[None, None] * (segment > 0)
-        resized = torch.nn.functional.interpolate(plane, cells, mode="bilinear", align_corners=False)[0, 0]
+        resized = F.interpolate(plane, cells, mode="bilinear", align_corners=False)[0, 0]
         torch.testing.assert_close(found.masks[0, place, : cells[0], : cells[1]], resized, rtol=0, atol=1e-6)
         assert not found.masks[0, place, cells[0] :].any() and not found.masks[0, place, :, cells[1] :].any()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
@@ -93,7 +94,7 @@ def test_proposals_come_at_the_output_size(model) -> None:
 def test_padding_of_the_canvas_changes_nothing(model) -> None:
     """One image as it is, and with the batch padding that the network would have added itself."""
     images = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
-    padded = torch.nn.functional.pad(images, (0, 26, 0, 14))
+    padded = F.pad(images, (0, 26, 0, 14))
     sizes = torch.tensor([[50, 70]])
     with torch.no_grad():
         first, second = model.network(images), model.network(padded, Frame((64, 96), sizes, sizes))
