@@ -1,6 +1,9 @@
-"""Merge rules of the top-down models: overlapping instances and a map of stuff to one panoptic map.
+"""The greedy merge of overlapping instances and a map of stuff to one panoptic map, in the order of the scores.
 
-Shapes: H x W pixels, D instances, S stuff classes.
+Kirillov et al., "Panoptic Segmentation", arXiv 1801.00868, as detectron2 computes it in
+`combine_semantic_and_instance_outputs`. Panoptic FPN and Panoptic FCN share it.
+
+Shapes: H x W pixels, D instances, S values of the stuff map, h x w a window.
 """
 
 from __future__ import annotations
@@ -10,17 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoptic.segmentation import Categories, Segmentation
+from panoptic.segmentation import IGNORE, Segmentation
 
 
 @dataclass(frozen=True)
-class Pasted:
-    """The pixels of one instance."""
+class CroppedMask:
+    """The mask of one instance, cut to a window of its image."""
 
     top: int
+    """The window's first row."""
     left: int
+    """Its first column."""
     mask: np.ndarray
-    """bool [h, w], of the window whose first pixel is (top, left); nothing lies outside of it."""
+    """bool [h, w]; nothing of the instance lies outside of the window."""
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -29,61 +34,63 @@ class Pasted:
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def merge_instances(
-    instances: Sequence[Pasted],
+def merge_by_score(
+    masks: Sequence[CroppedMask],
     labels: Sequence[int],
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     stuff: np.ndarray,
-    categories: Categories,
+    stuff_labels: Sequence[int],
+    stuff_scores: Sequence[float] | None = None,
     *,
     confidence: float = 0.5,
     overlap: float = 0.5,
     stuff_area: int = 4096,
 ) -> Segmentation:
-    """Panoptic FPN's rule, as detectron2 has it: better instances first, stuff where none is.
+    """Instances by score, each on the pixels that are free, then stuff on the pixels that are left.
 
-    An instance of which more than `overlap` lies on better ones is dropped, else it takes what is free,
-    however little that is. Equal scores keep their order.
+    An instance of which more than `overlap` lies on better ones is dropped, else it takes what is free, however little
+    that is. Equal scores keep their order.
 
     Args:
-        instances: D, in any order.
+        masks: D, in any order.
         labels: [D], contiguous classes.
-        scores: [D].
-        stuff: integer [H, W], 1 + the place of each pixel's class in `categories.stuff`, 0 for none.
-        categories: tell which classes stuff holds.
+        scores: [D], compared in float32.
+        stuff: integer [H, W], 0 to S - 1; 0 is no stuff.
+        stuff_labels: [S], the contiguous class of each value of `stuff`, `IGNORE` for those that become void, as 0.
+        stuff_scores: [S]; None stands for ones.
         confidence: instances score at least this.
         overlap: share of an instance that better ones may cover.
         stuff_area: a class of stuff with fewer free pixels becomes void.
 
     Returns:
-        instances by descending score, then stuff in the order of classes with score 1.
+        instances by descending score, then stuff in the order of its values.
     """
     segments = np.zeros(stuff.shape, np.int32)
-    kept: list[int] = []
     ranking = np.asarray(scores, np.float32)
+    kept: list[int] = []
     for k in np.argsort(-ranking, kind="stable").tolist():
         if ranking[k] < confidence:
             break
-        mask, here = instances[k].mask, segments[instances[k].window]
-        free = here == 0
+        # the share of the mask that better instances left free, within the mask's window only
+        mask, owners = masks[k].mask, segments[masks[k].window]
+        free = owners == 0
         free &= mask
         area = np.count_nonzero(mask)
         if area == 0 or (area - np.count_nonzero(free)) / area > overlap:
             continue
         kept.append(k)
-        np.copyto(here, len(kept), where=free)
-    found, areas = _free_stuff(segments, stuff, len(categories.stuff))
-    present = np.flatnonzero(areas >= max(1, stuff_area))
-    present = present[present > 0]
-    table = np.zeros(len(areas), np.int32)
-    table[present] = np.arange(len(kept) + 1, len(kept) + len(present) + 1)
-    segments += table[found]
-    every = [labels[k] for k in kept] + [categories.stuff[k - 1] for k in present.tolist()]
-    ranks = np.concatenate([ranking[kept], np.ones(len(present), np.float32)])
-    return Segmentation(segments, np.array(every, np.int64), scores=ranks.astype(np.float32)).compact()
-
-
-def _free_stuff(segments: np.ndarray, stuff: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`stuff` where no segment is, 0 elsewhere, and the pixels of each class int64 [S + 1]."""
-    found = np.multiply(stuff, segments == 0)
-    return found, np.bincount(found.reshape(-1), minlength=classes + 1)
+        np.copyto(owners, len(kept), where=free)
+    # stuff is counted where no instance is, and numbered behind the instances
+    remaining = np.multiply(stuff, segments == 0)
+    areas = np.bincount(remaining.reshape(-1), minlength=len(stuff_labels))
+    named = np.array(stuff_labels) != IGNORE
+    present = np.flatnonzero(named & (areas >= max(1, stuff_area)))
+    numbers = np.zeros(len(areas), np.int32)
+    numbers[present] = np.arange(len(kept) + 1, len(kept) + len(present) + 1)
+    segments += numbers[remaining]
+    present_scores = np.ones(len(present)) if stuff_scores is None else np.array(stuff_scores)[present]
+    return Segmentation(
+        segments,
+        np.array([labels[k] for k in kept] + [stuff_labels[k] for k in present.tolist()], np.int64),
+        scores=np.concatenate([ranking[kept], present_scores]).astype(np.float32),
+    ).compact()

@@ -1,11 +1,12 @@
 """Mask R-CNN on a feature pyramid, without the pyramid: region proposals, a box head, a mask head.
 
-Its convolutions on whole levels run inside a model's `network`; everything that depends on which regions were
-chosen runs afterwards, on the outputs.
+He et al., "Mask R-CNN", arXiv 1703.06870, as detectron2 computes it. The convolutions on whole levels run inside a
+model's `network`; everything that depends on which regions were chosen runs afterwards, on the outputs.
 
 Outputs that it reads: the pooled levels [B, C, h, w] by their names, and "objectness_<level>" [B, A, h, w] and
-"deltas_<level>" [B, 4 A, h, w] of every level. Instead of detecting anything it takes "detections" [B, N, 6] (x0 y0
-x1 y1 in pixels of the canvas, score, class; `IGNORE` for none) with "masks" [B, N, M, M], probabilities.
+"deltas_<level>" [B, 4 A, h, w] of every level. Outputs that it adds: "detections" [B, N, 6] (x0 y0 x1 y1 in pixels of
+the canvas, score, class; `IGNORE` for none) and "masks" [B, N, M, M], probabilities. Where these are among the outputs
+already they stay.
 
 Shapes: B images, C channels, A anchors of a cell, R regions of the batch, K thing classes, N detections, M side of a
 mask.
@@ -13,6 +14,7 @@ mask.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,13 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.greedy_merge import Pasted
+from panoptic.layers.greedy_merge import CroppedMask
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import pool
 from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
 from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
-from panoptic.segmentation import IGNORE, Categories, Frame, Targets
+from panoptic.rle import encode_window
+from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Targets
 from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
 
 
@@ -62,7 +65,7 @@ class DetectorConfig:
 
 
 class Detector(nn.Module):
-    """The heads, what they learn and what they find.
+    """Region proposal network, box head and mask head, with their losses and detections.
 
     Args:
         strides: of each level by its name, fine to coarse; proposals come from all of them.
@@ -99,54 +102,67 @@ class Detector(nn.Module):
 
     def losses(self, outputs: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions."""
-        entries, truth, classes = instance_lists(targets, self.categories)
-        logits, deltas, anchors = self._anchored(outputs)
-        objectness, region = region_losses(logits, deltas, anchors, truth, self.config.regions)
-        proposed = propose(logits, deltas, anchors, targets.frame.sizes, self.config.regions, training=True)
-        sampled = sample_regions(proposed, truth, classes, self.background, self.config.detection)
-        found = self._look_at_boxes(outputs, [part.boxes for part in sampled])
-        entropy, box = box_losses(*found, sampled, truth, self.config.detection)
+        entries, true_boxes, true_classes = instance_lists(targets, self.categories)
+        logits, deltas, anchors = self._anchor_outputs(outputs)
+        objectness, region = region_losses(logits, deltas, anchors, true_boxes, self.config.regions)
+        proposals = propose(logits, deltas, anchors, targets.frame.sizes, self.config.regions, training=True)
+        sampled = sample_regions(proposals, true_boxes, true_classes, self.background, self.config.detection)
+        class_logits, codes = self._run_box_head(outputs, [part.boxes for part in sampled])
+        entropy, box = box_losses(class_logits, codes, sampled, true_boxes, self.config.detection)
         mask = self._mask_loss(outputs, sampled, entries, targets)
         return {"objectness": objectness, "region": region, "class": entropy, "box": box, "mask": mask}
 
     @torch.no_grad()
     def propose(self, outputs: Mapping[str, Tensor], frame: Frame) -> list[Proposals]:
-        """What testing proposes in each image, in pixels of the canvas."""
-        return propose(*self._anchored(outputs), frame.sizes, self.config.regions, training=False)
+        """The proposals of each image with the limits of testing, in pixels of the canvas."""
+        return propose(*self._anchor_outputs(outputs), frame.sizes, self.config.regions, training=False)
 
     @torch.no_grad()
-    def detections(self, outputs: dict[str, Tensor], frame: Frame) -> dict[str, Tensor]:
-        """`outputs` with "detections" and "masks", unless they are there."""
+    def detect(
+        self, outputs: dict[str, Tensor], frame: Frame, proposals: Sequence[Proposals] | None = None
+    ) -> dict[str, Tensor]:
+        """`outputs` with "detections" and "masks", unless they are there.
+
+        Args:
+            outputs: as the module describes them.
+            frame: of the batch.
+            proposals: of `propose`; made here where they are needed and not given.
+        """
         if "detections" in outputs and "masks" in outputs:
             return outputs
-        found = list(outputs["detections"]) if "detections" in outputs else self._detect(outputs, frame)
-        most = max([1, *(len(part) for part in found)])
-        rows = torch.stack([F.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in found])
-        kept = [part[part[:, 5] != IGNORE] for part in found]
+        if "detections" in outputs:
+            detections = list(outputs["detections"])
+        else:
+            detections = self._detections(outputs, frame, proposals or self.propose(outputs, frame))
+        # one row count for all images, filled up with rows of no class
+        most = max([1, *(len(part) for part in detections)])
+        rows = torch.stack([F.pad(part, (0, 0, 0, most - len(part)), value=IGNORE) for part in detections])
+        # the mask head runs once, over the detections of all images
+        kept = [part[part[:, 5] != IGNORE] for part in detections]
         things = torch.tensor(self.categories.things, device=rows.device)
         classes = torch.searchsorted(things, torch.cat([part[:, 5].long() for part in kept]))
-        probabilities = self._look_at_masks(outputs, [part[:, :4] for part in kept], classes).sigmoid()
+        probabilities = self._run_mask_head(outputs, [part[:, :4] for part in kept], classes).sigmoid()
         masks = probabilities.new_zeros(*rows.shape[:2], *probabilities.shape[1:])
         masks[rows[:, :, 5] != IGNORE] = probabilities
         return outputs | {"detections": rows, "masks": masks}
 
     @torch.no_grad()
     def truth(self, targets: Targets) -> dict[str, Tensor]:
-        """The "detections" and "masks" of the truth, without crowds."""
+        """The "detections" and "masks" of the true things that are no crowd."""
         return true_detections(targets, is_instance(targets, self.categories), 2 * self.config.heads.mask_side)
 
-    def _anchored(self, outputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Logits, deltas and anchors of each level, in one order."""
+    def _anchor_outputs(self, outputs: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits, deltas and anchors of each level, all in the order of `grid_anchors`."""
         logits = [outputs[f"objectness_{name}"] for name in self.strides]
         anchors = anchors_of(logits, list(self.strides.values()), self.config.regions)
         return *flatten(logits, [outputs[f"deltas_{name}"] for name in self.strides]), anchors
 
-    def _look_at_boxes(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def _run_box_head(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and deltas [R, 4 K] of the regions of all images."""
         with self._autocast(outputs):
             return self.boxes(self._pool(outputs, regions, self.config.heads.box_side))
 
-    def _look_at_masks(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], classes: Tensor) -> Tensor:
+    def _run_mask_head(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], classes: Tensor) -> Tensor:
         """Mask logits [R, M, M] of the regions of all images, each of its class int64 [R]."""
         with self._autocast(outputs):
             return self.masks(self._pool(outputs, regions, self.config.heads.mask_side), classes)
@@ -164,31 +180,37 @@ class Detector(nn.Module):
     ) -> Tensor:
         positives, owners = [part.positives for part in sampled], [part.owners for part in sampled]
         classes = torch.cat([part.classes[: len(part.owners)] for part in sampled])
-        logits = self._look_at_masks(outputs, positives, classes)
+        logits = self._run_mask_head(outputs, positives, classes)
         return mask_loss(logits, region_masks(targets, entries, positives, owners, logits.shape[-1]) >= 0.5)
 
-    def _detect(self, outputs: Mapping[str, Tensor], frame: Frame) -> list[Tensor]:
-        """For each image float [N, 6], as "detections"."""
-        proposed, found = self.propose(outputs, frame), []
-        logits, deltas = self._look_at_boxes(outputs, [part.boxes for part in proposed])
-        counts = [len(part.boxes) for part in proposed]
+    def _detections(self, outputs: Mapping[str, Tensor], frame: Frame, proposals: Sequence[Proposals]) -> list[Tensor]:
+        """For each image float [N, 6], the rows of "detections"."""
+        logits, codes = self._run_box_head(outputs, [part.boxes for part in proposals])
+        counts = [len(part.boxes) for part in proposals]
         things = torch.tensor(self.categories.things, device=logits.device)
-        parts = zip(proposed, logits.softmax(1).split(counts), deltas.split(counts), frame.sizes.tolist(), strict=True)
-        for regions, probabilities, code, size in parts:
+        parts = zip(proposals, logits.softmax(1).split(counts), codes.split(counts), frame.sizes.tolist(), strict=True)
+        rows = []
+        for regions, probabilities, code, (height, width) in parts:
             moved = decode(regions.boxes, code, self.config.detection.code)
-            best = detect(moved, probabilities, (size[0], size[1]), self.config.detection)
-            found.append(torch.cat([best.boxes, best.scores[:, None], things[best.classes][:, None]], 1))
-        return found
+            best = detect(moved, probabilities, (height, width), self.config.detection)
+            rows.append(torch.cat([best.boxes, best.scores[:, None], things[best.classes][:, None]], 1))
+        return rows
 
 
-def true_detections(targets: Targets, wanted: Tensor, side: int) -> dict[str, Tensor]:
-    """The "detections" and "masks" (M is `side`) of the true segments that are `wanted` (bool [B, N]) and not empty."""
-    outlines = boxes(targets)
-    present = wanted & (outlines[:, :, 2] > outlines[:, :, 0])
+def true_detections(targets: Targets, chosen: Tensor, side: int) -> dict[str, Tensor]:
+    """The "detections" and "masks" of true segments, of score 1.
+
+    Args:
+        targets: the batch.
+        chosen: bool [B, N], the segments to list; those without a pixel are left out.
+        side: M.
+    """
+    corners = boxes(targets)
+    present = chosen & (corners[:, :, 2] > corners[:, :, 0])
     labels = torch.where(present, targets.labels, IGNORE)
-    every = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
-    corners = torch.where(present[:, :, None], outlines, outlines.new_tensor([0, 0, 1, 1]))
-    masks = region_masks(targets, every, list(corners), every, side)
+    entries = [torch.arange(labels.shape[1], device=labels.device)] * len(labels)
+    corners = torch.where(present[:, :, None], corners, corners.new_tensor([0, 0, 1, 1]))
+    masks = region_masks(targets, entries, list(corners), entries, side)
     return {
         "detections": torch.cat([corners, torch.stack([present.float(), labels.float()], 2)], 2),
         "masks": masks.view(*labels.shape, *masks.shape[1:]),
@@ -201,18 +223,35 @@ def enlarge_boxes(boxes: Tensor, frame: Frame, image: int) -> Tensor:
     return boxes * boxes.new_tensor([width, height, width, height])
 
 
+def output_boxes(proposals: Sequence[Proposals], frame: Frame) -> list[Tensor]:
+    """The boxes float [P, 4] of the proposals of each image, best first, in pixels of its output."""
+    return [enlarge_boxes(part.boxes, frame, b) for b, part in enumerate(proposals)]
+
+
 def paste_detections(
-    outputs: Mapping[str, Tensor], frame: Frame, image: int, least: float
-) -> tuple[list[Pasted], Tensor]:
-    """The instances of an image at output size: those that score at least `least` and keep an area there.
+    outputs: Mapping[str, Tensor], frame: Frame, image: int, least: float = -math.inf
+) -> tuple[list[CroppedMask], Tensor]:
+    """The detections of one image with their masks at output size.
+
+    Args:
+        outputs: with "detections" and "masks".
+        frame: of the batch.
+        image: its number in the batch.
+        least: detections score at least this; those whose box has no area within the output are left out, too.
 
     Returns:
-        their pixels, and on the CPU float [N, 6] as "detections", in pixels of the output.
+        D masks, and on the CPU float [D, 6], the rows of "detections" in pixels of the output.
     """
     rows = outputs["detections"][image]
-    height, width = frame.output_sizes[image].tolist()
+    height, width = frame.output_size(image)
     corners = clip(enlarge_boxes(rows[:, :4], frame, image), height, width)
     kept = (rows[:, 5] != IGNORE) & (rows[:, 4] >= least) & ~is_empty(corners)
     listed = torch.cat([corners, rows[:, 4:]], 1)[kept].cpu()
-    planes = outputs["masks"][image][kept].cpu().numpy()
-    return paste(planes, listed[:, :4].numpy(), (height, width)), listed
+    probabilities = outputs["masks"][image][kept].cpu().numpy()
+    return paste(probabilities, listed[:, :4].numpy(), (height, width)), listed
+
+
+def as_instances(masks: Sequence[CroppedMask], rows: Tensor, size: tuple[int, int]) -> Instances:
+    """The detections of `paste_detections` in an image of that size (H, W) as scored instances, in their order."""
+    encoded = [encode_window(part.mask, part.top, part.left, size) for part in masks]
+    return Instances(encoded, rows[:, 5].long().numpy(), rows[:, 4].numpy(), rows[:, :4].numpy())

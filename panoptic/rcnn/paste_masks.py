@@ -10,16 +10,17 @@ Shapes: H x W the image, S side of a mask, h x w a window.
 from __future__ import annotations
 
 import numpy as np
-from pycocotools import mask as rle
 
-from panoptic.layers.greedy_merge import Pasted
+from panoptic.layers.greedy_merge import CroppedMask
 
 SMALL, HUGE = 1 << 19, 1 << 22
 """Bytes: less is taken as it comes, more in huge pages."""
 
 
-def paste(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> list[Pasted]:
-    """Masks at their places.
+def paste(
+    probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], threshold: float = 0.5
+) -> list[CroppedMask]:
+    """The masks of boxes in pixels of the image, each within the window that its box can reach.
 
     Args:
         probabilities: float32 [N, S, S].
@@ -30,8 +31,10 @@ def paste(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], t
     if not len(boxes):
         return []
     side = probabilities.shape[1]
+    # the window of each box
     tops, heights = _spans(boxes[:, 1], boxes[:, 3], size[0])
     lefts, widths = _spans(boxes[:, 0], boxes[:, 2], size[1])
+    # memory for the factors of all masks along both axes, one window of probabilities, and all windows of booleans
     ends = np.cumsum(heights * widths)
     rows, columns, plane, mask = _block(
         (heights.sum() * side, np.float32),
@@ -41,13 +44,14 @@ def paste(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int], t
     )
     down = _weights(boxes[:, 1], boxes[:, 3], tops, heights, rows.reshape(-1, side))
     across = _weights(boxes[:, 0], boxes[:, 2], lefts, widths, columns.reshape(-1, side))
+    # a bilinear resize is a product from the left along the rows and one from the right along the columns
     pasted = []
     for k, (first, last) in enumerate(zip([0, *ends.tolist()], ends.tolist(), strict=False)):
         shape = len(down[k]), len(across[k])
         window, inside = plane[: last - first].reshape(shape), mask[first:last].reshape(shape)
         np.matmul(down[k] @ probabilities[k], across[k].T, out=window)
         np.greater_equal(window, threshold, out=inside)
-        pasted.append(Pasted(int(tops[k]), int(lefts[k]), inside))
+        pasted.append(CroppedMask(int(tops[k]), int(lefts[k]), inside))
     return pasted
 
 
@@ -67,11 +71,14 @@ def _weights(
         first, counts: of `_spans`.
         out: float32 [sum of counts, S], filled and cut into the [h, S] of each mask.
     """
+    # everything in float32, step by step as `grid_sample` computes it, so that the same pixels pass the threshold
     starts = np.cumsum(counts) - counts
     side, one, two, half = out.shape[1], np.float32(1), np.float32(2), np.float32(0.5)
+    # pixel centres, from -1 to 1 over the box, then in cells of the mask
     pixels = (np.arange(len(out)) + np.repeat(first - starts, counts)).astype(np.float32) + half
     grid = (pixels - np.repeat(low, counts)) / np.repeat(high - low, counts) * two - one
     places = ((grid + one) * np.float32(side) - one) * half
+    # a cell counts 1 at its centre and falls to 0 at the centres of its neighbours
     np.subtract(places[:, None], np.arange(side, dtype=np.float32), out=out)
     np.abs(out, out=out)
     np.subtract(one, out, out=out)
@@ -92,19 +99,3 @@ def _block(*kinds: tuple[int, type]) -> list[np.ndarray]:
         memory[start : start + int(count) * np.dtype(kind).itemsize].view(kind)
         for start, (count, kind) in zip(starts, kinds, strict=False)
     ]
-
-
-def encode(pasted: Pasted, size: tuple[int, int]) -> dict:
-    """COCO RLE of an instance in an image of that size; only the window's columns are looked at."""
-    height, width = size
-    rows, columns = pasted.window
-    band = np.zeros((pasted.mask.shape[1], height), bool)  # RLE runs down the columns
-    band[:, rows] = pasted.mask.T
-    flat = band.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
-        edges = np.concatenate([[0], edges])
-    if flat.size and flat[-1]:
-        edges = np.append(edges, flat.size)
-    counts = np.diff(edges + columns.start * height, prepend=0, append=height * width)
-    return rle.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)  # type: ignore[arg-type]

@@ -20,13 +20,14 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from panoptic.backbones import Backbone
-from panoptic.layers.greedy_merge import Pasted, merge_instances
+from panoptic.layers.greedy_merge import CroppedMask, merge_by_score
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.postprocess import semantic_classes
 from panoptic.rcnn.mask_rcnn import DetectorConfig
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions
-from panoptic.segmentation import Categories, Frame, Segmentation
+from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation
 from tests.benchmarks import inputs, peers
 from tests.benchmarks.timing import Case
 
@@ -68,7 +69,7 @@ def draw_masks(rng: np.random.Generator, size: tuple[int, int], count: int) -> t
     return masks, np.concatenate([low, high], 1).astype(np.float32)
 
 
-def _whole_masks(pasted: Sequence[Pasted], size: tuple[int, int]) -> np.ndarray:
+def _whole_masks(pasted: Sequence[CroppedMask], size: tuple[int, int]) -> np.ndarray:
     masks = np.zeros((len(pasted), *size), bool)
     for mask, instance in zip(masks, pasted, strict=True):
         mask[instance.window] = instance.mask
@@ -84,14 +85,14 @@ def _pasting(scale: float, folder: Path | None) -> Case:
     def torchvision(_: int) -> Tensor:
         return roi_heads.paste_masks_in_image(tensors[0][:, None], tensors[1], size)[:, 0] >= 0.5
 
-    def similar(mine: list[Pasted], other: Tensor) -> None:
+    def similar(mine: list[CroppedMask], other: Tensor) -> None:
         ours, theirs = _whole_masks(mine, size), other.numpy()
         shared = (ours & theirs).sum((1, 2)) / np.maximum(1, (ours | theirs).sum((1, 2)))
         least = 0.9 if min(size) > 400 else 0.8  # it moves boxes to whole pixels, which small ones feel more
         if np.median(shared) < least:
             raise ValueError(f"masks overlap by {np.median(shared):.2f} in the median, at least {least} expected")
 
-    def equal(mine: list[Pasted], other: Tensor) -> None:
+    def equal(mine: list[CroppedMask], other: Tensor) -> None:
         _nearly_equal(_whole_masks(mine, size), other.numpy())
 
     theirs: dict[str, Callable[[int], Any]] = {"torchvision": torchvision}
@@ -121,7 +122,7 @@ def _merging(scale: float, folder: Path | None) -> Case:
 
     def ours(_: int) -> Segmentation:
         pasted = paste(masks, boxes, size)
-        return merge_instances(pasted, labels, scores.tolist(), stuff, categories, stuff_area=area)
+        return merge_by_score(pasted, labels, scores.tolist(), stuff, (IGNORE, *categories.stuff), stuff_area=area)
 
     semantic, tensors = torch.from_numpy(stuff.astype(np.int64)), (torch.from_numpy(masks), torch.from_numpy(boxes))
 
@@ -174,14 +175,14 @@ class Pair:
     def panoptic(self) -> tuple[Segmentation, int]:
         """Our whole model on the image: the map, and the number of detections."""
         frame = Frame.full(self.image)
-        outputs = self.ours.detections(self.ours.network(self.image), frame)
+        outputs = self.ours.detector.detect(self.ours.network(self.image), frame)
         return self.ours.postprocess(outputs, frame).maps[0], outputs["detections"].shape[1]
 
     @torch.no_grad()
     def semantic(self) -> np.ndarray:
         """Our semantic branch on the levels of the pyramid: the map of classes."""
         logits = self.ours.classifier(self.ours.semantic(self.levels))
-        return self.ours.semantic_classes(logits, Frame.full(self.image), 0)
+        return semantic_classes(logits, Frame.full(self.image), 0)
 
     @torch.no_grad()
     def instances(self) -> int:

@@ -33,7 +33,7 @@ AT_ONCE = 128
 
 @dataclass(frozen=True)
 class StageOptions:
-    """What a head made of a residual stage is like."""
+    """Sizes and layers of a head made of a residual stage."""
 
     width: int = 0
     """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
@@ -55,7 +55,7 @@ class StageOptions:
     """Instances of different classes suppress each other too."""
 
 
-class StageHead(nn.Module):
+class C4Head(nn.Module):
     """Pooled features through a stage; class, box and mask from its output.
 
     The ResNet's own last stage stays where it is, in the backbone, so that published weights fill it: it is handed
@@ -74,10 +74,12 @@ class StageHead(nn.Module):
         self.options, self.background = options, classes
         self.stage = new_stage(shared, options.width, options.blocks, norm) if options.width else None
         outputs = 4 * options.width or outputs
-        self.boxes = BoxReader(outputs, classes)
-        self.masks = MaskReader(outputs, classes, options, norm)
+        self.boxes = BoxPredictor(outputs, classes)
+        self.masks = MaskPredictor(outputs, classes, options, norm)
 
-    def look(self, features: Tensor, stride: int, boxes: Sequence[Tensor], stage: nn.Module | None) -> Tensor:
+    def region_features(
+        self, features: Tensor, stride: int, boxes: Sequence[Tensor], stage: nn.Module | None
+    ) -> Tensor:
         """The features [R, D, S, S] of all regions, float32.
 
         Args:
@@ -91,7 +93,7 @@ class StageHead(nn.Module):
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
             return stage(pool_regions(features, stride, boxes, self.options)).float()
 
-    def read_mask(self, features: Tensor, classes: Tensor) -> Tensor:
+    def mask_logits(self, features: Tensor, classes: Tensor) -> Tensor:
         """[R, D, S, S] and int64 [R] to the logits of each region's class, float32 [R, M, M]."""
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
             return self.masks(features, classes).float()
@@ -106,7 +108,7 @@ class StageHead(nn.Module):
         detection: Detection,
         stage: nn.Module | None,
     ) -> tuple[Detections, Tensor]:
-        """What one image holds, and float [N], how probable each region is to be background.
+        """The detections of one image, and float [N], how probable the region of each is to be background.
 
         Args:
             features: [1, C, h, w].
@@ -114,17 +116,19 @@ class StageHead(nn.Module):
             boxes: float [P, 4] of the proposals.
             size: height and width of the image, without batch padding.
             detection: thresholds and numbers.
-            stage: as in `look`.
+            stage: as in `region_features`.
         """
-        parts = [self.boxes(self.look(features, stride, [part], stage)) for part in boxes.split(AT_ONCE)]
+        parts = [self.boxes(self.region_features(features, stride, [part], stage)) for part in boxes.split(AT_ONCE)]
         logits, deltas = (torch.cat(part) for part in zip(*parts, strict=True))
         probabilities = logits.softmax(1)
         decoded = decode(boxes, deltas, detection.code)
-        found = detect_best(decoded, probabilities, size, detection, self.options.across_classes)
-        return found, probabilities[found.regions, -1]
+        detections = detect_best(decoded, probabilities, size, detection, self.options.across_classes)
+        return detections, probabilities[detections.regions, -1]
 
     @torch.no_grad()
-    def outline(self, features: Tensor, stride: int, boxes: Tensor, classes: Tensor, stage: nn.Module | None) -> Tensor:
+    def mask_probabilities(
+        self, features: Tensor, stride: int, boxes: Tensor, classes: Tensor, stage: nn.Module | None
+    ) -> Tensor:
         """How probable each instance of one image is in the cells of its box, float [N, M, M].
 
         Args:
@@ -135,11 +139,11 @@ class StageHead(nn.Module):
         masks = [features.new_zeros(0, self.options.mask_side, self.options.mask_side)]
         for part, labels in zip(boxes.split(AT_ONCE), classes.split(AT_ONCE), strict=True):
             if len(part):
-                masks.append(self.read_mask(self.look(features, stride, [part], stage), labels).sigmoid())
+                masks.append(self.mask_logits(self.region_features(features, stride, [part], stage), labels).sigmoid())
         return torch.cat(masks)
 
 
-class BoxReader(nn.Module):
+class BoxPredictor(nn.Module):
     """Class logits and a box for each class from the mean of a region's features."""
 
     def __init__(self, inputs: int, classes: int) -> None:
@@ -156,7 +160,7 @@ class BoxReader(nn.Module):
         return self.classes(mean), self.deltas(mean)
 
 
-class MaskReader(nn.Module):
+class MaskPredictor(nn.Module):
     """A mask for each class from a region's features."""
 
     def __init__(self, inputs: int, classes: int, options: StageOptions, norm: Norm) -> None:
@@ -187,7 +191,14 @@ class MaskReader(nn.Module):
 
 
 def pool_regions(features: Tensor, stride: int, boxes: Sequence[Tensor], options: StageOptions) -> Tensor:
-    """[R, C, S, S]: regions sampled at side 2 S, then the maximum of each 2x2. Arguments as in `StageHead.look`."""
+    """[R, C, S, S]: regions sampled at side 2 S, then the maximum of each 2x2.
+
+    Args:
+        features: [B, C, h, w].
+        stride: of the features.
+        boxes: for each image float [n, 4] in pixels of the canvas.
+        options: S and the kind of sampling.
+    """
     side = 2 * options.side
     if options.pooling == "align":
         return F.max_pool2d(pool([features], [stride], boxes, side), 2)

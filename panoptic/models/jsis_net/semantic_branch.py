@@ -21,7 +21,7 @@ Deconvolution = Literal["double", "same", "none"]
 """The transposed convolution of `HybridUpsampling`."""
 
 
-class PooledSemantics(nn.Module):
+class SemanticBranch(nn.Module):
     """JSIS-Net's semantic branch: pyramid pooling, a classifier of `width` channels, hybrid upsampling.
 
     Args:

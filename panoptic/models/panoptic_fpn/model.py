@@ -15,7 +15,8 @@ detectron2 does with bitmaps), not rasterised from polygons. Instances of equal 
 Only the predictor of a region's own class is multiplied in the mask head, which changes no result.
 Canvases of any size work: the network pads them to whole cells of its coarsest level.
 
-`semantics` is what the semantic branch says of stuff; where it says "things" the class comes from the merged map.
+A class map (mIoU) is the semantic branch's where that has stuff; where it has "things" the class comes from the merged
+map.
 
 The truth in place of the outputs (`truth`) goes through masks of 28 x 28 in boxes, so that the map comes back only
 nearly: PQ 99 at least in the contract tests, 97 on the same maps four times as large. "masks" of the truth lie in its
@@ -27,33 +28,24 @@ side of a mask. "p2" to "p6" have strides 4 to 64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
-from panoptic.layers.greedy_merge import merge_instances
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
-from panoptic.layers.resize import resize
-from panoptic.layers.upsampled_argmax import best_classes
-from panoptic.models.base import Outputs, PanopticModel
-from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, enlarge_boxes, paste_detections
-from panoptic.rcnn.paste_masks import encode
-from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets.dense import semantic_map
-
-CERTAIN = 30.0
-"""The logit of a true class in `truth`: its softmax is 1 in float32."""
-
-COARSEST = 32
-"""Stride of the backbone's last feature; the canvas becomes a multiple of it."""
+from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
+from panoptic.models.panoptic_fpn.loss import weighted_losses
+from panoptic.models.panoptic_fpn.postprocess import postprocess
+from panoptic.models.panoptic_fpn.targets import COARSEST, true_semantic
+from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig
+from panoptic.segmentation import Categories, Frame, Targets
 
 CAFFE2 = Backbone(name="resnet50", stride_in_1x1=True, norm="frozen", freeze=2)
 """The backbone of the published models."""
@@ -113,14 +105,14 @@ class PanopticFPNConfig:
 
 
 class PanopticFPN(PanopticModel):
-    """Trunk, pyramid, semantic branch, region proposals, box head and mask head.
+    """Backbone, pyramid, semantic branch, region proposals, box head and mask head.
 
     Outputs: "semantic" logits [B, 1 + S, H / 4, W / 4] ("things", then the stuff classes), the levels "p2" to "p5"
     [B, C, h, w], and of "p2" to "p6" "objectness_p2" [B, A, h, w] and "deltas_p2" [B, 4 A, h, w].
 
-    `segment` and `instances` also take "semantic" at the size of the padded canvas, and "detections" [B, N, 6] (x0 y0
-    x1 y1 in pixels of the canvas, score, class; `IGNORE` for none) with "masks" [B, N, M, M], probabilities, instead of
-    detecting anything.
+    `postprocess` also takes "semantic" at the size of the padded canvas, and "detections" [B, N, 6] (x0 y0 x1 y1 in
+    pixels of the canvas, score, class; `IGNORE` for none), with "masks" [B, N, M, M], probabilities, or without, in
+    place of what it would detect.
     """
 
     truth_needs = MappingProxyType({"masks": ("detections",)})
@@ -149,99 +141,30 @@ class PanopticFPN(PanopticModel):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Terms "semantic", "objectness", "region", "class", "box" and "mask"."""
-        terms = {"semantic": self.config.semantic_weight * self._semantic_loss(outputs["semantic"], targets)}
-        for name, value in self.detector.losses(outputs, targets).items():
-            terms[name] = value * (self.config.instance_weight if name in ("class", "box", "mask") else 1.0)
-        return terms
+        return weighted_losses(
+            outputs,
+            targets,
+            self.detector,
+            self.categories,
+            semantic_weight=self.config.semantic_weight,
+            instance_weight=self.config.instance_weight,
+        )
 
     @torch.no_grad()
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged maps at `frame.output_sizes`; things have the score of their detection, stuff has 1."""
-        outputs = self.detections(outputs, frame)
-        return [self._merge(outputs, frame, b) for b in range(len(frame.sizes))]
-
-    @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
-        """All detections, best first."""
-        outputs, scored = self.detections(outputs, frame), []
-        for b in range(len(frame.sizes)):
-            pasted, rows = paste_detections(outputs, frame, b, -np.inf)
-            masks = [encode(instance, frame.output_size(b)) for instance in pasted]
-            scored.append(Instances(masks, rows[:, 5].long().numpy(), rows[:, 4].numpy(), rows[:, :4].numpy()))
-        return scored
-
-    @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
-        """int32 [H, W] class maps: stuff by the semantic branch alone, things from the merged map."""
-        table = np.array([IGNORE, *self.categories.stuff], np.int32)
-        is_thing = np.array([*self.categories.is_thing, False])
-        found = []
-        for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
-            classes = table[self.semantic_classes(outputs["semantic"], frame, b)]
-            drawn = segmentation.semantic()
-            found.append(np.where((classes == IGNORE) & is_thing[drawn], drawn, classes))
-        return found
-
-    @torch.no_grad()
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor]:
-        """float [P, 4] of each image, best first, in pixels of the output: what testing proposes."""
-        return [enlarge_boxes(part.boxes, frame, b) for b, part in enumerate(self.detector.propose(outputs, frame))]
-
-    @torch.no_grad()
-    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
-        """`outputs` with "detections" and "masks", unless they are there."""
-        return self.detector.detections(outputs, frame)
-
-    @torch.no_grad()
-    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
-        """The "semantic", "detections" and "masks" of the truth. Void and crowds of things are "things": no stuff."""
-        classes = self._semantic_targets(targets).clamp(min=0)[:, None]
-        height, width = self._padded(targets.frame)
-        logits = torch.zeros(len(classes), 1 + len(self.categories.stuff), height, width, device=classes.device)
-        logits[:, :, : classes.shape[2], : classes.shape[3]].scatter_(1, classes, CERTAIN)
-        return {"semantic": logits, **self.detector.truth(targets)}
-
-    def _semantic_loss(self, logits: Tensor, targets: Targets) -> Tensor:
-        height, width = targets.frame.canvas
-        upsampled = self._on_canvas(logits, targets.frame)[:, :, :height, :width]
-        return losses.cross_entropy(upsampled, self._semantic_targets(targets))
-
-    def _semantic_targets(self, targets: Targets) -> Tensor:
-        """int64 [B, H, W]: 0 things (crowds too), 1 + k stuff, `IGNORE`."""
-        table = torch.zeros(len(self.categories) + 1, dtype=torch.int64)
-        table[list(self.categories.stuff)] = torch.arange(1, 1 + len(self.categories.stuff))
-        table[IGNORE] = IGNORE
-        return semantic_map(replace(targets, labels=table.to(targets.labels.device)[targets.labels]))
-
-    def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
-        pasted, rows = paste_detections(outputs, frame, b, self.config.confidence)
-        return merge_instances(
-            pasted,
-            rows[:, 5].long().tolist(),
-            rows[:, 4].tolist(),
-            self.semantic_classes(outputs["semantic"], frame, b),
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        """Detections and the semantic branch, merged greedily in the order of the scores."""
+        return postprocess(
+            outputs,
+            frame,
+            want,
+            self.detector,
             self.categories,
             confidence=self.config.confidence,
             overlap=self.config.overlap,
             stuff_area=self.config.stuff_area,
         )
 
-    def semantic_classes(self, logits: Tensor, frame: Frame, b: int) -> np.ndarray:
-        """uint8 or int16 [H, W] of image b at output size: the best class of the semantic branch."""
-        height, width = frame.size(b)
-        output = frame.output_size(b)
-
-        def upsample(x: Tensor) -> Tensor:
-            return resize(self._on_canvas(x, frame)[:, :, :height, :width], output, False)
-
-        kind = torch.uint8 if logits.shape[1] <= 256 else torch.int16
-        return best_classes(logits[b], upsample)[1].to(kind).cpu().numpy()
-
-    def _on_canvas(self, x: Tensor, frame: Frame) -> Tensor:
-        """[B, C, h, w] to the size of the padded canvas; what has that size already stays as it is."""
-        return resize(x, self._padded(frame), False)
-
-    def _padded(self, frame: Frame) -> tuple[int, int]:
-        """The canvas in whole cells of the coarsest level."""
-        height, width = frame.canvas
-        return -(-height // COARSEST) * COARSEST, -(-width // COARSEST) * COARSEST
+    @torch.no_grad()
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """The "semantic", "detections" and "masks" of the truth."""
+        return {"semantic": true_semantic(targets, self.categories), **self.detector.truth(targets)}

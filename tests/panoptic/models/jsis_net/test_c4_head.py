@@ -12,7 +12,7 @@ from torch import nn
 from panoptic.backbones import Backbone
 from panoptic.backbones.resnet import ResNet
 from panoptic.models.jsis_net.c4_head import (
-    StageHead,
+    C4Head,
     StageOptions,
     crop,
     cut_backbone,
@@ -136,18 +136,18 @@ def test_boxes_are_cut_to_the_image_and_bad_ones_dropped() -> None:
 )
 def test_detecting_and_outlining_in_parts_is_the_same(options: StageOptions, monkeypatch) -> None:
     torch.manual_seed(0)
-    head = StageHead(16, 0, 3, options, "group").eval()
+    head = C4Head(16, 0, 3, options, "group").eval()
     features = torch.rand(1, 16, 8, 8)
     corners = torch.rand(9, 2, 2) * 60
     boxes = torch.cat([corners.amin(1), corners.amax(1) + 2], 1)
     detection = replace(Detection(), threshold=0.0, nms=1.0)
     whole, background = head.detect(features, 8, boxes, (64, 64), detection, None)
-    masks = head.outline(features, 8, whole.boxes, whole.classes, None)
+    masks = head.mask_probabilities(features, 8, whole.boxes, whole.classes, None)
     assert masks.shape == (9, options.mask_side, options.mask_side) and masks.dtype == torch.float32
     assert ((masks > 0) & (masks < 1)).all() and torch.isfinite(background).all()
     monkeypatch.setattr("panoptic.models.jsis_net.c4_head.AT_ONCE", 4)
     parts, _ = head.detect(features, 8, boxes, (64, 64), detection, None)
     assert torch.allclose(parts.boxes, whole.boxes, atol=1e-3) and torch.equal(parts.classes, whole.classes)
-    again = head.outline(features, 8, whole.boxes, whole.classes, None)
+    again = head.mask_probabilities(features, 8, whole.boxes, whole.classes, None)
     assert torch.allclose(again, masks, atol=1e-5 if options.precision == "float32" else 1e-2)
-    assert head.outline(features, 8, whole.boxes[:0], whole.classes[:0], None).shape == (0, *masks.shape[1:])
+    assert head.mask_probabilities(features, 8, whole.boxes[:0], whole.classes[:0], None).shape == (0, *masks.shape[1:])

@@ -242,10 +242,12 @@ def test_the_head_outlines_detections_that_came_without_masks(small_categories, 
     with torch.no_grad():
         outputs = model.network(images, targets.frame)
         true = model.truth(targets, outputs)
-        found = model.detections(outputs | {"detections": true["detections"]}, targets.frame)
-    assert found["masks"].shape == true["masks"].shape
+        masks = model.instance_branch.masks(outputs, true["detections"])
+        instances = model.postprocess(outputs | {"detections": true["detections"]}, targets.frame, ["instances"])
+    assert masks.shape == true["masks"].shape
     there = true["detections"][:, :, 5] != IGNORE
-    assert (found["masks"][there] > 0).all() and (found["masks"][~there] == 0).all()
+    assert (masks[there] > 0).all() and (masks[~there] == 0).all()
+    assert [len(part.labels) for part in instances.instances] == there.sum(1).tolist()
 
 
 @pytest.mark.parametrize("branches", ["both", "semantic"])

@@ -10,19 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panoptic.models.jsis_net.postprocess import Conflicts, Found, merge_conflicts, most_probable, own_pixels
+from panoptic.models.jsis_net.postprocess import (
+    Conflicts,
+    DetectedInstances,
+    merge_conflicts,
+    most_probable,
+    pixel_owners,
+)
 from panoptic.segmentation import Categories
 
 SKY, ROAD = 1, 3
 PERSON, CAR = 0, 2
 
 
-def found(boxes: list[list[float]], masks: Tensor, labels: list[int] | None = None) -> Found:
+def instances(boxes: list[list[float]], masks: Tensor, labels: list[int] | None = None) -> DetectedInstances:
     labels = [PERSON] * len(boxes) if labels is None else labels
-    return Found(torch.tensor(boxes).reshape(-1, 4), masks, torch.tensor(labels), torch.ones(len(boxes)) * 0.9)
+    return DetectedInstances(
+        torch.tensor(boxes).reshape(-1, 4), masks, torch.tensor(labels), torch.ones(len(boxes)) * 0.9
+    )
 
 
-NOTHING = found([], torch.zeros(0, 2, 2), [])
+NOTHING = instances([], torch.zeros(0, 2, 2), [])
 
 
 def ramp(side: int = 28) -> Tensor:
@@ -40,16 +48,16 @@ def test_a_pixel_of_two_instances_goes_to_the_more_probable_one() -> None:
     box = [[0.0, 0.0, 56.0, 28.0]] * 2
     # the two cross where both are 0.5; the first one falls, the second one rises
     masks = torch.stack([ramp(), ramp().flip(1)])
-    owner = own_pixels(found(box, masks), (28, 56), 0.0)
+    owner = pixel_owners(instances(box, masks), (28, 56), 0.0)
     assert (owner[:, :28] == 1).all() and (owner[:, 28:] == 2).all()
     # raised, they overlap in the middle and still part at the crossing
-    owner = own_pixels(found(box, (masks + 0.3).clamp(max=1)), (28, 56), 0.5)
+    owner = pixel_owners(instances(box, (masks + 0.3).clamp(max=1)), (28, 56), 0.5)
     clear = owner[:, 12:44]  # both are 1 further outside
     assert (clear[:, :16] == 1).all() and (clear[:, 16:] == 2).all()
 
 
 def test_of_equals_the_first_instance_wins() -> None:
-    owner = own_pixels(found([[2.0, 2.0, 10.0, 10.0]] * 3, torch.full((3, 4, 4), 0.8)), (12, 12), 0.5)
+    owner = pixel_owners(instances([[2.0, 2.0, 10.0, 10.0]] * 3, torch.full((3, 4, 4), 0.8)), (12, 12), 0.5)
     assert set(owner.unique().tolist()) == {0, 1}
 
 
@@ -57,7 +65,9 @@ def test_pixels_of_no_probable_instance_stay_stuff(small_categories: Categories)
     masks = torch.stack([ramp(8), torch.full((8, 8), 0.45)])
     boxes = [[0.0, 0.0, 32.0, 32.0], [0.0, 0.0, 64.0, 32.0]]
     probabilities = classes([[0.2, 0.1, 0.3, 0.3, 0.1]], 8, 8)
-    merged = merge_conflicts(found(boxes, masks), probabilities, (32, 64), small_categories, Conflicts(stuff_area=1))
+    merged = merge_conflicts(
+        instances(boxes, masks), probabilities, (32, 64), small_categories, Conflicts(stuff_area=1)
+    )
     assert merged.labels.tolist() == [PERSON, ROAD]
     inside = merged.segments == 1
     assert inside[8:24, 4:15].all() and not inside[:, 17:].any() and (merged.segments > 0).all()
@@ -85,7 +95,7 @@ def test_owners_are_those_of_whole_probability_maps(seed: int) -> None:
     close = maps.topk(2, 0).values
     sure = (((close[0] - close[1]) > 1e-4) & ((best - 0.5).abs() > 1e-4)) | (best < 0.49)
     assert sure.float().mean() > 0.9
-    assert torch.equal(own_pixels(found(boxes, masks), size, 0.5)[sure], expected[sure].int())
+    assert torch.equal(pixel_owners(instances(boxes, masks), size, 0.5)[sure], expected[sure].int())
 
 
 @pytest.mark.parametrize(("area", "kept"), [(4095, False), (4096, True)])
@@ -121,7 +131,7 @@ def test_where_no_stuff_is_frequent_the_most_frequent_stays(small_categories: Ca
 def test_stuff_is_counted_before_things_cover_it_or_after(small_categories: Categories) -> None:
     # sky lies under the instance alone, and a little beside it
     rows = [[0.0, 0.9, 0.0, 0.1, 0.0]] * 5 + [[0.0, 0.1, 0.0, 0.9, 0.0]] * 3
-    covering = found([[0.0, 0.0, 32.0, 32.0]], torch.ones(1, 28, 28))
+    covering = instances([[0.0, 0.0, 32.0, 32.0]], torch.ones(1, 28, 28))
     before = Conflicts(stuff_area=300)
     for conflicts, labels in ((before, [SKY, ROAD]), (replace(before, count_after_things=True), [ROAD])):
         merged = merge_conflicts(covering, classes(rows, 32, 64), (32, 64), small_categories, conflicts)
@@ -144,7 +154,7 @@ def test_every_detection_is_a_segment_and_hidden_ones_are_dropped(small_categori
     boxes = [[0.0, 0.0, 20.0, 20.0], [20.0, 0.0, 40.0, 20.0], [4.0, 4.0, 16.0, 16.0]]
     masks = torch.stack([torch.ones(4, 4), torch.ones(4, 4), torch.full((4, 4), 0.7)])
     merged = merge_conflicts(
-        found(boxes, masks, [CAR, PERSON, CAR]),
+        instances(boxes, masks, [CAR, PERSON, CAR]),
         classes([[0.0, 1, 0, 0, 0]], 8, 8),
         (24, 48),
         small_categories,
@@ -157,7 +167,7 @@ def test_every_detection_is_a_segment_and_hidden_ones_are_dropped(small_categori
 
 def test_without_a_semantic_branch_the_rest_is_void(small_categories: Categories) -> None:
     merged = merge_conflicts(
-        found([[0.0, 0.0, 8.0, 8.0]], torch.ones(1, 28, 28)), None, (16, 16), small_categories, Conflicts()
+        instances([[0.0, 0.0, 8.0, 8.0]], torch.ones(1, 28, 28)), None, (16, 16), small_categories, Conflicts()
     )
     assert merged.labels.tolist() == [PERSON]
     assert (merged.segments[:8, :8] == 1).all() and merged.segments.sum() == 64
@@ -165,8 +175,8 @@ def test_without_a_semantic_branch_the_rest_is_void(small_categories: Categories
 
 def test_classes_are_chosen_a_few_at_a_time() -> None:
     torch.manual_seed(0)
-    probabilities, wanted = torch.rand(40, 9, 7), list(range(1, 40, 2))
-    best, chosen = most_probable(probabilities, (31, 20), wanted)
-    whole = F.interpolate(probabilities[None], (31, 20), mode="bilinear")[0][wanted]
+    probabilities, allowed = torch.rand(40, 9, 7), list(range(1, 40, 2))
+    best, chosen = most_probable(probabilities, (31, 20), allowed)
+    whole = F.interpolate(probabilities[None], (31, 20), mode="bilinear")[0][allowed]
     assert torch.allclose(best, whole.amax(0))
-    assert torch.equal(chosen, torch.tensor(wanted)[whole.argmax(0)])
+    assert torch.equal(chosen, torch.tensor(allowed)[whole.argmax(0)])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from panoptic.models.jsis_net.semantic_branch import HybridUpsampling, PooledSemantics, PyramidPooling
+from panoptic.models.jsis_net.semantic_branch import HybridUpsampling, PyramidPooling, SemanticBranch
 
 
 def transparent(bins: tuple[int, ...]) -> PyramidPooling:
@@ -73,6 +73,6 @@ def test_hybrid_upsampling_mixes_all_classes() -> None:
 
 
 def test_the_branch_gives_logits_at_twice_the_size() -> None:
-    branch = PooledSemantics(16, 8, 5, "double", (1, 2), 4, "batch")
+    branch = SemanticBranch(16, 8, 5, "double", (1, 2), 4, "batch")
     assert branch(torch.rand(2, 16, 6, 9)).shape == (2, 5, 12, 18)
     assert {name.split(".")[0] for name, _ in branch.named_parameters()} == {"ppm", "classifier", "upsample"}

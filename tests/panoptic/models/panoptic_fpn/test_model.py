@@ -112,7 +112,7 @@ def test_detections_and_masks(reference, outputs) -> None:
     from pycocotools import mask as rle
 
     model, _, _, frame, arrays, meta, _ = reference
-    found = model.detections(outputs, frame)
+    found = model.detector.detect(outputs, frame)
     for i, instances in enumerate(model.postprocess(found, frame, ["instances"]).instances):
         close(torch.from_numpy(instances.boxes), arrays[f"im{i}/det_boxes"])
         close(torch.from_numpy(instances.scores), arrays[f"im{i}/det_scores"])

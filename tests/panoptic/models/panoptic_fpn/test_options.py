@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.postprocess import semantic_classes
 from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation, collate
@@ -57,7 +58,7 @@ def test_true_boxes_in_place_of_detections_are_masked_and_merged(model, small_ca
     with torch.no_grad():
         outputs = model.network(images, targets.frame)
     given = outputs | {"detections": model.truth(targets, outputs)["detections"]}
-    found = model.detections(given, targets.frame)
+    found = model.detector.detect(given, targets.frame)
     assert torch.equal(found["detections"], given["detections"])
     listed = found["detections"][0, :, 5] != IGNORE
     assert found["masks"][0, listed].amax((1, 2)).min() > 0 and not found["masks"][0, ~listed].any()
@@ -71,10 +72,10 @@ def test_what_is_found_once_is_not_looked_for_again(model, monkeypatch) -> None:
     frame = Frame.full(images)
     with torch.no_grad():
         outputs = model.network(images)
-    once = model.detections(outputs, frame)
+    once = model.detector.detect(outputs, frame)
     expected = model.postprocess(outputs, frame).maps[0]
-    monkeypatch.setattr(model.detector, "_look_at_boxes", None)
-    monkeypatch.setattr(model.detector, "_look_at_masks", None)
+    monkeypatch.setattr(model.detector, "_run_box_head", None)
+    monkeypatch.setattr(model.detector, "_run_mask_head", None)
     assert np.array_equal(model.postprocess(once, frame).maps[0].segments, expected.segments)
     assert len(model.postprocess(once, frame, ["instances"]).instances[0].labels) > 0
 
@@ -115,7 +116,7 @@ def test_stuff_is_evaluated_by_its_branch_and_things_by_the_map(model, small_cat
         model.postprocess(outputs, frame).maps[0].semantic(),
         model.postprocess(outputs, frame, ["semantics"]).semantics,
     )
-    branch = model.semantic_classes(outputs["semantic"], frame, 0)
+    branch = semantic_classes(outputs["semantic"], frame, 0)
     assert np.array_equal(found[branch > 0], np.array(small_categories.stuff)[branch[branch > 0] - 1])
     things = np.isin(merged, small_categories.things)
     assert np.array_equal(found[(branch == 0) & things], merged[(branch == 0) & things])
