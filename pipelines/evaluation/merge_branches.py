@@ -113,6 +113,6 @@ def _config(stored: Stored, branch: str) -> JSISNetConfig:
     config: Any = stored.model.config
     if config.branches not in (branch, "both") or (config.branches == "both" and config.trunks == "separate"):
         raise ValueError(
-            f"the {branch} model has branches {config.branches} (backbones {config.backbones}); train {branch}"
+            f"the {branch} model has branches {config.branches} (backbones {config.trunks}); train {branch}"
         )
     return config

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from panoptic.convert import convert, reference_keys
+from panoptic.layers.resize import resize
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
+from panoptic.models.panoptic_fpn.postprocess import semantic_classes
+from panoptic.models.panoptic_fpn.targets import padded_canvas
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate, renumber
 from tests.panoptic.models.panoptic_deeplab.test_model import reference_state
 
@@ -91,7 +94,9 @@ def test_features_and_semantic_logits(reference, outputs, fixture_rules) -> None
     for name in ("res2", "res3", "res4", "res5", "p2", "p3", "p4", "p5", "p6"):
         expected = arrays[f"feat_{name}"]
         np.testing.assert_allclose(fixture_rules.summary(features[name]), expected, atol=1e-4 * np.abs(expected).max())
-    upsampled = model._on_canvas(outputs["semantic"], frame)[:, :, ::4, ::4]  # every fourth pixel of the whole size
+    upsampled = resize(outputs["semantic"], padded_canvas(frame), False)[
+        :, :, ::4, ::4
+    ]  # every fourth pixel of the whole size
     for i in range(2):
         close(upsampled[i], arrays[f"im{i}/sem_logits_net_s4"])
 
@@ -130,7 +135,7 @@ def test_merged_maps(reference, outputs) -> None:
         assert [s["category_id"] + (0 if s["isthing"] else 79) for s in segments] == merged.labels.tolist()
         np.testing.assert_allclose(merged.scores, [s.get("score", 1.0) for s in segments], atol=1e-5)
         assert (merged.segments != arrays[f"im{i}/panoptic"]).mean() < 5e-4
-        classes = model.semantic_classes(outputs["semantic"], frame, i)
+        classes = semantic_classes(outputs["semantic"], frame, i)
         assert (classes != arrays[f"im{i}/sem_argmax"]).mean() < 5e-4
         stuff = model.postprocess(outputs, frame, ["semantics"]).semantics[i]
         np.testing.assert_array_equal(np.where(stuff >= 80, stuff - 79, 0), classes)
