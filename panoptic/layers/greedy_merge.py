@@ -94,3 +94,20 @@ def merge_by_score(
         np.array([labels[k] for k in kept] + [stuff_labels[k] for k in present.tolist()], np.int64),
         scores=np.concatenate([ranking[kept], present_scores]).astype(np.float32),
     ).compact()
+
+
+def class_map(
+    stuff: np.ndarray, stuff_labels: Sequence[int], merged: Segmentation, is_thing: Sequence[bool]
+) -> np.ndarray:
+    """int32 [H, W] classes: stuff by its map alone, things from the merged map where the map of stuff has no class.
+
+    Args:
+        stuff: integer [H, W], 0 to S - 1.
+        stuff_labels: [S], the contiguous class of each value, `IGNORE` for none.
+        merged: of `merge_by_score`.
+        is_thing: [C], of each class.
+    """
+    classes = np.array(stuff_labels, np.int32)[stuff]
+    merged_classes = merged.semantic()
+    thing = np.array([*is_thing, False])  # the last entry, read by `IGNORE`, is void
+    return np.where((classes == IGNORE) & thing[merged_classes], merged_classes, classes)

@@ -1,9 +1,8 @@
-"""Where Panoptic FCN makes its kernels, and which of them say the same (Li et al., arXiv 2012.00720, section 3.2).
+"""Kernel fusion of Panoptic FCN (Li et al., arXiv 2012.00720, section 3.2): kernels that are alike become their mean.
 
-A peak of a thing's score map, and every region of a class, make a kernel each; what they draw is merged by
-`drawing`. Everything is about one image.
+Several levels find the same thing and the same stuff; fused, it is drawn once. Everything is about one image.
 
-Shapes: h x w a level, T thing classes, R region classes, K kernels of C channels.
+Shapes: K kernels of C channels, k of them after the fusion.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ TINY = 1e-8
 
 
 def fuse(kernels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Average kernels with the later ones that say the same.
+    """The means of kernels and the later ones that are alike.
 
-    A kernel that an earlier one says the same as is absorbed; one that two earlier ones do counts for the first.
+    A kernel like an earlier one is absorbed by it; one like two earlier ones counts for the first.
 
     Args:
         kernels: float [K, C], best first.
-        groups: bool [K, K], whether two kernels say the same.
+        groups: bool [K, K], pairs that are alike.
 
     Returns:
         float [k, C] and the indices int64 [k] of those that stay, in order.
     """
+    # row i, column j: j is absorbed by i; a column's first entry counts, and who is its own first stays
     same = groups.triu()
     first = same.cumsum(0) < 2
     kept = first.diagonal().nonzero()[:, 0]
@@ -42,7 +42,7 @@ def similar(kernels: Tensor, labels: Tensor, threshold: float, class_aware: bool
 
 
 def fuse_classes(kernels: Tensor, labels: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean kernel [k, C] and mean score [k] of each class, and the classes int64 [k], ascending."""
+    """The mean kernel [k, C] of each class, the classes int64 [k], ascending, and the mean scores [k]."""
     classes = labels.unique()
     members = (labels == classes[:, None]).to(kernels.dtype)
     count = members.sum(1)

@@ -1,10 +1,97 @@
-"""What kernels draw against the masks of things and regions: the mask loss of Panoptic FCN."""
+"""The losses of Panoptic FCN (Li et al., arXiv 2012.00720, section 3.4): of positions and of the masks that kernels draw.
+
+Shapes: B images, h x w a level, y x x the cells of stride 4, C channels, P things or regions of all levels, k kernels
+of each, M masks an image.
+"""
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from panoptic.losses import squared_dice_loss
+from panoptic.losses import soft_focal_loss, squared_dice_loss
+from panoptic.models.base import Outputs
+from panoptic.models.panoptic_fcn.kernel_generator import (
+    centre_kernels,
+    embedded,
+    guided_kernels,
+    region_kernels,
+)
+from panoptic.models.panoptic_fcn.targets import LEVELS, KernelTargets
+
+
+def weighted_losses(
+    outputs: Outputs,
+    truth: KernelTargets,
+    thing_embed: nn.Conv2d,
+    stuff_embed: nn.Conv2d,
+    *,
+    alpha: float,
+    gamma: float,
+    points: int,
+    own_cells: bool,
+    position_weight: float,
+    mask_weight: float,
+) -> dict[str, Tensor]:
+    """Terms "thing_position", "stuff_position", "thing_mask" and "stuff_mask".
+
+    Args:
+        outputs: of `PanopticFCN.network`.
+        truth: of the batch.
+        thing_embed: from the kernels of things to those that draw.
+        stuff_embed: from the kernels of regions to those that draw.
+        alpha: of the focal loss.
+        gamma: of the focal loss.
+        points: kernels that the weighted dice loss takes a thing; 0 takes the one at its centre, not weighted.
+        own_cells: of `mean_kernels`.
+        position_weight: factor of both position losses.
+        mask_weight: factor of both mask losses.
+    """
+    thing_position, stuff_position = position_losses(outputs, truth, alpha, gamma)
+    thing_mask, things = thing_mask_loss(outputs, truth, thing_embed, points)
+    stuff_mask, regions = stuff_mask_loss(outputs, truth, stuff_embed, own_cells)
+    return {
+        "thing_position": position_weight * thing_position / max(1, things),
+        "stuff_position": position_weight * stuff_position / len(outputs["encoded"]),
+        "thing_mask": mask_weight * thing_mask / max(1, things),
+        "stuff_mask": mask_weight * stuff_mask / max(1, regions),
+    }
+
+
+def position_losses(outputs: Outputs, truth: KernelTargets, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """The focal losses of things, a sum over all cells, and of regions, the mean over the cells of each, added up."""
+    thing_position = stuff_position = outputs["encoded"].new_zeros(())
+    for name, target in zip(LEVELS, truth.levels, strict=True):
+        focal = soft_focal_loss(outputs[f"things_{name}"], target.things, alpha, gamma)
+        thing_position = thing_position + focal.sum()
+        focal = soft_focal_loss(outputs[f"regions_{name}"], target.regions, alpha, gamma)
+        stuff_position = stuff_position + focal.mean((2, 3)).sum()
+    return thing_position, stuff_position
+
+
+def thing_mask_loss(outputs: Outputs, truth: KernelTargets, embed: nn.Conv2d, points: int) -> tuple[Tensor, int]:
+    """The summed dice loss of what the kernels of things draw, and P, the things of all levels."""
+    parts = []
+    for name, target in zip(LEVELS, truth.levels, strict=True):
+        kernels = outputs[f"kernels_{name}"]
+        if points:
+            chosen, weights = guided_kernels(outputs[f"things_{name}"], kernels, target, truth.masks, points)
+        else:
+            chosen, weights = centre_kernels(kernels, target)
+        parts.append((chosen, weights, target.image, target.thing))
+    kernels, weights, image, thing = (torch.cat(part) for part in zip(*parts, strict=True))
+    masks, kernels = truth.masks, embedded(embed, kernels)
+    return kernel_dice_loss(outputs["encoded"], masks, kernels, image, thing, weights), len(weights)
+
+
+def stuff_mask_loss(outputs: Outputs, truth: KernelTargets, embed: nn.Conv2d, own_cells: bool) -> tuple[Tensor, int]:
+    """The summed dice loss of what the kernels of regions draw, and P, the regions of all levels."""
+    parts = []
+    for name, target in zip(LEVELS, truth.levels, strict=True):
+        parts.append(region_kernels(outputs[f"kernels_{name}"], target.regions, own_cells))
+    image, region, means = (torch.cat(part) for part in zip(*parts, strict=True))
+    masks, kernels, weights = truth.region_masks, embedded(embed, means)[:, None], torch.ones_like(means[:, :1])
+    return kernel_dice_loss(outputs["encoded"], masks, kernels, image, region, weights), len(means)
 
 
 def kernel_dice_loss(

@@ -30,12 +30,12 @@ Shapes: B images, H x W canvas, h x w a level, y x x the cells of stride 4, T th
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,49 +45,35 @@ from panoptic.layers.fpn import FPN, SemanticFPN
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
-from panoptic.losses import soft_focal_loss
-from panoptic.models.base import Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
 from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
 from panoptic.models.panoptic_fcn.kernel_fusion import fuse, fuse_classes, similar
 from panoptic.models.panoptic_fcn.kernel_generator import (
-    Level,
-    centre_kernels,
+    RegionKernels,
+    ThingKernels,
     collect_regions,
     collect_things,
     embedded,
-    guided_kernels,
-    region_kernels,
+    image_levels,
 )
-from panoptic.models.panoptic_fcn.loss import kernel_dice_loss
-from panoptic.models.panoptic_fcn.postprocess import (
-    Things,
-    View,
-    as_instances,
-    class_map,
-    combine,
-    draw_regions,
-    draw_things,
-    true_masks,
-)
+from panoptic.models.panoptic_fcn.loss import weighted_losses
+from panoptic.models.panoptic_fcn.postprocess import postprocess
 from panoptic.models.panoptic_fcn.targets import (
+    LEVELS,
     Centre,
     KernelTargets,
     Regions,
-    kernel_numbers,
     kernel_targets,
     region_classes,
+    true_outputs,
 )
-from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
-
-LEVELS = ("p3", "p4", "p5", "p6", "p7")
-"""Of the pyramid, on which positions and kernels are found; strides 8 to 128."""
+from panoptic.segmentation import Categories, Frame, Targets
 
 STRIDE = 32
-"""Of the deepest backbone feature: images are padded to a multiple of it."""
-
+"""Stride of the deepest backbone feature: images are padded to a multiple of it."""
 
 BIAS = -2.19
-"""Of both position predictors: a probability of 0.1 before anything is learnt."""
+"""The bias of both position predictors: a probability of 0.1 before anything is learnt."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +190,7 @@ class PanopticFCN(PanopticModel):
     """Backbone, pyramid, position head, kernel head, feature encoder.
 
     Outputs: "encoded" [B, C, y, x] at stride 4, and of each level "things_p3" logits [B, T, h, w], "regions_p3" logits
-    [B, R, h, w] and "kernels_p3" [B, C, h, w], up to "p7". `segment` also takes what `truth` gives.
+    [B, R, h, w] and "kernels_p3" [B, C, h, w], up to "p7". `postprocess` also takes what `truth` gives.
     """
 
     truth_needs = MappingProxyType({"class": ("position",), "mask": ("class",)})
@@ -250,6 +236,7 @@ class PanopticFCN(PanopticModel):
         return outputs
 
     def _high_resolution(self, levels: dict[str, Tensor]) -> Tensor:
+        """The stride-4 feature that enters the encoder."""
         if self.semantic is not None:
             return self.semantic(levels)
         finest = levels["p2"]
@@ -258,105 +245,73 @@ class PanopticFCN(PanopticModel):
         size = (finest.shape[-2], finest.shape[-1])
         return finest + sum(resize(levels[level], size, False) for level in ("p3", "p4", "p5"))
 
-    # Losses
-
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Terms "thing_position", "stuff_position", "thing_mask" and "stuff_mask"."""
-        config, encoded = self.config, outputs["encoded"]
-        truth = self._targets(outputs, targets)
-        thing_position = stuff_position = encoded.new_zeros(())
-        things, regions = [], []
-        for level, told in zip(LEVELS, truth.levels, strict=True):
-            centres, areas, kernels = (outputs[f"{part}_{level}"] for part in Level._fields)
-            focal = soft_focal_loss(centres, told.things, config.alpha, config.gamma)
-            thing_position = thing_position + focal.sum()
-            focal = soft_focal_loss(areas, told.regions, config.alpha, config.gamma)
-            stuff_position = stuff_position + focal.mean((2, 3)).sum()
-            if config.points:
-                chosen = guided_kernels(centres, kernels, told, truth.masks, config.points)
-            else:
-                chosen = centre_kernels(kernels, told)
-            things.append((*chosen, told.image, told.thing))
-            regions.append(region_kernels(kernels, told.regions, config.stuff_kernel == "region"))
-        thing_kernels, weights, image, thing = (torch.cat(parts) for parts in zip(*things, strict=True))
-        at, region, means = (torch.cat(parts) for parts in zip(*regions, strict=True))
-        drawn = embedded(self.thing_embed, thing_kernels), embedded(self.stuff_embed, means)[:, None]
-        thing_mask = kernel_dice_loss(encoded, truth.masks, drawn[0], image, thing, weights)
-        stuff_mask = kernel_dice_loss(encoded, truth.region_masks, drawn[1], at, region, torch.ones_like(means[:, :1]))
-        count, regions_count = max(1, len(weights)), max(1, len(means))
-        return {
-            "thing_position": config.position_weight * thing_position / count,
-            "stuff_position": config.position_weight * stuff_position / len(encoded),
-            "thing_mask": config.mask_weight * thing_mask / count,
-            "stuff_mask": config.mask_weight * stuff_mask / regions_count,
-        }
+        config = self.config
+        return weighted_losses(
+            outputs,
+            self._targets(outputs, targets),
+            self.thing_embed,
+            self.stuff_embed,
+            alpha=config.alpha,
+            gamma=config.gamma,
+            points=config.points,
+            own_cells=config.stuff_kernel == "region",
+            position_weight=config.position_weight,
+            mask_weight=config.mask_weight,
+        )
+
+    @torch.no_grad()
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        """Kernels of all levels, fused, and what they draw, merged greedily in the order of the scores."""
+        config, images = self.config, range(len(frame.sizes))
+        return postprocess(
+            [self._thing_kernels(outputs, b) for b in images],
+            [self._region_kernels(outputs, b) for b in images],
+            outputs,
+            frame,
+            want,
+            self.categories,
+            self.regions,
+            mask_threshold=config.mask_threshold,
+            lowest_score=config.lowest_score,
+            most_kernels=config.most_kernels,
+            merged_score=config.merged_score,
+            most_overlap=config.most_overlap,
+            stuff_area=config.stuff_area,
+        )
+
+    @torch.no_grad()
+    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
+        """Positions of things and regions, their classes, and their masks.
+
+        "position.things" int64 [B, 5, M], the cell of each true thing on each level, -1 where it is not on that level;
+        "position.p3" float [B, R, h, w] to "p7", the share of each cell that each region covers; "class" int64 [B, M],
+        the class of each thing among the T; "mask" int64 [B, H, W], k + 1 on thing k, -1 - r on region r, 0 on void.
+        With true positions kernels are fused by the thing that they belong to, and every score is 1 until its mask is
+        evaluated.
+        """
+        return true_outputs(targets, self.categories, self.config.regions, self._targets(outputs, targets))
 
     def _targets(self, outputs: Outputs, targets: Targets) -> KernelTargets:
-        config, cells = self.config, _size(outputs["encoded"])
-        shapes = [_size(outputs[f"kernels_{level}"]) for level in LEVELS]
-        told = partial(kernel_targets, targets, self.categories, cells=cells, shapes=shapes, scales=config.scales)
-        return told(regions=config.regions, centre=config.centre, overlap=config.overlap, most=config.most_things)
-
-    # Merging
-
-    @torch.no_grad()
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged maps at `frame.output_sizes`, with scores: of things, and the mean probability of stuff regions."""
-        return [self._merge(*self._draw(outputs, frame, b)) for b in range(len(frame.sizes))]
-
-    @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
-        """The things that score at least `lowest_score`."""
-        return [as_instances(self._draw(outputs, frame, b)[0]) for b in range(len(frame.sizes))]
-
-    @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
-        """int32 [H, W] class maps: what the region kernels draw, as the reference scores its mIoU.
-
-        Its region classes know things only as one; there the merged map says which.
-        """
-        is_thing = np.array(self.categories.is_thing, bool)
-        drawn = [self._draw(outputs, frame, b) for b in range(len(frame.sizes))]
-        return [class_map(parts[1], self._merge(*parts), self.regions, is_thing) for parts in drawn]
-
-    def _merge(self, things: Things, regions: np.ndarray, stuff: dict[int, tuple[int, float]]) -> Segmentation:
-        least, overlap, area = self.config.merged_score, self.config.most_overlap, self.config.stuff_area
-        return combine(things, regions, stuff, lowest=least, overlap=overlap, stuff_area=area)
-
-    def _draw(self, outputs: Outputs, frame: Frame, b: int) -> tuple[Things, np.ndarray, dict[int, tuple[int, float]]]:
-        """Of image b the things, the map of region classes (1 + each, 0 = none), and what stuff these stand for."""
-        config, encoded = self.config, outputs["encoded"][b]
-        kernels, labels, scores, owners = self._thing_list(outputs, b)
-        logits = torch.einsum("kc,cyx->kyx", kernels, encoded)
-        region_kernels, regions, region_scores = self._region_list(outputs, b)
-        drawn = torch.einsum("kc,cyx->kyx", region_kernels, encoded)
-        view, numbers = _view(encoded, frame, b, 4), regions + 1
-        if "mask" in outputs:
-            numbers = F.pad(regions + 1, (0, 1))  # and 0, nothing
-            logits, drawn = (true_masks(outputs["mask"][b], index) for index in (owners + 1, -numbers))
-            view = _view(logits, frame, b, 1)
-        table = torch.tensor(self.categories.things, dtype=torch.int64, device=labels.device)
-        things = draw_things(
-            logits,
-            table[labels],
-            scores,
-            view,
-            threshold=config.mask_threshold,
-            lowest=config.lowest_score,
-            most=config.most_kernels,
+        config = self.config
+        return kernel_targets(
+            targets,
+            self.categories,
+            cells=_size(outputs["encoded"]),
+            shapes=[_size(outputs[f"kernels_{level}"]) for level in LEVELS],
+            scales=config.scales,
+            regions=config.regions,
+            centre=config.centre,
+            overlap=config.overlap,
+            most=config.most_things,
         )
-        stuff = {
-            region + 1: (self.regions[region], score)
-            for region, score in zip(regions.tolist(), region_scores.tolist(), strict=True)
-            if self.regions[region] in self.categories.stuff
-        }
-        return things, draw_regions(drawn, numbers, view), stuff
 
-    def _thing_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The fused kernels [K, C] of image b, best first, their class among the T, score, and true thing (or -1)."""
+    def _thing_kernels(self, outputs: Outputs, b: int) -> ThingKernels:
+        """The fused kernels of the things of image b, with contiguous classes."""
         config, true = self.config, outputs.get("position.things")
         kernels, labels, scores, owners = collect_things(
-            _levels(outputs, b),
+            image_levels(outputs, b),
             config.pool,
             config.thing_threshold,
             config.most_kernels // 2,
@@ -370,47 +325,21 @@ class PanopticFCN(PanopticModel):
         if "class" in outputs:
             labels = outputs["class"][b, owners]
         kernels, kept = fuse(kernels, groups)
-        return kernels, labels[kept], scores[kept], owners[kept]
+        things = torch.tensor(self.categories.things, dtype=torch.int64, device=labels.device)
+        return ThingKernels(kernels, things[labels[kept]], scores[kept], owners[kept])
 
-    def _region_list(self, outputs: Outputs, b: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The fused kernels [K, C] of image b, their region class, ascending, and score."""
-        true = [outputs[f"position.{level}"][b] for level in LEVELS] if "position.things" in outputs else None
-        config, known = self.config, "class" in outputs
-        kernels, labels, scores = collect_regions(
-            _levels(outputs, b), config.region_threshold, true, known, config.stuff_kernel == "region"
+    def _region_kernels(self, outputs: Outputs, b: int) -> RegionKernels:
+        """The fused kernels of the regions of image b, by ascending region class."""
+        config = self.config
+        kernels, regions, scores = collect_regions(
+            image_levels(outputs, b),
+            config.region_threshold,
+            [outputs[f"position.{level}"][b] for level in LEVELS] if "position.things" in outputs else None,
+            known="class" in outputs,
+            own_cells=config.stuff_kernel == "region",
         )
-        return fuse_classes(embedded(self.stuff_embed, kernels), labels, scores)
-
-    @torch.no_grad()
-    def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
-        """Where things and regions are, which class they have, and their masks.
-
-        "position.things" int64 [B, 5, M], the cell of each true thing on each level, -1 where it is not on that level;
-        "position.p3" float [B, R, h, w] to "p7", what each region covers; "class" int64 [B, M], the class of each thing
-        among the T; "mask" int64 [B, H, W], k + 1 on thing k, -1 - r on region r, 0 on void. With true positions
-        kernels are fused by the thing that they belong to, and every score is 1 until its mask is evaluated.
-        """
-        told = self._targets(outputs, targets)
-        images, most = told.segments.shape
-        cells = torch.full((images, len(LEVELS), most), -1, device=told.segments.device)
-        classes = torch.zeros(images, most, dtype=torch.int64, device=told.segments.device)
-        for place, level in enumerate(told.levels):
-            cells[level.image, place, level.thing] = level.cell
-            classes[level.image, level.thing] = level.label
-        covered = {f"position.{name}": level.regions for name, level in zip(LEVELS, told.levels, strict=True)}
-        numbers = kernel_numbers(targets, self.categories, self.config.regions, told.segments)
-        return {"position.things": cells, **covered, "class": classes, "mask": numbers}
-
-
-def _levels(outputs: Outputs, b: int) -> list[Level]:
-    return [Level(*(outputs[f"{part}_{level}"][b] for part in Level._fields)) for level in LEVELS]
+        return RegionKernels(*fuse_classes(embedded(self.stuff_embed, kernels), regions, scores))
 
 
 def _size(x: Tensor) -> tuple[int, int]:
     return x.shape[-2], x.shape[-1]
-
-
-def _view(planes: Tensor, frame: Frame, b: int, stride: int) -> View:
-    """From planes [K, y, x] of image b, each cell `stride` pixels, to its output."""
-    (height, width), (rows, columns) = frame.sizes[b].tolist(), frame.output_sizes[b].tolist()
-    return View.of(_size(planes), (height, width), (rows, columns), planes, stride)

@@ -1,34 +1,131 @@
-"""Masks that kernels drew at stride 4, brought to the output and merged (Panoptic FCN, arXiv 2012.00720, section 3.3).
+"""Panoptic FCN after its kernels (Li et al., arXiv 2012.00720, section 3.4): masks drawn, at output size, and merged.
 
 A resize to the canvas, a crop to the image and a resize to the output are one matrix an axis, so no plane of
 canvas size is made, and of a thing only the part of the output that its mask can reach. Things are merged by
 score and then stuff. Everything is about one image, so a batch is nothing but a loop over images.
 
-Shapes: y x x the cells of stride 4, H x W the output, K kernels or things.
+Shapes: y x x the cells of stride 4, H x W the output, K kernels or things, R region classes, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as rle
 from torch import Tensor
 
-from panoptic.segmentation import IGNORE, Instances, Segmentation
-
-CERTAIN = 30.0
-"""The logit of a true mask: its sigmoid is 1 in float32."""
+from panoptic.layers.greedy_merge import CroppedMask, class_map, merge_by_score
+from panoptic.models.base import CERTAIN, Outputs, Prediction, Wanted
+from panoptic.models.panoptic_fcn.kernel_generator import RegionKernels, ThingKernels
+from panoptic.models.panoptic_fcn.targets import STRIDE
+from panoptic.rle import bounding_boxes, encode_masks
+from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation
 
 LINES = 32
 """Output rows of all region masks that are held at once."""
 
 
+def postprocess(
+    things: Sequence[ThingKernels],
+    regions: Sequence[RegionKernels],
+    outputs: Outputs,
+    frame: Frame,
+    want: Collection[Wanted],
+    categories: Categories,
+    region_classes: Sequence[int],
+    *,
+    mask_threshold: float,
+    lowest_score: float,
+    most_kernels: int,
+    merged_score: float,
+    most_overlap: float,
+    stuff_area: int,
+) -> Prediction:
+    """Merged maps, scored things and class maps, whichever are wanted, from masks that are drawn once.
+
+    In the maps things have the score of their mask and stuff that of its region. Class maps are what the kernels of
+    regions draw, as the reference scores its mIoU; where these know things only as one, the merged map says which.
+
+    Args:
+        things: fused kernels of each image.
+        regions: fused kernels of each image.
+        outputs: "encoded", and "mask" of the truth, which is then cut up in place of drawing.
+        frame: of the batch.
+        want: fields of `Prediction`.
+        categories: tell things from stuff.
+        region_classes: [R], the contiguous class of each, `IGNORE` for the one that stands for all things.
+        mask_threshold: things are where their probability is strictly higher.
+        lowest_score: of things, after their mask was evaluated.
+        most_kernels: things that are drawn.
+        merged_score, most_overlap, stuff_area: of `merge_by_score`.
+    """
+    merges = bool({"maps", "semantics"} & set(want))
+    # value 1 + r of a region map is region class r
+    values = (IGNORE, *region_classes)
+    maps: list[Segmentation] = []
+    instances: list[Instances] = []
+    semantics: list[np.ndarray] = []
+    for b in range(len(frame.sizes) if merges or "instances" in want else 0):
+        drawn = draw_things(
+            *thing_masks(things[b], outputs, frame, b),
+            threshold=mask_threshold,
+            lowest=lowest_score,
+            most=most_kernels,
+        )
+        if "instances" in want:
+            instances.append(as_instances(drawn))
+        if not merges:
+            continue
+        region_map = draw_regions(*region_masks(regions[b], outputs, frame, b))
+        scores = np.zeros(len(values))
+        scores[regions[b].regions.cpu().numpy() + 1] = regions[b].scores.cpu().numpy()
+        merged = merge_by_score(
+            drawn.masks,
+            drawn.labels.tolist(),
+            drawn.scores,
+            region_map,
+            [label if label in categories.stuff else IGNORE for label in values],
+            scores.tolist(),
+            confidence=merged_score,
+            overlap=most_overlap,
+            stuff_area=stuff_area,
+        )
+        maps.append(merged)
+        if "semantics" in want:
+            semantics.append(class_map(region_map, values, merged, categories.is_thing))
+    return Prediction(
+        maps=maps if "maps" in want else None,
+        instances=instances if "instances" in want else None,
+        semantics=semantics if "semantics" in want else None,
+    )
+
+
+def thing_masks(things: ThingKernels, outputs: Outputs, frame: Frame, b: int) -> tuple[Tensor, Tensor, Tensor, View]:
+    """The arguments of `draw_things` for image b: logits, labels, scores and the way to the output."""
+    if "mask" in outputs:
+        logits, stride = true_masks(outputs["mask"][b], things.owners + 1), 1
+    else:
+        logits, stride = torch.einsum("kc,cyx->kyx", things.kernels, outputs["encoded"][b]), STRIDE
+    return logits, things.labels, things.scores, View.of_image(logits, frame, b, stride)
+
+
+def region_masks(regions: RegionKernels, outputs: Outputs, frame: Frame, b: int) -> tuple[Tensor, Tensor, View]:
+    """The arguments of `draw_regions` for image b: logits, 1 + each region class and the way to the output."""
+    labels = regions.regions + 1
+    if "mask" in outputs:
+        labels = F.pad(labels, (0, 1))  # and 0, nothing
+        logits, stride = true_masks(outputs["mask"][b], -labels), 1
+    else:
+        logits, stride = torch.einsum("kc,cyx->kyx", regions.kernels, outputs["encoded"][b]), STRIDE
+    return logits, labels, View.of_image(logits, frame, b, stride)
+
+
 @dataclass(frozen=True)
 class View:
-    """How the cells of stride 4 become the output, one matrix an axis."""
+    """The way from the cells of stride 4 to the output, one matrix an axis."""
 
     down: Tensor
     """float [H, y]."""
@@ -37,7 +134,7 @@ class View:
 
     @classmethod
     def of(
-        cls, cells: tuple[int, int], size: tuple[int, int], output: tuple[int, int], like: Tensor, stride: int = 4
+        cls, cells: tuple[int, int], size: tuple[int, int], output: tuple[int, int], like: Tensor, stride: int = STRIDE
     ) -> View:
         """Up to the canvas, cut to the image, then to the output; bilinear, corners not aligned.
 
@@ -50,6 +147,12 @@ class View:
         """
         down, across = (_axis(*sides, stride, like) for sides in zip(cells, size, output, strict=True))
         return cls(down, across)
+
+    @classmethod
+    def of_image(cls, planes: Tensor, frame: Frame, b: int, stride: int) -> View:
+        """From planes [K, y, x] of image b, of `stride` pixels a cell, to its output."""
+        cells = (planes.shape[-2], planes.shape[-1])
+        return cls.of(cells, frame.size(b), frame.output_size(b), planes, stride)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -64,30 +167,23 @@ def _axis(cells: int, side: int, output: int, stride: int, like: Tensor) -> Tens
     return F.interpolate(up, size=output, mode="linear", align_corners=False)[0].T.contiguous()
 
 
-def true_masks(numbers: Tensor, wanted: Tensor) -> Tensor:
-    """Logits [K, H, W] of the masks of `wanted` [K] in a map of numbers [H, W]."""
-    return torch.where(numbers == wanted[:, None, None], CERTAIN, -CERTAIN)
+def true_masks(numbers: Tensor, chosen: Tensor) -> Tensor:
+    """Logits [K, H, W] of the masks of some numbers `chosen` [K] in a map of numbers [H, W]."""
+    return torch.where(numbers == chosen[:, None, None], CERTAIN, -CERTAIN)
 
 
 @dataclass(frozen=True)
 class Things:
     """Scored masks of one image, best first, each within its window of the output."""
 
-    masks: list[np.ndarray]
-    """bool [h, w] each."""
-    corners: list[tuple[int, int]]
-    """Top and left of each window."""
+    masks: list[CroppedMask]
+    """K."""
     labels: np.ndarray
     """int64 [K], contiguous classes."""
     scores: np.ndarray
     """float32 [K]."""
     size: tuple[int, int]
     """H and W of the output."""
-
-    def window(self, k: int) -> tuple[slice, slice]:
-        """Rows and columns of mask k."""
-        (top, left), (height, width) = self.corners[k], self.masks[k].shape
-        return slice(top, top + height), slice(left, left + width)
 
 
 def draw_things(
@@ -100,7 +196,7 @@ def draw_things(
     lowest: float = 0.05,
     most: int = 100,
 ) -> Things:
-    """Score what kernels drew, and bring the best to the output.
+    """Score the masks that kernels drew, and bring the best to the output.
 
     A score is multiplied by the mean probability inside the mask at stride 4.
 
@@ -113,30 +209,30 @@ def draw_things(
         lowest: scores are at least this.
         most: things at most.
     """
+    # the mean probability inside of each mask
     probability = logits.sigmoid()
     inside = probability > threshold
     scores = scores * ((probability * inside).sum((1, 2)) / (inside.sum((1, 2)).float() + 1e-6))
+    # only those that count are brought to the output
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores >= lowest][:most]
-    drawn = [_window(probability[k], inside[k], view, threshold) for k in order]
     return Things(
-        [mask for mask, _ in drawn],
-        [corner for _, corner in drawn],
+        [_cropped(probability[k], inside[k], view, threshold) for k in order],
         labels[order].cpu().numpy(),
         scores[: len(order)].cpu().numpy().astype(np.float32),
         view.size,
     )
 
 
-def _window(probability: Tensor, inside: Tensor, view: View, threshold: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """The mask of one plane [y, x] within the part of the output that can exceed `threshold`, and its corner.
+def _cropped(probability: Tensor, inside: Tensor, view: View, threshold: float) -> CroppedMask:
+    """The mask of one plane [y, x] within the part of the output that can exceed `threshold`.
 
     An output pixel is a mean of cells, so it needs one above the threshold.
     """
     spans = [_span(lines, axis) for lines, axis in ((inside.any(1), view.down), (inside.any(0), view.across))]
     (rows, y), (columns, x) = spans
     mask = view.down[rows, y] @ probability[y, x] @ view.across[columns, x].T > threshold
-    return mask.cpu().numpy(), (rows.start, columns.start)
+    return CroppedMask(rows.start, columns.start, mask.cpu().numpy())
 
 
 def _span(lines: Tensor, axis: Tensor) -> tuple[slice, slice]:
@@ -162,8 +258,9 @@ def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
     height, width = view.size
     if not len(labels):
         return np.zeros((height, width), np.int32)
+    # all columns at once; rows follow some at a time, each with the cells that it reads
     wide = logits.sigmoid() @ view.across.T  # [K, y, W]
-    labels = F.pad(labels, (1, 0))
+    labels = F.pad(labels, (1, 0))  # 0 where no plane is higher than 0
     best = torch.zeros(height, width, dtype=torch.uint8 if len(labels) <= 256 else torch.int32, device=logits.device)
     for first in range(0, height, LINES):
         down = view.down[first : first + LINES]
@@ -177,73 +274,13 @@ def draw_regions(logits: Tensor, labels: Tensor, view: View) -> np.ndarray:
     return labels.int()[best.int()].cpu().numpy()
 
 
-def combine(
-    things: Things,
-    regions: np.ndarray,
-    stuff: dict[int, tuple[int, float]],
-    *,
-    lowest: float = 0.2,
-    overlap: float = 0.5,
-    stuff_area: int = 4096,
-) -> Segmentation:
-    """Things by score, each on what is free, then stuff on what is left.
-
-    Args:
-        things: best first.
-        regions: int [H, W], of `draw_regions`.
-        stuff: the contiguous class and the score of each value of `regions` that may become a segment.
-        lowest: a thing scores at least this.
-        overlap: a thing of which a larger share is taken already is dropped.
-        stuff_area: stuff of fewer pixels becomes void.
-    """
-    segments = np.zeros(things.size, np.int32)
-    labels: list[int] = []
-    scores: list[float] = []
-    for k in np.flatnonzero(things.scores >= lowest).tolist():
-        mask, part = things.masks[k], segments[things.window(k)]
-        area, free = int(mask.sum()), mask & (part == 0)
-        if area == 0 or (area - int(free.sum())) / area > overlap:
-            continue
-        labels.append(int(things.labels[k]))
-        scores.append(float(things.scores[k]))
-        part[free] = len(labels)
-    left = np.where(segments == 0, regions, 0)
-    counts = np.bincount(left.ravel(), minlength=1)
-    table = np.zeros(len(counts), np.int32)
-    for region in np.flatnonzero(counts >= max(1, stuff_area)):
-        if int(region) in stuff:
-            label, score = stuff[int(region)]
-            labels.append(label)
-            scores.append(score)
-            table[region] = len(labels)
-    segments += table[left]
-    return Segmentation(segments, np.array(labels, np.int64), scores=np.array(scores, np.float32))
-
-
 def as_instances(things: Things) -> Instances:
     """All things, overlaps included; those without a pixel at the output are left out."""
-    kept = [k for k, mask in enumerate(things.masks) if mask.any()]
-    masks = []
+    kept = [k for k, part in enumerate(things.masks) if part.mask.any()]
+    masks: list[dict] = []
     for k in kept:
         plane = np.zeros(things.size, np.uint8, order="F")
-        plane[things.window(k)] = things.masks[k]
-        masks.append(rle.encode(plane))
-    boxes = np.zeros((0, 4))
-    if masks:
-        boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
-        boxes[:, 2:] += boxes[:, :2]
-    return Instances(masks, things.labels[kept], things.scores[kept], boxes.astype(np.float32))
-
-
-def class_map(regions: np.ndarray, merged: Segmentation, classes: tuple[int, ...], is_thing: np.ndarray) -> np.ndarray:
-    """int32 [H, W] classes: stuff by the regions, things by the merged map where the regions leave a pixel to them.
-
-    Args:
-        regions: int [H, W], of `draw_regions`.
-        merged: of `combine`.
-        classes: of each region class.
-        is_thing: bool [C].
-    """
-    found = np.array([IGNORE, *classes], np.int32)[regions]
-    whole = merged.semantic()
-    return np.where((found == IGNORE) & np.append(is_thing, False)[whole], whole, found)
+        plane[things.masks[k].window] = things.masks[k].mask
+        masks += encode_masks(plane[None])
+    boxes = bounding_boxes(masks).astype(np.float32)
+    return Instances(masks, things.labels[kept], things.scores[kept], boxes)

@@ -1,6 +1,6 @@
 """Targets of Panoptic FCN (Li et al., arXiv 2012.00720): where each kernel is made, and what it must draw.
 
-Things are told to the pyramid's levels by the size of their boxes, most of them to two levels. A level learns
+Things are assigned to the levels of the pyramid by the size of their boxes, most of them to two levels. A level learns
 a score map with one Gaussian a thing, and one map a region class; what a kernel draws is a mask at stride 4.
 Masks come straight from the int map: a bilinear resize reads four pixels a cell, so they are four scatters
 and no mask of image size is ever made. Nothing loops over instances.
@@ -30,8 +30,11 @@ Regions = Literal["with_things", "stuff", "all"]
 Centre = Literal["mass", "box"]
 """Where a thing's peak is: the mean cell of its mask, or the middle of its box."""
 
+LEVELS = ("p3", "p4", "p5", "p6", "p7")
+"""Levels of the pyramid on which positions and kernels are found; strides 8 to 128."""
+
 STRIDE = 4
-"""Of the masks."""
+"""Stride of the masks."""
 
 PRESENT = 0.5
 """A region covers a cell of a level when it has at least this share of it."""
@@ -39,7 +42,7 @@ PRESENT = 0.5
 
 @dataclass(frozen=True)
 class LevelTargets:
-    """What one level learns."""
+    """The targets of one level, of all images."""
 
     things: Tensor
     """float32 [B, T, h, w], Gaussians combined by maximum."""
@@ -57,7 +60,7 @@ class LevelTargets:
 
 @dataclass(frozen=True)
 class KernelTargets:
-    """What Panoptic FCN is trained against."""
+    """The targets of Panoptic FCN."""
 
     levels: list[LevelTargets]
     """Fine to coarse."""
@@ -103,13 +106,15 @@ def kernel_targets(
         overlap: least IoU that a box shifted by the Gaussian's radius keeps (CornerNet).
         most: things of an image on a level; where there are more, the largest boxes stay.
     """
+    # the things of each level by size, and one list of all that any level holds
     region_masks = region_cells(targets, categories, regions, cells)
     boxes = segment_boxes(targets)  # [B, N, 4]
     sides = boxes[..., 2:] - boxes[..., :2]
     areas = sides.prod(-1).sqrt()
-    wanted = is_instance(targets, categories) & (areas > 0)
-    held = torch.stack([_largest(wanted & (areas >= low) & (areas <= high), areas, most) for low, high in scales])
+    instances = is_instance(targets, categories) & (areas > 0)
+    held = torch.stack([_largest(instances & (areas >= low) & (areas <= high), areas, most) for low, high in scales])
     slots, segments = _slots(held.any(0))
+    # their masks at stride 4, from which centres follow
     masks = segment_cells(targets, slots, segments.shape[1], cells)
     middles = mass_centres(masks, boxes.gather(1, _entries(segments, 4)), centre)
     classes = _thing_classes(targets, categories)
@@ -121,6 +126,7 @@ def kernel_targets(
         row, column = _level_cells(middles[image, thing], cells, shape)
         radius = _radii(sides[image, entry], cells, shape, overlap)
         index = image * len(categories.things) + label
+        # one plane a thing class of each image
         score = _gaussians(index, row, column, radius, (len(masks) * len(categories.things), *shape))
         covered = F.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
         covered = covered.masked_fill(covered < PRESENT, 0.0)
@@ -129,8 +135,21 @@ def kernel_targets(
     return KernelTargets(levels, masks, region_masks, segments)
 
 
+def true_outputs(targets: Targets, categories: Categories, regions: Regions, truth: KernelTargets) -> dict[str, Tensor]:
+    """The outputs of Panoptic FCN that the truth can stand for, as `PanopticFCN.truth` describes them."""
+    images, most = truth.segments.shape
+    cells = torch.full((images, len(LEVELS), most), -1, device=truth.segments.device)
+    classes = torch.zeros(images, most, dtype=torch.int64, device=truth.segments.device)
+    for place, level in enumerate(truth.levels):
+        cells[level.image, place, level.thing] = level.cell
+        classes[level.image, level.thing] = level.label
+    covered = {f"position.{name}": level.regions for name, level in zip(LEVELS, truth.levels, strict=True)}
+    numbers = kernel_numbers(targets, categories, regions, truth.segments)
+    return {"position.things": cells, **covered, "class": classes, "mask": numbers}
+
+
 def kernel_numbers(targets: Targets, categories: Categories, regions: Regions, segments: Tensor) -> Tensor:
-    """int64 [B, H, W], what draws each pixel: 1 + m for thing m of the M, -1 - r for region r, 0 for nothing.
+    """The thing or region that draws each pixel, int64 [B, H, W]: 1 + m for thing m, -1 - r for region r, 0 for none.
 
     Args:
         segments: int64 [B, M], of `KernelTargets`.

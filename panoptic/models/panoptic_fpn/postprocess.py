@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic.layers.greedy_merge import merge_by_score
+from panoptic.layers.greedy_merge import class_map, merge_by_score
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
@@ -52,6 +52,7 @@ def postprocess(
         outputs = detector.detect(outputs, frame, proposals)
     # the map needs the masks of confident detections only, AP those of all
     least = -math.inf if "instances" in want else confidence
+    stuff_labels = (IGNORE, *categories.stuff)
     maps: list[Segmentation] = []
     instances: list[Instances] = []
     semantics: list[np.ndarray] = []
@@ -66,14 +67,14 @@ def postprocess(
                 rows[:, 5].long().tolist(),
                 rows[:, 4].numpy(),
                 branch,
-                (IGNORE, *categories.stuff),
+                stuff_labels,
                 confidence=confidence,
                 overlap=overlap,
                 stuff_area=stuff_area,
             )
             maps.append(merged)
             if "semantics" in want:
-                semantics.append(class_map(branch, merged, categories))
+                semantics.append(class_map(branch, stuff_labels, merged, categories.is_thing))
     return Prediction(
         maps=maps if "maps" in want else None,
         instances=instances if "instances" in want else None,
@@ -101,17 +102,3 @@ def semantic_classes(logits: Tensor, frame: Frame, b: int) -> np.ndarray:
 
     kind = torch.uint8 if logits.shape[1] <= 256 else torch.int16
     return best_classes(logits[b], upsample)[1].to(kind).cpu().numpy()
-
-
-def class_map(branch: np.ndarray, merged: Segmentation, categories: Categories) -> np.ndarray:
-    """int32 [H, W] classes: stuff by the semantic branch alone, things from the merged map where the branch has none.
-
-    Args:
-        branch: of `semantic_classes`.
-        merged: the map of the same image.
-        categories: tell things from stuff.
-    """
-    classes = np.array([IGNORE, *categories.stuff], np.int32)[branch]
-    merged_classes = merged.semantic()
-    is_thing = np.array([*categories.is_thing, False])  # the last entry, read by `IGNORE`, is void
-    return np.where((classes == IGNORE) & is_thing[merged_classes], merged_classes, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from panoptic.layers.greedy_merge import CroppedMask, merge_by_score
+from panoptic.layers.greedy_merge import CroppedMask, class_map, merge_by_score
 from panoptic.segmentation import IGNORE
 from tests.panoptic.rcnn.test_paste_masks import unpacked
 
@@ -81,3 +81,11 @@ def test_an_instance_without_a_free_pixel_is_no_segment() -> None:
     masks = [CroppedMask(0, 0, np.ones((1, 2), bool)), CroppedMask(0, 1, np.ones((1, 1), bool))]
     merged = merge_by_score(masks, [1, 1], [0.9, 0.8], np.zeros((1, 3), np.uint8), LABELS, overlap=1.0)
     assert merged.segments.tolist() == [[1, 1, 0]] and merged.labels.tolist() == [1]
+
+
+def test_the_merged_map_names_the_things_of_a_class_map() -> None:
+    labels = (IGNORE, IGNORE, 0, 2)  # value 1 stands for all things
+    stuff = np.array([[1, 1, 2], [1, 3, 2], [1, 2, 2], [0, 3, 3]])
+    merged = merge_by_score([CroppedMask(0, 0, np.ones((2, 3), bool))], [1], [1.0], stuff, labels, stuff_area=1)
+    classes = class_map(stuff, labels, merged, (False, True, False))
+    assert classes.tolist() == [[1, 1, 0], [1, 2, 0], [-1, 0, 0], [-1, 2, 2]] and classes.dtype == np.int32

@@ -20,7 +20,7 @@ from panoptic.models.panoptic_fcn.kernel_generator import (
 from panoptic.models.panoptic_fcn.targets import LevelTargets
 
 
-def told(cells: list[int], images: int = 1) -> LevelTargets:
+def level_targets(cells: list[int], images: int = 1) -> LevelTargets:
     """One thing an image, of class 0, in masks of their own."""
     image = torch.arange(len(cells)) % images
     none = torch.zeros(images, 1, 2, 3)
@@ -32,7 +32,7 @@ def test_the_best_cells_inside_a_thing_guide_it() -> None:
     centres = torch.tensor([[[[0.0, 1.0, 9.0], [2.0, -1.0, 9.0]]]], requires_grad=True)
     masks = torch.zeros(1, 1, 4, 6)
     masks[..., :4] = 1  # the last column of the level lies outside
-    picked, weights = guided_kernels(centres, kernels, told([0]), masks, 2)
+    picked, weights = guided_kernels(centres, kernels, level_targets([0]), masks, 2)
     assert picked[0].tolist() == [[3.0, 9.0], [1.0, 7.0]]  # cell 3, then cell 1
     p = torch.tensor([2.0, 1.0]).sigmoid()
     torch.testing.assert_close(weights.detach()[0], p / p.sum())
@@ -42,16 +42,16 @@ def test_the_best_cells_inside_a_thing_guide_it() -> None:
 
 def test_a_level_of_fewer_cells_than_points_and_a_thing_without_a_cell() -> None:
     kernels, centres = torch.rand(1, 2, 2, 3), torch.zeros(1, 1, 2, 3)
-    picked, weights = guided_kernels(centres, kernels, told([0]), torch.ones(1, 1, 4, 6), 9)
+    picked, weights = guided_kernels(centres, kernels, level_targets([0]), torch.ones(1, 1, 4, 6), 9)
     assert picked.shape == (1, 9, 2) and weights[0, :6].tolist() == pytest.approx([1 / 6] * 6)
     assert not weights[0, 6:].any()
-    _, weights = guided_kernels(centres, kernels, told([0]), torch.zeros(1, 1, 4, 6), 9)
+    _, weights = guided_kernels(centres, kernels, level_targets([0]), torch.zeros(1, 1, 4, 6), 9)
     assert not weights.any()
 
 
 def test_without_weights_it_is_the_kernel_at_the_centre() -> None:
     kernels = torch.arange(24.0).view(2, 2, 2, 3)
-    picked, weights = centre_kernels(kernels, told([4, 2], images=2))
+    picked, weights = centre_kernels(kernels, level_targets([4, 2], images=2))
     assert picked[:, 0].tolist() == [[4.0, 10.0], [14.0, 20.0]] and weights.tolist() == [[1.0], [1.0]]
 
 
@@ -62,8 +62,8 @@ def test_a_regions_kernel_is_the_mean_over_the_map_or_over_itself() -> None:
     image, region, means = region_kernels(kernels, covered)
     assert image.tolist() == [0] and region.tolist() == [1]
     torch.testing.assert_close(means, torch.tensor([[3 / 6, 15 / 6]]))
-    assert region_kernels(kernels, covered, own=True)[2].tolist() == [[1.5, 7.5]]
-    assert not mean_kernels(torch.zeros(1, 6), kernels.flatten(2)[0], own=True).any()
+    assert region_kernels(kernels, covered, own_cells=True)[2].tolist() == [[1.5, 7.5]]
+    assert not mean_kernels(torch.zeros(1, 6), kernels.flatten(2)[0], own_cells=True).any()
 
 
 def test_an_embedding_is_the_convolution() -> None:
@@ -108,7 +108,7 @@ def test_a_kernel_is_a_mean_over_the_map_or_over_its_region() -> None:
     logits[1, 0, 0] = 9.0  # one cell of eight
     level = Level(torch.full((1, 2, 4), -9.0), logits, torch.arange(24.0).view(3, 2, 4) + 1)
     for own, expected in ((False, [1 / 8, 9 / 8, 17 / 8]), (True, [1.0, 9.0, 17.0])):
-        kernels, labels, _ = collect_regions([level], 0.05, own=own)
+        kernels, labels, _ = collect_regions([level], 0.05, own_cells=own)
         assert labels.tolist() == [1] and kernels.tolist() == [pytest.approx(expected)]
         image, region, trained = region_kernels(level.kernels[None], (logits > 0).float()[None], own)
         assert (image.tolist(), region.tolist()) == ([0], [1]) and torch.equal(trained, kernels)

@@ -8,16 +8,10 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as rle
 
+from panoptic.layers.greedy_merge import CroppedMask, merge_by_score
 from panoptic.models.panoptic_fcn.conv_stack import with_coordinates
-from panoptic.models.panoptic_fcn.postprocess import (
-    Things,
-    View,
-    as_instances,
-    class_map,
-    combine,
-    draw_regions,
-    draw_things,
-)
+from panoptic.models.panoptic_fcn.postprocess import View, as_instances, draw_regions, draw_things
+from panoptic.segmentation import IGNORE
 
 
 def test_coordinates(units) -> None:
@@ -42,13 +36,18 @@ def test_published_scoring_and_masks(units) -> None:
 def test_published_merge(published_units) -> None:
     arrays, meta = published_units
     masks = np.unpackbits(arrays["proc_masks"].numpy(), axis=2)[:, :, :117].astype(bool)
-    count = len(masks)
-    labels, scores = arrays["proc_out_cls"].numpy().astype(np.int64), arrays["proc_out_score"].numpy()
-    things = Things(list(masks), [(0, 0)] * count, labels, scores, (90, 117))
-    regions = arrays["comb_sem"].numpy()
-    stuff = {region: (1000 + region, 0.5) for region in range(1, 6)}
     rule = meta["comb"]
-    merged = combine(things, regions, stuff, lowest=rule["thr"], overlap=rule["overlap"], stuff_area=rule["stuff"])
+    merged = merge_by_score(
+        [CroppedMask(0, 0, mask) for mask in masks],
+        arrays["proc_out_cls"].tolist(),
+        arrays["proc_out_score"].numpy(),
+        arrays["comb_sem"].numpy(),
+        [IGNORE, *range(1001, 1006)],
+        [0.5] * 6,
+        confidence=rule["thr"],
+        overlap=rule["overlap"],
+        stuff_area=rule["stuff"],
+    )
     np.testing.assert_array_equal(merged.segments, arrays["comb_pan"].numpy())
     ids = [s["category_id"] if s["isthing"] else 1000 + s["category_id"] for s in rule["segments"]]
     assert merged.labels.tolist() == ids
@@ -75,7 +74,7 @@ def test_windows_and_matrices_are_a_resize_of_whole_planes(cells, size, output) 
     things = draw_things(logits, torch.arange(6), scores, view, threshold=0.4, lowest=0.0)
     for k, label in enumerate(things.labels):
         plane = np.zeros(output, bool)
-        plane[things.window(k)] = things.masks[k]
+        plane[things.masks[k].window] = things.masks[k].mask
         sure = (whole[label] - 0.4).abs() > 1e-5
         assert torch.equal(torch.from_numpy(plane)[sure], (whole[label] > 0.4)[sure])
     labels = torch.tensor([2, 3, 5, 7, 8, 9])
@@ -88,7 +87,7 @@ def test_nothing_found_is_an_empty_map() -> None:
     view = View.of((4, 4), (16, 16), (16, 16), torch.zeros(()))
     things = draw_things(torch.zeros(0, 4, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0), view)
     regions = draw_regions(torch.zeros(0, 4, 4), torch.zeros(0, dtype=torch.int64), view)
-    merged = combine(things, regions, {})
+    merged = merge_by_score(things.masks, things.labels.tolist(), things.scores, regions, [IGNORE])
     assert len(merged.labels) == 0 and not merged.segments.any()
     assert as_instances(things).boxes.shape == (0, 4)
 
@@ -100,14 +99,3 @@ def test_a_pixel_without_any_probability_has_no_region() -> None:
     logits[1, :, 2:] = 3.0
     regions = draw_regions(logits, torch.tensor([3, 5]), view)
     assert (regions[:, :6] == 0).all() and (regions[:, 8:] == 5).all()
-
-
-def test_the_merged_map_names_the_things_of_a_class_map(small_categories) -> None:
-    things = Things([np.ones((2, 3), bool)], [(0, 0)], np.array([small_categories.things[0]]), np.ones(1), (4, 3))
-    regions = np.array([[1, 1, 2], [1, 3, 2], [1, 2, 2], [0, 3, 3]])
-    stuff = {2: (small_categories.stuff[0], 0.5), 3: (small_categories.stuff[1], 0.5)}
-    merged = combine(things, regions, stuff, stuff_area=1)
-    thing, first, second = small_categories.things[0], *small_categories.stuff[:2]
-    classes = class_map(regions, merged, (-1, *small_categories.stuff), np.array(small_categories.is_thing))
-    expected = [[thing, thing, first], [thing, second, first], [-1, first, first], [-1, second, second]]
-    assert classes.tolist() == expected and classes.dtype == np.int32
