@@ -7,12 +7,11 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as rle
 from torch import Tensor
 
 from panoptic.layers.resize import mixed_cells
 from panoptic.models.panoptic_deeplab.grouping import _budget
-from panoptic.rle import encode_masks
+from panoptic.rle import bounding_boxes, encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]
@@ -49,11 +48,8 @@ def scored_instances(
     certainty = _Certainty(logits, upsampled or segmentation.size, align_corners) if score != "instance" else None
     at_centroid, certain = _instance_scores(instances, torch.from_numpy(labels).to(logits.device), certainty, heatmap)
     ranks = {"instance": at_centroid, "semantic": certain, "both": at_centroid * certain}[score]
-    masks = encode_masks(segmentation.segments, things + 1)
-    boxes = np.zeros((0, 4))
-    if masks:
-        boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
-        boxes[:, 2:] += boxes[:, :2]
+    masks = encode_segments(segmentation.segments, things + 1)
+    boxes = bounding_boxes(masks)
     return Instances(masks, labels, ranks.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
 
 
