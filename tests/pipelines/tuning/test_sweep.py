@@ -167,7 +167,7 @@ def execute_with(monkeypatch: pytest.MonkeyPatch, options: Sweep, concurrent: in
     monkeypatch.setattr(tune, "open_parent", open_parent)
     monkeypatch.setattr(tune, "run", run)
     monkeypatch.setattr(tune, "conclude", lambda *given: None)
-    monkeypatch.setattr(tune.tracking, "ending", lambda parent: nullcontext())
+    monkeypatch.setattr(tune.runs, "ending", lambda parent: nullcontext())
     found["error"] = ""
     try:
         sweep(options, ["demo", "--storage", str(folder), "--name", "small"], PRESETS)
@@ -211,7 +211,7 @@ def test_the_largest_trial_sets_how_many_run_at_once(monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 10.0})
-    monkeypatch.setattr(room.runtime, "connect", lambda *given: None)
+    monkeypatch.setattr(room.session, "connect", lambda *given: None)
     base = demo()
 
     def needing(**options: Any) -> Any:
