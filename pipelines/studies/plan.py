@@ -14,7 +14,8 @@ from pipelines.studies.study import SMALL, Row, Study
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial_config
-from pipelines.tuning.sweep import Sweep, split_preset
+from pipelines.tuning.plan import Sweep
+from pipelines.tuning.sweep import split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]
 

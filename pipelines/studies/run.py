@@ -33,12 +33,14 @@ from pipelines.tracking import tracker as tracker_module
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial
+from pipelines.tuning.checks import Checker, check_storage
 from pipelines.tuning.concurrency import join_cluster
 from pipelines.tuning.failures import describe
 from pipelines.tuning.plan import Row as Trial
+from pipelines.tuning.plan import Trials
 from pipelines.tuning.progress import Line
 from pipelines.tuning.resume import read_record
-from pipelines.tuning.sweep import Checker, Finished, Trials, check_storage, execute, record_of, split_preset
+from pipelines.tuning.sweep import Finished, execute, record_of, split_preset
 
 Uris = Mapping[tuple[str, int, int], str]
 """By study, row and seed."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import PurePosixPath
+from typing import Any
 
-from pipelines.cluster import session, storage
+from pipelines.cluster import session
 from pipelines.config import Experiment
-from pipelines.tracking import runs
-from pipelines.training.driver import prepare_data, worker_cpus
-from pipelines.tuning.trial import DRIVER_CPUS, DRIVER_MEMORY
+from pipelines.training.driver import worker_cpus
 
 
 def join_cluster(wanted: int, experiments: Sequence[Experiment]) -> int:
@@ -80,24 +78,66 @@ def concurrency(there: Mapping[str, float], workers: int, cpus: float, gpu: bool
     return min(most, wanted) if wanted else most
 
 
-def ready(
-    base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
-) -> Experiment:
-    """An experiment with paths that hold in every process, its data prepared, as many threads as its trials may have,
-    and checkpoints kept by what the trials are compared by.
+DRIVER_CPUS = 0.01
+"""Of a trial's function; 0 is refused by Ray."""
 
-    Raises:
-        ValueError: it has no data, or data that cannot be prepared.
-    """
-    root = storage.absolute(first.storage)
-    data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
-    if data.root != "scenes":
-        data = replace(data, root=storage.absolute(data.root)) if data.root else data
-    local = first.storage if "://" not in first.storage else "runs"
-    uri = runs.resolve_uri(first.tracking, local)
-    threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))
-    named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
-    train_set, _ = prepare_data(named)
-    if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
-        named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
-    return replace(named, train=replace(named.train, threads=threads, score=metric, score_mode=mode))
+
+DRIVER_MEMORY = 768 << 20
+"""Bytes that it reserves. Its process takes 0.7 GiB (measured), and --resume asks for all unfinished trials at once:
+those that no machine has memory for are started when others end."""
+
+
+POLL_SECONDS = 1.0
+
+
+class TrialLimit:
+    """Which of the trials that Tune has started may train."""
+
+    def __init__(self, most: int) -> None:
+        """Args:
+        most: at once.
+        """
+        self._most = most
+        self._allowed: list[str] = []
+
+    def update(self, running: Sequence[str]) -> list[str]:
+        """Those that went through and still run keep their place; the first of the others take what is free."""
+        kept = [identity for identity in self._allowed if identity in running]
+        waiting = [identity for identity in running if identity not in kept]
+        self._allowed = kept + waiting[: max(0, self._most - len(kept))]
+        return self._allowed
+
+    def allowed(self, identity: str) -> bool:
+        """Whether a trial may train."""
+        return identity in self._allowed
+
+
+def create_trial_limit(parent: str, most: int) -> Any:
+    """The trial_limit of the sweep whose MLflow run is `parent`; it stands as long as its handle."""
+    import ray
+
+    return ray.remote(num_cpus=0)(TrialLimit).options(name=name_of(parent)).remote(most)
+
+
+def find_trial_limit(parent: str) -> Any:
+    """The trial_limit of a sweep, None where there is none."""
+    import ray
+
+    try:
+        return ray.get_actor(name_of(parent))
+    except ValueError:
+        return None
+
+
+def wait(parent: str, identity: str) -> None:
+    """Until a trial may train."""
+    import ray
+
+    trial_limit = find_trial_limit(parent)
+    while trial_limit is not None and not ray.get(trial_limit.allowed.remote(identity)):
+        time.sleep(POLL_SECONDS)
+
+
+def name_of(parent: str) -> str:
+    """Of the actor."""
+    return f"trial_limit-{parent}"

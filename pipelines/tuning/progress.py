@@ -21,7 +21,7 @@ from ray.tune import Callback
 
 from pipelines.cluster import storage
 from pipelines.tracking import runs, tracker
-from pipelines.tuning import trial_limit
+from pipelines.tuning import concurrency
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Plan, failure_file, run_id
 from pipelines.tuning.trial import WORST
@@ -167,7 +167,7 @@ class Progress(Callback):
         if running == self._running:
             return
         if self._trial_limit is None:
-            self._trial_limit = trial_limit.find_trial_limit(self.plan.parent.run_id)
+            self._trial_limit = concurrency.find_trial_limit(self.plan.parent.run_id)
         if self._trial_limit is not None:
             self._trial_limit.update.remote(running)
             self._running = running

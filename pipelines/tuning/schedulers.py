@@ -14,7 +14,7 @@ from pipelines.tuning.search_space import Space
 
 
 class Schedule(Protocol):
-    """Of a sweep's options (`pipelines.tuning.sweep.Sweep`), those that matter here."""
+    """Of a sweep's options (`pipelines.tuning.plan.Sweep`), those that matter here."""
 
     @property
     def scheduler(self) -> str: ...

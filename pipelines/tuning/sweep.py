@@ -13,73 +13,30 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import PurePosixPath
+from typing import Any
 
-from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
 from pipelines.tracking import runs
-from pipelines.training.preflight import check_freezing, meta_model
-from pipelines.training.worker import accumulation
-from pipelines.tuning import progress, search_space, trial, trial_config
-from pipelines.tuning.checks import WeightsCheck
-from pipelines.tuning.concurrency import join_cluster, ready
+from pipelines.training.driver import prepare_data
+from pipelines.tuning import concurrency, progress, search_space, trial
+from pipelines.tuning.checks import Checker, check_options, check_population, check_storage
+from pipelines.tuning.concurrency import create_trial_limit, join_cluster
 from pipelines.tuning.failures import close_children
-from pipelines.tuning.plan import Plan, Row
+from pipelines.tuning.plan import Plan, Sweep, Trials
 from pipelines.tuning.results import Finished, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
-from pipelines.tuning.search_space import PRESET, Space
-from pipelines.tuning.trial_limit import create_trial_limit
+from pipelines.tuning.search_space import PRESET
 
 ROOT = "data.root"
 
+
 ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
 """Of Ray Tune: MLflow and our table take the place of its loggers."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is searched, and how. Options of the experiment (`jobs/train.py PRESET --help`) hold for every trial."""
-
-    sweep: tuple[str, ...] = ()
-    """path=expression: grid(…) choice(…) uniform(a,b) loguniform(a,b) randint(a,b) quniform(a,b,step), or a value;
-    the path is any option, or `preset`; model.backbone.freeze takes schedules such as '5 2@500' too."""
-    samples: int = 1
-    """Trials; with grids, draws of the other values for each of their combinations."""
-    searcher: Literal["random", "grid", "optuna"] = "random"
-    """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
-    scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
-    """Which trials end early. hyperband: asha with several brackets, which begin to end trials later and later. pbt:
-    population based training, the worst take over weights and options of the best."""
-    metric: str = "val/pq"
-    """What the trials are compared by, and which of their checkpoints are kept: any metric of a validation."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more of it is better."""
-    grace: int = 1
-    """Validations that each trial gets before it may be ended (pbt: between two exchanges)."""
-    reduction: int = 3
-    """asha, hyperband: one in so many trials goes on."""
-    concurrent: int = 0
-    """Trials at once; 0 = as many as the cluster holds without waiting for each other."""
-    resume: bool = False
-    """Go on with the sweep of this --name."""
-    search_seed: int = 0
-    """Of the draws."""
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Everything that is needed to start: what `execute` takes."""
-
-    bases: Mapping[str, Experiment]
-    preset: str
-    space: Space = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
-    experiments: tuple[Experiment, ...] = ()
-    """Of the dry run: every kind of trial that may be drawn. What the cluster must hold, and for how long."""
 
 
 def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]) -> Finished:
@@ -118,106 +75,6 @@ def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
     arguments = list(rest)
     given = bool(arguments) and not arguments[0].startswith("-")
     return (arguments[0], arguments[1:]) if given else ("demo", arguments)
-
-
-def check_options(options: Sweep, space: Space) -> None:
-    """Combinations that Tune cannot do.
-
-    Raises:
-        ValueError: says what to write instead.
-    """
-    kinds = {domain.kind for domain in space.values()}
-    gridded = [path for path, domain in space.items() if domain.kind == "grid" and len(domain.values) > 1]
-    if options.searcher == "grid" and kinds - {"grid", "choice"}:
-        raise ValueError("--searcher grid enumerates: write grid(…) or choice(…) for every path")
-    if gridded and (options.searcher == "optuna" or options.scheduler == "pbt"):
-        which = "--searcher optuna" if options.searcher == "optuna" else "--scheduler pbt"
-        raise ValueError(f"{which} draws values: write choice(…) instead of grid(…) for {', '.join(gridded)}")
-    if options.searcher == "optuna" and all(domain.constant for domain in space.values()):
-        raise ValueError("--searcher optuna: every path has one value, so there is nothing to draw")
-    if options.searcher == "optuna" and options.scheduler == "pbt":
-        raise ValueError("--scheduler pbt changes options itself and takes no --searcher optuna; leave that out")
-    if options.scheduler == "pbt" and options.samples < 2:
-        raise ValueError("--scheduler pbt needs a population: --samples 4 or more")
-    if options.scheduler == "pbt" and PRESET in space:
-        raise ValueError("--scheduler pbt: weights of one architecture do not fit another; leave preset out")
-    if options.samples < 1 or options.grace < 1 or options.reduction < 2 or options.concurrent < 0:
-        raise ValueError("--samples and --grace are 1 or more, --reduction 2 or more, --concurrent 0 or more")
-    if options.searcher == "optuna":
-        try:
-            import optuna  # noqa: F401
-        except ImportError as error:
-            raise ValueError(
-                "--searcher optuna needs the extra `search`: pip install 'panoptic-ray[search]'"
-            ) from error
-
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-
-
-class Checker:
-    """Whether a draw makes an experiment that can train, and its backbone's weights fit; models are built without
-    memory, each once."""
-
-    def __init__(self, trials: Trials, allow_lacking: bool = False) -> None:
-        """Args:
-        trials: of the sweep.
-        allow_lacking: frozen parts will get their weights before anything starts.
-        """
-        self.trials, self.allow_lacking = trials, allow_lacking
-        self.experiments: list[Experiment] = []
-        self._built: dict[str, Shapes] = {}
-        self._fitting = WeightsCheck()
-
-    def __call__(self, values: Mapping[str, Any]) -> Experiment:
-        """Raises:
-        ValueError: it does not.
-        """
-        changes = {path: value for path, value in values.items() if path != PRESET}
-        return self.check(values.get(PRESET, self.trials.preset), changes)
-
-    def check(self, preset: str, changes: Mapping[str, Any]) -> Experiment:
-        """The experiment of a preset with changes.
-
-        Raises:
-            ValueError: there is none, or it cannot train.
-        """
-        experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
-        options, backbone = experiment.train, experiment.model.backbone
-        accumulation(options.batch, options.workers, options.micro_batch)
-        for stages in {stages for _, stages in schedule}:
-            part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
-            self._shapes(part)
-            if not self.allow_lacking:
-                check_freezing(part)
-        self._fitting.check(experiment)
-        self.experiments.append(experiment)
-        return experiment
-
-    def _shapes(self, experiment: Experiment) -> Shapes:
-        """Of all tensors of its model."""
-        key = repr(experiment.model)
-        if key not in self._built:
-            state = meta_model(experiment).state_dict()
-            # A frozen norm holds the same tensors in another order, timm's without the counter.
-            shapes = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
-            self._built[key] = tuple(sorted(shapes.items()))
-        return self._built[key]
-
-    def check_exchange(self) -> None:
-        """Population based training moves weights between trials.
-
-        Raises:
-            ValueError: a path of the space changes their shapes.
-        """
-        first = next(search_space.probes(self.trials.space))
-        for path, domain in self.trials.space.items():
-            drawn = [self({**first, path: value}) for value in domain.probes()]
-            if len({self._shapes(experiment) for experiment in drawn}) > 1:
-                raise ValueError(
-                    f"--scheduler pbt: {path} changes the shapes of the model's weights, which no trial could take "
-                    "over from another; leave it out, or choose another scheduler"
-                )
 
 
 def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]) -> Finished:
@@ -281,34 +138,6 @@ def ready_bases(options: Sweep, trials: Trials, concurrent: int) -> dict[str, Ex
     return bases
 
 
-def check_storage(bases: Iterable[Experiment]) -> None:
-    """Drawn scenes need a local folder.
-
-    Raises:
-        ValueError: says so before anything is started.
-    """
-    for base in bases:
-        if base.data.root == "scenes" and "://" in base.storage:
-            raise ValueError(
-                f"data.root scenes: the scenes are drawn into a local folder, but storage is {base.storage}; set "
-                "--storage to one, or give --data.root"
-            )
-
-
-def check_population(samples: int, concurrent: int) -> None:
-    """A population exchanges only while all of it trains.
-
-    Raises:
-        ValueError: it does not fit.
-    """
-    if concurrent < samples:
-        raise ValueError(
-            f"--scheduler pbt: a population of --samples {samples} must train at once, and {concurrent} trials do; "
-            f"lower --samples to {concurrent}, let more of them share a machine's cores with --concurrent {samples}, "
-            "or give each trial less with --train.workers and --train.cpus-per-worker"
-        )
-
-
 def open_parent(
     options: Sweep,
     trials: Trials,
@@ -363,7 +192,7 @@ def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
 
     filesystem, path = storage.resolve(plan.folder)
     function = tune.with_parameters(trial.run_trial, plan=plan)
-    trainable = tune.with_resources(function, {"CPU": trial.DRIVER_CPUS, "memory": trial.DRIVER_MEMORY})
+    trainable = tune.with_resources(function, {"CPU": concurrency.DRIVER_CPUS, "memory": concurrency.DRIVER_MEMORY})
     if restorable(plan.folder):
         state = storage.join(path, STATE)
         return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
@@ -395,3 +224,26 @@ def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
 def folder_name(one: Any) -> str:
     """Of a trial in Tune's state: without the options, which may hold slashes."""
     return one.trial_id
+
+
+def ready(
+    base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
+) -> Experiment:
+    """An experiment with paths that hold in every process, its data prepared, as many threads as its trials may have,
+    and checkpoints kept by what the trials are compared by.
+
+    Raises:
+        ValueError: it has no data, or data that cannot be prepared.
+    """
+    root = storage.absolute(first.storage)
+    data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
+    if data.root != "scenes":
+        data = replace(data, root=storage.absolute(data.root)) if data.root else data
+    local = first.storage if "://" not in first.storage else "runs"
+    uri = runs.resolve_uri(first.tracking, local)
+    threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))
+    named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
+    train_set, _ = prepare_data(named)
+    if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
+        named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
+    return replace(named, train=replace(named.train, threads=threads, score=metric, score_mode=mode))

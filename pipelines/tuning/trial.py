@@ -24,7 +24,7 @@ from pipelines.config import Experiment
 from pipelines.tracking import runs, tracker
 from pipelines.training.driver import Child, train
 from pipelines.training.worker import METRICS
-from pipelines.tuning import trial_limit
+from pipelines.tuning import concurrency
 from pipelines.tuning.failures import (
     OutOfMemory,
     describe,
@@ -35,15 +35,6 @@ from pipelines.tuning.failures import (
 )
 from pipelines.tuning.plan import Plan, run_id, trial_name
 from pipelines.tuning.trial_config import Resolved, more_accumulation, resolve, row_of
-
-DRIVER_CPUS = 0.01
-"""Of a trial's function; 0 is refused by Ray."""
-
-
-DRIVER_MEMORY = 768 << 20
-"""Bytes that it reserves. Its process takes 0.7 GiB (measured), and --resume asks for all unfinished trials at once:
-those that no machine has memory for are started when others end."""
-
 
 POINTER = "pointer.json"
 
@@ -79,7 +70,7 @@ def run_trial(config: dict[str, Any], plan: Plan) -> None:
     row, identity = row_of(config, plan), tune.get_context().get_trial_id()
     pointer = _pointer(tune.get_checkpoint())
     forget_failure(plan, identity)
-    trial_limit.wait(plan.parent.run_id, identity)
+    concurrency.wait(plan.parent.run_id, identity)
     try:
         resolved = resolve(config, plan)
         course = Course(beginning(identity, pointer, resolved), pointer)

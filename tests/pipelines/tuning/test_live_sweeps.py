@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import client as client_module
+from pipelines.tuning import concurrency
 
 TINY = """
 --model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
@@ -133,11 +134,9 @@ def test_the_limit_is_where_trials_find_it(ray_cluster):
     """In every process of the job, and only as long as the sweep."""
     import ray
 
-    from pipelines.tuning import trial_limit
-
-    handle = trial_limit.create_trial_limit("parent", 1)
+    handle = concurrency.create_trial_limit("parent", 1)
     assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
-    wait = ray.remote(num_cpus=0)(trial_limit.wait)
+    wait = ray.remote(num_cpus=0)(concurrency.wait)
     ray.get(wait.remote("parent", "a"), timeout=60)
     waiting = wait.remote("parent", "b")
     assert ray.wait([waiting], timeout=3)[0] == []

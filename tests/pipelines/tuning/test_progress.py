@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from pipelines.tracking import runs as tracking
-from pipelines.tuning import progress
+from pipelines.tuning import concurrency, progress
+from pipelines.tuning.concurrency import TrialLimit
 from pipelines.tuning.failures import close_children, record_failure
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.progress import Display, Line, Progress, table
-from pipelines.tuning.trial_limit import TrialLimit
 from tests.support.plans import plan_of, stored_plan, tags_of, tuned
 
 LINES = [
@@ -130,7 +130,7 @@ def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
         raise OSError("the bucket is away")
 
     monkeypatch.setattr(progress, "line_of", broken)
-    monkeypatch.setattr(progress.trial_limit, "find_trial_limit", lambda parent: None)
+    monkeypatch.setattr(progress.concurrency, "find_trial_limit", lambda parent: None)
     shown.on_step_end(1, [tuned("RUNNING")])
     assert "the table could not be shown (OSError: the bucket is away)" in caplog.text
 
@@ -166,7 +166,7 @@ def test_the_limit_lets_as_many_through_as_fit():
 def test_the_limit_hears_which_trials_tune_started(monkeypatch):
     updates: list[list[str]] = []
     handle = SimpleNamespace(update=SimpleNamespace(remote=updates.append))
-    monkeypatch.setattr(progress.trial_limit, "find_trial_limit", lambda parent: handle if parent == "parent" else None)
+    monkeypatch.setattr(progress.concurrency, "find_trial_limit", lambda parent: handle if parent == "parent" else None)
     shown = Progress(plan_of("optim.lr=loguniform(1e-4,1)"))
     trials = [tuned("RUNNING"), tuned("PENDING"), tuned("TERMINATED")]
     for _ in range(2):
@@ -179,8 +179,6 @@ def test_the_limit_hears_which_trials_tune_started(monkeypatch):
 def test_a_trial_waits_for_the_limit(monkeypatch):
     import ray
 
-    from pipelines.tuning import trial_limit
-
     answers = [False, False, True]
     asked: list[str] = []
 
@@ -188,16 +186,16 @@ def test_a_trial_waits_for_the_limit(monkeypatch):
         asked.append(identity)
         return answers.pop(0)
 
-    monkeypatch.setattr(trial_limit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(ray, "get", lambda value: value)
     handle = SimpleNamespace(allowed=SimpleNamespace(remote=allowed))
     monkeypatch.setattr(ray, "get_actor", lambda name: {"trial_limit-parent": handle}[name])
-    trial_limit.wait("parent", "7")
+    concurrency.wait("parent", "7")
     assert asked == ["7"] * 3
 
     def absent(name: str) -> None:
         raise ValueError(f"no actor {name}")
 
     monkeypatch.setattr(ray, "get_actor", absent)
-    trial_limit.wait("parent", "7")
+    concurrency.wait("parent", "7")
     assert asked == ["7"] * 3

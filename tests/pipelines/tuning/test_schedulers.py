@@ -13,9 +13,9 @@ import pytest
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
-from pipelines.tuning.plan import Plan
+from pipelines.tuning.checks import check_options
+from pipelines.tuning.plan import Plan, Sweep
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
-from pipelines.tuning.sweep import Sweep, check_options
 from pipelines.tuning.trial_config import resolve
 
 

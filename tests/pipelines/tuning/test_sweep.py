@@ -19,10 +19,11 @@ from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.runs import Run
 from pipelines.tuning import progress, search_space
 from pipelines.tuning import sweep as tune
+from pipelines.tuning.checks import Checker, check_options
 from pipelines.tuning.concurrency import concurrency
-from pipelines.tuning.plan import Plan
+from pipelines.tuning.plan import Plan, Sweep, Trials
 from pipelines.tuning.resume import read_record, restorable
-from pipelines.tuning.sweep import Checker, Sweep, Trials, check_options, split_preset, sweep
+from pipelines.tuning.sweep import split_preset, sweep
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def in_tune(monkeypatch: pytest.MonkeyPatch, train: Any, pointer: dict[str, Any]
     monkeypatch.setattr(queue, "Queue", FakeQueue)
     monkeypatch.setattr(trial, "train", train)
     monkeypatch.setattr(trial, "_pointer", lambda checkpoint: pointer)
-    monkeypatch.setattr(trial.trial_limit, "wait", lambda parent, identity: None)
+    monkeypatch.setattr(trial.concurrency, "wait", lambda parent, identity: None)
     monkeypatch.setattr(tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "7"))
     monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
 
