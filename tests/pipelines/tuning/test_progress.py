@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from pipelines.tracking import runs as tracking
-from pipelines.tuning import concurrency, progress
-from pipelines.tuning.concurrency import TrialLimit
-from pipelines.tuning.failures import close_children, record_failure
+from pipelines.tuning import progress
+from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.progress import Display, Line, Progress, table
 from tests.support.plans import plan_of, stored_plan, tags_of, tuned
@@ -83,9 +82,6 @@ def test_a_trial_of_tune_as_a_line(tmp_path):
     assert progress.short_metric("val/pq_things") == "PQ things" and progress.short_metric("val/miou") == "miou"
 
 
-# Reasons and states in MLflow.
-
-
 def test_a_process_that_died_has_its_reason(tmp_path, mlflow_template):
     plan = stored_plan(tmp_path, mlflow_template)
     error = tmp_path / "error.txt"
@@ -110,17 +106,6 @@ def test_a_trial_that_ended_has_its_state(step: int, status: str, state: str, tm
     Progress(plan).on_trial_complete(1, [], tuned("RUNNING", last_result={"step": step, "total": 20}))
     tags = tags_of(plan, run.run_id)
     assert (tags["status"], tags["state"]) == (status, state)
-
-
-def test_runs_that_an_interruption_left_open_are_closed(tmp_path, mlflow_template):
-    plan = stored_plan(tmp_path, mlflow_template)
-    options = tracking.Tracking(uri=plan.parent.tracking_uri)
-    runs = [tracking.start(options, tmp_path, parent=plan.parent.run_id) for _ in range(2)]
-    tracking.finish(runs[1], "FINISHED")
-    stranger = tracking.start(options, tmp_path, parent="another")
-    close_children(plan.parent)
-    assert [tags_of(plan, run.run_id)["status"] for run in (*runs, stranger)] == ["KILLED", "FINISHED", "RUNNING"]
-    assert tags_of(plan, runs[0].run_id)["state"] == "interrupted"
 
 
 def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
@@ -153,16 +138,6 @@ def test_a_table_fits_the_terminal_that_it_is_drawn_over(monkeypatch):
     assert Display(True).most == progress.SHOWN
 
 
-# The trial_limit.
-
-
-def test_the_limit_lets_as_many_through_as_fit():
-    trial_limit = TrialLimit(2)
-    assert trial_limit.update(["a", "b", "c", "d"]) == ["a", "b"] and not trial_limit.allowed("c")
-    assert trial_limit.update(["c", "b", "d"]) == ["b", "c"]  # b still runs, a has ended
-    assert trial_limit.update(["d"]) == ["d"] and trial_limit.allowed("d") and not trial_limit.allowed("a")
-
-
 def test_the_limit_hears_which_trials_tune_started(monkeypatch):
     updates: list[list[str]] = []
     handle = SimpleNamespace(update=SimpleNamespace(remote=updates.append))
@@ -174,28 +149,3 @@ def test_the_limit_hears_which_trials_tune_started(monkeypatch):
     trials[0].status = "TERMINATED"
     shown.on_step_end(2, trials)
     assert updates == [["7"], []]
-
-
-def test_a_trial_waits_for_the_limit(monkeypatch):
-    import ray
-
-    answers = [False, False, True]
-    asked: list[str] = []
-
-    def allowed(identity: str) -> bool:
-        asked.append(identity)
-        return answers.pop(0)
-
-    monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    handle = SimpleNamespace(allowed=SimpleNamespace(remote=allowed))
-    monkeypatch.setattr(ray, "get_actor", lambda name: {"trial_limit-parent": handle}[name])
-    concurrency.wait("parent", "7")
-    assert asked == ["7"] * 3
-
-    def absent(name: str) -> None:
-        raise ValueError(f"no actor {name}")
-
-    monkeypatch.setattr(ray, "get_actor", absent)
-    concurrency.wait("parent", "7")
-    assert asked == ["7"] * 3

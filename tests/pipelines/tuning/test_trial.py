@@ -17,51 +17,12 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress, search_space
-from pipelines.tuning.failures import OutOfMemory, describe, forget_failure, out_of_memory, perhaps_out_of_memory
+from pipelines.tuning.failures import OutOfMemory, describe, forget_failure, out_of_memory
 from pipelines.tuning.plan import Row, run_id
 from pipelines.tuning.trial import Course, accumulating, beginning, best_of, fitted, missing, report, run_trial
-from pipelines.tuning.trial_config import Resolved, apply, fit_workers, more_accumulation, resolve
+from pipelines.tuning.trial_config import Resolved
 from tests.support.plans import plan_of, stored_plan, tags_of, tuned
-
-
-def test_what_tune_draws_becomes_an_experiment():
-    plan = plan_of("optim.lr=loguniform(1e-4,1)", "train.batch=quniform(2,8,2)", "optim.ema=grid(0.5)")
-    found = resolve({"optim.lr": 0.01, "train.batch": 4.0, "optim.ema": 0.5}, plan)
-    assert (found.experiment.optim.lr, found.experiment.train.batch, found.experiment.optim.ema) == (0.01, 4, 0.5)
-    assert found.row.label == "lr=0.01 batch=4" and found.row.params == {"lr": 0.01, "batch": 4}
-    assert found.row.preset == "demo" and found.schedule == ((0, 0),)
-    other = resolve({"preset": "other"}, plan_of("preset=grid(demo,other)"))
-    assert other.row.preset == "other" and other.row.changes == {}
-    assert resolve({"optim.ema": 0.5}, plan_of("optim.ema=0.5")).row.label == "as given"
-
-
-def test_given_rows_are_taken_as_they_are():
-    row = Row("first", "demo", {"optim.lr": 0.5}, {"row": "first"})
-    found = resolve({"row": 0}, plan_of(rows=(row,)))
-    assert found.row is row and found.experiment.optim.lr == 0.5
-
-
-def test_a_schedule_of_freezing_is_split_off():
-    experiment, schedule = apply(demo(), {"model.backbone.freeze": "5 2@100"})
-    assert experiment.model.backbone.freeze == 5 and schedule == ((0, 5), (100, 2))
-    with pytest.raises(ValueError, match=r"changes at step 1200, training ends before"):
-        apply(demo(), {"model.backbone.freeze": "5 2@1200"})
-    with pytest.raises(ValueError, match=r"no option 'optim\.rate'"):
-        apply(demo(), {"optim.rate": 1})
-
-
-@pytest.mark.parametrize(("batch", "workers", "fitting"), [(8, 2, 2), (5, 2, 1), (6, 4, 3), (4, 8, 4), (1, 2, 1)])
-def test_workers_share_the_batch_equally(batch: int, workers: int, fitting: int):
-    base = demo()
-    assert fit_workers(replace(base, train=replace(base.train, batch=batch, workers=workers))).train.workers == fitting
-
-
-def test_more_accumulation_halves_what_goes_through_at_once():
-    base = demo()
-    first = more_accumulation(replace(base, train=replace(base.train, batch=12, workers=2)))
-    assert first is not None and first.train.micro_batch == 3
-    second = more_accumulation(first)
-    assert second is not None and second.train.micro_batch == 1 and more_accumulation(second) is None
+from tests.support.worker_failures import DIED, GLOO, unhealthy
 
 
 def test_reports_have_an_objective_even_without_a_figure():
@@ -224,56 +185,6 @@ def test_a_trial_that_takes_over_another_says_so(monkeypatch, tmp_path: Path, ml
     assert tags["exchange_000300"] == "from x/trial-8/step_000300: lr=0.5" and tags["mlflow.runName"] == "lr=0.5"
 
 
-class GroupError(RuntimeError):
-    """As Ray Train's, which holds the workers' errors."""
-
-    def __init__(self, failures):
-        super().__init__("Worker group failed: [Rank 0]")
-        self.worker_failures = failures
-
-
-def test_the_reason_is_what_the_worker_raised():
-    inner = GroupError({0: FloatingPointError("step 9: loss not finite")})
-    assert describe(inner) == "FloatingPointError: step 9: loss not finite"
-    text = "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried"
-    assert describe(GroupError({1: RuntimeError(text)})) == "torch.OutOfMemoryError: CUDA out of memory. Tried"
-    assert describe(ValueError("data.root: needs data")) == "ValueError: data.root: needs data"
-    assert describe(KeyError()) == "KeyError: "
-
-
-DIED = (
-    "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\nThe actor is dead because "
-    "its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a "
-    "connection error code 2. End of file. Some common causes include: (1) the process was killed by the OOM killer "
-    "due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due to SIGSEGV"
-)
-MONITOR = (
-    "4 worker(s) were killed due to the node running low on memory. Memory on the node was 10.72GB used / 23.54GB\n"
-    "OOM kill reason: Memory usage 11454595072B exceeded threshold\nTo disable worker killing, set RAY_memory_monitor"
-)
-GLOO = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:54996: Connection reset by peer"
-
-
-def unhealthy(failure: Exception) -> Exception:
-    """As Ray Train's, of a worker that does not answer."""
-    error = RuntimeError("A worker health check failed.\nWorker info: Worker(\n)")
-    error.health_check_failure = failure  # type: ignore[attr-defined]
-    return error
-
-
-def test_a_killed_worker_is_the_reason_and_not_that_others_missed_it():
-    """As Ray 2.60 tells of a worker that SIGKILL ended, and of one that its memory monitor ended."""
-    from ray.exceptions import OutOfMemoryError
-
-    killed = GroupError({0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})
-    assert describe(killed).startswith("a worker's process died: killed, perhaps by the kernel for lack of memory")
-    assert perhaps_out_of_memory(killed) and not out_of_memory(killed)
-    monitored = GroupError({0: RuntimeError(GLOO), 1: unhealthy(OutOfMemoryError(MONITOR))})
-    assert describe(monitored) == f"OutOfMemoryError: {MONITOR.splitlines()[0]}" and out_of_memory(monitored)
-    alone = GroupError({0: RuntimeError(GLOO)})
-    assert describe(alone) == f"RuntimeError: {GLOO}" and not perhaps_out_of_memory(alone)
-
-
 def test_a_run_out_of_memory_ends_before_ray_train_starts_it_again():
     from pipelines.tuning.trial import forward
 
@@ -308,21 +219,6 @@ def test_a_schedule_of_freezing_trains_part_by_part(monkeypatch, tmp_path: Path)
     with in_tune(monkeypatch, train, {**donor, "changes": {"model.backbone.freeze": "0"}}):
         run_trial({"model.backbone.freeze": "5 2@500"}, plan)
     assert [(freeze, begin) for _, freeze, _, begin in runs] == [(2, "x/step_000800")]  # past the first part
-
-
-@pytest.mark.parametrize(
-    ("error", "memory"),
-    [
-        (GroupError({0: RuntimeError("torch.OutOfMemoryError: CUDA out of memory")}), True),
-        (GroupError({0: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")}), True),
-        (GroupError({0: RuntimeError("Task was killed due to the node running low on memory pressure")}), True),
-        (MemoryError(), True),
-        (GroupError({0: FloatingPointError("not finite")}), False),
-        (ValueError("train.batch"), False),
-    ],
-)
-def test_out_of_memory_is_recognised(error: Exception, memory: bool):
-    assert out_of_memory(error) == memory
 
 
 def test_the_best_checkpoint_by_metric():
