@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.measure import COSTLY, evaluated, merged_quality
+from pipelines.studies.evaluate import COSTLY, evaluated, merged_quality
 from pipelines.studies.plan import (
     Options,
     Planned,

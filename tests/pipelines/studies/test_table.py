@@ -17,7 +17,7 @@ from pipelines.evaluation.evaluate import Stored, load
 from pipelines.evaluation.merge_branches import save
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.studies import STUDIES, measure, plan, run
+from pipelines.studies import STUDIES, evaluate, plan, run
 from pipelines.studies.plan import Options, short_name
 from pipelines.studies.statistics import Cell, beyond_chance, compare, noise, verdict
 from pipelines.studies.table import plot, table_of
@@ -89,11 +89,11 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
     sweep = run.execute
     monkeypatch.setattr(run, "execute", save_models)
     monkeypatch.setattr(run, "evaluated", evaluate_with)
-    monkeypatch.setattr(measure, "evaluated", evaluate_with)
+    monkeypatch.setattr(evaluate, "evaluated", evaluate_with)
     report = run.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
     assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
     assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
-    assert math.isnan(measure.merged_quality("", "x", demo(), str(tmp_path)))
+    assert math.isnan(evaluate.merged_quality("", "x", demo(), str(tmp_path)))
 
 
 def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):

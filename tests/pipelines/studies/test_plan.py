@@ -15,7 +15,7 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, run
 from pipelines.studies import plan as planning
-from pipelines.studies.papers import coco_challenges_report, jsis_net, panoptic_fcn, panoptic_segmentation_report
+from pipelines.studies.papers import coco_challenges, detr_cityscapes_slides, jsis_net, panoptic_fcn
 from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, typed_paths, with_weights
 from pipelines.studies.study import METRICS, Row
 from pipelines.training.preflight import meta_model
@@ -265,7 +265,7 @@ def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: 
 
 @pytest.mark.parametrize(
     "module",
-    [coco_challenges_report, jsis_net, panoptic_fcn, panoptic_segmentation_report],
+    [coco_challenges, jsis_net, panoptic_fcn, detr_cityscapes_slides],
     ids=lambda module: module.__name__,
 )
 def test_a_study_is_at_most_thirty_lines(module: ModuleType):
