@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,14 @@ from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment, override
 from pipelines.evaluation.evaluate import assign, evaluate, load
 from pipelines.evaluation.merge_branches import merge, save
+from pipelines.studies import STUDIES
+from pipelines.studies.plan import (
+    Planned,
+)
+from pipelines.studies.study import METRICS
 from pipelines.training.driver import prepare_data
 from pipelines.training.worker import load_checkpoint
+from pipelines.tuning.failures import describe
 
 COSTLY = ("AP", "AP50", "recall")
 """Columns that are counted here and not while training."""
@@ -85,3 +91,50 @@ def _gpus() -> bool:
     import ray
 
     return ray.cluster_resources().get("GPU", 0) > 0
+
+
+Uris = Mapping[tuple[str, int, int], str]
+"""By study, row and seed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row of a study has under one seed."""
+
+    entry: Planned
+    training: str
+    """Equal for results of one training."""
+    values: Mapping[str, float]
+    """Metrics, none where it did not come to its end or could not be evaluated."""
+    reason: str = ""
+    """Why it could not be evaluated."""
+
+
+def outcome(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
+    """The result with the metrics that its study asks for beyond its own validation; without any where that fails.
+
+    Args:
+        result: of the training.
+        uris: of the last checkpoints, by study, row and seed; "" where there is none.
+        base: names the data.
+        folder: of the sweep.
+    """
+    try:
+        return measured(result, uris, base, folder)
+    except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
+        return replace(result, values={}, reason=f"not evaluated: {describe(error)}; --resume evaluates it again")
+
+
+def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
+    """As `outcome`, with its errors."""
+    entry, values = result.entry, dict(result.values)
+    study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
+    changes = study.rows[entry.row].evaluate_with
+    if not uri:
+        return result
+    if changes or set(study.columns) & set(COSTLY):
+        values |= evaluated(uri, changes, base, folder)
+    if entry.row in study.merged:
+        semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
+        values[METRICS["PQ"]] = merged_quality(semantic, instances, base, folder)
+    return replace(result, values=values)

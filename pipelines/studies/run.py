@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.evaluate import COSTLY, evaluated, merged_quality
+from pipelines.studies.evaluate import Result, outcome
 from pipelines.studies.plan import (
     Options,
     Planned,
@@ -35,15 +35,11 @@ from pipelines.training.preflight import lacking
 from pipelines.tuning import trial
 from pipelines.tuning.checks import Checker, check_storage
 from pipelines.tuning.concurrency import join_cluster
-from pipelines.tuning.failures import describe
 from pipelines.tuning.plan import Row as Trial
 from pipelines.tuning.plan import Trials
 from pipelines.tuning.progress import Line
 from pipelines.tuning.resume import read_record
 from pipelines.tuning.sweep import Finished, execute, record_of, split_preset
-
-Uris = Mapping[tuple[str, int, int], str]
-"""By study, row and seed."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +49,6 @@ class Report:
     tables: Mapping[str, Table]
     text: str
     finished: Finished
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a row of a study has under one seed."""
-
-    entry: Planned
-    training: str
-    """Equal for results of one training."""
-    values: Mapping[str, float]
-    """Metrics, none where it did not come to its end or could not be evaluated."""
-    reason: str = ""
-    """Why it could not be evaluated."""
 
 
 def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
@@ -173,36 +156,6 @@ def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
         return "", {}
     kept = list(trial.all_checkpoints(folder, line.identity).items())
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
-
-
-def outcome(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
-    """The result with the metrics that its study asks for beyond its own validation; without any where that fails.
-
-    Args:
-        result: of the training.
-        uris: of the last checkpoints, by study, row and seed; "" where there is none.
-        base: names the data.
-        folder: of the sweep.
-    """
-    try:
-        return measured(result, uris, base, folder)
-    except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
-        return replace(result, values={}, reason=f"not evaluated: {describe(error)}; --resume evaluates it again")
-
-
-def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
-    """As `outcome`, with its errors."""
-    entry, values = result.entry, dict(result.values)
-    study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
-    changes = study.rows[entry.row].evaluate_with
-    if not uri:
-        return result
-    if changes or set(study.columns) & set(COSTLY):
-        values |= evaluated(uri, changes, base, folder)
-    if entry.row in study.merged:
-        semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
-        values[METRICS["PQ"]] = merged_quality(semantic, instances, base, folder)
-    return replace(result, values=values)
 
 
 def build(study: str, outcomes: Sequence[Result], budget: str) -> Table:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipelines.studies.statistics import Cell, verdict
+from pipelines.studies.statistics import MISTAKEN, ROUNDING, Cell, beyond_chance, compare, noise
 from pipelines.studies.study import Study
 
 
@@ -119,3 +120,49 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     head, *body = rows
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
+
+
+def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
+    """Which differences of `column` exceed the noise of the seeds, in words."""
+    there = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.values]
+    if len(there) < 2:
+        return ["Fewer than two rows have a figure: nothing to compare."]
+    deviation, freedom = noise([cell for _, cell in there])
+    if not freedom and max(len(cell.ours) for _, cell in there) < 2:
+        return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
+    if not freedom:
+        return ["No row has the figures of two seeds: the noise is unknown, so no difference is claimed."]
+    if deviation < ROUNDING:
+        return ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
+    pairs = [(a, b) for a, b in itertools.combinations(there, 2) if not _same(a[1], b[1])]
+    compared = [compare(a, b, deviation, freedom) for a, b in pairs]
+    claimed = beyond_chance([one.chance for one in compared])
+    exceeding = [one.text for one, yes in zip(compared, claimed, strict=True) if yes]
+    within = [one.text for one, yes in zip(compared, claimed, strict=True) if not yes]
+    lines = [
+        f"Noise of one run: {column} ± {deviation:.2f} ({freedom} degrees of freedom).",
+        f"Beyond the noise (all of these together with {1 - MISTAKEN:.0%} confidence): "
+        f"{'; '.join(exceeding) or 'no difference'}.",
+    ]
+    if within:
+        lines.append(f"Within it: {'; '.join(within)}.")
+    if any(a[1].shares(b[1]) for a, b in pairs):
+        lines.append("Rows that are one training, evaluated in several ways, are compared seed by seed.")
+    return [*lines, *orders(labels, cells)]
+
+
+def _same(a: Cell, b: Cell) -> bool:
+    """Whether two cells are one figure, printed twice."""
+    return a.shares(b) and all(x == y or (x != x and y != y) for x, y in zip(a.ours, b.ours, strict=True))
+
+
+def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """The paper's order of the rows beside ours, where it has two or more."""
+    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper is not None and cell.values]
+    if len(both) < 2:
+        return []
+    paper = [label for label, cell in sorted(both, key=lambda entry: -float(entry[1].paper or 0))]
+    ours = [label for label, cell in sorted(both, key=lambda entry: -entry[1].mean)]
+    if paper == ours:
+        return [f"The order of the means is the paper's: {' > '.join(ours)}."]
+    return [f"Order of the means: {' > '.join(ours)}; the paper's: {' > '.join(paper)}."]

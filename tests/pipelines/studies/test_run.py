@@ -19,16 +19,13 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, evaluate, plan, run
 from pipelines.studies.plan import Options, short_name
-from pipelines.studies.statistics import Cell, beyond_chance, compare, noise, verdict
-from pipelines.studies.table import plot, table_of
+from pipelines.studies.table import table_of
 from pipelines.tracking.client import connect
 from pipelines.tracking.runs import Tracking, start
 from pipelines.training.preflight import STAND_IN
 from pipelines.tuning.progress import Line
 from pipelines.tuning.results import Finished
 from tests.support.small import SMALL_JSIS
-
-# From the options to the files that a study leaves.
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, template: Path, failing: str = "") -> Tracking:
@@ -88,7 +85,6 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
     faked(monkeypatch, tmp_path, mlflow_template)
     sweep = run.execute
     monkeypatch.setattr(run, "execute", save_models)
-    monkeypatch.setattr(run, "evaluated", evaluate_with)
     monkeypatch.setattr(evaluate, "evaluated", evaluate_with)
     report = run.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
     assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
@@ -103,7 +99,7 @@ def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_
         return {"val/pq": 40.0, "val/ap": 5.0}
 
     options = faked(monkeypatch, tmp_path, mlflow_template)
-    monkeypatch.setattr(run, "evaluated", evaluate_with)
+    monkeypatch.setattr(evaluate, "evaluated", evaluate_with)
     report = run.run(Options(study=("fcn-fusion",), small=True, steps=20), [], PRESETS)
     assert [row["PQ seeds"] for row in report.tables["fcn-fusion"].rows] == [1, 0, 1, 1, 1]
     reason = "fcn-fusion 0.85, seed 0: not evaluated: RuntimeError: the actor died; --resume evaluates it again"
@@ -121,8 +117,8 @@ def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_temp
 
     faked(monkeypatch, tmp_path, mlflow_template)
     monkeypatch.setattr(run, "table_of", table)
-    monkeypatch.setattr(run, "evaluated", lambda *given: {"val/pq": 1.0})
-    monkeypatch.setattr(run, "merged_quality", lambda *given: 2.0)
+    monkeypatch.setattr(evaluate, "evaluated", lambda *given: {"val/pq": 1.0})
+    monkeypatch.setattr(evaluate, "merged_quality", lambda *given: 2.0)
     run.run(Options(study=("fcn-fusion", "joint"), small=True, steps=20, seeds=2), [], PRESETS)
     fusion = {row[0] for row in seen["fcn-fusion"]}
     assert len(fusion) == 1 and len(set(fusion.pop())) == 2
@@ -201,82 +197,3 @@ def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(run, "STUDIES", {"aspp": STUDIES["aspp"]})
     assert main(["--study", "list"]) is None
     assert capsys.readouterr().out.startswith("aspp ")
-
-
-# Tables.
-
-
-def cells(*groups: tuple[float, ...], paper: tuple[float | None, ...] = ()) -> list[Cell]:
-    given = paper or (None,) * len(groups)
-    return [Cell(p, group) for p, group in zip(given, groups, strict=True)]
-
-
-def test_means_and_deviations():
-    cell = Cell(6.35, (10.0, 12.0, math.nan))
-    assert cell.mean == 11.0 and cell.deviation == pytest.approx(math.sqrt(2)) and cell.text() == "11.00 ± 1.41"
-    assert Cell(None, (5.0,)).text() == "5.00" and Cell(None, (math.nan,)).text() == "-" == Cell(None, ()).text()
-    deviation, freedom = noise(cells((10.0, 12.0), (20.0, 20.0)))
-    assert (deviation, freedom) == (pytest.approx(1.0), 2)
-    a, b = cells((10.0, 12.0), (15.302653, 15.302653))
-    found = compare(("a", a), ("b", b), deviation, freedom)
-    assert found.text == "b over a by 4.30" and found.chance == pytest.approx(0.05, rel=1e-5)  # t of 2 degrees
-
-
-def test_differences_are_claimed_beyond_the_noise_only():
-    lines = verdict(["a", "b", "c"], cells((10.0, 12.0), (20.0, 20.0), (11.0, 12.0), paper=(1.0, 3.0, 2.0)), "PQ")
-    text = "\n".join(lines)
-    assert "Noise of one run: PQ ± 0.91 (3 degrees of freedom)." in text
-    assert "Beyond the noise (all of these together with 95% confidence): b over a by 9.00; b over c by 8.50." in text
-    assert "Within it: c over a by 0.50." in text and "seed by seed" not in text
-    assert "The order of the means is the paper's: b > c > a." in text
-    one = verdict(["a", "b"], cells((10.0,), (20.0,)), "PQ")
-    assert one == ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
-    assert "nothing to compare" in verdict(["a", "b"], cells((10.0,), (math.nan,)), "PQ")[0]
-    other = verdict(["a", "b"], cells((10.0, 11.0), (20.0, 21.0), paper=(3.0, 1.0)), "PQ")
-    assert "Order of the means: b > a; the paper's: a > b." in other[-1]
-
-
-def test_what_is_unknown_is_not_claimed():
-    lost = verdict(["a", "b"], cells((10.0, math.nan), (math.nan, 20.0)), "PQ")
-    assert lost == ["No row has the figures of two seeds: the noise is unknown, so no difference is claimed."]
-    alike = verdict(["a", "b"], cells((10.0, 10.0), (12.0, 12.0)), "PQ")
-    assert alike == ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
-    nought = "\n".join(verdict(["a", "b"], cells((10.0, 10.001), (10.0, 10.001)), "PQ"))
-    assert "confidence): no difference." in nought and "Within it: a over b by 0.00." in nought
-
-
-def test_claims_hold_together():
-    """Holm: the k-th smallest chance of m is held against 5 % / (m - k + 1), and the first that exceeds it ends it."""
-    assert beyond_chance([0.04, 0.01, 0.02]) == [True, True, True]
-    assert beyond_chance([0.04, 0.02, 0.03]) == [False, False, False]
-    assert beyond_chance([0.04, 0.01, 0.03]) == [False, True, False] and beyond_chance([]) == []
-    alone = verdict(["a", "b"], cells((10.0, 10.2), (11.0, 11.2)), "PQ")
-    assert "b over a by 1.00" in alone[1]
-    several = verdict(list("abcd"), cells((10.0, 10.2), (10.5, 10.7), (10.2, 10.4), (10.3, 10.5)), "PQ")
-    assert "no difference" in several[1]  # 0.50 alone would be beyond it: t of 4 degrees is 2.78, x 0.14 = 0.39
-
-
-def test_rows_of_one_training_count_once_and_are_compared_seed_by_seed():
-    seeds = ("first", "second", "third")
-    rows = [Cell(None, (10.0 + k, 12.0 + k, 17.0 + k), seeds) for k in (0.0, 0.01, 1.0)]
-    rows[1] = replace(rows[1], ours=(10.5, 12.7, 17.6))
-    assert noise(rows)[1] == 2 and noise([replace(row, trainings=()) for row in rows])[1] == 6
-    lines = verdict(["a", "b", "c"], rows, "PQ")
-    assert "b over a by 0.60" in lines[1] and "compared seed by seed" in lines[3]  # ± 0.1, where runs differ by 3.6
-    apart = [replace(row, trainings=()) for row in rows]
-    assert "no difference" in verdict(["a", "b", "c"], apart, "PQ")[1]
-    single = Cell(None, (5.0, 6.0, 7.0), ("joint 1", "joint 2", "joint 3"))
-    merged = verdict(["joint", "semantic", "instances"], [single, rows[0], rows[0]], "PQ")
-    assert "semantic over instances" not in "".join(merged[:-1]) and "4 degrees" in merged[0]
-
-
-def test_a_table_in_every_form():
-    definition = STUDIES["aspp"]
-    body = [[Cell(p, (p + 1, p + 1.2)) for p in row.paper] for row in definition.rows]  # type: ignore[operator]
-    made = table_of("aspp", definition, body, "40 steps, 2 seeds")
-    assert "40 steps, 2 seeds" in made.text and "dual ASPP" in made.text and "19.484" in made.text
-    assert "20.58 ± 0.14" in made.text and made.markdown.count("\n| ") >= 3
-    assert made.csv.splitlines()[0].startswith("row,PQ paper,PQ mean,PQ deviation,PQ seeds,things paper")
-    assert made.rows[0]["PQ paper"] == 19.484 and made.plot.startswith("<svg") and made.plot.endswith("</svg>")
-    empty = plot("<none>", ["a"], [Cell(None, ())], "PQ")
-    assert "&lt;none&gt;" in empty and "nan" not in empty
