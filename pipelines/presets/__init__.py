@@ -2,8 +2,8 @@
 
     jobs/train.py PRESET --optim.lr 1e-4 --model.backbone.freeze 2
 
-A file an architecture. A docstring says what to expect, on which hardware, in what time, and where the
-figure comes from. Figures marked "from the paper" were not measured here.
+One file an architecture. A docstring says which PQ to expect, on which hardware, in what time, by which command, and
+where the figure comes from. Figures "from the paper" and "from the reference's table" were not measured here.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ PRESETS: dict[str, Callable[[], Experiment]] = {
     for module in (panoptic_deeplab, detr, panoptic_fcn, panoptic_fpn, jsis_net, maskformer, mask2former)
     for function in module.PRESETS
 }
-"""Command-line name to function."""
+"""Function of each preset by its name on the command line."""

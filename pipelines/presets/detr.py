@@ -13,7 +13,7 @@ from panoptic.models.detr.model import DETRConfig
 from panoptic.training.optim import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import on_photographs, on_scenes, transformer_optim
 
 COCO_IMAGES = 118_287
 
@@ -120,7 +120,7 @@ def detr_scenes() -> Experiment:
     """
     return on_scenes(
         replace(_small(), backbone=Backbone(name="resnet10t", output_stride=16)),
-        _small_optim(),
+        transformer_optim(lr=3e-4),
         Train(steps=600, batch=8, workers=2, validate_every=300, log_every=40),
     )
 
@@ -138,7 +138,7 @@ def detr_pedestrians() -> Experiment:
     `python jobs/train.py detr-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small(), _small_optim(), Train(steps=1200, batch=8, workers=2, validate_every=600, log_every=50)
+        _small(), transformer_optim(lr=3e-4), Train(steps=1200, batch=8, workers=2, validate_every=600, log_every=50)
     )
 
 
@@ -188,10 +188,6 @@ def _small() -> DETRConfig:
     )
 
 
-def _small_optim() -> Optim:
-    return Optim(optimiser="adamw", lr=3e-4, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
-
-
 PRESETS = (
     detr_r50_coco,
     detr_r101_coco,
@@ -204,3 +200,4 @@ PRESETS = (
     detr_scenes,
     detr_pedestrians,
 )
+"""Presets of this file; a function's name with hyphens is that of the preset."""

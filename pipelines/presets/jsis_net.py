@@ -96,7 +96,7 @@ def jsis_net_pedestrians() -> Experiment:
 
 
 def _solver(images: int, batch: int, epochs: tuple[int, ...]) -> Optim:
-    """The paper's: SGD at 0.075, halved after some epochs. Regularisation is a term of the model's loss."""
+    """The paper's optimiser: SGD at 0.075, halved after some epochs. Regularisation is a term of the model's loss."""
     return Optim(
         optimiser="sgd",
         lr=0.075,
@@ -143,4 +143,4 @@ PRESETS = (
     jsis_net_scenes,
     jsis_net_pedestrians,
 )
-"""Of this file, each under its own name."""
+"""Presets of this file; a function's name with hyphens is that of the preset."""

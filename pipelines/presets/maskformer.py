@@ -14,7 +14,7 @@ from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import on_photographs, on_scenes, transformer_optim
 
 
 def maskformer_r50_coco() -> Experiment:
@@ -85,7 +85,7 @@ def maskformer_scenes() -> Experiment:
     """
     return on_scenes(
         replace(_small(), backbone=Backbone(name="resnet10t"), queries=40),
-        _small_optim(),
+        transformer_optim(lr=7e-4),
         Train(steps=740, batch=8, workers=2, validate_every=370, log_every=40),
     )
 
@@ -100,11 +100,12 @@ def maskformer_pedestrians() -> Experiment:
     `python jobs/train.py maskformer-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small(), _small_optim(), Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50)
+        _small(), transformer_optim(lr=7e-4), Train(steps=1600, batch=8, workers=2, validate_every=800, log_every=50)
     )
 
 
 def _coco(backbone: Backbone) -> Experiment:
+    """The published recipe for COCO with six transformer layers in the pixel decoder."""
     return Experiment(
         model=MaskFormerConfig(backbone=backbone, divisor=1),
         data=Data(root="", train="train2017", val="val2017"),
@@ -126,6 +127,7 @@ def _coco(backbone: Backbone) -> Experiment:
 
 
 def _swin(name: str) -> Experiment:
+    """The published recipe for COCO with a Swin transformer and the plain feature pyramid."""
     base = _coco(Backbone(name, drop_path=0.3))
     optim = replace(base.optim, lr=6e-5, backbone_lr=1.0, weight_decay=0.01, warmup_steps=1500, warmup_factor=1e-6)
     return replace(base, model=replace(base.model, encoder_layers=0), optim=optim)
@@ -155,10 +157,6 @@ def _small() -> MaskFormerConfig:
     )
 
 
-def _small_optim() -> Optim:
-    return Optim(optimiser="adamw", lr=7e-4, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
-
-
 PRESETS = (
     maskformer_r50_coco,
     maskformer_r101_coco,
@@ -170,4 +168,4 @@ PRESETS = (
     maskformer_scenes,
     maskformer_pedestrians,
 )
-"""Of this file, each under its own name."""
+"""Presets of this file; a function's name with hyphens is that of the preset."""

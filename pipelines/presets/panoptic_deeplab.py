@@ -21,9 +21,10 @@ def demo() -> Experiment:
 
     Measured on 2 cores of an AMD EPYC (Zen 5) that did a little else, val PQ of 96 scenes: 38.7 at step 400, 53.5 at
     800, 57.1 at 1200 (things 39.8, stuff 80.1; SQ 79.1, RQ 70.2); 5 min 22 s from the command to its last line, 32 to
-    38 images/s, 1.6 GiB a worker. An earlier run, alone on the machine, ended with 57.3 after 5 min 16 s. `make demo`
+    38 images/s, 1.6 GiB a worker. An earlier run, alone on the machine, ended with 57.3 after 5 min 16 s.
+    `python jobs/train.py demo` or `make demo`
     """
-    model = _small_deeplab(sigma=5, stuff_area=64, small_area=1024)
+    model = _small(sigma=5, stuff_area=64, small_area=1024)
     return on_scenes(
         replace(model, backbone=Backbone(name="resnet10t"), semantic_loss="cross_entropy"),
         Optim(optimiser="adamw", lr=2e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
@@ -43,7 +44,7 @@ def panoptic_deeplab_pedestrians() -> Experiment:
     `python jobs/train.py panoptic-deeplab-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small_deeplab(sigma=6, stuff_area=128, small_area=4096),
+        _small(sigma=6, stuff_area=128, small_area=4096),
         Optim(optimiser="adamw", lr=1.4e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
         Train(steps=2300, batch=16, workers=2, validate_every=575, log_every=50),
     )
@@ -97,7 +98,7 @@ def panoptic_deeplab_r52_coco() -> Experiment:
     )
 
 
-def _small_deeplab(sigma: int, stuff_area: int, small_area: int) -> PanopticDeepLabConfig:
+def _small(sigma: int, stuff_area: int, small_area: int) -> PanopticDeepLabConfig:
     """For CPU cores and training from scratch: ResNet-18, one pyramid pooling, narrow decoders, norms that learn.
 
     Depthwise convolutions of 3x3: on a CPU the backward pass of a 5x5 in bfloat16 takes eighteen times as long.
@@ -147,4 +148,4 @@ PRESETS = (
     panoptic_deeplab_r52_cityscapes,
     panoptic_deeplab_r52_coco,
 )
-"""Of this file, each under its own name."""
+"""Presets of this file; a function's name with hyphens is that of the preset."""

@@ -57,7 +57,7 @@ def panoptic_fcn_pedestrians() -> Experiment:
     `python jobs/train.py panoptic-fcn-pedestrians --data.root FOLDER`
     """
     return on_photographs(
-        _small_fcn(),
+        _small(),
         Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
         Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
     )
@@ -199,6 +199,7 @@ def _sgd(lr: float, clip: float) -> Optim:
 
 
 def _longer(base: Experiment, steps: int) -> Experiment:
+    """The same experiment with another number of steps."""
     return replace(base, train=replace(base.train, steps=steps))
 
 
@@ -209,7 +210,7 @@ def _smaller(sides: tuple[int, ...], longest: int, resize: Resize, points: int) 
     return replace(base, model=replace(base.model, points=points), augment=augment, resize=resize)
 
 
-def _small_fcn() -> PanopticFCNConfig:
+def _small() -> PanopticFCNConfig:
     """For CPU cores and training from scratch: ResNet-18, narrow heads of plain convolutions, norms that learn."""
     return PanopticFCNConfig(
         backbone=Backbone(name="resnet18"),
@@ -245,4 +246,4 @@ PRESETS = (
     panoptic_fcn_r50_mapillary,
     panoptic_fcn_star_r50_mapillary,
 )
-"""Of this file, each under its own name."""
+"""Presets of this file; a function's name with hyphens is that of the preset."""

@@ -19,7 +19,7 @@ from pipelines.presets.small import on_photographs, on_scenes
 RGB = PanopticFPNConfig(
     pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), bgr=False, backbone=Backbone()
 )
-"""Pixels and backbone as torchvision has them; all norms learn."""
+"""A model whose pixels and backbone are as torchvision has them; all norms learn."""
 
 SOLVER = Optim(
     optimiser="sgd",
@@ -32,7 +32,7 @@ SOLVER = Optim(
     milestones=(210_000, 250_000),
     warmup_steps=1000,
 )
-"""detectron2's, for 270,000 steps of 16 images; another batch scales the rate linearly."""
+"""detectron2's optimiser, for 270,000 steps of 16 images; another batch scales the rate linearly."""
 
 
 def panoptic_fpn_r50_coco() -> Experiment:
@@ -180,4 +180,4 @@ PRESETS = (
     panoptic_fpn_scenes,
     panoptic_fpn_pedestrians,
 )
-"""Of this file, each under its own name."""
+"""Presets of this file; a function's name with hyphens is that of the preset."""

@@ -1,4 +1,4 @@
-"""The two small settings in which every architecture is tried from scratch, on two CPU workers of one thread each."""
+"""Small settings that architectures share: drawn scenes and photographs, from scratch, on two CPU cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.config import Data, Experiment, Scenes, Train
 
 
 def on_scenes(model: Architecture, optim: Optim, train: Train, crop: tuple[int, int] = (144, 208)) -> Experiment:
-    """Drawn scenes of short side 192."""
+    """An experiment on drawn scenes, evaluated at short side 192."""
     return Experiment(
         model=model,
         data=Data(root="scenes", scenes=Scenes(train=800, val=96)),
@@ -23,7 +23,7 @@ def on_scenes(model: Architecture, optim: Optim, train: Train, crop: tuple[int, 
 
 
 def on_photographs(model: Architecture, optim: Optim, train: Train) -> Experiment:
-    """Photographs from a COCO-panoptic folder (`--data.root`) at short sides around 256."""
+    """An experiment on photographs from a COCO-panoptic folder (`--data.root`), evaluated at short side 256."""
     return Experiment(
         model=model,
         data=Data(root="", train="train", val="val"),
@@ -33,3 +33,8 @@ def on_photographs(model: Architecture, optim: Optim, train: Train) -> Experimen
         engine=Engine(precision="bfloat16", channels_last=True),
         train=train,
     )
+
+
+def transformer_optim(lr: float) -> Optim:
+    """AdamW for small transformers from scratch: 100 steps of warm-up, gradients clipped at 1, averaged weights."""
+    return Optim(optimiser="adamw", lr=lr, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
