@@ -95,7 +95,7 @@ def table(evaluation: Evaluation) -> str:
         groups = evaluation.boundary.all, evaluation.boundary.things, evaluation.boundary.stuff
         for row, group in zip(rows, groups, strict=True):
             row.append(_number(group.pq))
-    return _text([header, *rows])
+    return text_table([header, *rows])
 
 
 def details(evaluation: Evaluation) -> str:
@@ -160,7 +160,7 @@ def class_table(evaluation: Evaluation, worst: int | None = None) -> str:
         rows = sorted((row for row in rows if not math.isnan(row["pq"])), key=lambda row: row["pq"])[:worst]  # type: ignore
     names = {"iou": "IoU", "boundary_pq": "boundary", "class": "class", "kind": "kind"}
     header = [names.get(key, key.upper()) for key in (rows or class_rows(evaluation))[0]]
-    return _text([header, *([_cell(value) for value in row.values()] for row in rows)])
+    return text_table([header, *([_cell(value) for value in row.values()] for row in rows)], words=("kind",))
 
 
 def _cell(value: str | int | float) -> str:
@@ -171,12 +171,16 @@ def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _text(rows: Sequence[Sequence[str]]) -> str:
-    """Columns separated by two spaces; words left-aligned, figures right-aligned."""
+def text_table(rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
+    """Rows of cells, the header first, as lines of text with two spaces between columns.
+
+    The first column and those whose header is one of `words` are left-aligned, the others, which hold figures,
+    right-aligned.
+    """
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    words = [k == 0 or rows[0][k] == "kind" for k in range(len(widths))]
+    left = [k == 0 or name in words for k, name in enumerate(rows[0])]
     lines = (
-        "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, words, strict=True))
+        "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, left, strict=True))
         for row in rows
     )
     return "\n".join(line.rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""The papers' tables as data, a file a paper."""
+"""Studies: the papers' tables, trained anew on any data and at any budget."""
 
 from pipelines.studies.papers import coco_challenges, detr_cityscapes_slides, jsis_net, panoptic_fcn
 from pipelines.studies.study import Study
@@ -8,4 +8,4 @@ STUDIES: dict[str, Study] = {
     for module in (coco_challenges, jsis_net, panoptic_fcn, detr_cityscapes_slides)
     for name, study in module.STUDIES.items()
 }
-"""By the name of `--study`."""
+"""Every study by its name on the command line (`--study`)."""

@@ -1,4 +1,4 @@
-"""Figures of a study that no validation has: AP, recall of proposals, models that are evaluated under other options."""
+"""Metrics that no validation has: AP, recall of proposals, models evaluated under other options or merged."""
 
 from __future__ import annotations
 
@@ -21,27 +21,66 @@ from pipelines.config import Experiment, override
 from pipelines.evaluation.evaluate import assign, evaluate, load
 from pipelines.evaluation.merge_branches import merge, save
 from pipelines.studies import STUDIES
-from pipelines.studies.plan import (
-    Planned,
-)
+from pipelines.studies.plan import PlannedTrial
 from pipelines.studies.study import METRICS
 from pipelines.training.driver import prepare_data
 from pipelines.training.worker import load_checkpoint
 from pipelines.tuning.failures import describe
 
 COSTLY = ("AP", "AP50", "recall")
-"""Columns that are counted here and not while training."""
+"""Columns that need an evaluation of their own, since training does not count them."""
+
+
+Uris = Mapping[tuple[str, int, int], str]
+"""URIs of last checkpoints by study, row and seed; "" where there is none."""
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Gives a model's options the paths that they have in an experiment."""
+class RowResult:
+    """The metrics of one row of a study under one seed."""
 
-    model: Any
+    entry: PlannedTrial
+    """The row and the seed."""
+    training: str
+    """Key of the training; equal for rows that are evaluations of one."""
+    values: Mapping[str, float]
+    """Metrics by name; none where the training did not come to its end or the model could not be evaluated."""
+    reason: str = ""
+    """Why it could not be evaluated."""
 
 
-def evaluated(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
-    """Metrics of a trained model on the validation split.
+def evaluate_row(result: RowResult, uris: Uris, base: Experiment, folder: str) -> RowResult:
+    """The result with the metrics that its study asks for beyond those of its validation; without any where that fails.
+
+    Args:
+        result: of the training.
+        uris: of the last checkpoints.
+        base: names the data.
+        folder: of the sweep.
+    """
+    try:
+        return _evaluate_row(result, uris, base, folder)
+    except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
+        return replace(result, values={}, reason=f"not evaluated: {describe(error)}; --resume evaluates it again")
+
+
+def _evaluate_row(result: RowResult, uris: Uris, base: Experiment, folder: str) -> RowResult:
+    """As `evaluate_row`, which catches its errors."""
+    entry, values = result.entry, dict(result.values)
+    study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
+    changes = study.rows[entry.row].evaluate_with
+    if not uri:
+        return result
+    if changes or set(study.columns) & set(COSTLY):
+        values |= evaluate_checkpoint(uri, changes, base, folder)
+    if entry.row in study.merged:
+        semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
+        values[METRICS["PQ"]] = merged_pq(semantic, instances, base, folder)
+    return replace(result, values=values)
+
+
+def evaluate_checkpoint(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
+    """The metrics of a trained model on the validation split.
 
     Args:
         checkpoint: URI.
@@ -54,7 +93,7 @@ def evaluated(checkpoint: str, changes: Mapping[str, Any], base: Experiment, fol
     return metrics(evaluate(task, Pool(actors=-1 if _gpus() else 0)).evaluation)
 
 
-def merged_quality(semantic: str, instances: str, base: Experiment, folder: str) -> float:
+def merged_pq(semantic: str, instances: str, base: Experiment, folder: str) -> float:
     """PQ of two models of JSIS-Net, each trained on one branch alone, merged as one; NaN where one is missing.
 
     Args:
@@ -69,9 +108,16 @@ def merged_quality(semantic: str, instances: str, base: Experiment, folder: str)
     figure = storage.join(folder, "evaluated", f"merged-{digest}.json")
     if not storage.exists(figure):
         uri = save(merge(load(semantic), load(instances)), storage.join(folder, "evaluated", f"merged-{digest}.pt"))
-        quality = evaluated(uri, {}, base, folder)["val/pq"]
+        quality = evaluate_checkpoint(uri, {}, base, folder)["val/pq"]
         storage.write_bytes(figure, json.dumps(quality).encode())
     return float(json.loads(storage.read_bytes(figure)))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Gives a model's options the paths that they have in an experiment."""
+
+    model: Any
 
 
 def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> str:
@@ -80,7 +126,7 @@ def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> st
     uri = storage.join(folder, "evaluated", f"{digest}.pt")
     if not storage.exists(uri):
         record = load_checkpoint(checkpoint)
-        model = override(Holder(plain.read_config(record["config"])), changes).model
+        model = override(ModelOptions(plain.read_config(record["config"])), changes).model
         buffer = io.BytesIO()
         torch.save({**record, "optimiser": None, "config": plain.to_plain(model)}, buffer)
         storage.write_bytes(uri, buffer.getvalue())
@@ -88,53 +134,7 @@ def with_options(checkpoint: str, changes: Mapping[str, Any], folder: str) -> st
 
 
 def _gpus() -> bool:
+    """True if the cluster has GPUs."""
     import ray
 
     return ray.cluster_resources().get("GPU", 0) > 0
-
-
-Uris = Mapping[tuple[str, int, int], str]
-"""By study, row and seed."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a row of a study has under one seed."""
-
-    entry: Planned
-    training: str
-    """Equal for results of one training."""
-    values: Mapping[str, float]
-    """Metrics, none where it did not come to its end or could not be evaluated."""
-    reason: str = ""
-    """Why it could not be evaluated."""
-
-
-def outcome(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
-    """The result with the metrics that its study asks for beyond its own validation; without any where that fails.
-
-    Args:
-        result: of the training.
-        uris: of the last checkpoints, by study, row and seed; "" where there is none.
-        base: names the data.
-        folder: of the sweep.
-    """
-    try:
-        return measured(result, uris, base, folder)
-    except Exception as error:  # whatever a model, its data or an actor dies of: the other rows have their figures
-        return replace(result, values={}, reason=f"not evaluated: {describe(error)}; --resume evaluates it again")
-
-
-def measured(result: Result, uris: Uris, base: Experiment, folder: str) -> Result:
-    """As `outcome`, with its errors."""
-    entry, values = result.entry, dict(result.values)
-    study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
-    changes = study.rows[entry.row].evaluate_with
-    if not uri:
-        return result
-    if changes or set(study.columns) & set(COSTLY):
-        values |= evaluated(uri, changes, base, folder)
-    if entry.row in study.merged:
-        semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
-        values[METRICS["PQ"]] = merged_quality(semantic, instances, base, folder)
-    return replace(result, values=values)

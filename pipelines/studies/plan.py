@@ -14,7 +14,7 @@ from pipelines.studies.study import SMALL, Row, Study
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial_config
-from pipelines.tuning.plan import Sweep
+from pipelines.tuning.plan import SweepOptions
 from pipelines.tuning.sweep import split_preset
 
 Presets = Mapping[str, Callable[[], Experiment]]
@@ -24,7 +24,7 @@ VALIDATE, MILESTONES, WARMUP = "train.validate_every", "optim.milestones", "opti
 
 
 @dataclass(frozen=True)
-class Options(Sweep):
+class Options(SweepOptions):
     """A sweep (--sweep) or studies of the papers (--study)."""
 
     study: tuple[str, ...] = ()
@@ -41,23 +41,25 @@ class Options(Sweep):
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTrial:
     """One row of a study under one seed."""
 
     study: str
     row: int
+    """Index of the row in its study."""
     seed: int
     preset: str
     changes: Mapping[str, Any]
+    """Value of each option that it sets, by dotted path."""
 
     @property
     def label(self) -> str:
-        """Of its trial."""
+        """The name of its trial."""
         return f"{self.study} {STUDIES[self.study].rows[self.row].label}, seed {self.seed}"
 
 
 def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
-    """Whether a preset is given in place of the studies' own.
+    """Check the options of studies; True if a preset is given in place of the studies' own.
 
     Raises:
         ValueError: unknown studies or presets, or options that studies do not take.
@@ -86,7 +88,7 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
 
 
 def check_typed(options: Options, typed: Collection[str]) -> None:
-    """What the user types holds for all rows.
+    """Refuse typed options that cannot hold for all rows.
 
     Raises:
         ValueError: an option in which the rows of a study differ, or the length, which is --steps.
@@ -101,17 +103,17 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
 
 
 def typed_paths(rest: Sequence[str]) -> frozenset[str]:
-    """Of the options on a command line: `--train.validate-every 5` is `train.validate_every`."""
+    """The paths of the options on a command line: `--train.validate-every 5` is `train.validate_every`."""
     words = (word for word in split_preset(rest)[1] if word.startswith("--"))
     return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
 
 
 def preset_of(study: Study, row: Row, small: bool) -> str:
-    """Of a row."""
+    """The preset of a row."""
     return study.small if small else row.preset or study.preset
 
 
-def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planned]:
+def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[PlannedTrial]:
     """Every row of the studies under every seed, with all its options."""
     given = rest[0] if rest and not rest[0].startswith("-") else ""
     arguments, typed = split_preset(rest)[1], typed_paths(rest)
@@ -129,14 +131,14 @@ def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planne
         for index, (preset, changes) in enumerate(rows):
             first = bases[preset].train.seed
             planned += [
-                Planned(name, index, seed, preset, {**changes, **workers, "train.seed": seed})
+                PlannedTrial(name, index, seed, preset, {**changes, **workers, "train.seed": seed})
                 for seed in range(first, first + options.seeds)
             ]
     return planned
 
 
 def common_workers(rows: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> dict[str, int]:
-    """The option that gives all rows one number of workers: each worker's own batch decides what batch norm sees.
+    """The option that gives all rows one number of workers, because batch norm sees each worker's own batch.
 
     Args:
         rows: base and changes of each.
@@ -157,7 +159,7 @@ def common_workers(rows: Sequence[tuple[Experiment, Mapping[str, Any]]]) -> dict
 def changes_of(
     study: Study, row: Row, base: Experiment, options: Options, published: bool, typed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The options of a row: recipe (unless another preset is used), setting, row; then scaled to the budget.
+    """The options of a row: recipe (unless another preset is used), setting and row, scaled to the budget.
 
     Args:
         study: of the row.
@@ -181,7 +183,7 @@ def changes_of(
 
 
 def shortened(base: Experiment, steps: int, typed: Collection[str] = (), budget: int = 0) -> dict[str, Any]:
-    """What a length other than its own changes in an experiment: milestones, warm-up, validations.
+    """The options that change in an experiment with its length: milestones, warm-up, validations.
 
     Args:
         base: of its own length.
@@ -207,9 +209,9 @@ def shortened(base: Experiment, steps: int, typed: Collection[str] = (), budget:
 
 
 def limited(
-    planned: Sequence[Planned], bases: Mapping[str, Experiment], typed: Collection[str] = ()
-) -> tuple[list[Planned], dict[str, Experiment]]:
-    """Rows and bases with the shares of the data set that they ask for as numbers of the images that there are.
+    planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment], typed: Collection[str] = ()
+) -> tuple[list[PlannedTrial], dict[str, Experiment]]:
+    """Rows and bases with the same share of the images that there are as their `data.limit` is of the paper's.
 
     Args:
         planned: rows.
@@ -241,8 +243,14 @@ def _with_limit(base: Experiment, limit: int) -> Experiment:
     return replace(base, data=replace(base.data, limit=limit))
 
 
-def with_weights(planned: Sequence[Planned], bases: Mapping[str, Experiment], steps: int) -> list[Planned]:
-    """Rows of a study in which any row freezes parts without weights start from weights trained on the scenes."""
+def with_weights(planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment], steps: int) -> list[PlannedTrial]:
+    """The rows, with weights trained on drawn scenes where any row of their study freezes parts without weights.
+
+    Args:
+        planned: rows.
+        bases: by preset.
+        steps: of that training; 0 = none.
+    """
     experiments = {id(entry): experiment_of(entry, bases) for entry in planned}
     kinds = {
         name: {lacking(experiments[id(entry)]) for entry in planned if entry.study == name} - {""}
@@ -260,21 +268,21 @@ def with_weights(planned: Sequence[Planned], bases: Mapping[str, Experiment], st
     return result
 
 
-def experiment_of(entry: Planned, bases: Mapping[str, Experiment]) -> Experiment:
-    """Of a row."""
+def experiment_of(entry: PlannedTrial, bases: Mapping[str, Experiment]) -> Experiment:
+    """The experiment of a row."""
     return trial_config.apply(bases[entry.preset], entry.changes)[0]
 
 
-def key_of(entry: Planned, bases: Mapping[str, Experiment]) -> str:
-    """Equal for rows that train the same."""
+def key_of(entry: PlannedTrial, bases: Mapping[str, Experiment]) -> str:
+    """A key that is equal for rows that train the same."""
     return repr(flatten(experiment_of(entry, bases)))
 
 
-def label_of(entry: Planned) -> str:
-    """Of a row, whatever the seed."""
+def label_of(entry: PlannedTrial) -> str:
+    """The label of a row, whatever the seed."""
     return STUDIES[entry.study].rows[entry.row].label
 
 
 def short_name(studies: Sequence[str]) -> str:
-    """Of several studies, as a folder's: the first and how many more where there are many."""
+    """The name of a folder for several studies: the first and how many more where there are many."""
     return "-".join(studies) if len(studies) <= 3 else f"{studies[0]}-and-{len(studies) - 1}-more"

@@ -23,19 +23,20 @@ from pipelines.training.driver import FREE, FREE_GROUPS, train
 from pipelines.training.worker import load_checkpoint
 
 Kind = Literal["backbone", "model"]
+"""What is kept of a pretrained model."""
 
 SEMANTIC_ONLY: dict[str, dict[str, Any]] = {
     "PanopticDeepLabConfig": {"model.centre_weight": 0.0, "model.offset_weight": 0.0},
     "JSISNetConfig": {"model.branches": "semantic"},
     "PanopticFPNConfig": {"model.instance_weight": 0.0},
 }
-"""By architecture, what leaves its semantic loss alone; others keep all their losses."""
+"""Options by architecture that leave only its semantic loss; other architectures keep all their losses."""
 
 ANY_SIZE: dict[str, dict[str, Any]] = {"PanopticDeepLabConfig": {"model.image_pool": None}}
-"""By architecture, what lets it take the crops of the scenes."""
+"""Options by architecture that let it take the crops of the scenes."""
 
 ELSEWHERE = ("name", "storage", "train.steps")
-"""Options that do not change what is learnt, or stand in the name themselves."""
+"""Options that do not change what is learnt, or are part of the name themselves."""
 
 
 def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int) -> Experiment:
@@ -68,14 +69,14 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
 
 
 def digest(experiment: Experiment) -> str:
-    """Of every option that changes what a run learns from its data; not of machinery, threads, storage, tracking."""
+    """A hash of every option that changes what a run learns; not of machinery, threads, storage, tracking."""
     free = (*FREE, *ELSEWHERE)
-    told = {p: v for p, v in flatten(experiment).items() if p not in free and not p.startswith(FREE_GROUPS)}
-    return hashlib.sha256(repr((type(experiment.model).__name__, sorted(told.items()))).encode()).hexdigest()[:8]
+    options = {p: v for p, v in flatten(experiment).items() if p not in free and not p.startswith(FREE_GROUPS)}
+    return hashlib.sha256(repr((type(experiment.model).__name__, sorted(options.items()))).encode()).hexdigest()[:8]
 
 
 def pretrained(experiment: Experiment, base: Experiment, kind: Kind, steps: int) -> dict[str, str]:
-    """The option that starts a row from those weights; they are trained where they are not there yet.
+    """The option that starts a row from weights of `pretraining`; these are trained where they are not there yet.
 
     Returns:
         `{"model.backbone.weights": URI}` or `{"train.weights": URI}`.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, flatten, parse
 from pipelines.studies import STUDIES
-from pipelines.studies.evaluate import Result, outcome
+from pipelines.studies.evaluate import RowResult, evaluate_row
 from pipelines.studies.plan import (
     Options,
-    Planned,
+    PlannedTrial,
     Presets,
     check,
     experiment_of,
@@ -33,25 +33,34 @@ from pipelines.tracking import tracker as tracker_module
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial
-from pipelines.tuning.checks import Checker, check_storage
+from pipelines.tuning.checks import MissingWeights, TrialCheck, check_storage
 from pipelines.tuning.concurrency import join_cluster
-from pipelines.tuning.plan import Row as Trial
-from pipelines.tuning.plan import Trials
-from pipelines.tuning.progress import Line
+from pipelines.tuning.plan import TrialConfig, Trials
+from pipelines.tuning.progress import TrialResult
+from pipelines.tuning.results import SweepResult
 from pipelines.tuning.resume import read_record
-from pipelines.tuning.sweep import Finished, execute, record_of, split_preset
+from pipelines.tuning.sweep import execute, record_of, split_preset
+
+PRETRAIN_STEPS = 600
+"""Steps on drawn scenes with --small, where --pretrain-steps says none."""
+
+PRETRAIN = f"; or let the study train them on drawn scenes first: --pretrain-steps {PRETRAIN_STEPS}"
+"""Remedy for frozen parts without weights."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What studies leave."""
+class StudyResults:
+    """The results of studies."""
 
     tables: Mapping[str, Table]
+    """By study."""
     text: str
-    finished: Finished
+    """All tables, and where they lie."""
+    sweep: SweepResult
+    """The trainings of their rows."""
 
 
-def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
+def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults:
     """Run studies to their end.
 
     Args:
@@ -66,62 +75,48 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> Report:
     planned = plan(options, rest, presets)
     names = sorted({entry.preset for entry in planned})
     bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
-    pretrain_steps = options.pretrain_steps or (600 if options.small else 0)
-    checker = Checker(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
-    check_rows(planned, checker, "" if given else PRETRAIN)
+    pretrain_steps = options.pretrain_steps or (PRETRAIN_STEPS if options.small else 0)
+    trial_check = TrialCheck(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
+    check_rows(planned, trial_check, "" if given else PRETRAIN)
     check_storage(bases.values())
     if pretrain_steps:
-        check_pretraining(checker.experiments)
+        check_pretraining(trial_check.experiments)
     name = bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_name(options, rest, bases[names[0]], name)
-    options = replace(options, concurrent=join_cluster(options.concurrent, checker.experiments))
+    options = replace(options, concurrent=join_cluster(options.concurrent, trial_check.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))
-    if pretrain_steps and any(map(lacking, checker.experiments)):
+    if pretrain_steps and any(map(lacking, trial_check.experiments)):
         for base in bases.values():
             prepare_data(base)  # what is wrong with it is said before minutes of pretraining
     planned = with_weights(planned, bases, pretrain_steps)
-    keys = [key_of(entry, bases) for entry in planned]
-    distinct = {key: entry for key, entry in reversed(list(zip(keys, planned, strict=True)))}
-    rows = tuple(trial_of(distinct[key]) for key in dict.fromkeys(keys))
-    # as they will train: the data of the checked ones may be limited to more images than there are
-    experiments = tuple(experiment_of(distinct[key], bases) for key in dict.fromkeys(keys))
-    trials = Trials(bases, names[0], rows=rows, experiments=experiments)
-    done = execute(options, trials, name, {"arguments": list(rest)})
-    lines = {line.label: line for line in done.lines}
-    found = {key: results(lines.get(entry.label), done.folder) for key, entry in distinct.items()}
-    uris = {(e.study, e.row, e.seed): found[key][0] for e, key in zip(planned, keys, strict=True)}
-    outcomes = [
-        outcome(Result(entry, key, found[key][1]), uris, bases[entry.preset], done.folder)
-        for entry, key in zip(planned, keys, strict=True)
-    ]
-    told = {study: budget_of(study, options, rest, bases) for study in options.study}
-    tables = {study: build(study, outcomes, told[study]) for study in options.study}
-    return finish(tables, done, [f"{one.entry.label}: {one.reason}" for one in outcomes if one.reason])
+    sweep = train_rows(options, rest, planned, bases, name)
+    results = evaluate_rows(planned, bases, sweep)
+    tables = {study: table_of_study(study, results, budget_of(study, options, rest, bases)) for study in options.study}
+    return finish(tables, sweep, [f"{result.entry.label}: {result.reason}" for result in results if result.reason])
 
 
-PRETRAIN = "; or let the study train them on drawn scenes first: --pretrain-steps 600"
-
-
-def check_rows(planned: Sequence[Planned], checker: Checker, remedy: str) -> None:
-    """Every row makes an experiment that can train, and the weights it starts from fit it.
+def check_rows(planned: Sequence[PlannedTrial], trial_check: TrialCheck, remedy: str) -> None:
+    """Check that every row makes an experiment that can train, and that the weights it starts from fit it.
 
     Args:
         planned: rows.
-        checker: of the sweep; keeps their experiments.
-        remedy: added where weights are missing.
+        trial_check: collects their experiments.
+        remedy: added to the message where weights are missing.
 
     Raises:
         ValueError: names the row, and what to change.
     """
     for entry in planned:
         try:
-            checker.check(entry.preset, entry.changes)
+            trial_check.check(entry.preset, entry.changes)
+        except MissingWeights as error:
+            raise ValueError(f"{entry.label}: {error}{remedy}") from error
         except ValueError as error:
-            raise ValueError(f"{entry.label}: {error}{remedy if 'noise' in str(error) else ''}") from error
+            raise ValueError(f"{entry.label}: {error}") from error
 
 
 def check_name(options: Options, rest: Sequence[str], base: Experiment, name: str) -> None:
-    """Whether the name is free, or `--resume` may go on with it, before anything is trained.
+    """Check, before anything is trained, that the name is free or that `--resume` may go on with it.
 
     Raises:
         ValueError: another sweep has the name, or there is none to be resumed.
@@ -131,10 +126,10 @@ def check_name(options: Options, rest: Sequence[str], base: Experiment, name: st
 
 
 def check_pretraining(experiments: Sequence[Experiment]) -> None:
-    """Weights for what is frozen are trained on drawn scenes.
+    """Check that the weights of what is frozen can be trained: on scenes that are drawn into a local folder.
 
     Raises:
-        ValueError: these need a local folder.
+        ValueError: the storage is a bucket.
     """
     for experiment in experiments:
         if "://" in experiment.storage and lacking(experiment):
@@ -144,33 +139,88 @@ def check_pretraining(experiments: Sequence[Experiment]) -> None:
             )
 
 
-def trial_of(entry: Planned) -> Trial:
-    """A row as Tune takes it."""
+def train_rows(
+    options: Options,
+    rest: Sequence[str],
+    planned: Sequence[PlannedTrial],
+    bases: Mapping[str, Experiment],
+    name: str,
+) -> SweepResult:
+    """Train all rows as one sweep; rows that train the same are one trial.
+
+    Args:
+        options: of the studies.
+        rest: options that hold for every row, as typed.
+        planned: rows.
+        bases: experiments by preset.
+        name: of the sweep.
+    """
+    distinct: dict[str, PlannedTrial] = {}
+    for entry in planned:
+        distinct.setdefault(key_of(entry, bases), entry)
+    # as they will train: the data of the checked ones may be limited to more images than there are
+    experiments = tuple(experiment_of(entry, bases) for entry in distinct.values())
+    configs = tuple(map(trial_config_of, distinct.values()))
+    trials = Trials(bases, min(bases), configs=configs, experiments=experiments)
+    return execute(options, trials, name, {"arguments": list(rest)})
+
+
+def trial_config_of(entry: PlannedTrial) -> TrialConfig:
+    """A row as a trial of a sweep."""
     params = {"study": entry.study, "row": label_of(entry), "seed": entry.seed}
-    return Trial(entry.label, entry.preset, entry.changes, params)
+    return TrialConfig(entry.label, entry.preset, entry.changes, params)
 
 
-def results(line: Line | None, folder: str) -> tuple[str, dict[str, float]]:
+def evaluate_rows(
+    planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment], sweep: SweepResult
+) -> list[RowResult]:
+    """The metrics of each row under each seed.
+
+    Args:
+        planned: rows.
+        bases: experiments by preset.
+        sweep: their trainings.
+    """
+    by_label = {result.label: result for result in sweep.trials}
+    keys = [key_of(entry, bases) for entry in planned]
+    trained: dict[str, tuple[str, dict[str, float]]] = {}
+    for key, entry in zip(keys, planned, strict=True):
+        if key not in trained:
+            trained[key] = last_validation(by_label.get(entry.label), sweep.folder)
+    uris = {(entry.study, entry.row, entry.seed): trained[key][0] for entry, key in zip(planned, keys, strict=True)}
+    return [
+        evaluate_row(RowResult(entry, key, trained[key][1]), uris, bases[entry.preset], sweep.folder)
+        for entry, key in zip(planned, keys, strict=True)
+    ]
+
+
+def last_validation(result: TrialResult | None, folder: str) -> tuple[str, dict[str, float]]:
     """URI and metrics of a trial's last checkpoint; "" and none where it did not come to its end."""
-    if line is None or line.state != "finished":
+    if result is None or result.state != "finished":
         return "", {}
-    kept = list(trial.all_checkpoints(folder, line.identity).items())
+    kept = list(trial.all_checkpoints(folder, result.identity).items())
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def build(study: str, outcomes: Sequence[Result], budget: str) -> Table:
-    """The table of one study from the results of its rows."""
+def table_of_study(study: str, results: Sequence[RowResult], budget: str) -> Table:
+    """The table of one study from the results of its rows.
+
+    Args:
+        study: its name.
+        results: of all rows under all seeds.
+        budget: steps and seeds, in words.
+    """
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
     for index, row in enumerate(definition.rows):
-        mine = [one for one in outcomes if one.entry.study == study and one.entry.row == index]
+        seeds = [result for result in results if result.entry.study == study and result.entry.row == index]
         paper = (*row.paper, *([None] * (len(definition.columns) - len(row.paper))))
         cells.append([])
         for figure, column in zip(paper, definition.columns, strict=True):
             # two branches merged are one model: as if one training had made it
             merged = column == "PQ" and index in definition.merged
-            trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in mine)
-            ours = tuple(one.values.get(METRICS[column], math.nan) for one in mine)
+            trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in seeds)
+            ours = tuple(one.values.get(METRICS[column], math.nan) for one in seeds)
             cells[-1].append(Cell(figure, ours, trainings))
     return table_of(study, definition, cells, budget)
 
@@ -186,34 +236,36 @@ def budget_of(study: str, options: Options, rest: Sequence[str], bases: Mapping[
     return f"{steps}, {options.seeds} seed{'s' if options.seeds > 1 else ''}{instead}"
 
 
-def finish(tables: Mapping[str, Table], done: Finished, unevaluated: Sequence[str] = ()) -> Report:
-    """Print-out, and the same in MLflow: text, Markdown, CSV and plot of each study.
+def finish(tables: Mapping[str, Table], sweep: SweepResult, unevaluated: Sequence[str] = ()) -> StudyResults:
+    """Write text, Markdown, CSV and plot of each study into the sweep's folder and MLflow, and return the results.
 
     Args:
         tables: by study.
-        done: what the sweep left.
+        sweep: the trainings of their rows.
         unevaluated: rows that were trained and could not be evaluated, and why.
     """
-    tracker = tracker_module.Tracker(done.parent)
+    tracker = tracker_module.Tracker(sweep.parent)
     for name, table in tables.items():
         tracker.table(f"studies/{name}", table.rows, table.text)
         tracker.text(f"studies/{name}.md", table.markdown)
         tracker.text(f"studies/{name}.svg", table.plot)
         for ending, content in (("md", table.markdown), ("svg", table.plot), ("csv", table.csv)):
-            storage.write_bytes(storage.join(done.folder, "studies", f"{name}.{ending}"), content.encode())
+            storage.write_bytes(storage.join(sweep.folder, "studies", f"{name}.{ending}"), content.encode())
     tracker.close()
     text = "\n\n".join(table.text for table in tables.values())
-    runs.describe(done.parent, "\n\n".join(table.markdown for table in tables.values()))
-    failed = [f"{line.label}: {line.reason}" for line in done.lines if line.state != "finished"]
+    runs.describe(sweep.parent, "\n\n".join(table.markdown for table in tables.values()))
+    failed = [f"{result.label}: {result.reason}" for result in sweep.trials if result.state != "finished"]
     failed += unevaluated
-    more = "".join(f"\nwithout a figure: {line}" for line in failed)
-    return Report(
-        tables, f"\n{text}\n{more}\ntables and plots: {done.folder}/studies, and MLflow run {done.parent.run_id}", done
+    more = "".join(f"\nwithout a figure: {reason}" for reason in failed)
+    return StudyResults(
+        tables,
+        f"\n{text}\n{more}\ntables and plots: {sweep.folder}/studies, and MLflow run {sweep.parent.run_id}",
+        sweep,
     )
 
 
 def listing(presets: Presets) -> str:
-    """Every study with its table, and why it cannot run yet where that is so."""
+    """Every study with the title of its table, one a line, and why it cannot run yet where that is so."""
     lines = []
     for name, study in STUDIES.items():
         reason = unavailable(name, presets)
@@ -224,7 +276,7 @@ def listing(presets: Presets) -> str:
 
 
 def unavailable(name: str, presets: Presets) -> str:
-    """Why a study's rows are not understood yet: a preset or an option that has not landed; "" where all are."""
+    """The error of a preset or an option that a study's rows need and that does not exist; "" where all exist."""
     for small in (False, True):
         options = Options(study=(name,), small=small)
         try:

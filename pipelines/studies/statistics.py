@@ -1,4 +1,4 @@
-"""What exceeds the noise of the seeds: t-tests on a table's rows, held together by Holm's procedure."""
+"""Differences beyond the noise of the seeds: t-tests between a table's rows, held together by Holm's procedure."""
 
 from __future__ import annotations
 
@@ -8,54 +8,55 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
-MISTAKEN = 0.05
-"""Chance that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
+SIGNIFICANCE = 0.05
+"""Probability that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
 
 
 ROUNDING = 1e-6
-"""Deviations below it are no noise that was measured."""
+"""Standard deviations below it are rounding and no noise that was measured."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a row."""
+    """One metric of a row: the paper's figure, and ours under each seed."""
 
     paper: float | None
+    """None where the paper gives none."""
     ours: tuple[float, ...]
-    """One a seed; NaN where a run has none."""
+    """One value a seed; NaN where a run has none."""
     trainings: tuple[str, ...] = ()
-    """What made each; cells with the same come from one training, evaluated in several ways. () = one of its own."""
+    """Key of the training behind each value; cells with the same keys are evaluations of one training. () = its own."""
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Those that there are."""
+        """The values that there are."""
         return tuple(value for value in self.ours if value == value)
 
     @property
     def mean(self) -> float:
-        """NaN without any."""
+        """Mean of the values; NaN without any."""
         return sum(self.values) / len(self.values) if self.values else math.nan
 
     @property
     def deviation(self) -> float:
-        """Of the sample (n - 1); NaN below two."""
+        """Standard deviation of the sample (n - 1); NaN below two values."""
         if len(self.values) < 2:
             return math.nan
         return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (len(self.values) - 1))
 
     def shares(self, other: Cell) -> bool:
-        """Whether both come from one training a seed."""
+        """True if both are evaluations of one training a seed."""
         return bool(self.trainings) and self.trainings == other.trainings
 
     def text(self) -> str:
-        """`42.10 ± 0.31`."""
+        """Mean and deviation as text: `42.10 ± 0.31`."""
         if not self.values:
             return "-"
         return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
 
 
-def noise(cells: Sequence[Cell]) -> tuple[float, int]:
-    """Deviation of a single run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
+def pooled_deviation(cells: Sequence[Cell]) -> tuple[float, int]:
+    """Standard deviation of one run, pooled over all trainings, and its degrees of freedom; NaN and 0 with one seed.
 
     Rows of one training count once: its seeds are no more for being evaluated in several ways.
     """
@@ -73,17 +74,17 @@ def noise(cells: Sequence[Cell]) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows."""
+    """The difference between two rows."""
 
     text: str
     """`a over b by 1.23`."""
-    chance: float
-    """Of a difference at least as large between rows that do not differ: Student's two-sided t; 1 where it cannot be
-    told."""
+    p_value: float
+    """Probability of a difference at least as large between rows that do not differ, by Student's two-sided t-test; 1
+    where the noise is unknown."""
 
 
 def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom: int) -> Comparison:
-    """Two rows under the pooled noise; rows of one training seed by seed, under the noise of their differences.
+    """Compare two rows under the pooled noise; rows of one training seed by seed, under the noise of their differences.
 
     Args:
         a: label and figures.
@@ -100,16 +101,16 @@ def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom:
         error = paired.deviation / math.sqrt(len(paired.values)) if freedom > 0 else math.nan
     if difference < 0:
         one, other, difference = other, one, -difference
-    told = error > ROUNDING and round(difference, 2) > 0
-    chance = 2 * float(student.sf(difference / error, freedom)) if told else 1.0
-    return Comparison(f"{one} over {other} by {difference:.2f}", chance)
+    known = error > ROUNDING and round(difference, 2) > 0
+    p_value = 2 * float(student.sf(difference / error, freedom)) if known else 1.0
+    return Comparison(f"{one} over {other} by {difference:.2f}", p_value)
 
 
-def beyond_chance(chances: Sequence[float]) -> list[bool]:
-    """Holm's procedure: which differences are claimed, so that all of them hold with 95 % together."""
-    claimed = [False] * len(chances)
-    for rank, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
-        if chances[place] > MISTAKEN / (len(chances) - rank):
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """True for each difference that Holm's procedure claims: all of these hold with 95 % confidence together."""
+    claimed = [False] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[place] > SIGNIFICANCE / (len(p_values) - rank):
             break
         claimed[place] = True
     return claimed

@@ -1,4 +1,4 @@
-"""What a study is: a table of a paper, as options beside the paper's figures."""
+"""A study: a table of a paper, as options beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = {
     "recall": "val/proposal_recall",
     "loss": "val/loss/total",
 }
-"""Columns of the papers' tables, and the metrics of a validation that they are."""
+"""Metric of an evaluation by the column of the papers' tables."""
 
 QUALITIES = ("PQ", "things", "stuff")
 
@@ -30,7 +30,7 @@ SMALL: dict[str, dict[Any, Any]] = {
     "resize.short": {400: 160, 500: 200, 600: 240, 700: 280},
     "resize.longest": {400: 320, 500: 400, 600: 480, 700: 560},
 }
-"""What a row's values become on the small presets: a smaller backbone, the same ratio of dilations or sides."""
+"""Value on the small presets by option and published value: smaller backbones, dilations and sides in one ratio."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Row:
 
     label: str
     change: Mapping[str, Any]
-    """Options in which it differs."""
+    """Options in which it differs from the other rows."""
     paper: tuple[float | None, ...] = ()
     """The paper's figures in the order of the study's columns; None where it gives none."""
     evaluate_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the model that differ only while it is evaluated; rows that differ in nothing else train once."""
     preset: str = ""
-    """Instead of the study's."""
+    """Its preset, where it is not the study's."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class Study:
 
     title: str
     preset: str
-    """The paper's recipe."""
+    """The preset with the paper's recipe."""
     small: str
     """The preset of --small: two CPU cores, from scratch."""
     rows: tuple[Row, ...]
     columns: tuple[str, ...] = QUALITIES
-    """Of `METRICS`."""
+    """Keys of `METRICS`."""
     setting: Mapping[str, Any] = field(default_factory=dict)
     """Options of all rows, also with --small."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Options of all rows without --small: what the paper says beyond its preset."""
     images: int = 0
-    """Of the paper's training set: `data.limit` of preset and rows is meant as a share of it. 0 = as it stands."""
+    """Images of the paper's training set, of which `data.limit` of preset and rows is a share. 0 = it is a number."""
     merged: tuple[int, ...] = ()
     """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
     note: str = ""
-    """What the paper leaves open."""
+    """A remark below the table: what the paper leaves open."""

@@ -1,4 +1,4 @@
-"""A study's table: the paper's figures and ours, what exceeds the noise of the seeds, Markdown, CSV and a plot."""
+"""A study's table: the paper's figures and ours, and what exceeds the noise of the seeds; text, Markdown, CSV, plot."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pipelines.studies.statistics import MISTAKEN, ROUNDING, Cell, beyond_chance, compare, noise
+from panoptic.metrics.report import text_table
+from pipelines.studies.statistics import ROUNDING, SIGNIFICANCE, Cell, compare, holm, pooled_deviation
 from pipelines.studies.study import Study
 
 
 @dataclass(frozen=True)
 class Table:
-    """A study in every form."""
+    """A study's table as text, Markdown, rows of a CSV file and a plot."""
 
     text: str
     markdown: str
@@ -34,13 +35,13 @@ class Table:
 
 
 def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: str) -> Table:
-    """Every form of a study.
+    """The table of a study in every form.
 
     Args:
         name: of the study.
         study: its rows and columns.
         cells: a list a row, a cell a column.
-        budget: steps and seeds, as words.
+        budget: steps and seeds, in words.
     """
     labels = [row.label for row in study.rows]
     head = ["", *(f"{column} {who}" for column in study.columns for who in ("paper", "ours"))]
@@ -53,7 +54,7 @@ def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: s
     notes = [*verdict(labels, [row[place] for row in cells], leading), *([study.note] if study.note else [])]
     title = f"{name}: {study.title}. Ours: {budget}"
     return Table(
-        text="\n".join([title, _aligned([head, *body]), *notes]),
+        text="\n".join([title, text_table([head, *body]), *notes]),
         markdown="\n".join([f"**{title}**", "", *_markdown([head, *body]), "", *(f"- {note}" for note in notes)]),
         rows=[csv_row(label, study.columns, row) for label, row in zip(labels, cells, strict=True)],
         plot=plot(title, labels, [row[place] for row in cells], leading),
@@ -61,7 +62,7 @@ def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: s
 
 
 def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str, str | float]:
-    """A row's figures: the paper's, our mean, deviation and number of seeds."""
+    """A row of the CSV file: the paper's, our mean, deviation and number of seeds."""
     flat: dict[str, str | float] = {"row": label}
     for column, cell in zip(columns, row, strict=True):
         flat |= {
@@ -105,29 +106,22 @@ def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) 
 
 
 def _paper(value: float | None) -> str:
+    """The paper's figure as it prints it."""
     return "-" if value is None else f"{value:g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is the header."""
     head, *body = rows
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
-    """Which differences of `column` exceed the noise of the seeds, in words."""
+    """Sentences that say which differences of `column` exceed the noise of the seeds."""
     there = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.values]
     if len(there) < 2:
         return ["Fewer than two rows have a figure: nothing to compare."]
-    deviation, freedom = noise([cell for _, cell in there])
+    deviation, freedom = pooled_deviation([cell for _, cell in there])
     if not freedom and max(len(cell.ours) for _, cell in there) < 2:
         return ["One seed: its noise is unknown, so no difference is claimed (--seeds 2 or more)."]
     if not freedom:
@@ -136,12 +130,12 @@ def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[s
         return ["All seeds of a row gave the same figure: the noise is unknown, so no difference is claimed."]
     pairs = [(a, b) for a, b in itertools.combinations(there, 2) if not _same(a[1], b[1])]
     compared = [compare(a, b, deviation, freedom) for a, b in pairs]
-    claimed = beyond_chance([one.chance for one in compared])
+    claimed = holm([one.p_value for one in compared])
     exceeding = [one.text for one, yes in zip(compared, claimed, strict=True) if yes]
     within = [one.text for one, yes in zip(compared, claimed, strict=True) if not yes]
     lines = [
         f"Noise of one run: {column} ± {deviation:.2f} ({freedom} degrees of freedom).",
-        f"Beyond the noise (all of these together with {1 - MISTAKEN:.0%} confidence): "
+        f"Beyond the noise (all of these together with {1 - SIGNIFICANCE:.0%} confidence): "
         f"{'; '.join(exceeding) or 'no difference'}.",
     ]
     if within:
@@ -152,7 +146,7 @@ def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[s
 
 
 def _same(a: Cell, b: Cell) -> bool:
-    """Whether two cells are one figure, printed twice."""
+    """True if two cells are one figure, printed twice."""
     return a.shares(b) and all(x == y or (x != x and y != y) for x, y in zip(a.ours, b.ours, strict=True))
 
 

@@ -1,11 +1,11 @@
-"""Whether the weights that a backbone is to start from fit it: told from names and shapes before anything starts."""
+"""What is checked before a sweep starts anything: options, values of the search space, models, weights, the cluster."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import timm
 import torch
@@ -18,68 +18,19 @@ from panoptic.convert import read_checkpoint
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment
-from pipelines.training.preflight import check_freezing, meta_model
+from pipelines.training.preflight import check_freezing, lacking, meta_model
 from pipelines.training.worker import accumulation
 from pipelines.tuning import search_space, trial_config
-from pipelines.tuning.plan import Sweep, Trials
+from pipelines.tuning.plan import SweepOptions, Trials
 from pipelines.tuning.search_space import PRESET, Space
 
-Shapes = Mapping[str, Tensor]
-"""Tensors without memory."""
+
+class MissingWeights(ValueError):
+    """Raised where a trial freezes parts into which no weights are loaded."""
 
 
-class WeightsCheck:
-    """Each distinct backbone is tried once, each file read once; nothing is downloaded."""
-
-    def __init__(self) -> None:
-        self._tried: set[Backbone] = set()
-        self._files: dict[str, Shapes] = {}
-
-    def check(self, experiment: Experiment) -> None:
-        """Raises:
-        ValueError: the backbone's weights cannot be read, or do not fit; names what differs.
-        """
-        backbone = replace(experiment.model.backbone, freeze=0)
-        if backbone.weights == "none" or backbone in self._tried:
-            return
-        shapes = _timm(backbone) if backbone.weights == "timm" else self._read(backbone.weights)
-        with torch.device("meta"):
-            if shapes:
-                load_weights(replace(backbone, weights="none").build(), shapes)
-        self._tried.add(backbone)
-
-    def _read(self, file: str) -> Shapes:
-        if file not in self._files:
-            try:
-                state = read_checkpoint(io.BytesIO(storage.read_bytes(file)), file)
-            except OSError as error:
-                raise ValueError(f"model.backbone.weights: {error}") from error
-            self._files[file] = {name: value.to("meta") for name, value in state.items()}
-        return self._files[file]
-
-
-def _timm(backbone: Backbone) -> Shapes:
-    """Of what timm would download; {} for its own models, which fit themselves.
-
-    Raises:
-        ValueError: timm has no weights, or none for such a backbone.
-    """
-    name = TIMM_NAMES.get(backbone.name, backbone.name)
-    if not timm.is_model_pretrained(name):
-        raise ValueError(f"model.backbone.weights timm: timm has no weights for {name}; give a FILE")
-    if backbone.name not in OPTIONS:
-        return {}
-    if backbone.stride_in_1x1:
-        raise ValueError(
-            "model.backbone.weights timm: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
-            "in the first 1x1; give a FILE such as R-50.pkl"
-        )
-    with torch.device("meta"):
-        return timm.create_model(name).state_dict()
-
-
-def check_options(options: Sweep, space: Space) -> None:
-    """Combinations that Tune cannot do.
+def check_options(options: SweepOptions, space: Space) -> None:
+    """Refuse combinations of options that Ray Tune cannot do.
 
     Raises:
         ValueError: says what to write instead.
@@ -110,12 +61,39 @@ def check_options(options: Sweep, space: Space) -> None:
             ) from error
 
 
+def check_whole_numbers(space: Space, bases: Mapping[str, Experiment]) -> None:
+    """Refuse ranges of fractions for options that are whole numbers.
+
+    Raises:
+        ValueError: names the path, and the expressions that suit it.
+    """
+    for path, domain in space.items():
+        fractions = domain.kind not in search_space.ENUMERATED and not domain.whole
+        if fractions and any(is_whole_number(base, path) for base in bases.values()):
+            raise ValueError(
+                f"the sweep cannot take {path}={domain}: this option takes whole numbers: use randint, or quniform "
+                "with whole numbers"
+            )
+
+
+def is_whole_number(experiment: Experiment, path: str) -> bool:
+    """True if the option of this dotted path is declared as an `int`; False where there is no such option."""
+    *groups, name = path.split(".")
+    owner: Any = experiment
+    for group in groups:
+        owner = getattr(owner, group, None)
+    return get_type_hints(type(owner)).get(name) is int
+
+
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and shape of every tensor of a model."""
 
 
-class Checker:
-    """Whether a draw makes an experiment that can train, and its backbone's weights fit; models are built without
-    memory, each once."""
+class TrialCheck:
+    """Checks that a draw makes an experiment that can train, and that the weights of its backbone fit.
+
+    Models are built without memory, each distinct one once. `experiments` collects those that passed.
+    """
 
     def __init__(self, trials: Trials, allow_lacking: bool = False) -> None:
         """Args:
@@ -125,11 +103,13 @@ class Checker:
         self.trials, self.allow_lacking = trials, allow_lacking
         self.experiments: list[Experiment] = []
         self._built: dict[str, TensorShapes] = {}
-        self._fitting = WeightsCheck()
+        self._weights = WeightsCheck()
 
     def __call__(self, values: Mapping[str, Any]) -> Experiment:
-        """Raises:
-        ValueError: it does not.
+        """The experiment of a draw, `{path: value}`.
+
+        Raises:
+            ValueError: there is none, or it cannot train.
         """
         changes = {path: value for path, value in values.items() if path != PRESET}
         return self.check(values.get(PRESET, self.trials.preset), changes)
@@ -138,6 +118,7 @@ class Checker:
         """The experiment of a preset with changes.
 
         Raises:
+            MissingWeights: it freezes parts without weights, and that is not allowed.
             ValueError: there is none, or it cannot train.
         """
         experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
@@ -146,27 +127,20 @@ class Checker:
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
             self._shapes(part)
-            if not self.allow_lacking:
-                check_freezing(part)
-        self._fitting.check(experiment)
+            if lacking(part) and not self.allow_lacking:
+                try:
+                    check_freezing(part)
+                except ValueError as error:
+                    raise MissingWeights(str(error)) from error
+        self._weights.check(experiment)
         self.experiments.append(experiment)
         return experiment
 
-    def _shapes(self, experiment: Experiment) -> TensorShapes:
-        """Of all tensors of its model."""
-        key = repr(experiment.model)
-        if key not in self._built:
-            state = meta_model(experiment).state_dict()
-            # A frozen norm holds the same tensors in another order, timm's without the counter.
-            shapes = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
-            self._built[key] = tuple(sorted(shapes.items()))
-        return self._built[key]
-
     def check_exchange(self) -> None:
-        """Population based training moves weights between trials.
+        """Check that trials of population based training can take over each other's weights.
 
         Raises:
-            ValueError: a path of the space changes their shapes.
+            ValueError: a path of the space changes the weights' shapes.
         """
         first = next(search_space.probes(self.trials.space))
         for path, domain in self.trials.space.items():
@@ -177,12 +151,82 @@ class Checker:
                     "over from another; leave it out, or choose another scheduler"
                 )
 
+    def _shapes(self, experiment: Experiment) -> TensorShapes:
+        """Names and shapes of the tensors of an experiment's model.
 
-def check_storage(bases: Iterable[Experiment]) -> None:
-    """Drawn scenes need a local folder.
+        Raises:
+            ValueError: its options do not make a model.
+        """
+        key = repr(experiment.model)
+        if key not in self._built:
+            state = meta_model(experiment).state_dict()
+            # A frozen norm holds the same tensors in another order, timm's without the counter.
+            shapes = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(COUNTER)}
+            self._built[key] = tuple(sorted(shapes.items()))
+        return self._built[key]
+
+
+class WeightsCheck:
+    """Checks that the weights which a backbone is to start from fit it, by names and shapes.
+
+    Each distinct backbone is tried once, each file is read once, and nothing is downloaded.
+    """
+
+    def __init__(self) -> None:
+        self._tried: set[Backbone] = set()
+        self._files: dict[str, Mapping[str, Tensor]] = {}
+
+    def check(self, experiment: Experiment) -> None:
+        """Check an experiment's backbone.
+
+        Raises:
+            ValueError: the backbone's weights cannot be read, or do not fit; names what differs.
+        """
+        backbone = replace(experiment.model.backbone, freeze=0)
+        if backbone.weights == "none" or backbone in self._tried:
+            return
+        shapes = _timm(backbone) if backbone.weights == "timm" else self._read(backbone.weights)
+        with torch.device("meta"):
+            if shapes:
+                load_weights(replace(backbone, weights="none").build(), shapes)
+        self._tried.add(backbone)
+
+    def _read(self, file: str) -> Mapping[str, Tensor]:
+        """The tensors of a file of weights, without memory."""
+        if file not in self._files:
+            try:
+                state = read_checkpoint(io.BytesIO(storage.read_bytes(file)), file)
+            except OSError as error:
+                raise ValueError(f"model.backbone.weights: {error}") from error
+            self._files[file] = {name: value.to("meta") for name, value in state.items()}
+        return self._files[file]
+
+
+def _timm(backbone: Backbone) -> Mapping[str, Tensor]:
+    """The tensors, without memory, of the weights that timm would download; {} for its own models, which fit.
 
     Raises:
-        ValueError: says so before anything is started.
+        ValueError: timm has no weights, or none for such a backbone.
+    """
+    name = TIMM_NAMES.get(backbone.name, backbone.name)
+    if not timm.is_model_pretrained(name):
+        raise ValueError(f"model.backbone.weights timm: timm has no weights for {name}; give a FILE")
+    if backbone.name not in OPTIONS:
+        return {}
+    if backbone.stride_in_1x1:
+        raise ValueError(
+            "model.backbone.weights timm: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
+            "in the first 1x1; give a FILE such as R-50.pkl"
+        )
+    with torch.device("meta"):
+        return timm.create_model(name).state_dict()
+
+
+def check_storage(bases: Iterable[Experiment]) -> None:
+    """Check that drawn scenes go to a local folder.
+
+    Raises:
+        ValueError: the storage is a bucket.
     """
     for base in bases:
         if base.data.root == "scenes" and "://" in base.storage:
@@ -193,10 +237,10 @@ def check_storage(bases: Iterable[Experiment]) -> None:
 
 
 def check_population(samples: int, concurrent: int) -> None:
-    """A population exchanges only while all of it trains.
+    """Check that a population trains all at once, without which its trials could not exchange.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: the cluster does not hold it.
     """
     if concurrent < samples:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What every trial of a sweep shares, and how its folders and its MLflow run are found."""
+"""What a sweep is asked to do, what its trials share, and where the files of a trial lie."""
 
 from __future__ import annotations
 
@@ -14,61 +14,7 @@ from pipelines.tuning.search_space import Space
 
 
 @dataclass(frozen=True)
-class Row:
-    """A trial that is given instead of drawn."""
-
-    label: str
-    preset: str
-    changes: Mapping[str, Any]
-    params: Mapping[str, Any]
-    """What MLflow compares."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every trial of a sweep shares."""
-
-    bases: Mapping[str, Experiment]
-    """By preset."""
-    preset: str
-    """Where the space chooses none."""
-    folder: str
-    """Of the sweep: trials and Tune's state."""
-    parent: runs.Run
-    space: Space = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Short names of the space's paths."""
-    rows: tuple[Row, ...] = ()
-    metric: str = "val/pq"
-    mode: str = "max"
-
-
-def trial_name(identity: str) -> str:
-    """Of a trial's run folder."""
-    return f"trial-{identity}"
-
-
-def failure_file(folder: str, identity: str) -> str:
-    """Where the reason of a failed trial stands."""
-    return storage.join(folder, "failures", f"{identity}.txt")
-
-
-def failed_run_file(folder: str, identity: str) -> str:
-    """Where the MLflow run stands of a trial that failed before its training opened one."""
-    return storage.join(folder, "failures", f"{identity}.run")
-
-
-def run_id(folder: str, identity: str) -> str:
-    """MLflow run of a trial, "" before it has one."""
-    record = storage.join(folder, trial_name(identity), "run.json")
-    if storage.exists(record):
-        return json.loads(storage.read_bytes(record))["run_id"]
-    failed = failed_run_file(folder, identity)
-    return storage.read_bytes(failed).decode() if storage.exists(failed) else ""
-
-
-@dataclass(frozen=True)
-class Sweep:
+class SweepOptions:
     """What is searched, and how. Options of the experiment (`jobs/train.py PRESET --help`) hold for every trial."""
 
     sweep: tuple[str, ...] = ()
@@ -94,16 +40,79 @@ class Sweep:
     resume: bool = False
     """Go on with the sweep of this --name."""
     search_seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """What one trial changes in its preset: drawn from the search space, or given (a row of a study)."""
+
+    label: str
+    """Its name in tables and in MLflow."""
+    preset: str
+    changes: Mapping[str, Any]
+    """Value of each option that it sets, by dotted path."""
+    params: Mapping[str, Any]
+    """Parameters of its MLflow run: what differs between the trials."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Everything that is needed to start: what `execute` takes."""
+    """The trials of a sweep before it starts: presets, and a search space or given configurations."""
 
     bases: Mapping[str, Experiment]
+    """The experiment of each preset, with the options that hold for every trial."""
     preset: str
+    """The preset of trials whose space chooses none."""
     space: Space = field(default_factory=dict)
-    rows: tuple[Row, ...] = ()
+    configs: tuple[TrialConfig, ...] = ()
+    """Trials that are given instead of drawn; () = they are drawn from the space."""
     experiments: tuple[Experiment, ...] = ()
-    """Of the dry run: every kind of trial that may be drawn. What the cluster must hold, and for how long."""
+    """Every kind of trial that may be drawn, from the dry run: says what the cluster must hold, and for how long."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every trial of a running sweep shares."""
+
+    bases: Mapping[str, Experiment]
+    """The experiment of each preset, with its data prepared."""
+    preset: str
+    """The preset of trials whose space chooses none."""
+    folder: str
+    """URI of the sweep's folder: run folders of its trials and Tune's state."""
+    parent: runs.Run
+    """MLflow run of the sweep, above those of its trials."""
+    space: Space = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Short names of the space's paths."""
+    configs: tuple[TrialConfig, ...] = ()
+    """Trials that are given instead of drawn; () = they are drawn from the space."""
+    metric: str = "val/pq"
+    """What the trials are compared by."""
+    mode: str = "max"
+    """Whether more of it is better: max or min."""
+
+
+def trial_name(trial_id: str) -> str:
+    """The name of a trial's run folder."""
+    return f"trial-{trial_id}"
+
+
+def failure_file(folder: str, trial_id: str) -> str:
+    """URI of the file with the reason of a failed trial."""
+    return storage.join(folder, "failures", f"{trial_id}.txt")
+
+
+def failed_run_file(folder: str, trial_id: str) -> str:
+    """URI of the file with the MLflow run id of a trial that failed before its training opened a run."""
+    return storage.join(folder, "failures", f"{trial_id}.run")
+
+
+def run_id(folder: str, trial_id: str) -> str:
+    """The MLflow run id of a trial, "" before it has one."""
+    record = storage.join(folder, trial_name(trial_id), "run.json")
+    if storage.exists(record):
+        return json.loads(storage.read_bytes(record))["run_id"]
+    failed = failed_run_file(folder, trial_id)
+    return storage.read_bytes(failed).decode() if storage.exists(failed) else ""

@@ -19,84 +19,106 @@ from typing import Any
 
 from ray.tune import Callback
 
+from panoptic.metrics.report import text_table
 from pipelines.cluster import storage
 from pipelines.tracking import runs, tracker
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Plan, failure_file, run_id
 from pipelines.tuning.trial import WORST
-from pipelines.tuning.trial_config import row_of
+from pipelines.tuning.trial_config import config_of
 
 logger = logging.getLogger(__name__)
 
 TERMINAL_SECONDS = 2.0
+"""Seconds between two tables on a terminal."""
+
 LOG_SECONDS = 30.0
+"""Least seconds between two tables in a log, where a trial's state has changed."""
+
 QUIET_SECONDS = 600.0
+"""Seconds between two tables in a log where none has."""
 
 TRIALS = "trials.json"
+"""File of a sweep's folder that holds its trials as they stood when it last ended."""
 
 SHOWN = 30
 """Trials in the table; of more the running, failed and best ones."""
 
+STATES = ("running", "failed", "finished", "pruned", "waiting")
+"""States of a trial, in the order in which a long table keeps them."""
+
+STATUS = {"RUNNING": "running", "TERMINATED": "finished", "ERROR": "failed"}
+"""States by Tune's status of a trial; PENDING and PAUSED wait."""
+
 
 @dataclass(frozen=True)
-class Line:
-    """A trial in the table."""
+class TrialResult:
+    """How a trial stands, or how it ended."""
 
     identity: str
+    """Id of the trial in Tune."""
     label: str
+    """Its name: the options in which it differs."""
     state: str
-    """waiting, running, finished, pruned, failed."""
+    """One of `STATES`; pruned = ended by the scheduler."""
     step: int = 0
+    """Step of its last validation."""
     total: int = 0
+    """Steps in all; 0 = not known yet."""
     value: float = math.nan
-    """Last objective."""
+    """Last value of the metric that trials are compared by."""
     best: float = math.nan
+    """Best value of that metric."""
     reason: str = ""
+    """Why it failed."""
     params: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of its MLflow run: what differs between the trials."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes."""
+        """True if nothing more comes."""
         return self.state in ("finished", "pruned", "failed")
 
 
-def table(lines: Sequence[Line], metric: str = "PQ", mode: str = "max", most: int = SHOWN) -> str:
-    """The trials as text, best first, with the number in each state above."""
-    counts = {state: sum(line.state == state for line in lines) for state in STATES}
-    head = f"{len(lines)} trials: " + ", ".join(f"{number} {state}" for state, number in counts.items() if number)
-    ordered = ranked(lines, mode)
+def table(results: Sequence[TrialResult], metric: str = "PQ", mode: str = "max", most: int = SHOWN) -> str:
+    """The trials as text, best first, with the number in each state above.
+
+    Args:
+        results: of the trials.
+        metric: heading of the values.
+        mode: max where more of it is better, else min.
+        most: trials in the table.
+    """
+    counts = {state: sum(result.state == state for result in results) for state in STATES}
+    head = f"{len(results)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    ordered = ranked(results, mode)
     if len(ordered) > most:
-        first = sorted(ordered, key=lambda line: STATES.index(line.state))[: most // 2]
-        kept = {id(line) for line in [*first, *[line for line in ordered if line not in first][: most - len(first)]]}
+        first = sorted(ordered, key=lambda result: STATES.index(result.state))[: most // 2]
+        others = [result for result in ordered if result not in first]
+        kept = {id(result) for result in [*first, *others[: most - len(first)]]}
         head += f"; {len(kept)} of them:"
-        ordered = [line for line in ordered if id(line) in kept]
+        ordered = [result for result in ordered if id(result) in kept]
     rows = [["trial", "state", "step", metric, "best", ""]]
-    for place, line in enumerate(ordered):
-        star = "*" if place == 0 and line.best == line.best else ""
-        step = f"{line.step}/{line.total}" if line.total else "-"
-        rows.append([line.label, line.state, step, number(line.value), number(line.best) + star, line.reason[:80]])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    left = (True, True, False, False, False, True)
-    text = (
-        "  ".join(cell.ljust(w) if first else cell.rjust(w) for cell, w, first in zip(row, widths, left, strict=True))
-        for row in rows
-    )
-    return "\n".join([head, *(line.rstrip() for line in text)])
+    for place, result in enumerate(ordered):
+        star = "*" if place == 0 and not math.isnan(result.best) else ""
+        step = f"{result.step}/{result.total}" if result.total else "-"
+        figures = [number(result.value), number(result.best) + star]
+        rows.append([result.label, result.state, step, *figures, result.reason[:80]])
+    return f"{head}\n{text_table(rows, words=('state', ''))}"
 
 
-STATES = ("running", "failed", "finished", "pruned", "waiting")
-
-
-def ranked(lines: Sequence[Line], mode: str = "max") -> list[Line]:
-    """Best first; trials without a value last."""
+def ranked(results: Sequence[TrialResult], mode: str = "max") -> list[TrialResult]:
+    """The trials, best first, those without a value last."""
     sign = -1 if mode == "max" else 1
-    return sorted(lines, key=lambda line: sign * line.best if line.best == line.best else math.inf)
+    return sorted(results, key=lambda result: math.inf if math.isnan(result.best) else sign * result.best)
 
 
 def number(value: float) -> str:
-    """Two digits, `-` where there is none."""
-    return "-" if value != value else f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+    """A value with two digits, three significant ones where it is small; `-` for NaN."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
 class Display:
@@ -104,14 +126,14 @@ class Display:
 
     def __init__(self, terminal: bool) -> None:
         """Args:
-        terminal: draw in place.
+        terminal: the table is drawn in place.
         """
         self.terminal = terminal
         self._last, self._states, self._height = -math.inf, "", 0
         self._text = ""
 
     def due(self, now: float, states: str) -> bool:
-        """Whether something should be written at a time, in seconds; `states` of all trials as one text."""
+        """True if a table should be written at the time `now`, in seconds; `states` are those of all trials."""
         waited = now - self._last
         if self.terminal:
             return waited >= TERMINAL_SECONDS
@@ -119,11 +141,11 @@ class Display:
 
     @property
     def most(self) -> int:
-        """Trials that a table may have: on a terminal, what it holds beside the two lines above and the cursor's."""
+        """Trials in a table: on a terminal, those that it holds beside the two lines above and the cursor's."""
         return min(SHOWN, max(1, shutil.get_terminal_size().lines - 3)) if self.terminal else SHOWN
 
     def write(self, text: str, now: float, states: str) -> None:
-        """Write it, over the last one on a terminal, where a line that is too long would take two."""
+        """Write a table, on a terminal over the last one, where a line that is too long would take two."""
         if self.terminal:
             width = shutil.get_terminal_size().columns
             text = "\n".join(line[:width] for line in text.splitlines())
@@ -135,7 +157,10 @@ class Display:
 
 
 class Progress(Callback):
-    """Ray Tune's events as a table, and as states of the trials' MLflow runs. Survives Tune's own snapshots."""
+    """A callback of Ray Tune that shows the trials in a table and writes their states into their MLflow runs.
+
+    Tune pickles it into its own snapshots; only the plan goes along.
+    """
 
     def __init__(self, plan: Plan) -> None:
         """Args:
@@ -145,9 +170,9 @@ class Progress(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        """What does not outlive the process."""
+        """Reset what does not outlive the process."""
         self._display: Display | None = None
-        self._trial_limit: Any = None
+        self._limiter: Any = None
         self._running: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,18 +183,18 @@ class Progress(Callback):
         self._forget()
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Of Tune's loop."""
-        self.let_through([trial.trial_id for trial in trials if trial.status == "RUNNING"])
+        """Called at each turn of Tune's loop."""
+        self.update_limiter([trial.trial_id for trial in trials if trial.status == "RUNNING"])
         self.show(trials)
 
-    def let_through(self, running: list[str]) -> None:
-        """Tell the trial_limit which trials Tune has started, where that changed."""
+    def update_limiter(self, running: list[str]) -> None:
+        """Send the limiter the ids of the trials that Tune runs, where these have changed."""
         if running == self._running:
             return
-        if self._trial_limit is None:
-            self._trial_limit = concurrency.find_trial_limit(self.plan.parent.run_id)
-        if self._trial_limit is not None:
-            self._trial_limit.update.remote(running)
+        if self._limiter is None:
+            self._limiter = concurrency.find_limiter(self.plan.parent.run_id)
+        if self._limiter is not None:
+            self._limiter.update.remote(running)
             self._running = running
 
     def show(self, trials: Sequence[Any], last: bool = False) -> None:
@@ -181,32 +206,32 @@ class Progress(Callback):
             self._display = Display(sys.stdout.isatty())
         now, states = time.monotonic(), " ".join(f"{trial.trial_id}:{trial.status}" for trial in trials)
         if last or self._display.due(now, states):
-            lines, metric = [line_of(trial, self.plan) for trial in trials], short_metric(self.plan.metric)
-            text = table(lines, metric, self.plan.mode, self._display.most)
+            results, metric = [result_of(trial, self.plan) for trial in trials], short_metric(self.plan.metric)
+            text = table(results, metric, self.plan.mode, self._display.most)
             self._display.write(text, now, states)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        """The last table, and the trials for whoever started the sweep."""
+        """Write the last table, and the trials' results into the sweep's folder."""
         self.show(trials, last=True)
-        content = [asdict(line_of(trial, self.plan)) for trial in trials]
+        content = [asdict(result_of(trial, self.plan)) for trial in trials]
         storage.write_bytes(storage.join(self.plan.folder, TRIALS), json.dumps(content, indent=1).encode())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Finished, or stopped by the scheduler."""
+        """Write the state of a trial that finished or was stopped by the scheduler."""
         _guarded("a trial's state was not written", lambda: self._complete(trial))
 
     def _complete(self, trial: Any) -> None:
-        line = line_of(trial, self.plan, ended=True)
+        result = result_of(trial, self.plan, ended=True)
         known = run_id(self.plan.folder, trial.trial_id)
         if not known:
             return
         run = replace(self.plan.parent, run_id=known)
-        state = f"pruned at step {line.step} of {line.total}" if line.state == "pruned" else "finished"
+        state = f"pruned at step {result.step} of {result.total}" if result.state == "pruned" else "finished"
         tracker.Tracker(run).tags({"state": state})
-        runs.finish(run, "KILLED" if line.state == "pruned" else "FINISHED")
+        runs.finish(run, "KILLED" if result.state == "pruned" else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial whose process died could not leave its reason."""
+        """Write the reason of a failed trial that could not leave it itself, because its process died."""
         _guarded("a trial's failure was not written", lambda: self._fail(trial))
 
     def _fail(self, trial: Any) -> None:
@@ -215,19 +240,25 @@ class Progress(Callback):
         text = Path(trial.error_file).read_text() if trial.error_file else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         reason = lines[-1] if lines else "its process died"
-        record_failure(self.plan, row_of(trial.config, self.plan), trial.trial_id, reason)
+        record_failure(self.plan, config_of(trial.config, self.plan), trial.trial_id, reason)
 
 
-def _guarded(what: str, work: Callable[[], None]) -> None:
-    """Do what only tells of a sweep: a store that is away must not end it."""
+def _guarded(failure: str, work: Callable[[], None]) -> None:
+    """Do what only informs of a sweep: a store that is away must not end it; `failure` is logged then."""
     try:
         work()
     except Exception as error:  # whatever the storage, MLflow or the terminal raise
-        logger.warning("%s (%s: %s)", what, type(error).__name__, error)
+        logger.warning("%s (%s: %s)", failure, type(error).__name__, error)
 
 
-def line_of(trial: Any, plan: Plan, ended: bool = False) -> Line:
-    """A trial of Tune as a line of the table."""
+def result_of(trial: Any, plan: Plan, ended: bool = False) -> TrialResult:
+    """How a trial of Tune stands.
+
+    Args:
+        trial: `ray.tune.experiment.Trial`.
+        plan: of the sweep.
+        ended: it has ended, whatever its status says.
+    """
     last = trial.last_result or {}
     step, total = int(last.get("step", 0)), int(last.get("total", 0))
     state = STATUS.get(trial.status, "waiting")
@@ -240,38 +271,34 @@ def line_of(trial: Any, plan: Plan, ended: bool = False) -> Line:
         file = failure_file(plan.folder, trial.trial_id)
         reason = storage.read_bytes(file).decode() if storage.exists(file) else "see its log"
     value = float(last.get(plan.metric, math.nan))
-    found = (trial.metric_analysis or {}).get("objective", {}).get(plan.mode, math.nan)
-    best = float(found) if abs(float(found)) < WORST else math.nan
-    row = row_of(trial.config, plan)
-    return Line(trial.trial_id, row.label, state, step, total, value, best, reason, dict(row.params))
-
-
-STATUS = {"RUNNING": "running", "TERMINATED": "finished", "ERROR": "failed"}
-"""Tune's words for ours; PENDING and PAUSED wait."""
+    objective = float((trial.metric_analysis or {}).get("objective", {}).get(plan.mode, math.nan))
+    best = objective if abs(objective) < WORST else math.nan
+    config = config_of(trial.config, plan)
+    return TrialResult(trial.trial_id, config.label, state, step, total, value, best, reason, dict(config.params))
 
 
 def short_metric(metric: str) -> str:
-    """`val/pq_things` is PQ things."""
+    """A metric's name as a heading: `val/pq_things` is PQ things."""
     words = metric.removeprefix("val/").replace("_", " ")
     return words.replace("pq", "PQ") if words.startswith("pq") else words
 
 
-def rows(lines: Sequence[Line], metric: str) -> list[dict[str, Any]]:
-    """For a CSV file: one row a trial."""
+def rows(results: Sequence[TrialResult], metric: str) -> list[dict[str, Any]]:
+    """The trials for a CSV file, one row each."""
     return [
         {
-            "trial": line.label,
-            "state": line.state,
-            "step": line.step,
-            metric: line.value,
-            f"best {metric}": line.best,
-            "reason": line.reason,
-            **line.params,
+            "trial": result.label,
+            "state": result.state,
+            "step": result.step,
+            metric: result.value,
+            f"best {metric}": result.best,
+            "reason": result.reason,
+            **result.params,
         }
-        for line in lines
+        for result in results
     ]
 
 
-def read(folder: str) -> list[Line]:
+def read(folder: str) -> list[TrialResult]:
     """The trials of a sweep as they stood when it last ended."""
-    return [Line(**entry) for entry in json.loads(storage.read_bytes(storage.join(folder, TRIALS)))]
+    return [TrialResult(**entry) for entry in json.loads(storage.read_bytes(storage.join(folder, TRIALS)))]

@@ -1,7 +1,8 @@
-"""What a sweep leaves: its table in MLflow, and the best trial's model."""
+"""The results of a sweep: its table in MLflow, and the best trial's model."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,32 +17,42 @@ from pipelines.tuning import progress, trial
 from pipelines.tuning.plan import Plan
 
 VIEW = "resize."
-"""How the options begin that say what of an image a model sees."""
+"""Prefix of the options of the evaluation view."""
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a sweep leaves."""
+class SweepResult:
+    """The results of a sweep."""
 
     name: str
     folder: str
-    lines: list[progress.Line]
-    best: progress.Line | None
+    """URI of its folder."""
+    trials: list[progress.TrialResult]
+    best: progress.TrialResult | None
+    """The best trial; None where none has a value."""
     checkpoint: str
-    """Best one of the best trial, "" without one."""
+    """URI of the best trial's best checkpoint, "" without one."""
     model: str
-    """MLflow URI of its model."""
+    """MLflow URI of that checkpoint's model, "" without one."""
     parent: runs.Run
+    """MLflow run of the sweep."""
     table: str
+    """The trials as text."""
 
 
-def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experiment) -> Finished:
-    """The table in MLflow, and the best trial's model."""
+def conclude(name: str, results: list[progress.TrialResult], plan: Plan, first: Experiment) -> SweepResult:
+    """Write the table of a sweep and the best trial's model into MLflow.
+
+    Args:
+        name: of the sweep.
+        results: of its trials.
+        plan: of the sweep.
+        first: experiment of its first preset: under which name models are registered.
+    """
     tracker = tracker_module.Tracker(plan.parent)
-    text = progress.table(lines, progress.short_metric(plan.metric), plan.mode, most=len(lines) + 1)
-    tracker.table("trials", progress.rows(lines, plan.metric), text)
-    ordered = progress.ranked(lines, plan.mode)
-    best = ordered[0] if ordered and ordered[0].best == ordered[0].best else None
+    text = progress.table(results, progress.short_metric(plan.metric), plan.mode, most=len(results) + 1)
+    tracker.table("trials", progress.rows(results, plan.metric), text)
+    best = next((result for result in progress.ranked(results, plan.mode) if not math.isnan(result.best)), None)
     checkpoint = model = ""
     if best is not None:
         checkpoint = trial.best_of(trial.all_checkpoints(plan.folder, best.identity), plan.metric, plan.mode)
@@ -50,15 +61,16 @@ def conclude(name: str, lines: list[progress.Line], plan: Plan, first: Experimen
     tracker.close()
     if checkpoint:
         model = log_best(plan.parent, checkpoint, first)
-    told = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
-    runs.describe(plan.parent, f"{told}```\n{text}\n```")
-    return Finished(name, plan.folder, lines, best, checkpoint, model, plan.parent, text)
+    heading = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
+    runs.describe(plan.parent, f"{heading}```\n{text}\n```")
+    return SweepResult(name, plan.folder, results, best, checkpoint, model, plan.parent, text)
 
 
 def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
-    """MLflow URI of a checkpoint's model, logged with the sweep and registered where `tracking.register` says so.
+    """Log a checkpoint's model with the sweep, registered where `tracking.register` says so; returns its MLflow URI.
 
-    A sweep that was resumed and has the same best checkpoint as before keeps the model that it logged.
+    The URI is "" where MLflow is away. A sweep that was resumed and has the same best checkpoint as before keeps the
+    model that it logged.
     """
     from pipelines.tracking.model import log_model
 
@@ -81,8 +93,8 @@ def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
     return model
 
 
-def closing_lines(done: Finished) -> str:
-    """The table, and where things lie."""
+def closing_lines(done: SweepResult) -> str:
+    """The text that a sweep ends with: the table, and where things lie."""
     return "\n".join(
         [
             "",

@@ -14,14 +14,27 @@ from pipelines.cluster import storage
 logger = logging.getLogger(__name__)
 
 STATE = "tune"
+"""Folder of Tune's state in that of a sweep."""
+
 RECORD = "sweep.json"
+"""File of a sweep's folder: the options that it was started with, and its MLflow run."""
 
 SAVED = re.compile(r"experiment_state-.*\.json")
-"""Tune's state, a file a start."""
+"""Names of the files of Tune's state, one a start."""
 
 
 def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool) -> dict[str, Any]:
-    """What the sweep of this name was started with; {} for a new one."""
+    """The options that the sweep of this name was started with; {} for a new one.
+
+    Args:
+        folder: URI of the sweep's folder.
+        name: of the sweep.
+        record: options of this start.
+        resume: it is to be gone on with.
+
+    Raises:
+        ValueError: the name is taken, or there is no such sweep, or it was started with other options.
+    """
     file = storage.join(folder, RECORD)
     if not storage.exists(file):
         if resume:
@@ -34,19 +47,20 @@ def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool)
         raise ValueError(f"a sweep {name!r} is there already; go on with --resume, or choose another --name")
     differing = [key for key in record if key in before and before[key] != record[key]]
     if differing:
-        told = "; ".join(f"{key} was {_told(before[key])}, is {_told(record[key])}" for key in differing)
+        changes = "; ".join(f"{key} was {_text(before[key])}, is {_text(record[key])}" for key in differing)
         raise ValueError(
-            f"sweep {name!r} was started with other options: {told}. Resume it as it was, or choose another --name"
+            f"sweep {name!r} was started with other options: {changes}. Resume it as it was, or choose another --name"
         )
     return before
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
+    """An option's value as an error quotes it."""
     return " ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 
 def restorable(folder: str) -> bool:
-    """Whether Tune left a state to go on from; one that was cut off while it was written gives way to the one before.
+    """True if Tune left a state to go on from; one that was cut off while it was written gives way to the one before.
 
     Without any, its trials begin anew: an interruption before the first was saved, seconds after the start.
     """

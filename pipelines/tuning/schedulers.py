@@ -1,33 +1,28 @@
-"""What of Ray Tune draws the trials of a sweep, and what ends them early."""
+"""Ray Tune's searchers, which draw the trials of a sweep, and its schedulers, which end them early."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from ray.tune import schedulers
 
 from pipelines.config import Experiment
 from pipelines.tuning import search_space
+from pipelines.tuning.plan import SweepOptions
 from pipelines.tuning.search_space import Space
 
 
-class Schedule(Protocol):
-    """Of a sweep's options (`pipelines.tuning.plan.Sweep`), those that matter here."""
-
-    @property
-    def scheduler(self) -> str: ...
-    @property
-    def samples(self) -> int: ...
-    @property
-    def grace(self) -> int: ...
-    @property
-    def reduction(self) -> int: ...
-
-
 def searcher(kind: str, mode: str, seed: int, concurrent: int) -> Any:
-    """Tune's searcher."""
+    """Tune's searcher.
+
+    Args:
+        kind: as `SweepOptions.searcher`.
+        mode: max or min.
+        seed: of its draws.
+        concurrent: trials at once.
+    """
     if kind == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
@@ -38,12 +33,18 @@ def searcher(kind: str, mode: str, seed: int, concurrent: int) -> Any:
 
 
 def rounds_of(experiments: Iterable[Experiment]) -> int:
-    """Validations of the longest of all trials that may be drawn."""
-    return max(-(-one.train.steps // one.train.validate_every) for one in experiments)
+    """The number of validations of the longest of all trials that may be drawn."""
+    return max(-(-experiment.train.steps // experiment.train.validate_every) for experiment in experiments)
 
 
-def scheduler(options: Schedule, space: Space, rounds: int) -> Any:
-    """Tune's scheduler; its time is the number of the validation, of which the longest trial has `rounds`."""
+def scheduler(options: SweepOptions, space: Space, rounds: int) -> Any:
+    """Tune's scheduler, None for none; its time is the number of the validation.
+
+    Args:
+        options: of the sweep.
+        space: of the sweep, from which a population draws.
+        rounds: validations of the longest trial.
+    """
     grace, factor = options.grace, options.reduction
     most = max(rounds + 1, grace + 1)  # a trial that has come to its last validation ends by itself
     match options.scheduler:
@@ -67,28 +68,35 @@ def scheduler(options: Schedule, space: Space, rounds: int) -> Any:
 
 
 class Median(schedulers.MedianStoppingRule):
-    """Ray's rule, which would also pause a trial that nothing can be compared with yet, and start its workers anew."""
+    """Ray's median rule without pauses.
+
+    Ray's own would pause a trial that nothing can be compared with yet, and start its workers anew.
+    """
 
     def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
         return schedulers.TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """A trial that ended without a validation has nothing to compare, and no round that Ray could read."""
+        """Leave out a trial that ended without a validation: it has nothing to compare, and no round to read."""
         if self._time_attr in result:
             super().on_trial_complete(tune_controller, trial, result)
 
 
 class Population(schedulers.PopulationBasedTraining):
-    """Ray's, which would also pause a trial, and start its workers anew, whenever another one waits for its turn.
-    Here all of a population trains at once, so the one that waits has just taken over another's training."""
+    """Ray's population based training without pauses.
+
+    Ray's own would pause a trial, and start its workers anew, whenever another one waits for its turn. Here all of a
+    population trains at once, so the one that waits has just taken over another's training.
+    """
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Go on where Ray would pause."""
         decision = super().on_trial_result(tune_controller, trial, result)
         return schedulers.TrialScheduler.CONTINUE if decision == schedulers.TrialScheduler.PAUSE else decision
 
 
-def population(options: Schedule, space: Space) -> Any:
-    """Population based training: listed values move to a neighbour, numbers by a fifth, within their range."""
+def population(options: SweepOptions, space: Space) -> Any:
+    """Tune's population based training: listed values move to a neighbour, numbers by a fifth, within their range."""
     drawn = search_space.to_tune(space)
     mutations = {
         path: list(domain.values) if domain.kind in search_space.ENUMERATED else drawn[path]

@@ -1,4 +1,4 @@
-"""What a sweep searches: expressions such as `optim.lr=loguniform(1e-5,1e-3)`, read without executing anything.
+"""The search space of a sweep: expressions such as `optim.lr=loguniform(1e-5,1e-3)`, read without executing anything.
 
 | expression | values |
 |---|---|
@@ -32,16 +32,17 @@ KINDS = {
     "randint": (2, 2),
     "quniform": (3, 3),
 }
-"""Fewest and most arguments."""
+"""Kinds of expressions, with the fewest and the most arguments of each (None = any number)."""
 
 ENUMERATED = ("grid", "choice")
+"""Kinds whose arguments are the values themselves."""
 
 NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 WORDS = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
 
 PRESET = "preset"
-"""Path that chooses the experiment that everything else changes."""
+"""The path that chooses the preset, which all other paths change."""
 
 MOST_TRIED = 512
 """Combinations of a dry run; of larger products every value is tried once, with the first of the others."""
@@ -52,14 +53,23 @@ class Domain:
     """The values of one path."""
 
     kind: str
-    """Of `KINDS`."""
+    """A key of `KINDS`."""
     values: tuple[Any, ...]
-    """Those of grid and choice, else the arguments."""
+    """The values of grid and choice, else the arguments."""
+
+    def __str__(self) -> str:
+        """The expression: `uniform(1, 8)`."""
+        return f"{self.kind}({', '.join(map(str, self.values))})"
 
     @property
     def constant(self) -> bool:
-        """Whether there is only one value."""
+        """True if there is only one value."""
         return self.kind in ENUMERATED and len(self.values) == 1
+
+    @property
+    def whole(self) -> bool:
+        """True if a range gives whole numbers only."""
+        return self.kind == "randint" or (self.kind == "quniform" and all(isinstance(v, int) for v in self.values))
 
     def probes(self) -> tuple[Any, ...]:
         """Values that a dry run tries: all that are listed, or both ends."""
@@ -72,9 +82,7 @@ class Domain:
         """A drawn value as an option takes it: whole steps of whole numbers are whole numbers, too."""
         if self.kind in ENUMERATED:
             return value
-        if self.kind == "randint" or (self.kind == "quniform" and all(isinstance(v, int) for v in self.values)):
-            return round(value)
-        return float(value)
+        return round(value) if self.whole else float(value)
 
     def clipped(self, value: Any) -> Any:
         """The nearest value of the domain, for searchers that step outside."""
@@ -110,6 +118,7 @@ def parse(expressions: Sequence[str]) -> Space:
 
 
 def _domain(text: str, expression: str) -> Domain:
+    """The values of one expression; `text` is quoted in errors."""
     try:
         tree = ast.parse(expression, mode="eval").body
     except (SyntaxError, ValueError) as error:
@@ -123,15 +132,15 @@ def _domain(text: str, expression: str) -> Domain:
         raise ValueError(f"--sweep {text!r}: give the arguments by place, not by name")
     least, most = KINDS[kind]
     if len(tree.args) < least or (most is not None and len(tree.args) > most):
-        wanted = f"{least}" if most == least else f"{least} or more"
-        raise ValueError(f"--sweep {text!r}: {kind} takes {wanted} arguments, not {len(tree.args)}")
+        count = f"{least}" if most == least else f"{least} or more"
+        raise ValueError(f"--sweep {text!r}: {kind} takes {count} arguments, not {len(tree.args)}")
     domain = Domain(kind, tuple(_value(text, expression, argument) for argument in tree.args))
     _check(text, domain)
     return domain
 
 
 def _value(text: str, expression: str, node: ast.expr) -> Any:
-    """A literal, a name as a string, or a tuple of these; nothing else."""
+    """The value of a literal, of a name (as a string) or of a tuple of these; anything else is refused."""
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_value(text, expression, item) for item in node.elts)
     source = ast.get_source_segment(expression, node) or ""
@@ -152,7 +161,7 @@ def _value(text: str, expression: str, node: ast.expr) -> Any:
 
 
 def _check(text: str, domain: Domain) -> None:
-    """Ranges must hold numbers in order."""
+    """Refuse values that are listed twice, and ranges that are not of numbers in order."""
     if domain.kind in ENUMERATED:
         if len(set(map(repr, domain.values))) < len(domain.values):
             raise ValueError(f"--sweep {text!r}: a value stands there twice")
@@ -174,11 +183,12 @@ def _check(text: str, domain: Domain) -> None:
 
 
 def _help() -> str:
+    """The expressions that there are, for errors."""
     return "there are grid, choice, uniform, loguniform, randint(low, high + 1), quniform(low, high, step), or a value"
 
 
 def probes(space: Space) -> Iterator[dict[str, Any]]:
-    """Combinations that a dry run tries: all of them where there are few, else each value at least once."""
+    """The combinations that a dry run tries: all of them where there are few, else each value at least once."""
     columns = [domain.probes() for domain in space.values()]
     if math.prod(map(len, columns)) <= MOST_TRIED:
         rows = itertools.product(*columns)
@@ -194,10 +204,10 @@ def dry_run(space: Space, check: Callable[[dict[str, Any]], Any]) -> int:
 
     Args:
         space: parsed.
-        check: resolves a probe to an experiment, and raises ValueError where it cannot.
+        check: turns a probe into an experiment, and raises ValueError where it cannot.
 
     Returns:
-        how many probes there were.
+        the number of probes.
 
     Raises:
         ValueError: the first probe that fails, with its values.
@@ -208,21 +218,13 @@ def dry_run(space: Space, check: Callable[[dict[str, Any]], Any]) -> int:
             check(probe)
         except ValueError as error:
             chosen = " ".join(f"{path}={value}" for path, value in probe.items())
-            raise ValueError(f"the sweep cannot take {chosen}: {error}{_hint(space, probe, str(error))}") from error
+            raise ValueError(f"the sweep cannot take {chosen}: {error}") from error
         count += 1
     return count
 
 
-def _hint(space: Space, probe: Mapping[str, Any], message: str) -> str:
-    """Why a range of fractions does not suit an option of whole numbers."""
-    for path, domain in space.items():
-        if domain.kind in ("uniform", "loguniform", "quniform") and path in message and "int" in message:
-            return f" ({path} takes whole numbers: use randint, or quniform with whole numbers)"
-    return ""
-
-
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Each dotted path's shortest ending that no other of them shares: `optim.lr` is `lr`."""
+    """The shortest ending of each dotted path that no other of them shares: `optim.lr` is `lr`."""
     names = {}
     for path in paths:
         parts = path.split(".")
@@ -233,11 +235,12 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
 
 
 def label(values: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """`lr=0.0003 freeze=2`: what a trial is called."""
+    """The name of a trial: `lr=0.0003 freeze=2`."""
     return " ".join(f"{names.get(path, path)}={_text(value)}" for path, value in values.items())
 
 
 def _text(value: Any) -> str:
+    """A value as it stands in the name of a trial."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, tuple | list):
@@ -246,10 +249,10 @@ def _text(value: Any) -> str:
 
 
 def to_tune(space: Space, enumerate_choices: bool = False) -> dict[str, Any]:
-    """The space as Ray Tune takes it; `enumerate_choices` makes grids of the choices."""
+    """The space as Ray Tune's `param_space`; `enumerate_choices` makes grids of the choices."""
     from ray import tune
 
-    def one(domain: Domain) -> Any:
+    def to_domain(domain: Domain) -> Any:
         if domain.constant:  # a grid of one value is a grid all the same, which optuna refuses
             return domain.values[0]
         if domain.kind == "grid" or (domain.kind == "choice" and enumerate_choices):
@@ -258,4 +261,4 @@ def to_tune(space: Space, enumerate_choices: bool = False) -> dict[str, Any]:
             return tune.choice(list(domain.values))
         return getattr(tune, domain.kind)(*domain.values)
 
-    return {path: one(domain) for path, domain in space.items()}
+    return {path: to_domain(domain) for path, domain in space.items()}

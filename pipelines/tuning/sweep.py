@@ -1,4 +1,4 @@
-"""Sweeps: Ray Tune over trials that train through Ray Train.
+"""A sweep: Ray Tune over trials that train through Ray Train.
 
 Everything is checked before anything starts: expressions, options, models (built without memory), frozen parts, the
 size of the cluster. A sweep has a name and a folder `<storage>/<name>`: Tune's state in `tune/`, a run folder
@@ -22,24 +22,24 @@ from pipelines.cluster import storage
 from pipelines.config import Experiment, parse
 from pipelines.tracking import runs
 from pipelines.training.driver import prepare_data
-from pipelines.tuning import concurrency, progress, search_space, trial
-from pipelines.tuning.checks import Checker, check_options, check_population, check_storage
-from pipelines.tuning.concurrency import create_trial_limit, join_cluster
+from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
+from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
+from pipelines.tuning.concurrency import join_cluster, start_limiter
 from pipelines.tuning.failures import close_children
-from pipelines.tuning.plan import Plan, Sweep, Trials
-from pipelines.tuning.results import Finished, conclude
+from pipelines.tuning.plan import Plan, SweepOptions, Trials
+from pipelines.tuning.results import SweepResult, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.search_space import PRESET
 
 ROOT = "data.root"
-
+"""Option whose values a sweep may draw, each of which is prepared before anything starts."""
 
 ENVIRONMENT = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_WARN_THRESHOLD_S": "60"}
-"""Of Ray Tune: MLflow and our table take the place of its loggers."""
+"""Settings of Ray Tune: MLflow and our table take the place of its loggers."""
 
 
-def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]) -> Finished:
+def sweep(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]) -> SweepResult:
     """Run a sweep to its end.
 
     Args:
@@ -60,13 +60,13 @@ def sweep(options: Sweep, rest: Sequence[str], presets: Mapping[str, Callable[[]
     if unknown:
         raise ValueError(f"preset {', '.join(unknown)} is unknown; there are: {', '.join(sorted(presets))}")
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
-    checker = Checker(Trials(bases, names[0], space))
-    search_space.dry_run(space, checker)
+    check_whole_numbers(space, bases)
+    trial_check = TrialCheck(Trials(bases, names[0], space))
+    search_space.dry_run(space, trial_check)
     if options.scheduler == "pbt":
-        checker.check_exchange()
-    first = bases[names[0]]
-    name = first.name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    trials = replace(checker.trials, experiments=tuple(checker.experiments))
+        trial_check.check_exchange()
+    name = bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    trials = replace(trial_check.trials, experiments=tuple(trial_check.experiments))
     return execute(options, trials, name, {"arguments": list(rest)})
 
 
@@ -77,7 +77,7 @@ def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
     return (arguments[0], arguments[1:]) if given else ("demo", arguments)
 
 
-def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]) -> Finished:
+def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[str, Any]) -> SweepResult:
     """Start or resume the trials, wait for them, log the best.
 
     Args:
@@ -98,7 +98,7 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
     if options.scheduler == "pbt":
         check_population(options.samples, concurrent)
-    bases = ready_bases(options, trials, concurrent)
+    bases = prepare_bases(options, trials, concurrent)
     if options.scheduler == "pbt":
         # What one trial takes over another may have left behind for better ones.
         bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
@@ -107,130 +107,50 @@ def execute(options: Sweep, trials: Trials, name: str, record: Mapping[str, Any]
         content = {"run_id": parent.run_id, **record}
         storage.write_bytes(storage.join(folder, RECORD), json.dumps(content, indent=1).encode())
     names = search_space.short_names([path for path, domain in trials.space.items() if not domain.constant])
-    plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.rows, options.metric, options.mode)
+    plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.configs, options.metric, options.mode)
     with runs.ending(parent):
-        lines = run(options, plan, concurrent, rounds)
-        return conclude(name, lines, plan, first)
+        return conclude(name, run_trials(options, plan, concurrent, rounds), plan, first)
 
 
-def record_of(options: Sweep, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a sweep this one and no other, as it is written beside it."""
+def record_of(options: SweepOptions, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make a sweep this one and no other, as `sweep.json` keeps them."""
     given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
     return json.loads(json.dumps({**given, **more}))
 
 
-def ready_bases(options: Sweep, trials: Trials, concurrent: int) -> dict[str, Experiment]:
-    """What the trials change, with all the data prepared that any of them may draw.
+def prepare_bases(options: SweepOptions, trials: Trials, concurrent: int) -> dict[str, Experiment]:
+    """The experiment of each preset, with all the data prepared that any trial may draw.
 
     Raises:
         ValueError: some of it cannot be prepared.
     """
     first, drawn = next(iter(trials.bases.values())), {}
-    for one in trials.experiments:
-        if repr(one.data) not in drawn:
-            drawn[repr(one.data)] = ready(one, concurrent, first, options.metric, options.mode)
+    for experiment in trials.experiments:
+        if repr(experiment.data) not in drawn:
+            drawn[repr(experiment.data)] = prepare_base(experiment, concurrent, first, options.metric, options.mode)
     with_data = next(iter(drawn.values()), first)
     bases = {}
     for key, base in trials.bases.items():
         # A sweep over data.root needs none outside of it; every trial brings its own.
         given = base if base.data.root or ROOT not in trials.space else replace(base, data=with_data.data)
-        bases[key] = ready(given, concurrent, first, options.metric, options.mode)
+        bases[key] = prepare_base(given, concurrent, first, options.metric, options.mode)
     return bases
 
 
-def open_parent(
-    options: Sweep,
-    trials: Trials,
-    bases: Mapping[str, Experiment],
-    folder: str,
-    name: str,
-    before: Mapping[str, Any],
-) -> runs.Run:
-    """The MLflow run above all trials."""
-    base = next(iter(bases.values()))
-    named = replace(base.tracking, name=name)
-    local = folder.rsplit("/", 1)[0] if "://" not in folder else "runs"
-    if before:
-        return runs.start(named, local, run_id=before["run_id"])
-    given = {key: value for key, value in asdict(options).items() if key not in ("sweep", "resume")}
-    params = {"presets": " ".join(bases), **given, "trials given": len(trials.rows)}
-    params |= {path: f"{domain.kind}{domain.values}" for path, domain in trials.space.items()}
-    tags = {"kind": "study" if trials.rows else "sweep", "sweep": " ".join(options.sweep)}
-    return runs.start(named, local, params=params, tags=tags)
-
-
-def run(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> list[progress.Line]:
-    """All trials, through Ray Tune.
-
-    Raises:
-        KeyboardInterrupt: they were interrupted.
-    """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in ("ray.tune", "ray.tune.analysis.experiment_analysis"):  # reasons stand in our table
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a trial's process ends with its training
-    import ray
-
-    tuner = tuner_of(options, plan, concurrent, rounds)
-    trial_limit = create_trial_limit(plan.parent.run_id, concurrent)
-    try:
-        tuner.fit()
-    finally:
-        close_children(plan.parent)
-        if ray.is_initialized():  # its handler of SIGTERM may have ended it
-            ray.kill(trial_limit)
-    lines = progress.read(plan.folder)
-    if not all(line.ended for line in lines):  # Tune takes the first Ctrl-C for an end as any other
-        raise KeyboardInterrupt
-    return lines
-
-
-def tuner_of(options: Sweep, plan: Plan, concurrent: int, rounds: int) -> Any:
-    """A new tuner, or the one that the sweep had."""
-    from ray import tune
-
-    filesystem, path = storage.resolve(plan.folder)
-    function = tune.with_parameters(trial.run_trial, plan=plan)
-    trainable = tune.with_resources(function, {"CPU": concurrency.DRIVER_CPUS, "memory": concurrency.DRIVER_MEMORY})
-    if restorable(plan.folder):
-        state = storage.join(path, STATE)
-        return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
-    space = search_space.to_tune(plan.space, options.searcher == "grid")
-    if plan.rows:
-        space = {"row": tune.grid_search(list(range(len(plan.rows))))}
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            metric="objective",
-            mode=options.mode,
-            num_samples=options.samples,
-            search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent),
-            scheduler=scheduler(options, plan.space, rounds),
-            max_concurrent_trials=concurrent if options.searcher == "optuna" else None,
-            trial_dirname_creator=folder_name,
-        ),
-        run_config=tune.RunConfig(
-            name=STATE,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            callbacks=[progress.Progress(plan)],
-            verbose=0,
-        ),
-    )
-
-
-def folder_name(one: Any) -> str:
-    """Of a trial in Tune's state: without the options, which may hold slashes."""
-    return one.trial_id
-
-
-def ready(
+def prepare_base(
     base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
 ) -> Experiment:
-    """An experiment with paths that hold in every process, its data prepared, as many threads as its trials may have,
-    and checkpoints kept by what the trials are compared by.
+    """An experiment that trials can start from in any process.
+
+    Its paths are absolute, its data is prepared, its workers have as many threads as the trials at once leave them, and
+    its checkpoints are kept by what the trials are compared by.
+
+    Args:
+        base: experiment of a preset.
+        concurrent: trials at once.
+        first: experiment whose storage and MLflow store hold for the sweep.
+        metric: what the trials are compared by.
+        mode: whether more of it is better: max or min.
 
     Raises:
         ValueError: it has no data, or data that cannot be prepared.
@@ -247,3 +167,91 @@ def ready(
     if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
         named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
     return replace(named, train=replace(named.train, threads=threads, score=metric, score_mode=mode))
+
+
+def open_parent(
+    options: SweepOptions,
+    trials: Trials,
+    bases: Mapping[str, Experiment],
+    folder: str,
+    name: str,
+    before: Mapping[str, Any],
+) -> runs.Run:
+    """Open the MLflow run of the sweep, above those of its trials: a new one, or the one that `before` names."""
+    base = next(iter(bases.values()))
+    named = replace(base.tracking, name=name)
+    local = folder.rsplit("/", 1)[0] if "://" not in folder else "runs"
+    if before:
+        return runs.start(named, local, run_id=before["run_id"])
+    given = {key: value for key, value in asdict(options).items() if key not in ("sweep", "resume")}
+    params = {"presets": " ".join(bases), **given, "trials given": len(trials.configs)}
+    params |= {path: f"{domain.kind}{domain.values}" for path, domain in trials.space.items()}
+    tags = {"kind": "study" if trials.configs else "sweep", "sweep": " ".join(options.sweep)}
+    return runs.start(named, local, params=params, tags=tags)
+
+
+def run_trials(options: SweepOptions, plan: Plan, concurrent: int, rounds: int) -> list[progress.TrialResult]:
+    """Run all trials through Ray Tune, and return what became of each.
+
+    Raises:
+        KeyboardInterrupt: they were interrupted.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.tune.analysis.experiment_analysis"):  # reasons stand in our table
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # a trial's process ends with its training
+    import ray
+
+    tuner = tuner_of(options, plan, concurrent, rounds)
+    limiter = start_limiter(plan.parent.run_id, concurrent)
+    try:
+        tuner.fit()
+    finally:
+        close_children(plan.parent)
+        if ray.is_initialized():  # its handler of SIGTERM may have ended it
+            ray.kill(limiter)
+    results = progress.read(plan.folder)
+    if not all(result.ended for result in results):  # Tune takes the first Ctrl-C for an end as any other
+        raise KeyboardInterrupt
+    return results
+
+
+def tuner_of(options: SweepOptions, plan: Plan, concurrent: int, rounds: int) -> Any:
+    """A new tuner, or the one that an earlier start of the sweep left."""
+    from ray import tune
+
+    filesystem, path = storage.resolve(plan.folder)
+    function = tune.with_parameters(trial.run_trial, plan=plan)
+    trainable = tune.with_resources(function, {"CPU": concurrency.TRIAL_CPUS, "memory": concurrency.TRIAL_MEMORY})
+    if restorable(plan.folder):
+        state = storage.join(path, STATE)
+        return tune.Tuner.restore(state, trainable, resume_errored=True, storage_filesystem=filesystem)
+    space = search_space.to_tune(plan.space, options.searcher == "grid")
+    if plan.configs:
+        space = {trial_config.GIVEN: tune.grid_search(list(range(len(plan.configs))))}
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric="objective",
+            mode=options.mode,
+            num_samples=options.samples,
+            search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent),
+            scheduler=scheduler(options, plan.space, rounds),
+            max_concurrent_trials=concurrent if options.searcher == "optuna" else None,
+            trial_dirname_creator=trial_folder,
+        ),
+        run_config=tune.RunConfig(
+            name=STATE,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            callbacks=[progress.Progress(plan)],
+            verbose=0,
+        ),
+    )
+
+
+def trial_folder(tune_trial: Any) -> str:
+    """The name of a trial's folder in Tune's state: its id, without the options, which may hold slashes."""
+    return tune_trial.trial_id

@@ -8,50 +8,58 @@ from typing import Any
 
 from pipelines.config import Experiment, override
 from pipelines.training.preflight import parse_schedule
-from pipelines.tuning.plan import Plan, Row
+from pipelines.tuning.plan import Plan, TrialConfig
 from pipelines.tuning.search_space import PRESET, label
 
 FREEZE = "model.backbone.freeze"
 """The one option whose value may be a schedule."""
 
+GIVEN = "row"
+"""Key of Ray Tune's config that holds the index of a trial which is given instead of drawn."""
+
 
 @dataclass(frozen=True)
-class Resolved:
-    """A trial's options."""
+class ResolvedTrial:
+    """The experiment of one trial."""
 
-    row: Row
+    config: TrialConfig
     experiment: Experiment
-    """With the first number of frozen stages."""
+    """All options, with the first number of frozen stages."""
     schedule: tuple[tuple[int, int], ...]
-    """(step, frozen stages), the first at step 0."""
+    """Schedule of freezing: (step, frozen stages), the first at step 0."""
 
 
-def row_of(config: Mapping[str, Any], plan: Plan) -> Row:
-    """What Tune drew: one of the given trials, or values of the space."""
-    if "row" in config:
-        return plan.rows[config["row"]]
+def config_of(config: Mapping[str, Any], plan: Plan) -> TrialConfig:
+    """What a trial changes in its preset.
+
+    Args:
+        config: of Ray Tune: values of the search space by path, or the index of a given trial.
+        plan: of the sweep.
+    """
+    if GIVEN in config:
+        return plan.configs[config[GIVEN]]
     values = {
         path: domain.values[0] if domain.constant else domain.cleaned(config[path])
         for path, domain in plan.space.items()
     }
-    told = {path: value for path, value in values.items() if not plan.space[path].constant}
-    params = {plan.names.get(path, path): value for path, value in told.items()}
+    drawn = {path: value for path, value in values.items() if not plan.space[path].constant}
+    params = {plan.names.get(path, path): value for path, value in drawn.items()}
     changes = {path: value for path, value in values.items() if path != PRESET}
-    return Row(label(told, plan.names) or "as given", values.get(PRESET, plan.preset), changes, params)
+    return TrialConfig(label(drawn, plan.names) or "as given", values.get(PRESET, plan.preset), changes, params)
 
 
-def resolve(config: Mapping[str, Any], plan: Plan) -> Resolved:
-    """What Tune drew, as an experiment.
+def resolve(config: Mapping[str, Any], plan: Plan) -> ResolvedTrial:
+    """The experiment of a trial, from what Ray Tune passes to it.
 
     Raises:
         ValueError: the values do not make one.
     """
-    row = row_of(config, plan)
-    return Resolved(row, *apply(plan.bases[row.preset], row.changes))
+    trial_config = config_of(config, plan)
+    return ResolvedTrial(trial_config, *apply(plan.bases[trial_config.preset], trial_config.changes))
 
 
 def apply(base: Experiment, changes: Mapping[str, Any]) -> tuple[Experiment, tuple[tuple[int, int], ...]]:
-    """A trial's experiment and its schedule of freezing.
+    """A preset's experiment with a trial's changes, and its schedule of freezing as (step, frozen stages).
 
     Raises:
         ValueError: an option that does not exist, or a value that it does not take.
@@ -68,7 +76,7 @@ def apply(base: Experiment, changes: Mapping[str, Any]) -> tuple[Experiment, tup
 
 
 def fit_workers(experiment: Experiment) -> Experiment:
-    """As many of the asked workers as share the batch equally: their number changes neither samples nor updates."""
+    """An experiment with as many of its workers as share the batch equally; their number changes no update."""
     options = experiment.train
     workers = next(n for n in range(options.workers, 0, -1) if options.batch % n == 0)
     return replace(experiment, train=replace(options, workers=workers))
@@ -78,7 +86,12 @@ def more_accumulation(experiment: Experiment) -> Experiment | None:
     """The same experiment with half the images at once on a worker; None where that is one already."""
     options = experiment.train
     share = options.batch // options.workers
-    at_once = min(options.micro_batch or share, share)
-    if at_once == 1:
+    micro_batch = min(options.micro_batch or share, share)
+    if micro_batch == 1:
         return None
-    return replace(experiment, train=replace(options, micro_batch=at_once // 2))
+    return replace(experiment, train=replace(options, micro_batch=micro_batch // 2))
+
+
+def with_micro_batch(experiment: Experiment, micro_batch: int) -> Experiment:
+    """An experiment with as few images at once as its trial's memory turned out to hold; 0 leaves it as it is."""
+    return replace(experiment, train=replace(experiment.train, micro_batch=micro_batch or experiment.train.micro_batch))

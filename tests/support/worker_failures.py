@@ -1,35 +1,52 @@
-"""Failures of workers as Ray 2.60 reports them."""
+"""Failures of workers in the types and with the messages of Ray 2.60."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 
-class GroupError(RuntimeError):
-    """As Ray Train's, which holds the workers' errors."""
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-    def __init__(self, failures):
-        super().__init__("Worker group failed: [Rank 0]")
-        self.worker_failures = failures
+GLOO = RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:54996: Connection reset by peer")
+"""Error of a worker that lost another one."""
 
 
-DIED = (
-    "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\nThe actor is dead because "
-    "its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a "
-    "connection error code 2. End of file. Some common causes include: (1) the process was killed by the OOM killer "
-    "due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed unexpectedly due to SIGSEGV"
+def group_error(failures: Mapping[int, Exception]) -> WorkerGroupError:
+    """The error of a training whose workers failed, by rank."""
+    return WorkerGroupError("[Rank 0]", dict(failures))
+
+
+def unhealthy(failure: Exception) -> WorkerHealthCheckFailedError:
+    """The error of a worker that does not answer."""
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(\n)", failure)
+
+
+def actor_died(cause: str) -> ActorDiedError:
+    """The error of a call to a worker that is gone."""
+    return ActorDiedError(ActorDiedErrorContext(error_message=cause, class_name="RayTrainWorker", actor_id=b"1" * 16))
+
+
+KILLED = unhealthy(
+    actor_died(
+        "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
+        "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the "
+        "process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the "
+        "worker crashed unexpectedly due to SIGSEGV"
+    )
 )
+"""Error of a worker that SIGKILL ended."""
 
-
-MONITOR = (
-    "4 worker(s) were killed due to the node running low on memory. Memory on the node was 10.72GB used / 23.54GB\n"
-    "OOM kill reason: Memory usage 11454595072B exceeded threshold\nTo disable worker killing, set RAY_memory_monitor"
+NODE_LOST = unhealthy(
+    actor_died("The actor died because its node has died. Node Id: 1a. the actor's node was terminated")
 )
+"""Error of a worker whose machine is gone."""
 
-
-GLOO = "[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:54996: Connection reset by peer"
-
-
-def unhealthy(failure: Exception) -> Exception:
-    """As Ray Train's, of a worker that does not answer."""
-    error = RuntimeError("A worker health check failed.\nWorker info: Worker(\n)")
-    error.health_check_failure = failure  # type: ignore[attr-defined]
-    return error
+MONITORED = unhealthy(
+    OutOfMemoryError(
+        "4 worker(s) were killed due to the node running low on memory. Memory on the node was 10.72GB used / 23.54GB\n"
+        "OOM kill reason: Memory usage 11454595072B exceeded threshold\nTo disable worker killing, set RAY_memory"
+    )
+)
+"""Error of a worker that Ray's memory monitor ended."""

@@ -9,14 +9,14 @@ from pipelines.studies.study import Row, Study
 COLUMNS = ("PQ", "SQ", "RQ", "mIoU")
 PRESET, SMALL = "detr-004-cityscapes", "detr-pedestrians"
 FRAMES = 2975
-"""Of Cityscapes' training set, of which the preset's 1200 and the rows' lengths are shares."""
+"""Images of Cityscapes' training set, of which the preset's 1200 and the rows' lengths are shares."""
 V119, V125 = (6.66, 37.51, 17.76, 18.63), (5.48, 36.38, 15.06, 16.22)
 LR, CLIP, LIMIT, FREEZE = "optim.lr", "optim.clip_norm", "data.limit", "train.freeze"
 CLASSES, DROP, COLOUR, DOUBLED = "model.class_hidden", "model.class_dropout", "augment.colour", "augment.doubled"
 
 
 def side(pixels: int) -> dict[str, object]:
-    """The slides scale to a square's side; the long side goes along."""
+    """Options of an image size: the slides scale the short side to it, and the long side goes along."""
     views = {"augment.sides": (pixels,), "augment.longest": pixels, "augment.scale": "short"}
     return {**views, "resize.short": pixels, "resize.longest": pixels}
 

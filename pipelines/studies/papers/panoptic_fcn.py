@@ -11,7 +11,7 @@ PLAIN = {KERNEL: False, ENCODER: False}
 """Tables 1 and 2 begin without coordinates."""
 
 
-def same(threshold: float, aware: bool) -> dict[str, object]:
+def fusion(threshold: float, aware: bool) -> dict[str, object]:
     """Options of kernel fusion, which act on a trained model."""
     return {FUSION: threshold, AWARE: aware}
 
@@ -49,11 +49,11 @@ STUDIES = {
         small=SMALL,
         columns=COLUMNS,
         rows=(
-            Row("0.80", {}, (39.7, 44.3, 32.9, 29.9, 41.7), same(0.80, True)),
-            Row("0.85", {}, (40.8, 46.1, 32.9, 31.5, 41.7), same(0.85, True)),
-            Row("0.90", {}, (41.3, 46.9, 32.9, 32.1, 41.7), same(0.90, True)),
-            Row("0.95", {}, (41.3, 47.0, 32.9, 31.1, 41.7), same(0.95, True)),
-            Row("0.90, any class", {}, (41.2, 46.7, 32.9, 30.9, 41.7), same(0.90, False)),
+            Row("0.80", {}, (39.7, 44.3, 32.9, 29.9, 41.7), fusion(0.80, True)),
+            Row("0.85", {}, (40.8, 46.1, 32.9, 31.5, 41.7), fusion(0.85, True)),
+            Row("0.90", {}, (41.3, 46.9, 32.9, 32.1, 41.7), fusion(0.90, True)),
+            Row("0.95", {}, (41.3, 47.0, 32.9, 31.1, 41.7), fusion(0.95, True)),
+            Row("0.90, any class", {}, (41.2, 46.7, 32.9, 30.9, 41.7), fusion(0.90, False)),
         ),
         note="One training for all rows of a seed: they differ while the model is evaluated.",
     ),

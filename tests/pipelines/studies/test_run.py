@@ -23,8 +23,8 @@ from pipelines.studies.table import table_of
 from pipelines.tracking.client import connect
 from pipelines.tracking.runs import Tracking, start
 from pipelines.training.preflight import STAND_IN
-from pipelines.tuning.progress import Line
-from pipelines.tuning.results import Finished
+from pipelines.tuning.progress import TrialResult
+from pipelines.tuning.results import SweepResult
 from tests.support.small import SMALL_JSIS
 
 
@@ -33,18 +33,18 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, template: Path, failing
     shutil.copy(template, folder / "mlflow.db")
     options = Tracking(uri=f"sqlite:///{folder}/mlflow.db")
 
-    def execute(given: Options, trials: Any, name: str, record: Any) -> Finished:
-        lines = []
-        for k, row in enumerate(trials.rows):
+    def execute(given: Options, trials: Any, name: str, record: Any) -> SweepResult:
+        results = []
+        for k, row in enumerate(trials.configs):
             if row.label == failing:
-                lines.append(Line(str(k), row.label, "failed", reason="ValueError: x"))
+                results.append(TrialResult(str(k), row.label, "failed", reason="ValueError: x"))
                 continue
             last = folder / f"trial-{k}" / "step_000020"
             last.mkdir(parents=True)
             (last / "metrics.json").write_text(json.dumps({"val/pq": 10.0 + k, "val/miou": 30.0}))
-            lines.append(Line(str(k), row.label, "finished", 20, 20, 10.0 + k, 10.0 + k))
+            results.append(TrialResult(str(k), row.label, "finished", 20, 20, 10.0 + k, 10.0 + k))
         assert {e.train.steps for e in trials.experiments} == {20} and given.concurrent == 2
-        return Finished(name, str(folder), lines, None, "", "", start(options, folder), "")
+        return SweepResult(name, str(folder), results, None, "", "", start(options, folder), "")
 
     monkeypatch.setattr(run, "execute", execute)
     monkeypatch.setattr(run, "join_cluster", lambda wanted, experiments: 2)
@@ -59,10 +59,10 @@ def test_a_study_leaves_its_table_in_every_form(monkeypatch, tmp_path: Path, mlf
     assert "| 1e-5 | - | 10.00 |" in (tmp_path / "studies" / "detr-lr.md").read_text()
     assert (tmp_path / "studies" / "detr-lr.svg").read_text().startswith("<svg")
     assert "without a figure: detr-lr 1e-3, seed 0: ValueError: x" in report.text and "11.00" in report.text
-    kept = connect(options.uri).list_artifacts(report.finished.parent.run_id, "studies")
+    kept = connect(options.uri).list_artifacts(report.sweep.parent.run_id, "studies")
     assert {Path(entry.path).name for entry in kept} == {f"detr-lr.{ending}" for ending in ("csv", "md", "svg", "txt")}
-    note = connect(options.uri).get_run(report.finished.parent.run_id).data.tags["mlflow.note.content"]
-    assert "Learning rate" in note and report.finished.name.startswith("study-detr-lr-")
+    note = connect(options.uri).get_run(report.sweep.parent.run_id).data.tags["mlflow.note.content"]
+    assert "Learning rate" in note and report.sweep.name.startswith("study-detr-lr-")
 
 
 def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_path: Path, mlflow_template: Path):
@@ -75,9 +75,9 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
         assert not merged or load(uri).model.config.trunks == "separate"
         return {"val/pq": 15.0 if merged else 1.0, "val/ap50": 5.0}
 
-    def save_models(given: Any, trials: Any, name: str, record: Any) -> Finished:
+    def save_models(given: Any, trials: Any, name: str, record: Any) -> SweepResult:
         done = sweep(given, trials, name, record)
-        for k, row in enumerate(trials.rows[1:], 1):
+        for k, row in enumerate(trials.configs[1:], 1):
             model = replace(SMALL_JSIS, branches=row.changes["model.branches"]).build(STAND_IN)
             save(Stored(model, {"resize.short": 64}), str(tmp_path / f"trial-{k}" / "step_000020"))
         return done
@@ -85,11 +85,11 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
     faked(monkeypatch, tmp_path, mlflow_template)
     sweep = run.execute
     monkeypatch.setattr(run, "execute", save_models)
-    monkeypatch.setattr(evaluate, "evaluated", evaluate_with)
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", evaluate_with)
     report = run.run(Options(study=("joint",), small=True, steps=20), [], PRESETS)
     assert [row["PQ mean"] for row in report.tables["joint"].rows] == [1.0, 15.0, 15.0]
     assert len(asked) == 4 and sum(uri.endswith(".pt") for uri in asked) == 1
-    assert math.isnan(evaluate.merged_quality("", "x", demo(), str(tmp_path)))
+    assert math.isnan(evaluate.merged_pq("", "x", demo(), str(tmp_path)))
 
 
 def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):
@@ -99,13 +99,13 @@ def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_
         return {"val/pq": 40.0, "val/ap": 5.0}
 
     options = faked(monkeypatch, tmp_path, mlflow_template)
-    monkeypatch.setattr(evaluate, "evaluated", evaluate_with)
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", evaluate_with)
     report = run.run(Options(study=("fcn-fusion",), small=True, steps=20), [], PRESETS)
     assert [row["PQ seeds"] for row in report.tables["fcn-fusion"].rows] == [1, 0, 1, 1, 1]
     reason = "fcn-fusion 0.85, seed 0: not evaluated: RuntimeError: the actor died; --resume evaluates it again"
     assert f"without a figure: {reason}" in report.text
     assert (tmp_path / "studies" / "fcn-fusion.md").exists()
-    assert connect(options.uri).list_artifacts(report.finished.parent.run_id, "studies")
+    assert connect(options.uri).list_artifacts(report.sweep.parent.run_id, "studies")
 
 
 def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_template: Path):
@@ -117,8 +117,8 @@ def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_temp
 
     faked(monkeypatch, tmp_path, mlflow_template)
     monkeypatch.setattr(run, "table_of", table)
-    monkeypatch.setattr(evaluate, "evaluated", lambda *given: {"val/pq": 1.0})
-    monkeypatch.setattr(evaluate, "merged_quality", lambda *given: 2.0)
+    monkeypatch.setattr(evaluate, "evaluate_checkpoint", lambda *given: {"val/pq": 1.0})
+    monkeypatch.setattr(evaluate, "merged_pq", lambda *given: 2.0)
     run.run(Options(study=("fcn-fusion", "joint"), small=True, steps=20, seeds=2), [], PRESETS)
     fusion = {row[0] for row in seen["fcn-fusion"]}
     assert len(fusion) == 1 and len(set(fusion.pop())) == 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.studies.statistics import Cell, beyond_chance, compare, noise
+from pipelines.studies.statistics import Cell, compare, holm, pooled_deviation
 from pipelines.studies.table import verdict
 from tests.pipelines.studies.test_table import cells
 
@@ -16,18 +16,20 @@ def test_means_and_deviations():
     cell = Cell(6.35, (10.0, 12.0, math.nan))
     assert cell.mean == 11.0 and cell.deviation == pytest.approx(math.sqrt(2)) and cell.text() == "11.00 ± 1.41"
     assert Cell(None, (5.0,)).text() == "5.00" and Cell(None, (math.nan,)).text() == "-" == Cell(None, ()).text()
-    deviation, freedom = noise(cells((10.0, 12.0), (20.0, 20.0)))
+    deviation, freedom = pooled_deviation(cells((10.0, 12.0), (20.0, 20.0)))
     assert (deviation, freedom) == (pytest.approx(1.0), 2)
     a, b = cells((10.0, 12.0), (15.302653, 15.302653))
-    found = compare(("a", a), ("b", b), deviation, freedom)
-    assert found.text == "b over a by 4.30" and found.chance == pytest.approx(0.05, rel=1e-5)  # t of 2 degrees
+    comparison = compare(("a", a), ("b", b), deviation, freedom)
+    assert comparison.text == "b over a by 4.30" and comparison.p_value == pytest.approx(
+        0.05, rel=1e-5
+    )  # t of 2 degrees
 
 
 def test_claims_hold_together():
     """Holm: the k-th smallest chance of m is held against 5 % / (m - k + 1), and the first that exceeds it ends it."""
-    assert beyond_chance([0.04, 0.01, 0.02]) == [True, True, True]
-    assert beyond_chance([0.04, 0.02, 0.03]) == [False, False, False]
-    assert beyond_chance([0.04, 0.01, 0.03]) == [False, True, False] and beyond_chance([]) == []
+    assert holm([0.04, 0.01, 0.02]) == [True, True, True]
+    assert holm([0.04, 0.02, 0.03]) == [False, False, False]
+    assert holm([0.04, 0.01, 0.03]) == [False, True, False] and holm([]) == []
     alone = verdict(["a", "b"], cells((10.0, 10.2), (11.0, 11.2)), "PQ")
     assert "b over a by 1.00" in alone[1]
     several = verdict(list("abcd"), cells((10.0, 10.2), (10.5, 10.7), (10.2, 10.4), (10.3, 10.5)), "PQ")
@@ -38,7 +40,7 @@ def test_rows_of_one_training_count_once_and_are_compared_seed_by_seed():
     seeds = ("first", "second", "third")
     rows = [Cell(None, (10.0 + k, 12.0 + k, 17.0 + k), seeds) for k in (0.0, 0.01, 1.0)]
     rows[1] = replace(rows[1], ours=(10.5, 12.7, 17.6))
-    assert noise(rows)[1] == 2 and noise([replace(row, trainings=()) for row in rows])[1] == 6
+    assert pooled_deviation(rows)[1] == 2 and pooled_deviation([replace(row, trainings=()) for row in rows])[1] == 6
     lines = verdict(["a", "b", "c"], rows, "PQ")
     assert "b over a by 0.60" in lines[1] and "compared seed by seed" in lines[3]  # ± 0.1, where runs differ by 3.6
     apart = [replace(row, trainings=()) for row in rows]

@@ -1,4 +1,4 @@
-"""Weights that do not fit a backbone are found before anything starts, without a download."""
+"""What is refused before anything starts: options, draws, and weights that do not fit a backbone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import run
 from pipelines.studies.plan import Options
 from pipelines.tuning import search_space
-from pipelines.tuning.checks import Checker, WeightsCheck, check_options
-from pipelines.tuning.plan import Sweep, Trials
+from pipelines.tuning.checks import TrialCheck, WeightsCheck, check_options
+from pipelines.tuning.plan import SweepOptions, Trials
 
 
 def start_from(backbone: Backbone) -> Any:
@@ -87,23 +87,27 @@ def test_the_main_study_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("options", "space", "message"),
     [
-        (Sweep(searcher="grid"), "optim.lr=uniform(0,1)", "--searcher grid enumerates"),
-        (Sweep(searcher="optuna"), "optim.lr=grid(1,2)", r"--searcher optuna draws values: write choice\(…\)"),
-        (Sweep(scheduler="pbt", samples=4), "optim.lr=grid(1,2)", "--scheduler pbt draws values"),
-        (Sweep(scheduler="pbt", samples=1), "optim.lr=uniform(0,1)", "--samples 4"),
-        (Sweep(scheduler="pbt", samples=4, searcher="optuna"), "optim.lr=uniform(0,1)", "takes no --searcher optuna"),
-        (Sweep(scheduler="pbt", samples=4), "preset=choice(a,b)", "leave preset out"),
-        (Sweep(samples=0), "optim.lr=uniform(0,1)", "1 or more"),
+        (SweepOptions(searcher="grid"), "optim.lr=uniform(0,1)", "--searcher grid enumerates"),
+        (SweepOptions(searcher="optuna"), "optim.lr=grid(1,2)", r"--searcher optuna draws values: write choice\(…\)"),
+        (SweepOptions(scheduler="pbt", samples=4), "optim.lr=grid(1,2)", "--scheduler pbt draws values"),
+        (SweepOptions(scheduler="pbt", samples=1), "optim.lr=uniform(0,1)", "--samples 4"),
+        (
+            SweepOptions(scheduler="pbt", samples=4, searcher="optuna"),
+            "optim.lr=uniform(0,1)",
+            "takes no --searcher optuna",
+        ),
+        (SweepOptions(scheduler="pbt", samples=4), "preset=choice(a,b)", "leave preset out"),
+        (SweepOptions(samples=0), "optim.lr=uniform(0,1)", "1 or more"),
     ],
 )
-def test_combinations_that_are_refused(options: Sweep, space: str, message: str):
+def test_combinations_that_are_refused(options: SweepOptions, space: str, message: str):
     with pytest.raises(ValueError, match=message):
         check_options(options, search_space.parse([space]))
 
 
 def test_models_are_built_once_each_and_presets_apply():
     trials = Trials({"demo": demo(), "other": demo()}, "demo")
-    checker = Checker(trials)
+    checker = TrialCheck(trials)
     space = search_space.parse(
         ["optim.lr=grid(1e-3,1e-2)", "model.aspp_channels=grid(16,32)", "preset=grid(demo,other)"]
     )
@@ -112,7 +116,7 @@ def test_models_are_built_once_each_and_presets_apply():
     frozen = {"model.backbone.freeze": 2}
     with pytest.raises(ValueError, match="frozen noise"):
         checker.check("demo", frozen)
-    assert Checker(trials, allow_lacking=True).check("demo", frozen).model.backbone.freeze == 2
+    assert TrialCheck(trials, allow_lacking=True).check("demo", frozen).model.backbone.freeze == 2
 
 
 def test_a_population_has_weights_of_one_shape():
@@ -120,6 +124,6 @@ def test_a_population_has_weights_of_one_shape():
         {"demo": demo()}, "demo", search_space.parse(["optim.lr=uniform(0,1)", "model.aspp_channels=choice(16,32)"])
     )
     with pytest.raises(ValueError, match=r"pbt: model\.aspp_channels changes the shapes"):
-        Checker(trials).check_exchange()
+        TrialCheck(trials).check_exchange()
     space = search_space.parse(["optim.lr=uniform(0,1)", "model.backbone.freeze=choice(0,2,5)"])
-    Checker(replace(trials, space=space), allow_lacking=True).check_exchange()
+    TrialCheck(replace(trials, space=space), allow_lacking=True).check_exchange()

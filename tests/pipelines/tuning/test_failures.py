@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from ray.exceptions import RayTaskError, WorkerCrashedError
+from ray.train.v2.api.exceptions import ControllerError
 
 from pipelines.tracking import runs as tracking
-from pipelines.tuning.failures import close_children, describe, out_of_memory, perhaps_out_of_memory
+from pipelines.tuning.failures import OutOfMemory, close_children, describe, out_of_memory, perhaps_out_of_memory
 from tests.support.plans import stored_plan, tags_of
-from tests.support.worker_failures import DIED, GLOO, MONITOR, GroupError, unhealthy
+from tests.support.worker_failures import GLOO, KILLED, MONITORED, NODE_LOST, group_error
 
 
 def test_the_reason_is_what_the_worker_raised():
-    inner = GroupError({0: FloatingPointError("step 9: loss not finite")})
+    inner = group_error({0: FloatingPointError("step 9: loss not finite")})
     assert describe(inner) == "FloatingPointError: step 9: loss not finite"
-    text = "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried"
-    assert describe(GroupError({1: RuntimeError(text)})) == "torch.OutOfMemoryError: CUDA out of memory. Tried"
     assert describe(ValueError("data.root: needs data")) == "ValueError: data.root: needs data"
     assert describe(KeyError()) == "KeyError: "
+    remote = RayTaskError("f", "Traceback (most recent call last):\n  File x\nMemoryError: y", MemoryError("y"))
+    assert describe(remote) == "MemoryError: y" == describe(remote.as_instanceof_cause())
+    text = "Traceback (most recent call last):\n  File x\ntorch.OutOfMemoryError: CUDA out of memory. Tried"
+    assert describe(RuntimeError(text)) == "torch.OutOfMemoryError: CUDA out of memory. Tried"
 
 
 def test_a_killed_worker_is_the_reason_and_not_that_others_missed_it():
-    """As Ray 2.60 tells of a worker that SIGKILL ended, and of one that its memory monitor ended."""
-    from ray.exceptions import OutOfMemoryError
-
-    killed = GroupError({0: RuntimeError(GLOO), 1: unhealthy(RuntimeError(DIED))})
+    killed = group_error({0: GLOO, 1: KILLED})
     assert describe(killed).startswith("a worker's process died: killed, perhaps by the kernel for lack of memory")
     assert perhaps_out_of_memory(killed) and not out_of_memory(killed)
-    monitored = GroupError({0: RuntimeError(GLOO), 1: unhealthy(OutOfMemoryError(MONITOR))})
-    assert describe(monitored) == f"OutOfMemoryError: {MONITOR.splitlines()[0]}" and out_of_memory(monitored)
-    alone = GroupError({0: RuntimeError(GLOO)})
-    assert describe(alone) == f"RuntimeError: {GLOO}" and not perhaps_out_of_memory(alone)
+    monitored = group_error({0: GLOO, 1: MONITORED})
+    assert describe(monitored).startswith("OutOfMemoryError: 4 worker(s) were killed due to the node running low")
+    assert describe(monitored).endswith("23.54GB") and out_of_memory(monitored)
+    for other in (group_error({0: GLOO}), group_error({0: GLOO, 1: NODE_LOST})):
+        assert not perhaps_out_of_memory(other)
+    assert describe(group_error({0: GLOO})) == f"RuntimeError: {GLOO}"
+
+
+def test_the_allocation_that_torch_refuses_is_lack_of_memory():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 46)
+    assert type(refused.value) is RuntimeError and out_of_memory(group_error({0: refused.value}))
 
 
 @pytest.mark.parametrize(
     ("error", "memory"),
     [
-        (GroupError({0: RuntimeError("torch.OutOfMemoryError: CUDA out of memory")}), True),
-        (GroupError({0: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")}), True),
-        (GroupError({0: RuntimeError("Task was killed due to the node running low on memory pressure")}), True),
+        (group_error({0: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")}), True),
+        (group_error({0: RuntimeError("CUDA error: out of memory")}), True),
+        (RayTaskError("f", "text", MemoryError()), True),
+        (ControllerError(OutOfMemory("CUDA out of memory")), True),
         (MemoryError(), True),
-        (GroupError({0: FloatingPointError("not finite")}), False),
-        (ValueError("train.batch"), False),
+        (group_error({0: FloatingPointError("not finite")}), False),
+        (ValueError("train.batch: a batch that would run out of memory"), False),
+        (WorkerCrashedError(), False),
     ],
 )
 def test_out_of_memory_is_recognised(error: Exception, memory: bool):
     assert out_of_memory(error) == memory
+
+
+def test_a_worker_that_crashed_may_have_run_out_of_memory():
+    assert perhaps_out_of_memory(WorkerCrashedError()) and not perhaps_out_of_memory(ValueError("x"))
 
 
 def test_runs_that_an_interruption_left_open_are_closed(tmp_path, mlflow_template):

@@ -25,7 +25,7 @@ TINY = """
 
 
 def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[str]:
-    """Of a small sweep with a store of its own."""
+    """Arguments of a small sweep with a store of its own."""
     shutil.copy(template, folder / "mlflow.db")
     uri = f"sqlite:///{folder}/mlflow.db"
     places = ["--storage", str(folder), "--data.root", str(data), "--tracking.uri", uri, "--name", "small"]
@@ -41,28 +41,28 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--sweep", "train.weights=grid('','/nowhere')")
     arguments += ["--concurrent", "2", "--train.max-failures", "0"]
     done = main(arguments)
-    lines = {line.label: line for line in done.lines}
-    good = lines["weights="]
+    results = {result.label: result for result in done.trials}
+    good = results["weights="]
     assert good.state == "finished" and good.step == good.total == 4 and done.best == good
     client = client_module.connect(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("panoptic").experiment_id], "")
     children = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == done.parent.run_id}
-    assert set(children) == set(lines) and children["weights="].info.status == "FINISHED"
+    assert set(children) == set(results) and children["weights="].info.status == "FINISHED"
     assert children["weights="].data.params == {"weights": ""} and children["weights="].data.tags["state"] == "finished"
-    bad, reason = lines["weights=/nowhere"], "/nowhere/checkpoint.pt: no checkpoint there"
+    bad, reason = results["weights=/nowhere"], "/nowhere/checkpoint.pt: no checkpoint there"
     assert bad.state == "failed" and reason in bad.reason
     assert children[bad.label].info.status == "FAILED" and reason in children[bad.label].data.tags["reason"]
     assert done.model.startswith("models:/") and done.checkpoint.endswith("step_000004")
     stamps = {path: path.stat().st_mtime_ns for path in Path(done.folder).glob("trial-*/step_*/metrics.json")}
     again = main([*arguments, "--resume"])
-    assert {line.label for line in again.lines} == set(lines) and again.parent.run_id == done.parent.run_id
+    assert {result.label for result in again.trials} == set(results) and again.parent.run_id == done.parent.run_id
     mine = [path for path in stamps if f"trial-{good.identity}" in str(path)]
     assert mine and all(path.stat().st_mtime_ns == stamps[path] for path in mine)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_pruned_trial_gives_its_room_to_the_next(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
+def test_a_pruned_trial_gives_its_resources_to_the_next(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
     """What learns nothing is ended at its first validation, and what it held is free again."""
     import ray
 
@@ -71,8 +71,8 @@ def test_a_pruned_trial_gives_its_room_to_the_next(ray_cluster, scenes16, mlflow
     arguments = arguments_of(tmp_path, scenes16, mlflow_template, "--concurrent", "1")
     chosen = ["--scheduler", "asha", "--reduction", "2", "--metric", "val/loss/total", "--mode", "min"]
     done = main([*arguments, "--sweep", "optim.lr=grid(5e-3,1e-9,2e-9)", *chosen])
-    lines = {line.label: (line.state, line.step) for line in done.lines}
-    assert lines == {"lr=0.005": ("finished", 4), "lr=1e-09": ("pruned", 2), "lr=2e-09": ("pruned", 2)}
+    results = {result.label: (result.state, result.step) for result in done.trials}
+    assert results == {"lr=0.005": ("finished", 4), "lr=1e-09": ("pruned", 2), "lr=2e-09": ("pruned", 2)}
     client = client_module.connect(done.parent.tracking_uri)
     query = f"tags.`mlflow.parentRunId` = '{done.parent.run_id}'"
     runs = {run.info.run_name: run for run in client.search_runs([done.parent.experiment_id], query)}
@@ -113,8 +113,8 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
         parent = json.loads((tmp_path / "small" / "sweep.json").read_text())["run_id"]
         experiment = client.get_experiment_by_name("panoptic").experiment_id
         children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
-        found = [(child.info.status, child.data.tags.get("state", "")) for child in children]
-        return client.get_run(parent).info.status, sorted(found)
+        statuses = [(child.info.status, child.data.tags.get("state", "")) for child in children]
+        return client.get_run(parent).info.status, sorted(statuses)
 
     assert ended_by(signal.SIGINT, "small/trial-*/run.json") == 130
     assert states() == ("KILLED", [("KILLED", "interrupted")])
@@ -124,23 +124,23 @@ def test_a_sweep_survives_whatever_ends_it(ray_cluster, scenes16, mlflow_templat
     assert states()[0] == "RUNNING"
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("small/trial-*/step_*/metrics.json")}
     done = main([*arguments, "--resume"])
-    assert [(line.state, line.step) for line in done.lines] == [("finished", 4)] * 2
+    assert [(result.state, result.step) for result in done.trials] == [("finished", 4)] * 2
     assert states() == ("FINISHED", [("FINISHED", "finished")] * 2)
     assert len(first) >= 2 and all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
 
 
 @pytest.mark.slow
-def test_the_limit_is_where_trials_find_it(ray_cluster):
+def test_the_limiter_is_where_trials_find_it(ray_cluster):
     """In every process of the job, and only as long as the sweep."""
     import ray
 
-    handle = concurrency.create_trial_limit("parent", 1)
-    assert ray.get(handle.update.remote(["a", "b"])) == ["a"]
-    wait = ray.remote(num_cpus=0)(concurrency.wait)
+    limiter = concurrency.start_limiter("parent", 1)
+    assert ray.get(limiter.update.remote(["a", "b"])) == ["a"]
+    wait = ray.remote(num_cpus=0)(concurrency.wait_for_turn)
     ray.get(wait.remote("parent", "a"), timeout=60)
     waiting = wait.remote("parent", "b")
     assert ray.wait([waiting], timeout=3)[0] == []
-    handle.update.remote(["b"])
+    limiter.update.remote(["b"])
     ray.get(waiting, timeout=60)
-    ray.kill(handle)
+    ray.kill(limiter)
     ray.get(wait.remote("other", "b"), timeout=60)

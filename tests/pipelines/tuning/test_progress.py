@@ -1,4 +1,4 @@
-"""The table of all trials, their states in MLflow, and the trial_limit before their training."""
+"""The table of all trials, and their states in MLflow."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import pytest
 from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress
 from pipelines.tuning.failures import record_failure
-from pipelines.tuning.plan import Row, run_id
-from pipelines.tuning.progress import Display, Line, Progress, table
+from pipelines.tuning.plan import TrialConfig, run_id
+from pipelines.tuning.progress import Display, Progress, TrialResult, table
 from tests.support.plans import plan_of, stored_plan, tags_of, tuned
 
-LINES = [
-    Line("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),
-    Line("2", "lr=1", "failed", 10, 20, 1.0, 1.0, "FloatingPointError: step 9"),
-    Line("3", "lr=0.01", "pruned", 10, 20, 30.0, 30.0),
-    Line("4", "lr=0.001", "waiting"),
+RESULTS = [
+    TrialResult("1", "lr=0.1", "finished", 20, 20, 41.0, 42.0),
+    TrialResult("2", "lr=1", "failed", 10, 20, 1.0, 1.0, "FloatingPointError: step 9"),
+    TrialResult("3", "lr=0.01", "pruned", 10, 20, 30.0, 30.0),
+    TrialResult("4", "lr=0.001", "waiting"),
 ]
 
 
 def test_the_table_of_trials():
-    lines = table(LINES).splitlines()
+    lines = table(RESULTS).splitlines()
     assert lines[0] == "4 trials: 1 failed, 1 finished, 1 pruned, 1 waiting"
     assert lines[1].split() == ["trial", "state", "step", "PQ", "best"]
     assert lines[2].split() == ["lr=0.1", "finished", "20/20", "41.00", "42.00*"]
     assert lines[4].split()[:3] == ["lr=1", "failed", "10/20"] and lines[4].endswith("FloatingPointError: step 9")
     assert lines[5].split() == ["lr=0.001", "waiting", "-", "-", "-"]
-    assert "42.00*" not in table(LINES, mode="min") and "1.00*" in table(LINES, mode="min")
-    many = [Line(str(k), f"lr={k}", "waiting" if k else "running", 1, 2, float(k), float(k)) for k in range(100)]
+    assert "42.00*" not in table(RESULTS, mode="min") and "1.00*" in table(RESULTS, mode="min")
+    many = [TrialResult(str(k), f"lr={k}", "waiting" if k else "running", 1, 2, float(k), float(k)) for k in range(100)]
     short = table(many, most=10).splitlines()
     assert len(short) == 12 and "10 of them" in short[0] and any(line.startswith("lr=0 ") for line in short)
 
@@ -57,28 +57,28 @@ def test_a_terminal_is_drawn_over(capsys):
     assert capsys.readouterr().out == "one\ntwo\n\x1b[2F\x1b[Jthree\n"
 
 
-def test_a_trial_of_tune_as_a_line(tmp_path):
+def test_the_result_of_a_trial_of_tune(tmp_path):
     plan = replace(plan_of("optim.lr=loguniform(1e-4,1)"), folder=str(tmp_path))
     last = {"step": 10, "total": 20, "val/pq": 5.0, "done": True}
     analysis = {"objective": {"max": 7.0, "min": -1e9}}
     one = SimpleNamespace(
         trial_id="7", status="TERMINATED", last_result=last, metric_analysis=analysis, config={"optim.lr": 0.5}
     )
-    line = progress.line_of(one, plan)
-    assert (line.state, line.value, line.best, line.label) == ("pruned", 5.0, 7.0, "lr=0.5") and line.ended
+    result = progress.result_of(one, plan)
+    assert (result.state, result.value, result.best, result.label) == ("pruned", 5.0, 7.0, "lr=0.5") and result.ended
     one.last_result = {**last, "step": 20}
-    assert progress.line_of(one, plan).state == "finished"
+    assert progress.result_of(one, plan).state == "finished"
     one.last_result = {**last, "done": False}  # Tune ends so what ran when it was interrupted
-    assert progress.line_of(one, plan).state == "waiting" and not progress.line_of(one, plan).ended
+    assert progress.result_of(one, plan).state == "waiting" and not progress.result_of(one, plan).ended
     one.status, one.last_result, one.metric_analysis = "PENDING", None, None
-    waiting = progress.line_of(one, plan)
+    waiting = progress.result_of(one, plan)
     assert waiting.state == "waiting" and math.isnan(waiting.best) and not waiting.ended
     one.status = "ERROR"
-    assert progress.line_of(one, plan).reason == "see its log"
+    assert progress.result_of(one, plan).reason == "see its log"
     (tmp_path / "failures").mkdir()
     (tmp_path / "failures" / "7.txt").write_text("ValueError: x")
-    assert progress.line_of(one, plan).reason == "ValueError: x"
-    assert progress.rows([progress.line_of(one, plan)], "val/pq")[0]["lr"] == 0.5
+    assert progress.result_of(one, plan).reason == "ValueError: x"
+    assert progress.rows([progress.result_of(one, plan)], "val/pq")[0]["lr"] == 0.5
     assert progress.short_metric("val/pq_things") == "PQ things" and progress.short_metric("val/miou") == "miou"
 
 
@@ -88,11 +88,11 @@ def test_a_process_that_died_has_its_reason(tmp_path, mlflow_template):
     error.write_text("Failure # 1\nThe actor died unexpectedly.\n\tpid: 1\nIts node ran out of memory.\n\n")
     shown = Progress(plan)
     shown.on_trial_error(1, [], tuned("ERROR", error_file=str(error)))
-    assert progress.line_of(tuned("ERROR"), plan).reason == "Its node ran out of memory."
+    assert progress.result_of(tuned("ERROR"), plan).reason == "Its node ran out of memory."
     assert tags_of(plan, run_id(plan.folder, "7"))["status"] == "FAILED"
-    record_failure(plan, Row("a", "demo", {}, {}), "7", "ValueError: told by itself")
+    record_failure(plan, TrialConfig("a", "demo", {}, {}), "7", "ValueError: its own")
     shown.on_trial_error(1, [], tuned("ERROR", error_file=str(error)))
-    assert tags_of(plan, run_id(plan.folder, "7"))["reason"] == "ValueError: told by itself"
+    assert tags_of(plan, run_id(plan.folder, "7"))["reason"] == "ValueError: its own"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
     def broken(*given: Any) -> None:
         raise OSError("the bucket is away")
 
-    monkeypatch.setattr(progress, "line_of", broken)
-    monkeypatch.setattr(progress.concurrency, "find_trial_limit", lambda parent: None)
+    monkeypatch.setattr(progress, "result_of", broken)
+    monkeypatch.setattr(progress.concurrency, "find_limiter", lambda parent: None)
     shown.on_step_end(1, [tuned("RUNNING")])
     assert "the table could not be shown (OSError: the bucket is away)" in caplog.text
 
@@ -131,17 +131,17 @@ def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):
 def test_a_table_fits_the_terminal_that_it_is_drawn_over(monkeypatch):
     """The cursor cannot go up beyond the top, and what has scrolled away would be written again and again."""
     monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 12)))
-    many = [Line(str(k), f"lr={k}", "running", 1, 2, float(k), float(k)) for k in range(100)]
+    many = [TrialResult(str(k), f"lr={k}", "running", 1, 2, float(k), float(k)) for k in range(100)]
     assert len(table(many, most=Display(True).most).splitlines()) + 1 == 12
     assert Display(False).most == progress.SHOWN
     monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 400)))
     assert Display(True).most == progress.SHOWN
 
 
-def test_the_limit_hears_which_trials_tune_started(monkeypatch):
+def test_the_limiter_hears_which_trials_tune_started(monkeypatch):
     updates: list[list[str]] = []
     handle = SimpleNamespace(update=SimpleNamespace(remote=updates.append))
-    monkeypatch.setattr(progress.concurrency, "find_trial_limit", lambda parent: handle if parent == "parent" else None)
+    monkeypatch.setattr(progress.concurrency, "find_limiter", lambda parent: handle if parent == "parent" else None)
     shown = Progress(plan_of("optim.lr=loguniform(1e-4,1)"))
     trials = [tuned("RUNNING"), tuned("PENDING"), tuned("TERMINATED")]
     for _ in range(2):

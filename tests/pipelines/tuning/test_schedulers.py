@@ -14,7 +14,7 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
 from pipelines.tuning.checks import check_options
-from pipelines.tuning.plan import Plan, Sweep
+from pipelines.tuning.plan import Plan, SweepOptions
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.trial_config import resolve
 
@@ -61,7 +61,7 @@ def drive(made: Any, lengths: list[int], at_once: int, value: Callable[[int, int
 def test_hyperband_ends_trials_and_never_waits(at_once: int):
     """However few run at once; the best trial comes to its last validation."""
     np.random.seed(0)
-    made = scheduler(Sweep(scheduler="hyperband"), {}, rounds=9)
+    made = scheduler(SweepOptions(scheduler="hyperband"), {}, rounds=9)
     assert len(made._brackets) == 3
     reached = drive(made, [9] * 12, at_once, lambda k, at: (12 - k) * at)
     assert reached[0] == 9 and min(reached) < 9 and len(set(reached)) > 2
@@ -69,7 +69,7 @@ def test_hyperband_ends_trials_and_never_waits(at_once: int):
 
 @pytest.mark.parametrize(("rounds", "grace", "brackets"), [(1, 1, 1), (2, 1, 1), (3, 1, 2), (9, 1, 3), (9, 3, 2)])
 def test_brackets_of_hyperband(rounds: int, grace: int, brackets: int):
-    made = scheduler(Sweep(scheduler="hyperband", grace=grace), {}, rounds)
+    made = scheduler(SweepOptions(scheduler="hyperband", grace=grace), {}, rounds)
     assert len(made._brackets) == brackets and all(bracket._rungs for bracket in made._brackets)
 
 
@@ -79,11 +79,11 @@ def test_the_longest_trial_of_a_sweep_comes_to_its_end():
     lengths = [replace(base, train=replace(base.train, steps=steps, validate_every=250)) for steps in (1000, 4000)]
     rounds = rounds_of(lengths)
     assert rounds == 16
-    assert drive(scheduler(Sweep(scheduler="asha"), {}, rounds), [4, 16], 2, lambda k, at: k + at) == [4, 16]
+    assert drive(scheduler(SweepOptions(scheduler="asha"), {}, rounds), [4, 16], 2, lambda k, at: k + at) == [4, 16]
 
 
 def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
-    made = scheduler(Sweep(scheduler="median", samples=8), {}, rounds=4)
+    made = scheduler(SweepOptions(scheduler="median", samples=8), {}, rounds=4)
     reached = drive(made, [4] * 8, 2, lambda k, at: (8 - k) * at)
     assert reached[:2] == [4, 4] and min(reached) < 4
     empty = One("empty", "RUNNING")
@@ -95,7 +95,9 @@ def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
 
 def test_a_population_goes_on_while_one_of_it_waits_for_its_turn(monkeypatch):
     """Ray would pause whoever reports next, and its workers would start anew for nothing."""
-    made = scheduler(Sweep(scheduler="pbt", samples=4), search_space.parse(["optim.lr=loguniform(1e-4,1e-2)"]), 8)
+    made = scheduler(
+        SweepOptions(scheduler="pbt", samples=4), search_space.parse(["optim.lr=loguniform(1e-4,1e-2)"]), 8
+    )
     made.set_search_properties("objective", "max")
     trials = [One(str(k), "RUNNING") for k in range(4)]
     made._trial_state = {one: SimpleNamespace(last_perturbation_time=0) for one in trials}
@@ -114,7 +116,7 @@ def test_every_scheduler_is_made(kind: str):
     space = search_space.parse(
         ["optim.lr=loguniform(1e-4,1e-2)", "model.backbone.freeze=choice(0,2,5)", "optim.ema=0.5"]
     )
-    made = scheduler(Sweep(scheduler=kind, samples=4), space, 3)  # type: ignore[arg-type]
+    made = scheduler(SweepOptions(scheduler=kind, samples=4), space, 3)  # type: ignore[arg-type]
     assert (made is None) == (kind == "none")
     if kind == "pbt":
         changed = made._custom_explore_fn({"optim.lr": 1.0, "model.backbone.freeze": 2, "optim.ema": 0.5, "seed": 1})
@@ -133,7 +135,7 @@ def test_optuna_draws_from_our_space():
         "model.rates=choice((2,4,6))",
     ]
     space = search_space.parse(expressions)
-    options = Sweep(sweep=tuple(expressions), searcher="optuna")
+    options = SweepOptions(sweep=tuple(expressions), searcher="optuna")
     check_options(options, space)
     made = searcher("optuna", "max", 0, 2)
     config = search_space.to_tune(space)
@@ -141,10 +143,14 @@ def test_optuna_draws_from_our_space():
     plan = Plan({"demo": demo()}, "demo", "/nowhere", Run("", "", ""), space)
     drawn = []
     for k in range(30):
-        found = resolve({**config, **made.suggest(str(k))}, plan).experiment
-        assert found.optim.ema == 0.5 and found.model.rates == (2, 4, 6) and found.train.batch in (2, 4, 6, 8)
-        drawn.append(found.optim.lr)
-        result = {"objective": -abs(np.log10(found.optim.lr) + 3), "training_iteration": 1}
+        experiment = resolve({**config, **made.suggest(str(k))}, plan).experiment
+        assert (
+            experiment.optim.ema == 0.5
+            and experiment.model.rates == (2, 4, 6)
+            and experiment.train.batch in (2, 4, 6, 8)
+        )
+        drawn.append(experiment.optim.lr)
+        result = {"objective": -abs(np.log10(experiment.optim.lr) + 3), "training_iteration": 1}
         made.on_trial_result(str(k), result)
         made.on_trial_complete(str(k), result)
     assert np.mean(drawn[20:]) > np.mean(drawn[:10])  # the best are near 1e-3

@@ -72,11 +72,11 @@ def test_a_path_may_stand_once_and_hyphens_are_underscores():
 
 def test_probes_try_every_combination_or_at_least_every_value():
     space = parse(["a=grid(1,2)", "b=choice(x,y,z)", "c=loguniform(1e-4,1)", "d=randint(2,9)"])
-    found = list(probes(space))
-    assert len(found) == 2 * 3 * 2 * 2 and {p["d"] for p in found} == {2, 8}
+    drawn = list(probes(space))
+    assert len(drawn) == 2 * 3 * 2 * 2 and {p["d"] for p in drawn} == {2, 8}
     large = parse([f"p{k}=grid({','.join(map(str, range(10)))})" for k in range(4)])
-    found = list(probes(large))
-    assert len(found) == 10 and all({p[f"p{k}"] for p in found} == set(range(10)) for k in range(4))
+    drawn = list(probes(large))
+    assert len(drawn) == 10 and all({p[f"p{k}"] for p in drawn} == set(range(10)) for k in range(4))
 
 
 def test_drawn_values_are_cleaned_and_clipped():
@@ -89,14 +89,14 @@ def test_drawn_values_are_cleaned_and_clipped():
     assert Domain("choice", ("a",)).clipped("a") == "a"
 
 
-def test_a_dry_run_names_the_values_that_fail_and_hints():
-    space = parse(["optim.lr=grid(1.0,2.0)", "train.batch=uniform(1,8)"])
+def test_a_dry_run_names_the_values_that_fail():
+    space = parse(["optim.lr=grid(1.0,2.0)", "train.batch=randint(1,8)"])
 
     def check(probe):
         if probe["optim.lr"] == 2.0:
-            raise ValueError("train.batch: expected int")
+            raise ValueError("train.batch: too small")
 
-    with pytest.raises(ValueError, match=r"cannot take optim\.lr=2\.0 train\.batch=1\.0: .*use randint"):
+    with pytest.raises(ValueError, match=r"cannot take optim\.lr=2\.0 train\.batch=1: train\.batch: too small"):
         dry_run(space, check)
     assert dry_run(space, lambda probe: None) == 4
 
@@ -121,9 +121,9 @@ def test_the_space_of_tune():
     from pipelines.tuning.search_space import to_tune
 
     space = parse(["a=grid(1,2)", "b=choice(x,y)", "c=loguniform(1e-4,1)", "d=randint(2,9)", "e=quniform(2,8,2)"])
-    found = to_tune(space)
-    assert found["a"] == {"grid_search": [1, 2]}
-    assert [type(found[key]) for key in "bcde"] == [Categorical, Float, Integer, Float]
+    param_space = to_tune(space)
+    assert param_space["a"] == {"grid_search": [1, 2]}
+    assert [type(param_space[key]) for key in "bcde"] == [Categorical, Float, Integer, Float]
     assert to_tune(space, enumerate_choices=True)["b"] == {"grid_search": ["x", "y"]}
     constants = parse(["a=0.5", "b=grid((1,2))", "c=choice(x)"])  # searchers that draw refuse grids of one value
     assert to_tune(constants) == {"a": 0.5, "b": (1, 2), "c": "x"} == to_tune(constants, enumerate_choices=True)

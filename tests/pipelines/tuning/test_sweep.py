@@ -1,4 +1,4 @@
-"""What a sweep refuses before anything starts, how many trials a cluster holds, and what it leaves."""
+"""A sweep from its options to Ray Tune: what it refuses before anything starts, what it starts, how it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import progress, search_space
 from pipelines.tuning import sweep as tune
-from pipelines.tuning.plan import Plan, Sweep, Trials
+from pipelines.tuning.plan import Plan, SweepOptions, Trials
 from pipelines.tuning.sweep import split_preset, sweep
 
 
@@ -25,7 +25,7 @@ from pipelines.tuning.sweep import split_preset, sweep
     [
         (["optim.rate=uniform(0,1)"], r"no option 'optim\.rate': Optim has optimiser"),
         (["optim=grid(1,2)"], "is a group of options"),
-        (["train.steps=uniform(100,200)"], r"cannot take train\.steps=100.*use randint"),
+        (["train.steps=uniform(100,200)"], r"cannot take train\.steps=uniform\(100, 200\): .*use randint"),
         (["train.batch=grid(4,x)"], r"train\.batch"),
         (["optim.optimiser=choice(adam,adagrad)"], r"optim\.optimiser=adagrad"),
         (["model.backbone.freeze=grid(0,7)"], r"freeze=7.*7 is not within 0\.\.5"),
@@ -39,7 +39,7 @@ from pipelines.tuning.sweep import split_preset, sweep
 )
 def test_a_dry_run_refuses_what_cannot_be(expressions: list[str], message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
-        sweep(Sweep(sweep=tuple(expressions)), ["demo", "--storage", str(tmp_path)], PRESETS)
+        sweep(SweepOptions(sweep=tuple(expressions)), ["demo", "--storage", str(tmp_path)], PRESETS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,56 +60,58 @@ def test_the_job_lists_its_options(capsys):
     )
 
 
-def execute_with(monkeypatch: pytest.MonkeyPatch, options: Sweep, concurrent: int, folder: Path) -> dict[str, Any]:
+def execute_with(
+    monkeypatch: pytest.MonkeyPatch, options: SweepOptions, concurrent: int, folder: Path
+) -> dict[str, Any]:
     """What `sweep` would start: everything of Ray and MLflow is left out."""
-    found: dict[str, Any] = {"opened": False}
+    started: dict[str, Any] = {"opened": False}
 
     def join(wanted: int, experiments: Any) -> int:
-        found["experiments"] = list(experiments)
+        started["experiments"] = list(experiments)
         return concurrent
 
     def ready(base: Any, at_once: int, first: Any, metric: str, mode: str) -> Any:
-        found["score"] = (metric, mode)
+        started["score"] = (metric, mode)
         return base
 
     def open_parent(*given: Any) -> Run:
-        found["opened"] = True
+        started["opened"] = True
         return Run("", "parent", "")
 
-    def run(options: Sweep, plan: Any, at_once: int, rounds: int) -> list[Any]:
-        found.update(plan=plan, rounds=rounds)
+    def run(options: SweepOptions, plan: Any, at_once: int, rounds: int) -> list[Any]:
+        started.update(plan=plan, rounds=rounds)
         return []
 
     monkeypatch.setattr(tune, "join_cluster", join)
-    monkeypatch.setattr(tune, "ready", ready)
+    monkeypatch.setattr(tune, "prepare_base", ready)
     monkeypatch.setattr(tune, "open_parent", open_parent)
-    monkeypatch.setattr(tune, "run", run)
+    monkeypatch.setattr(tune, "run_trials", run)
     monkeypatch.setattr(tune, "conclude", lambda *given: None)
     monkeypatch.setattr(tune.runs, "ending", lambda parent: nullcontext())
-    found["error"] = ""
+    started["error"] = ""
     try:
         sweep(options, ["demo", "--storage", str(folder), "--name", "small"], PRESETS)
     except ValueError as error:
-        found["error"] = str(error)
-    return found
+        started["error"] = str(error)
+    return started
 
 
 def test_all_that_may_be_drawn_counts(monkeypatch, tmp_path: Path):
-    """For the cluster's room and for the length of trials, and not only what the options outside the sweep say."""
+    """For what the cluster must hold and for the length of trials, not only what the options outside the sweep say."""
     expressions = ("train.workers=grid(1,4)", "train.steps=grid(1000,4000)")
-    found = execute_with(monkeypatch, Sweep(sweep=expressions, metric="val/miou"), 2, tmp_path)
-    assert {e.train.workers for e in found["experiments"]} == {1, 4} and found["score"] == ("val/miou", "max")
-    assert found["rounds"] == 4000 // demo().train.validate_every
+    started = execute_with(monkeypatch, SweepOptions(sweep=expressions, metric="val/miou"), 2, tmp_path)
+    assert {e.train.workers for e in started["experiments"]} == {1, 4} and started["score"] == ("val/miou", "max")
+    assert started["rounds"] == 4000 // demo().train.validate_every
     record = json.loads((tmp_path / "small" / "sweep.json").read_text())
     assert record["sweep"] == list(expressions) and record["samples"] == 1 and "concurrent" not in record
 
 
 def test_a_population_trains_at_once_and_keeps_what_others_may_take_over(monkeypatch, tmp_path: Path):
-    options = Sweep(sweep=("optim.lr=loguniform(1e-4,1)",), samples=4, scheduler="pbt")
+    options = SweepOptions(sweep=("optim.lr=loguniform(1e-4,1)",), samples=4, scheduler="pbt")
     few = execute_with(monkeypatch, options, 3, tmp_path / "a")
     assert "--samples 4 must train at once, and 3 trials do; lower --samples to 3" in few["error"] and not few["opened"]
-    found = execute_with(monkeypatch, options, 4, tmp_path / "b")
-    assert found["error"] == "" and found["plan"].bases["demo"].train.keep == found["rounds"] + 1 == 4
+    started = execute_with(monkeypatch, options, 4, tmp_path / "b")
+    assert started["error"] == "" and started["plan"].bases["demo"].train.keep == started["rounds"] + 1 == 4
 
 
 def test_data_that_is_swept_is_prepared_before_anything_starts(monkeypatch, tmp_path: Path):
@@ -122,20 +124,20 @@ def test_data_that_is_swept_is_prepared_before_anything_starts(monkeypatch, tmp_
         seen.append(base.data.root)
         return base
 
-    monkeypatch.setattr(tune, "ready", ready)
+    monkeypatch.setattr(tune, "prepare_base", ready)
     bare = replace(demo(), data=replace(demo().data, root=""))
     drawn = [replace(bare, data=replace(bare.data, root=root)) for root in ("a", "b", "a")]
     space = search_space.parse(["data.root=grid(a,b)", "optim.lr=grid(1e-3,2e-3)"])
-    bases = tune.ready_bases(Sweep(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
+    bases = tune.prepare_bases(SweepOptions(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
     assert set(seen[:2]) == {"a", "b"} and bases["demo"].data.root == "a" and seen.count("b") == 1
     with pytest.raises(ValueError, match=r"data\.root"):
-        tune.ready_bases(Sweep(), Trials({"demo": bare}, "demo", experiments=(bare,)), 1)
+        tune.prepare_bases(SweepOptions(), Trials({"demo": bare}, "demo", experiments=(bare,)), 1)
 
 
 def test_scenes_and_a_bucket_are_refused_before_ray(monkeypatch):
     monkeypatch.setattr(tune, "join_cluster", lambda *given: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match="drawn into a local folder, but storage is s3://bucket/x"):
-        sweep(Sweep(sweep=("optim.lr=uniform(0,1)",)), ["demo", "--storage", "s3://bucket/x"], PRESETS)
+        sweep(SweepOptions(sweep=("optim.lr=uniform(0,1)",)), ["demo", "--storage", "s3://bucket/x"], PRESETS)
 
 
 def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
@@ -143,16 +145,16 @@ def test_an_interrupted_sweep_is_no_finished_one(monkeypatch, tmp_path: Path):
     import ray
 
     closed: list[Any] = []
-    lines = [progress.Line("1", "a", "finished"), progress.Line("2", "b", "waiting")]
+    results = [progress.TrialResult("1", "a", "finished"), progress.TrialResult("2", "b", "waiting")]
     monkeypatch.setattr(tune, "tuner_of", lambda *given: SimpleNamespace(fit=lambda: None))
-    monkeypatch.setattr(tune, "create_trial_limit", lambda parent, most: "trial_limit")
+    monkeypatch.setattr(tune, "start_limiter", lambda parent, most: "limiter")
     monkeypatch.setattr(tune, "close_children", closed.append)
-    monkeypatch.setattr(tune.progress, "read", lambda folder: lines)
+    monkeypatch.setattr(tune.progress, "read", lambda folder: results)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "kill", lambda handle: closed.append(handle))
     plan = Plan({"demo": demo()}, "demo", str(tmp_path), Run("", "parent", ""))
     with pytest.raises(KeyboardInterrupt):
-        tune.run(Sweep(), plan, 1, 1)
-    assert closed == [plan.parent, "trial_limit"]
-    lines.pop()
-    assert tune.run(Sweep(), plan, 1, 1) == lines
+        tune.run_trials(SweepOptions(), plan, 1, 1)
+    assert closed == [plan.parent, "limiter"]
+    results.pop()
+    assert tune.run_trials(SweepOptions(), plan, 1, 1) == results

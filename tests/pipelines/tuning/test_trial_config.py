@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.tuning.plan import Row
-from pipelines.tuning.trial_config import apply, fit_workers, more_accumulation, resolve
+from pipelines.tuning.plan import TrialConfig
+from pipelines.tuning.trial_config import apply, fit_workers, more_accumulation, resolve, with_micro_batch
 from tests.support.plans import plan_of
 
 
 def test_what_tune_draws_becomes_an_experiment():
     plan = plan_of("optim.lr=loguniform(1e-4,1)", "train.batch=quniform(2,8,2)", "optim.ema=grid(0.5)")
-    found = resolve({"optim.lr": 0.01, "train.batch": 4.0, "optim.ema": 0.5}, plan)
-    assert (found.experiment.optim.lr, found.experiment.train.batch, found.experiment.optim.ema) == (0.01, 4, 0.5)
-    assert found.row.label == "lr=0.01 batch=4" and found.row.params == {"lr": 0.01, "batch": 4}
-    assert found.row.preset == "demo" and found.schedule == ((0, 0),)
+    trial = resolve({"optim.lr": 0.01, "train.batch": 4.0, "optim.ema": 0.5}, plan)
+    assert (trial.experiment.optim.lr, trial.experiment.train.batch, trial.experiment.optim.ema) == (0.01, 4, 0.5)
+    assert trial.config.label == "lr=0.01 batch=4" and trial.config.params == {"lr": 0.01, "batch": 4}
+    assert trial.config.preset == "demo" and trial.schedule == ((0, 0),)
     other = resolve({"preset": "other"}, plan_of("preset=grid(demo,other)"))
-    assert other.row.preset == "other" and other.row.changes == {}
-    assert resolve({"optim.ema": 0.5}, plan_of("optim.ema=0.5")).row.label == "as given"
+    assert other.config.preset == "other" and other.config.changes == {}
+    assert resolve({"optim.ema": 0.5}, plan_of("optim.ema=0.5")).config.label == "as given"
 
 
-def test_given_rows_are_taken_as_they_are():
-    row = Row("first", "demo", {"optim.lr": 0.5}, {"row": "first"})
-    found = resolve({"row": 0}, plan_of(rows=(row,)))
-    assert found.row is row and found.experiment.optim.lr == 0.5
+def test_given_trials_are_taken_as_they_are():
+    config = TrialConfig("first", "demo", {"optim.lr": 0.5}, {"row": "first"})
+    trial = resolve({"row": 0}, plan_of(configs=(config,)))
+    assert trial.config is config and trial.experiment.optim.lr == 0.5
 
 
 def test_a_schedule_of_freezing_is_split_off():
@@ -50,3 +50,8 @@ def test_more_accumulation_halves_what_goes_through_at_once():
     assert first is not None and first.train.micro_batch == 3
     second = more_accumulation(first)
     assert second is not None and second.train.micro_batch == 1 and more_accumulation(second) is None
+
+
+def test_images_at_once_are_those_that_memory_holds():
+    assert with_micro_batch(demo(), 4).train.micro_batch == 4
+    assert with_micro_batch(demo(), 0) == demo()
