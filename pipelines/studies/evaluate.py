@@ -65,7 +65,7 @@ def evaluate_row(result: RowResult, uris: Uris, base: Experiment, folder: str) -
 
 
 def _evaluate_row(result: RowResult, uris: Uris, base: Experiment, folder: str) -> RowResult:
-    """As `evaluate_row`, which catches its errors."""
+    """The result of `evaluate_row`, whose errors are not caught here."""
     entry, values = result.entry, dict(result.values)
     study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
     changes = study.rows[entry.row].evaluate_with

@@ -36,7 +36,7 @@ class Options(SweepOptions):
     small: bool = False
     """The study on two CPU cores: its small preset, small backbones, from scratch."""
     pretrain_steps: int = 0
-    """Where a row freezes parts without weights, train these on drawn scenes for so many steps first, once.
+    """Steps for which parts that a row freezes without weights are first trained on drawn scenes, once.
     0 = 600 with --small, else an error."""
 
 

@@ -23,7 +23,7 @@ from pipelines.training.driver import FREE, FREE_GROUPS, train
 from pipelines.training.worker import load_checkpoint
 
 Kind = Literal["backbone", "model"]
-"""What is kept of a pretrained model."""
+"""The part of a pretrained model that is kept."""
 
 SEMANTIC_ONLY: dict[str, dict[str, Any]] = {
     "PanopticDeepLabConfig": {"model.centre_weight": 0.0, "model.offset_weight": 0.0},

@@ -1,4 +1,4 @@
-"""What is checked before a sweep starts anything: options, values of the search space, models, weights, the cluster."""
+"""Checks before a sweep starts anything: options, values of the search space, models, weights, the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many trials run at once: what the cluster holds, and an actor at which trials wait for their turn.
+"""The number of trials at once: what the cluster holds, and an actor at which trials wait for their turn.
 
 Ray Tune limits the trials that a searcher draws. On `--resume` it starts every unfinished and every failed one at once,
 and their workers would wait for each other's CPUs; at the `ConcurrencyLimiter` trials wait before they ask for any.

@@ -27,7 +27,7 @@ class OutOfMemory(RuntimeError):
 
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError, ray_exceptions.OutOfMemoryError, OutOfMemory)
-"""What Python and NumPy, PyTorch on a GPU, Ray's memory monitor, and we ourselves raise where memory runs out."""
+"""Errors of Python and NumPy, of PyTorch on a GPU, of Ray's memory monitor and our own where memory runs out."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do, what its trials share, and where the files of a trial lie."""
+"""The options of a sweep, the plan that its trials share, and the places of a trial's files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.tuning.search_space import Space
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """What is searched, and how. Options of the experiment (`jobs/train.py PRESET --help`) hold for every trial."""
+    """The options of a sweep. Options of the experiment (`jobs/train.py PRESET --help`) hold for every trial."""
 
     sweep: tuple[str, ...] = ()
     """path=expression: grid(…) choice(…) uniform(a,b) loguniform(a,b) randint(a,b) quniform(a,b,step), or a value;
@@ -25,12 +25,12 @@ class SweepOptions:
     searcher: Literal["random", "grid", "optuna"] = "random"
     """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
     scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
-    """Which trials end early. hyperband: asha with several brackets, which begin to end trials later and later. pbt:
+    """The rule that ends trials early. hyperband: asha with several brackets, which begin to end trials later and later. pbt:
     population based training, the worst take over weights and options of the best."""
     metric: str = "val/pq"
-    """What the trials are compared by, and which of their checkpoints are kept: any metric of a validation."""
+    """The metric of a validation that trials are compared by, and that says which of their checkpoints are kept."""
     mode: Literal["max", "min"] = "max"
-    """Whether more of it is better."""
+    """max where more of it is better, else min."""
     grace: int = 1
     """Validations that each trial gets before it may be ended (pbt: between two exchanges)."""
     reduction: int = 3
@@ -45,7 +45,7 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """What one trial changes in its preset: drawn from the search space, or given (a row of a study)."""
+    """The options that one trial changes in its preset: drawn from the search space, or given (a row of a study)."""
 
     label: str
     """Its name in tables and in MLflow."""
@@ -73,7 +73,7 @@ class Trials:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every trial of a running sweep shares."""
+    """The data that all trials of a running sweep share."""
 
     bases: Mapping[str, Experiment]
     """The experiment of each preset, with its data prepared."""
@@ -89,9 +89,9 @@ class Plan:
     configs: tuple[TrialConfig, ...] = ()
     """Trials that are given instead of drawn; () = they are drawn from the space."""
     metric: str = "val/pq"
-    """What the trials are compared by."""
+    """The metric that trials are compared by."""
     mode: str = "max"
-    """Whether more of it is better: max or min."""
+    """max where more of it is better, else min."""
 
 
 def trial_name(trial_id: str) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: one table of its trials, and each trial's state in MLflow.
+"""The progress of a sweep: one table of its trials, and each trial's state in MLflow.
 
 On a terminal the table is drawn in place. In a log it is written when a trial starts or ends, at most every
 `LOG_SECONDS`, and otherwise every `QUIET_SECONDS`, so that a long job's log stays readable.
@@ -54,7 +54,7 @@ STATUS = {"RUNNING": "running", "TERMINATED": "finished", "ERROR": "failed"}
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial stands, or how it ended."""
+    """The state and the metric of a trial, while it runs or at its end."""
 
     identity: str
     """Id of the trial in Tune."""
@@ -252,7 +252,7 @@ def _guarded(failure: str, work: Callable[[], None]) -> None:
 
 
 def result_of(trial: Any, plan: Plan, ended: bool = False) -> TrialResult:
-    """How a trial of Tune stands.
+    """The state and the metric of a trial of Tune.
 
     Args:
         trial: `ray.tune.experiment.Trial`.

@@ -150,7 +150,7 @@ def prepare_base(
         concurrent: trials at once.
         first: experiment whose storage and MLflow store hold for the sweep.
         metric: what the trials are compared by.
-        mode: whether more of it is better: max or min.
+        mode: max where more of it is better, else min.
 
     Raises:
         ValueError: it has no data, or data that cannot be prepared.

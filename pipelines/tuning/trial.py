@@ -48,10 +48,10 @@ WORST = 1e9
 
 @dataclass
 class TrialState:
-    """Where a trial began, and how far it was reported to Tune."""
+    """The beginning of a trial, and the last checkpoint that was reported to Tune."""
 
     origin: dict[str, Any]
-    """As `origin_of` returns it."""
+    """The beginning, as `origin_of` returns it."""
     pointer: dict[str, Any] | None
     """Pointer to the last checkpoint that was reported to Tune; None before the first."""
 
@@ -122,7 +122,7 @@ def _train_parts(trial: ResolvedTrial, trial_id: str, state: TrialState, plan: P
 
 
 def origin_of(trial_id: str, pointer: Mapping[str, Any] | None, trial: ResolvedTrial) -> dict[str, Any]:
-    """Where a trial begins.
+    """The beginning of a trial.
 
     Args:
         trial_id: of Tune.
@@ -150,7 +150,7 @@ ACCUMULATING = "-accumulating-"
 
 
 def origin_with_accumulation(state: TrialState, micro_batch: int) -> dict[str, Any]:
-    """Where a trial that ran out of memory goes on: in another folder, from the last checkpoint that Tune knows.
+    """The beginning of a trial that ran out of memory: in another folder, from the last checkpoint that Tune knows.
 
     Args:
         state: of the trial.

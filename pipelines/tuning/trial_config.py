@@ -30,7 +30,7 @@ class ResolvedTrial:
 
 
 def config_of(config: Mapping[str, Any], plan: Plan) -> TrialConfig:
-    """What a trial changes in its preset.
+    """The options that a trial changes in its preset.
 
     Args:
         config: of Ray Tune: values of the search space by path, or the index of a given trial.
