@@ -30,7 +30,7 @@ from pipelines.data.loader import evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.data.shard_reader import Rows
-from pipelines.training.worker import CHECKPOINT, load_checkpoint
+from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint
 
 logger = logging.getLogger(__name__)
 

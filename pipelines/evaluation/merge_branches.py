@@ -21,7 +21,8 @@ from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored, options_of
-from pipelines.training.worker import CHECKPOINT, validation_batches
+from pipelines.training.checkpoints import CHECKPOINT
+from pipelines.training.validation import validation_batches
 
 FREE = ("branches", "trunks", "regularisation")
 """Options in which the two models may differ: what is trained, and how."""

@@ -17,7 +17,7 @@ from panoptic.training.device import prepare
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored
-from pipelines.training.worker import validation_batches
+from pipelines.training.validation import validation_batches
 
 logger = logging.getLogger(__name__)
 

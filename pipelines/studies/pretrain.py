@@ -19,8 +19,9 @@ from panoptic.training import checkpoint as checkpoints
 from pipelines.cluster import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.training.driver import FREE, FREE_GROUPS, train
-from pipelines.training.worker import load_checkpoint
+from pipelines.training.checkpoints import load_checkpoint
+from pipelines.training.driver import train
+from pipelines.training.preflight import FREE, FREE_GROUPS
 
 Kind = Literal["backbone", "model"]
 """The part of a pretrained model that is kept."""

@@ -25,20 +25,14 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
-from pipelines.training.preflight import check_freezing
-from pipelines.training.worker import METRICS, REPORT, Job, accumulation, load_checkpoint, loop, pictures
+from pipelines.training.checkpoints import METRICS, REPORT, load_checkpoint
+from pipelines.training.preflight import _local_cpus, check_continuation, check_freezing, preflight, worker_cpus
+from pipelines.training.state import Job, accumulation
+from pipelines.training.validation import pictures
+from pipelines.training.worker import loop
 
 logger = logging.getLogger(__name__)
 
-FREE = (
-    *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
-    *("train.keep", "train.score", "train.score_mode"),
-)
-FREE_GROUPS = ("feed.", "tracking.", "data.")
-"""Options that a continued run may change; any other would make it another experiment."""
-
-FIXED = ("data.limit", "data.limit_seed")
-"""Those of the free groups that it may not: they choose the images."""
 
 MODEL_TAG = "panoptic.model"
 """Tag of a run that holds the URI of its logged model."""
@@ -137,48 +131,6 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     return train_set, val_set
 
 
-def preflight(experiment: Experiment) -> bool:
-    """Refuse a cluster on which workers and data would starve each other; whether to train on GPUs.
-
-    Raises:
-        ValueError: names what is needed, what there is, and what to change.
-    """
-    import ray
-
-    there = ray.cluster_resources()
-    options, feed = experiment.train, experiment.feed
-    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
-    if options.gpu == "yes" and gpus < options.workers:
-        raise ValueError(
-            f"train.gpu yes: {options.workers} workers need {options.workers} GPUs, the cluster has {gpus:g}; lower "
-            "train.workers or train on CPU with --train.gpu no"
-        )
-    own, data = worker_cpus(experiment), feed.tasks * feed.cpus
-    needed = options.workers * (own + data)
-    if needed > cpus:
-        raise ValueError(
-            f"{options.workers} workers need {needed:g} CPUs (each {own:g} for itself and {data:g} for Ray Data), the "
-            f"cluster has {cpus:g}; they would wait for each other for ever. Lower train.workers, "
-            "train.cpus_per_worker or feed.cpus"
-        )
-    enough = gpus >= options.workers
-    return enough and options.gpu != "no"
-
-
-def worker_cpus(experiment: Experiment) -> float:
-    """CPUs that Ray reserves for a worker."""
-    import ray
-
-    if experiment.train.cpus_per_worker:
-        return experiment.train.cpus_per_worker
-    return 1.0 if ray.cluster_resources().get("CPU", 0) >= 2 * experiment.train.workers else 0.5
-
-
-def _local_cpus(experiment: Experiment) -> int:
-    """Logical CPUs of a local session. They only count reservations; Ray Data warns where few are left over."""
-    return max(os.cpu_count() or 1, 2 * experiment.train.workers)
-
-
 def _named(experiment: Experiment, preset: str) -> Experiment:
     return experiment if experiment.name else replace(experiment, name=f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
 
@@ -221,26 +173,6 @@ def _open_run(
     content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
     storage.write_bytes(record, json.dumps(content, indent=1).encode())
     return run
-
-
-def check_continuation(
-    before: Mapping[str, Any], options: Mapping[str, Any], hashes: Mapping[str, str], name: str
-) -> None:
-    """A run may only go on as what it was.
-
-    Raises:
-        ValueError: names the options that differ.
-    """
-    old = before["options"]
-    fixed = [p for p in options if p in FIXED or (p not in FREE and not p.startswith(FREE_GROUPS))]
-    differing = [
-        f"{path} was {old.get(path)!r}, is {options[path]!r}" for path in fixed if old.get(path) != options[path]
-    ]
-    differing += [f"the data changed ({key})" for key in hashes if before.get(key) != hashes[key]]
-    if differing:
-        raise ValueError(
-            f"run {name!r} began with other options: {'; '.join(differing)}. Choose another --name for a new run"
-        )
 
 
 def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:

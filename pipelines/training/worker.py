@@ -8,7 +8,6 @@ metrics -> Ray Train commits the checkpoint. Ray Train is told nothing in betwee
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import logging
 import os
@@ -17,21 +16,17 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
-from panoptic.distributed import share_buffers, world_size
-from panoptic.evaluation.step import evaluation_step
-from panoptic.evaluation.tally import Batch, Tally, evaluate_batches, summarise
+from panoptic.distributed import share_buffers
+from panoptic.evaluation.tally import evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
 from panoptic.training import checkpoint as checkpoints
@@ -41,37 +36,16 @@ from panoptic.training.freezing import freeze_parameters, refuse_frozen, trainin
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
 from panoptic.training.step import Meter, SkipCounter, train_step
 from panoptic.training.transfer import transfer_training
-from panoptic.visualization import side_by_side
 from pipelines.cluster import session, storage
-from pipelines.config import Experiment, flatten
-from pipelines.data.loader import Feed, evaluation_batches
-from pipelines.data.manifest import Manifest
+from pipelines.config import flatten
+from pipelines.data.loader import Feed
 from pipelines.data.sampler import Stream
-from pipelines.tracking.runs import Run
 from pipelines.tracking.tracker import Tracker
+from pipelines.training.checkpoints import CHECKPOINT, METRICS, REPORT, load_checkpoint
+from pipelines.training.state import Job, accumulation
+from pipelines.training.validation import _gathered, pictures, validation_batches
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
-REPORT = "report.txt"
-METRICS = "metrics.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to each worker."""
-
-    experiment: Experiment
-    train: Manifest
-    val: Manifest
-    run: Run
-    folder: str
-    """Of the run: spooled metrics go there when it is local."""
-    gpu: bool
-    begin: str = ""
-    """URI of another run's checkpoint whose training this one takes over, with its own options."""
-    quiet: bool = False
-    """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -95,30 +69,6 @@ def loop(config: dict[str, Any]) -> None:
         elif job.begin:
             worker.take_over(job.begin)
         worker.train()
-
-
-def accumulation(batch: int, workers: int, micro_batch: int) -> int:
-    """Micro-batches of a worker in one step: the fewest that are equal and hold at most `micro_batch` images.
-
-    Raises:
-        ValueError: the global batch cannot be shared out equally.
-    """
-    if batch % workers:
-        raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
-    share = batch // workers
-    return next(n for n in range(1, share + 1) if share % n == 0 and (not micro_batch or share // n <= micro_batch))
-
-
-def validation_batches(
-    manifest: Manifest, experiment: Experiment, divisor: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """This rank's share of a split, as `evaluate_batches` takes it."""
-    size, threads = experiment.train.validation_batch, experiment.feed.threads
-    for images, targets, samples in evaluation_batches(
-        manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads
-    ):
-        truths = [s.original for s in samples if s.original is not None]
-        yield Batch(images, targets, truths, [s.position for s in samples])
 
 
 class Worker:
@@ -326,33 +276,6 @@ class Worker:
             tracker.image(step, name, picture)
 
 
-def pictures(model: PanopticModel, manifest: Manifest, experiment: Experiment, count: int) -> Iterator[tuple[str, Any]]:
-    """Image, truth and prediction side by side, of the first `count` rows: (name, uint8 [H, W, 3])."""
-    if count < 1:
-        return
-    batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
-    for images, targets, samples in itertools.islice(batches, count):
-        maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
-        assert maps is not None
-        (found,) = maps
-        truth = samples[0].original
-        assert truth is not None
-        image = cv2.resize(samples[0].image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)
-        yield samples[0].name, side_by_side(image, truth, found, manifest.categories)
-
-
-def load_checkpoint(uri: str) -> dict[str, Any]:
-    """The checkpoint in a file, or in the folder that a run wrote, local or s3://.
-
-    Raises:
-        ValueError: there is none, or it is not one.
-    """
-    file = uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT)
-    if not storage.exists(file):
-        raise ValueError(f"{file}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file")
-    return checkpoints.load(io.BytesIO(storage.read_bytes(file)), file)
-
-
 def console_line(step: int, last: int, values: dict[str, float]) -> str:
     """One line of progress: step, losses, rate, speed, wait for data, memory, time left."""
     losses = " ".join(f"{n.removeprefix('loss/')} {v:.3f}" for n, v in values.items() if n.startswith("loss/"))
@@ -377,15 +300,6 @@ def _device(gpu: bool) -> torch.device:
 
     device = get_device()
     return device[0] if isinstance(device, list) else device
-
-
-def _gathered(tally: Tally) -> list[Tally]:
-    """The tallies of all workers, on each of them."""
-    if world_size() == 1:
-        return [tally]
-    tallies: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(tallies, tally)
-    return tallies
 
 
 def _memory(device: torch.device) -> float:

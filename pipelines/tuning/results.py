@@ -11,8 +11,8 @@ from pipelines.config import Experiment, override
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
+from pipelines.training.checkpoints import load_checkpoint
 from pipelines.training.driver import MODEL_TAG
-from pipelines.training.worker import load_checkpoint
 from pipelines.tuning import progress, trial
 from pipelines.tuning.plan import Plan
 

@@ -183,7 +183,8 @@ def test_weights_start_a_new_run(trained: Trained):
     from panoptic.training.checkpoint import load
     from pipelines.config import parse
     from pipelines.presets import PRESETS
-    from pipelines.training.worker import Job, Worker
+    from pipelines.training.state import Job
+    from pipelines.training.worker import Worker
 
     _, experiment = parse([*trained.arguments, "--train.weights", trained.outcome.checkpoint], PRESETS)
     outcome = trained.outcome

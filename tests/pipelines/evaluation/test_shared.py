@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
-from pipelines.training.worker import validation_batches
+from pipelines.training.validation import validation_batches
 from tests.support.small import SMALL
 from tests.support.stored import write_shards
 

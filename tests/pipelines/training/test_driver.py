@@ -45,13 +45,13 @@ TINY = """
     [(8, 2, 0, 1), (8, 2, 4, 1), (8, 2, 3, 2), (8, 2, 1, 4), (12, 1, 5, 3), (7, 1, 3, 7), (6, 6, 2, 1)],
 )
 def test_accumulation_takes_the_fewest_equal_micro_batches(batch: int, workers: int, micro: int, expected: int):
-    from pipelines.training.worker import accumulation
+    from pipelines.training.state import accumulation
 
     assert accumulation(batch, workers, micro) == expected
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    from pipelines.training.worker import accumulation
+    from pipelines.training.state import accumulation
 
     with pytest.raises(ValueError, match=r"train\.batch 8 cannot be shared by 3 workers; choose a multiple of 3"):
         accumulation(8, 3, 0)
@@ -65,7 +65,7 @@ def changed(**train: Any):
 
 
 def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
-    from pipelines.training.driver import preflight
+    from pipelines.training.preflight import preflight
 
     with pytest.raises(
         ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 .* has 4; .*Lower"
@@ -106,7 +106,7 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_continued_run_keeps_its_options():
-    from pipelines.training.driver import check_continuation
+    from pipelines.training.preflight import check_continuation
 
     hashes = {"train_hash": "a", "val_hash": "b"}
     before = {"options": {"optim.lr": 0.1, "train.seed": 0, "train.workers": 1, "feed.threads": 2}, **hashes}

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.config import override
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.training.preflight import STAND_IN, check_freezing, lacking, parse_schedule
+from pipelines.training.preflight import STAND_IN, check_continuation, check_freezing, lacking, parse_schedule
 
 TINY = {
     "model.backbone.name": "resnet18",

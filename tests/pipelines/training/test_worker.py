@@ -18,7 +18,8 @@ from pipelines.data.manifest import Manifest
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training.preflight import STAND_IN
-from pipelines.training.worker import Job, Worker
+from pipelines.training.state import Job
+from pipelines.training.worker import Worker
 
 
 @pytest.fixture
