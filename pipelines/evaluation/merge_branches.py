@@ -22,7 +22,7 @@ from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored, options_of
 from pipelines.training.checkpoints import CHECKPOINT
-from pipelines.training.validation import validation_batches
+from pipelines.training.validation import share_batches
 
 FREE = ("branches", "trunks", "regularisation")
 """Options in which the two models may differ: what is trained, and how."""
@@ -83,7 +83,7 @@ def compare(models: Mapping[str, Stored], manifest: Manifest, base: Experiment) 
         check_categories(stored.model.categories, manifest.categories, name)
         experiment = options_of(stored, base)
         model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
-        batches = validation_batches(manifest, experiment, model.divisor)
+        batches = share_batches(manifest, experiment, model.divisor)
         tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=True))
         found[name] = summarise([tally], manifest.categories)
     return found

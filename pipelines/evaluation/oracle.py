@@ -17,7 +17,7 @@ from panoptic.training.device import prepare
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Stored
-from pipelines.training.validation import validation_batches
+from pipelines.training.validation import share_batches
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def oracle(
     model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
     for chosen in choices:
         logger.info("evaluation with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
-        batches = validation_batches(manifest, experiment, model.divisor)
+        batches = share_batches(manifest, experiment, model.divisor)
         tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=instances, true=chosen))
         yield chosen, summarise([tally], manifest.categories)
 

@@ -1,6 +1,6 @@
-"""The driver of a training run: shards, MLflow run, Ray Train, and what is left when it ends.
+"""The driver of a training: it prepares shards, opens the MLflow run, runs Ray Train and logs the best model.
 
-A run has a name. Started again under that name it goes on from its last checkpoint, wherever it was
+A run has a name. Started again under that name it continues from its last checkpoint, wherever it was
 stopped; `run.json` in its folder says which MLflow run it belongs to and with which options it began.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from panoptic.png import encode_image
-from panoptic.training import checkpoint as checkpoints
+from panoptic.training.checkpoint import build_model
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.data.manifest import Manifest
@@ -26,8 +26,8 @@ from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.training.checkpoints import METRICS, REPORT, load_checkpoint
-from pipelines.training.preflight import _local_cpus, check_continuation, check_freezing, preflight, worker_cpus
-from pipelines.training.state import Job, accumulation
+from pipelines.training.preflight import check_cluster, check_continuation, check_options, local_cpus, worker_cpus
+from pipelines.training.state import Job
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
 
@@ -40,18 +40,18 @@ MODEL_TAG = "panoptic.model"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run leaves."""
+    """The results of a training, in its storage and in MLflow."""
 
     name: str
     run: runs.Run
     folder: str
-    """Of the run."""
+    """The run's folder, with its checkpoints."""
     checkpoint: str
     """URI of the best checkpoint's folder."""
     metrics: dict[str, float]
-    """Of that checkpoint."""
+    """The best checkpoint's validation."""
     report: str
-    """Its table."""
+    """The same as a table."""
     overlays: str
     """Folder of pictures: image, truth and prediction of a few validation images."""
     model: str
@@ -62,21 +62,22 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Child:
-    """What a run that is one trial of a sweep has beside its experiment."""
+    """A run that is one trial of a sweep: what it has beside its experiment."""
 
     parent: str
     """MLflow run id of the sweep."""
     label: str
-    """What it is called there: the options in which it differs."""
+    """Name of its MLflow run: the options in which it differs from the others."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """These options; the others stand in its config.json alone, so that a comparison shows only what differs."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of its MLflow run."""
     run_id: str = ""
-    """MLflow run that it goes on with, where an earlier part of the trial has opened one."""
+    """MLflow run that it continues, where an earlier part of the trial has opened one."""
     begin: str = ""
-    """URI of a checkpoint whose training it takes over: weights, optimiser, step."""
+    """URI of a checkpoint whose training it continues: weights, optimiser, step, position in the data."""
     callbacks: tuple[Any, ...] = ()
-    """Of Ray Train, in its controller."""
+    """Callbacks of Ray Train, which run in its controller."""
 
 
 def train(experiment: Experiment, preset: str, child: Child | None = None) -> Outcome:
@@ -84,8 +85,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
 
     Args:
         experiment: parsed options.
-        preset: its name, for the run's.
-        child: where the run is a trial of a sweep, which logs the best trial's model and no other.
+        preset: its name, which begins the run's where the experiment has none.
+        child: given where the run is a trial of a sweep; its model is not logged, since the sweep logs the best one.
 
     Raises:
         ValueError: options, data or cluster cannot work; nothing has been started then.
@@ -93,10 +94,9 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
             marked FAILED and can be continued under its name.
     """
     experiment = _named(experiment, preset)
-    accumulation(experiment.train.batch, experiment.train.workers, experiment.train.micro_batch)
-    check_freezing(experiment)
-    session.connect(_local_cpus(experiment))
-    gpu = preflight(experiment)
+    check_options(experiment)
+    session.connect(local_cpus(experiment))
+    gpu = check_cluster(experiment)
     train_set, val_set = prepare_data(experiment)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     run = _open_run(experiment, preset, child, folder, train_set, val_set)
@@ -205,7 +205,7 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
 
 
 def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
-    """Pick the best checkpoint, log its model."""
+    """Pick the best checkpoint, draw its overlays, log its model."""
     experiment = job.experiment
     ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
     best = ranked[-1][0]
@@ -214,8 +214,8 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     finished = ranked and max(entry[1]["step"] for entry in ranked) >= experiment.train.steps
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)
-    evaluated = checkpoints.build_model(record)
-    for name, picture in pictures(evaluated, job.val, experiment, experiment.train.overlays if log_model else 0):
+    shown = experiment.train.overlays if log_model else 0
+    for name, picture in pictures(build_model(record), job.val, experiment, shown):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
     model = _log_model(job, record) if finished and log_model else ""
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
@@ -254,7 +254,7 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> str:
 
 
 def closing_lines(outcome: Outcome) -> str:
-    """What a person wants to know when a run has ended: the table, where things lie, what to type next."""
+    """The last lines on the console: the best table, where things lie, what to type next."""
     uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
     server = uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}"
     return "\n".join(

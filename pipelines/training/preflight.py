@@ -1,4 +1,8 @@
-"""Frozen parts need weights: what a run may freeze, and schedules that thaw it while it trains."""
+"""Everything that is checked before a training starts, so that it does not fail hours later.
+
+`check_options` needs nothing but the options, `check_cluster` a Ray session, `check_continuation` the record of the
+run that is continued.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,39 @@ import torch
 
 from panoptic.segmentation import Categories
 from pipelines.config import Experiment
+from pipelines.training.state import accumulation
 
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
 """Classes with which models are built only to look at them."""
 
 SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
+"""A number of stages, then pairs STAGES@STEP."""
+
+FREE = (
+    *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
+    *("train.keep", "train.score", "train.score_mode"),
+)
+"""Options that a continued run may change. Any other, outside of the groups below, makes it another experiment."""
+
+FREE_GROUPS = ("feed.", "tracking.", "data.")
+"""Groups of options that it may change, except `FIXED`."""
+
+FIXED = ("data.limit", "data.limit_seed")
+"""Options of these groups that choose the images, so that a continued run keeps them."""
+
+
+def check_options(experiment: Experiment) -> None:
+    """Refuse options with which no worker could train.
+
+    Raises:
+        ValueError: the batch cannot be shared by the workers, or frozen parts have no weights.
+    """
+    accumulation(experiment.train, experiment.train.workers)
+    check_freezing(experiment)
 
 
 def meta_model(experiment: Experiment) -> torch.nn.Module:
-    """The experiment's model without memory, for two classes.
+    """The experiment's model for two classes on torch's meta device, which takes no memory.
 
     Raises:
         ValueError: the options do not make a model.
@@ -34,7 +62,7 @@ def meta_model(experiment: Experiment) -> torch.nn.Module:
 
 
 def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
-    """What is frozen though no weights were loaded into it: nothing, the backbone, or other parts of the model."""
+    """The part that is frozen though no weights are loaded into it: none (""), the backbone, or more of the model."""
     patterns, backbone = experiment.train.freeze, experiment.model.backbone
     if experiment.train.weights:
         return ""
@@ -48,7 +76,7 @@ def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
 
 
 def check_freezing(experiment: Experiment) -> None:
-    """Frozen noise learns nothing and measures nothing.
+    """Refuse to freeze what no weights are loaded into: frozen noise learns nothing and measures nothing.
 
     Raises:
         ValueError: names the option and the remedies.
@@ -67,50 +95,37 @@ def check_freezing(experiment: Experiment) -> None:
 
 
 def parse_schedule(text: Any) -> list[tuple[int, int]]:
-    """`"5 2@500 0@800"`, five stages frozen at first, two from step 500, none from 800: [(0, 5), (500, 2), (800, 0)].
+    """Steps and the number of backbone stages that are frozen from there on.
 
-    A number is a schedule of one entry.
+    `"5 2@500 0@800"`, five stages at first, two from step 500, none from 800, is [(0, 5), (500, 2), (800, 0)]. A
+    number is a schedule of one entry.
 
     Raises:
         ValueError: the text is no schedule, or its steps do not rise.
     """
     if isinstance(text, int):
         return [(0, text)]
-    found = SCHEDULE.fullmatch(str(text))
-    if found is None:
+    match = SCHEDULE.fullmatch(str(text))
+    if match is None:
         raise ValueError(f"{text!r}: write a number of stages, or such as '5 2@500': five at first, two from step 500")
-    later = (part.split("@") for part in found[2].split())
-    schedule = [(0, int(found[1])), *((int(step), int(stages)) for stages, step in later)]
+    later = (part.split("@") for part in match[2].split())
+    schedule = [(0, int(match[1])), *((int(step), int(stages)) for stages, step in later)]
     if any(a[0] >= b[0] for a, b in itertools.pairwise(schedule)):
         raise ValueError(f"{text!r}: the steps of a schedule of freezing must rise")
     return schedule
 
 
-FREE = (
-    *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
-    *("train.keep", "train.score", "train.score_mode"),
-)
-
-
-FREE_GROUPS = ("feed.", "tracking.", "data.")
-"""Options that a continued run may change; any other would make it another experiment."""
-
-
-FIXED = ("data.limit", "data.limit_seed")
-"""Those of the free groups that it may not: they choose the images."""
-
-
-def preflight(experiment: Experiment) -> bool:
-    """Refuse a cluster on which workers and data would starve each other; whether to train on GPUs.
+def check_cluster(experiment: Experiment) -> bool:
+    """Refuse a cluster on which workers and data would starve each other; returns whether to train on GPUs.
 
     Raises:
         ValueError: names what is needed, what there is, and what to change.
     """
     import ray
 
-    there = ray.cluster_resources()
+    resources = ray.cluster_resources()
     options, feed = experiment.train, experiment.feed
-    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
+    gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
     if options.gpu == "yes" and gpus < options.workers:
         raise ValueError(
             f"train.gpu yes: {options.workers} workers need {options.workers} GPUs, the cluster has {gpus:g}; lower "
@@ -124,12 +139,11 @@ def preflight(experiment: Experiment) -> bool:
             f"cluster has {cpus:g}; they would wait for each other for ever. Lower train.workers, "
             "train.cpus_per_worker or feed.cpus"
         )
-    enough = gpus >= options.workers
-    return enough and options.gpu != "no"
+    return gpus >= options.workers and options.gpu != "no"
 
 
 def worker_cpus(experiment: Experiment) -> float:
-    """CPUs that Ray reserves for a worker."""
+    """CPUs that Ray reserves for a worker: those of the options, else one, or half a one on a small cluster."""
     import ray
 
     if experiment.train.cpus_per_worker:
@@ -137,7 +151,7 @@ def worker_cpus(experiment: Experiment) -> float:
     return 1.0 if ray.cluster_resources().get("CPU", 0) >= 2 * experiment.train.workers else 0.5
 
 
-def _local_cpus(experiment: Experiment) -> int:
+def local_cpus(experiment: Experiment) -> int:
     """Logical CPUs of a local session. They only count reservations; Ray Data warns where few are left over."""
     return max(os.cpu_count() or 1, 2 * experiment.train.workers)
 
@@ -145,7 +159,13 @@ def _local_cpus(experiment: Experiment) -> int:
 def check_continuation(
     before: Mapping[str, Any], options: Mapping[str, Any], hashes: Mapping[str, str], name: str
 ) -> None:
-    """A run may only go on as what it was.
+    """Refuse to continue a run under other options or on other data than it began with.
+
+    Args:
+        before: content of the run's `run.json`.
+        options: flat, of the experiment that continues it.
+        hashes: `train_hash` and `val_hash` of its data.
+        name: of the run.
 
     Raises:
         ValueError: names the options that differ.

@@ -1,38 +1,81 @@
-"""What the driver hands to a worker."""
+"""The state of a training worker.
+
+`Job` is what the driver hands to every worker; `State` is what one worker holds from step to step.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.config import Experiment
+import torch
+from torch.optim.swa_utils import AveragedModel
+
+from panoptic.models.base import PanopticModel
+from pipelines.config import Experiment, Train
 from pipelines.data.manifest import Manifest
 from pipelines.tracking.runs import Run
+from pipelines.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to each worker."""
+    """One training, as the driver hands it to each worker."""
 
     experiment: Experiment
     train: Manifest
     val: Manifest
     run: Run
     folder: str
-    """Of the run: spooled metrics go there when it is local."""
+    """The run's folder, local or s3://."""
     gpu: bool
     begin: str = ""
-    """URI of another run's checkpoint whose training this one takes over, with its own options."""
+    """URI of another run's checkpoint whose training this one continues under its own options; "" = none."""
     quiet: bool = False
     """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
 
+    @property
+    def local_folder(self) -> str | None:
+        """The run's folder for files of a worker's own (log, spooled metrics); None when it is on S3."""
+        return None if "://" in self.folder else self.folder
 
-def accumulation(batch: int, workers: int, micro_batch: int) -> int:
-    """Micro-batches of a worker in one step: the fewest that are equal and hold at most `micro_batch` images.
+
+@dataclass
+class State:
+    """One worker between two steps. A checkpoint keeps model, optimiser, average, step and position."""
+
+    job: Job
+    rank: int
+    world: int
+    """Number of workers."""
+    device: torch.device
+    model: PanopticModel
+    """Unwrapped; DDP holds the same tensors."""
+    optimiser: torch.optim.Optimizer
+    ema: AveragedModel | None
+    """Averaged weights; None where the experiment averages none."""
+    accumulation: int
+    """Micro-batches of this worker in one step."""
+    tracker: Tracker | None
+    """The MLflow run, which rank 0 alone writes."""
+    step: int = 0
+    """Updates done."""
+    position: int = 0
+    """Place of the next sample in the training stream: step x batch unless the global batch changed on the way."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """The options of the training."""
+        return self.job.experiment
+
+
+def accumulation(options: Train, workers: int) -> int:
+    """Micro-batches of a worker in one step: the fewest equal ones of at most `micro_batch` images.
 
     Raises:
         ValueError: the global batch cannot be shared out equally.
     """
+    batch, most = options.batch, options.micro_batch
     if batch % workers:
         raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
     share = batch // workers
-    return next(n for n in range(1, share + 1) if share % n == 0 and (not micro_batch or share // n <= micro_batch))
+    return next(n for n in range(1, share + 1) if share % n == 0 and (not most or share // n <= most))

@@ -1,52 +1,126 @@
-"""Validation by the workers of a training."""
+"""Validation of a training: each worker evaluates its share of the images, rank 0 records the figures of all.
+
+`evaluate_share` is the loop of every evaluation: a validation runs it on the rows of a rank, an evaluation of a
+stored model (`pipelines.evaluation.evaluate`) on the rows that an actor is given.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
-from panoptic.distributed import world_size
+from panoptic.distributed import share_buffers, world_size
 from panoptic.evaluation.step import evaluation_step
-from panoptic.evaluation.tally import Batch, Tally
+from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
+from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
 from panoptic.visualization import side_by_side
 from pipelines.config import Experiment
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.manifest import Manifest
+from pipelines.training.state import State
 
 
-def validation_batches(
-    manifest: Manifest, experiment: Experiment, divisor: int, rank: int = 0, world: int = 1
+def validate(state: State) -> Evaluation:
+    """The figures of the whole validation split, equal on every worker; rank 0 prints and records them.
+
+    Every worker calls it. The model is left in evaluation mode.
+    """
+    begin = time.perf_counter()
+    val, experiment = state.job.val, state.experiment
+    model = validated_model(state)
+    tally = evaluate_share(model, val, experiment, rank=state.rank, world=state.world)
+    evaluation = summarise(_gather(tally), val.categories)
+    if state.tracker is not None:
+        _record(state, model, evaluation)
+        seconds = time.perf_counter() - begin
+        tables = f"{table(evaluation)}\nworst classes\n{class_table(evaluation, 5)}"
+        print(f"validation at step {state.step}\n{tables}\n({seconds:.0f} s)", flush=True)
+    return evaluation
+
+
+def validated_model(state: State) -> PanopticModel:
+    """The averaged weights where there are any, else the model itself; with rank 0's running statistics everywhere."""
+    model = state.model if state.ema is None else state.ema.module
+    share_buffers(model)
+    return model.eval()  # type: ignore[return-value]
+
+
+def evaluate_share(
+    model: PanopticModel,
+    manifest: Manifest,
+    experiment: Experiment,
+    measures: Measures | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    rows: Sequence[int] | None = None,
+) -> Tally:
+    """Run the model on a share of a split and count.
+
+    Args:
+        model: unwrapped, in evaluation mode.
+        experiment: gives the evaluation view, batch, decoding threads and precision.
+        measures: what is counted beside PQ and mIoU.
+        rank, world: the share of a worker.
+        rows: the share itself; whole windows, see `evaluation_window`.
+    """
+    batches = share_batches(manifest, experiment, model.divisor, rank=rank, world=world, rows=rows)
+    return evaluate_batches(model, batches, experiment.engine, measures)
+
+
+def share_batches(
+    manifest: Manifest,
+    experiment: Experiment,
+    divisor: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """This rank's share of a split, as `evaluate_batches` takes it."""
+    """A share of a split (as in `evaluate_share`) in the form that `evaluate_batches` takes."""
     size, threads = experiment.train.validation_batch, experiment.feed.threads
     for images, targets, samples in evaluation_batches(
-        manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads
+        manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads, rows=rows
     ):
-        truths = [s.original for s in samples if s.original is not None]
-        yield Batch(images, targets, truths, [s.position for s in samples])
+        truths = [sample.original for sample in samples if sample.original is not None]
+        yield Batch(images, targets, truths, [sample.position for sample in samples])
 
 
-def pictures(model: PanopticModel, manifest: Manifest, experiment: Experiment, count: int) -> Iterator[tuple[str, Any]]:
+def pictures(
+    model: PanopticModel, manifest: Manifest, experiment: Experiment, count: int
+) -> Iterator[tuple[str, np.ndarray]]:
     """Image, truth and prediction side by side, of the first `count` rows: (name, uint8 [H, W, 3])."""
     if count < 1:
         return
     batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
     for images, targets, samples in itertools.islice(batches, count):
         maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
-        assert maps is not None
-        (found,) = maps
         truth = samples[0].original
-        assert truth is not None
+        assert maps is not None and truth is not None
         image = cv2.resize(samples[0].image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)
-        yield samples[0].name, side_by_side(image, truth, found, manifest.categories)
+        yield samples[0].name, side_by_side(image, truth, maps[0], manifest.categories)
 
 
-def _gathered(tally: Tally) -> list[Tally]:
+def _record(state: State, model: PanopticModel, evaluation: Evaluation) -> None:
+    """Metrics, table of classes and pictures in the MLflow run."""
+    tracker, step = state.tracker, state.step
+    assert tracker is not None
+    tracker.metrics(step, metrics(evaluation))
+    tracker.flush()
+    text = f"{table(evaluation)}\n\n{class_table(evaluation)}"
+    tracker.table(f"classes/step_{step:06d}", class_rows(evaluation), text)
+    for name, picture in pictures(model, state.job.val, state.experiment, state.experiment.train.overlays):
+        tracker.image(step, name, picture)
+
+
+def _gather(tally: Tally) -> list[Tally]:
     """The tallies of all workers, on each of them."""
     if world_size() == 1:
         return [tally]

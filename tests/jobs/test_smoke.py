@@ -184,14 +184,16 @@ def test_weights_start_a_new_run(trained: Trained):
     from pipelines.config import parse
     from pipelines.presets import PRESETS
     from pipelines.training.state import Job
-    from pipelines.training.worker import Worker
+    from pipelines.training.worker import build_state
 
     _, experiment = parse([*trained.arguments, "--train.weights", trained.outcome.checkpoint], PRESETS)
     outcome = trained.outcome
-    worker = Worker(Job(experiment, outcome.train, outcome.val, outcome.run, outcome.folder, False), rank=1, world=2)
+    state = build_state(
+        Job(experiment, outcome.train, outcome.val, outcome.run, outcome.folder, False), rank=1, world=2
+    )
     stored = load(f"{outcome.checkpoint}/checkpoint.pt", "checkpoint")["ema"]
-    assert worker.step == 0 and not worker.optimiser.state
-    for name, value in worker.model.state_dict().items():
+    assert state.step == state.position == 0 and not state.optimiser.state
+    for name, value in state.model.state_dict().items():
         assert torch.equal(value, stored[name]), name
 
 

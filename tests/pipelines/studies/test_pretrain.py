@@ -1,4 +1,4 @@
-"""Weights for what a study freezes."""
+"""Weights for what a study freezes: trained once for all studies that can share them, and kept."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from panoptic.training import checkpoint
 from pipelines.config import Experiment, flatten, override
 from pipelines.presets import PRESETS
 from pipelines.studies import pretrain
 from pipelines.studies.plan import Options, plan, with_weights
 from pipelines.studies.pretrain import pretrained, pretraining
-from pipelines.training.driver import check_continuation
-from pipelines.training.preflight import STAND_IN
+from pipelines.training.preflight import STAND_IN, check_continuation
 from pipelines.tuning.trial_config import apply
 
 
@@ -31,8 +31,6 @@ class Trainings:
         check_continuation({"options": self.begun.setdefault(run.name, options)}, options, {}, run.name)
         if self.interrupt:
             raise KeyboardInterrupt
-        from panoptic.training import checkpoint
-
         self.ended.append(run)
         file = self.folder / f"{run.name}-made.pt"
         model = run.model.build(STAND_IN)

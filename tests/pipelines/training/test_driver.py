@@ -1,4 +1,4 @@
-"""What the driver refuses before anything starts, and (slow) what a run is after it was killed or continued."""
+"""Data that the driver refuses, and (slow) runs that are killed or continued."""
 
 from __future__ import annotations
 
@@ -37,51 +37,11 @@ TINY = """
 """
 
 
-# What is refused, and how.
-
-
-@pytest.mark.parametrize(
-    ("batch", "workers", "micro", "expected"),
-    [(8, 2, 0, 1), (8, 2, 4, 1), (8, 2, 3, 2), (8, 2, 1, 4), (12, 1, 5, 3), (7, 1, 3, 7), (6, 6, 2, 1)],
-)
-def test_accumulation_takes_the_fewest_equal_micro_batches(batch: int, workers: int, micro: int, expected: int):
-    from pipelines.training.state import accumulation
-
-    assert accumulation(batch, workers, micro) == expected
-
-
-def test_a_batch_that_cannot_be_shared_is_refused():
-    from pipelines.training.state import accumulation
-
-    with pytest.raises(ValueError, match=r"train\.batch 8 cannot be shared by 3 workers; choose a multiple of 3"):
-        accumulation(8, 3, 0)
-
-
-def changed(**train: Any):
-    from pipelines.presets import PRESETS
-
-    demo = PRESETS["demo"]()
-    return replace(demo, train=replace(demo.train, **train))
-
-
-def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
-    from pipelines.training.preflight import preflight
-
-    with pytest.raises(
-        ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 .* has 4; .*Lower"
-    ):
-        preflight(changed(workers=8, gpu="no"))
-    with pytest.raises(ValueError, match=r"^3 workers need 6\.6 CPUs \(each 2 for itself"):
-        preflight(changed(workers=3, cpus_per_worker=2, gpu="no"))
-    with pytest.raises(ValueError, match=r"train\.gpu yes: 64 workers need 64 GPUs, the cluster has"):
-        preflight(changed(workers=64, gpu="yes"))
-    assert preflight(changed(workers=2, gpu="no")) is False
-
-
 def test_data_that_cannot_be_found_is_named(tmp_path: Path):
+    from pipelines.presets import PRESETS
     from pipelines.training.driver import prepare_data
 
-    demo = changed()
+    demo = PRESETS["demo"]()
     with pytest.raises(ValueError, match=r"data\.root: this preset needs data; .*--data\.root FOLDER"):
         prepare_data(replace(demo, data=replace(demo.data, root="")))
     with pytest.raises(ValueError, match=r"scenes are drawn into a local folder, but storage is s3://bucket/runs"):
@@ -91,6 +51,7 @@ def test_data_that_cannot_be_found_is_named(tmp_path: Path):
 
 
 def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_categories):
+    from pipelines.presets import PRESETS
     from pipelines.training import driver as train
 
     class Shards:
@@ -100,40 +61,9 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
     other = replace(small_categories, names=("human", *small_categories.names[1:]))
     found = {"train": Shards(small_categories), "val": Shards(other)}
     monkeypatch.setattr(train, "ensure_shards", lambda root, split, *rest, **options: found[split])
-    demo = changed()
+    demo = PRESETS["demo"]()
     with pytest.raises(ValueError, match="the splits train and val have different categories"):
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
-
-
-def test_a_continued_run_keeps_its_options():
-    from pipelines.training.preflight import check_continuation
-
-    hashes = {"train_hash": "a", "val_hash": "b"}
-    before = {"options": {"optim.lr": 0.1, "train.seed": 0, "train.workers": 1, "feed.threads": 2}, **hashes}
-    free = before["options"] | {"train.workers": 2, "feed.threads": 4}
-    check_continuation(before, free, hashes, "one")
-    with pytest.raises(ValueError) as refused:
-        check_continuation(before, free | {"optim.lr": 0.2, "train.seed": 3}, hashes | {"val_hash": "c"}, "one")
-    message = str(refused.value)
-    assert "run 'one' began with other options: optim.lr was 0.1, is 0.2; train.seed was 0, is 3; " in message
-    assert "the data changed (val_hash)" in message and "--name" in message and "workers" not in message
-    limited = before["options"] | {"data.limit": 10, "data.on_invalid": "stop"}
-    check_continuation(before | {"options": limited}, limited | {"data.on_invalid": "skip"}, hashes, "one")
-    with pytest.raises(ValueError, match=r"data\.limit was 10, is 20"):
-        check_continuation(before | {"options": limited}, limited | {"data.limit": 20}, hashes, "one")
-
-
-def test_console_lines():
-    from pipelines.training.worker import console_line
-
-    values = {"loss/total": 1.5, "loss/centre": 0.25, "lr": 1e-3, "memory_mib": 812.4, "skipped_steps": 0}
-    speed = {"images_per_second": 12.34, "step_seconds": 60.0, "data_wait": 0.031}
-    assert console_line(20, 100, values | speed) == (
-        "step 20/100 | total 1.500 centre 0.250 | lr 1.00e-03 | 12.3 images/s | data wait 3 % | 812 MiB | 1:20:00 left"
-    )
-    assert console_line(1, 100, values) == "step 1/100 | total 1.500 centre 0.250 | lr 1.00e-03"
-    skipped = {"lr": 1e-3, "skipped_steps": 2}
-    assert console_line(2, 9, skipped) == "step 2/9 | every step skipped | lr 1.00e-03 | 2 steps skipped"
 
 
 # Runs that end otherwise than planned. Slow.

@@ -1,31 +1,15 @@
-"""Frozen parts need weights; schedules of freezing; training that another run takes over."""
+"""What is refused before anything starts: frozen noise, a cluster that is too small, a run under other options."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
-from pipelines.config import override
+from pipelines.config import Experiment, override
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.training.preflight import STAND_IN, check_continuation, check_freezing, lacking, parse_schedule
-
-TINY = {
-    "model.backbone.name": "resnet18",
-    "model.rates": (2,),
-    "model.aspp_channels": 8,
-    "model.semantic_channels": 8,
-    "model.instance_channels": 8,
-    "model.semantic_head_channels": 8,
-    "model.instance_head_channels": 8,
-}
-
-
-TIMM = {"model.backbone.name": "resnet10t"}
-"""Whose frozen norms hold a tensor less."""
+from pipelines.training.preflight import check_cluster, check_continuation, check_freezing, lacking, parse_schedule
 
 
 @pytest.mark.parametrize(
@@ -70,87 +54,33 @@ def test_schedules_of_freezing():
             parse_schedule(bad)
 
 
-def trained(changes: dict[str, Any], steps: int) -> tuple[Any, torch.optim.Optimizer, Any]:
-    """Model, optimiser and experiment after some updates with made-up gradients."""
-    from panoptic.training.freezing import freeze_parameters
-    from panoptic.training.optim import build_optimiser
-
-    experiment = override(demo(), {**TINY, **changes})
-    torch.manual_seed(0)
-    model = experiment.model.build(STAND_IN)
-    freeze_parameters(model, experiment.train.freeze)
-    optimiser = build_optimiser(model, experiment.optim)
-    for _ in range(steps):
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.full_like(parameter, 0.5)
-        optimiser.step()
-    return model, optimiser, experiment
+def changed(**train: Any) -> Experiment:
+    return replace(demo(), train=replace(demo().train, **train))
 
 
-def saved(model: Any, optimiser: Any, experiment: Any) -> dict[str, Any]:
-    from panoptic.training import checkpoint
-    from pipelines.config import flatten
-
-    buffer = io.BytesIO()
-    checkpoint.save(
-        buffer, config=experiment.model, model=model, optimiser=optimiser, step=7, experiment=flatten(experiment)
-    )
-    buffer.seek(0)
-    return checkpoint.load(buffer)
-
-
-def state_by_name(model: Any, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {name: optimiser.state[p]["exp_avg"] for name, p in model.named_parameters() if p in optimiser.state}
+def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
+    with pytest.raises(
+        ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 .* has 4; .*Lower"
+    ):
+        check_cluster(changed(workers=8, gpu="no"))
+    with pytest.raises(ValueError, match=r"^3 workers need 6\.6 CPUs \(each 2 for itself"):
+        check_cluster(changed(workers=3, cpus_per_worker=2, gpu="no"))
+    with pytest.raises(ValueError, match=r"train\.gpu yes: 64 workers need 64 GPUs, the cluster has"):
+        check_cluster(changed(workers=64, gpu="yes"))
+    assert check_cluster(changed(workers=2, gpu="no")) is False
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ({"model.backbone.freeze": 3}, {"model.backbone.freeze": 1}),
-        ({"model.backbone.freeze": 0}, {"model.backbone.freeze": 4}),
-        ({**TIMM, "model.backbone.freeze": 2}, {**TIMM, "model.backbone.freeze": 0}),
-        ({**TIMM, "model.backbone.freeze": 0}, {**TIMM, "model.backbone.freeze": 2}),
-        ({"train.freeze": ("semantic_*",)}, {"optim.lr": 1e-4, "optim.decay": "all", "optim.weight_decay": 0.3}),
-    ],
-)
-def test_a_training_is_taken_over_with_the_optimiser_by_name(before: dict[str, Any], after: dict[str, Any]):
-    from panoptic.training.transfer import COUNTER, transfer_training
-
-    old, old_optimiser, old_experiment = trained(before, 2)
-    record = saved(old, old_optimiser, old_experiment)
-    new, optimiser, experiment = trained(after, 0)
-    carried = transfer_training(record, new, optimiser)
-    tensors = new.state_dict()
-    assert all(torch.equal(v, tensors[k]) for k, v in old.state_dict().items() if not k.endswith(COUNTER))
-    theirs, ours = state_by_name(old, old_optimiser), state_by_name(new, optimiser)
-    assert set(ours) == set(theirs) & {name for name, p in new.named_parameters() if p.requires_grad}
-    assert carried == len(ours) > 10 and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert {group["weight_decay"] for group in optimiser.param_groups} <= {0.0, experiment.optim.weight_decay}
-    optimiser.zero_grad()
-    for parameter in new.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.ones_like(parameter)
-    optimiser.step()  # parameters without a state begin theirs
-
-
-@pytest.mark.parametrize(("before", "after", "kept"), [("sgd", "adamw", 0), ("adam", "sgd", 0), ("adam", "adamw", 1)])
-def test_another_kind_of_optimiser_begins_afresh(before: str, after: str, kept: int):
-    from panoptic.training.transfer import transfer_training
-
-    old, old_optimiser, old_experiment = trained({"optim.optimiser": before}, 2)
-    new, optimiser, _ = trained({"optim.optimiser": after}, 0)
-    carried = transfer_training(saved(old, old_optimiser, old_experiment), new, optimiser)
-    assert (carried > 0) == bool(kept)
-    for parameter in new.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimiser.step()  # Adam would miss its own averages in a momentum
-
-
-def test_a_checkpoint_without_an_optimiser_gives_its_weights():
-    from panoptic.training.transfer import transfer_training
-
-    old, _, experiment = trained({}, 0)
-    record = {**saved(old, None, experiment)}
-    new, optimiser, _ = trained({}, 0)
-    assert transfer_training(record, new, optimiser) == 0
+def test_a_continued_run_keeps_its_options():
+    hashes = {"train_hash": "a", "val_hash": "b"}
+    before = {"options": {"optim.lr": 0.1, "train.seed": 0, "train.workers": 1, "feed.threads": 2}, **hashes}
+    free = before["options"] | {"train.workers": 2, "feed.threads": 4}
+    check_continuation(before, free, hashes, "one")
+    with pytest.raises(ValueError) as refused:
+        check_continuation(before, free | {"optim.lr": 0.2, "train.seed": 3}, hashes | {"val_hash": "c"}, "one")
+    message = str(refused.value)
+    assert "run 'one' began with other options: optim.lr was 0.1, is 0.2; train.seed was 0, is 3; " in message
+    assert "the data changed (val_hash)" in message and "--name" in message and "workers" not in message
+    limited = before["options"] | {"data.limit": 10, "data.on_invalid": "stop"}
+    check_continuation(before | {"options": limited}, limited | {"data.on_invalid": "skip"}, hashes, "one")
+    with pytest.raises(ValueError, match=r"data\.limit was 10, is 20"):
+        check_continuation(before | {"options": limited}, limited | {"data.limit": 20}, hashes, "one")

@@ -19,7 +19,7 @@ from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training.preflight import STAND_IN
 from pipelines.training.state import Job
-from pipelines.training.worker import Worker
+from pipelines.training.worker import build_state, console_line, set_training_mode, stream_of
 
 
 @pytest.fixture
@@ -54,28 +54,28 @@ def with_options(job: Job, **options: object) -> Job:
 
 
 def test_frozen_parts_stay_out_of_the_optimiser_and_in_evaluation_mode(job: Job) -> None:
-    worker = Worker(with_options(job, freeze=("backbone.*", "semantic_aspp.*")), rank=1, world=2)
-    model = worker.model
+    state = build_state(with_options(job, freeze=("backbone.*", "semantic_aspp.*")), rank=1, world=2)
+    model = state.model
     assert {name.split(".")[0] for name, p in model.named_parameters() if not p.requires_grad} == {"semantic_aspp"} | {
         "backbone"
     }
-    trained = {id(p) for group in worker.optimiser.param_groups for p in group["params"]}
+    trained = {id(p) for group in state.optimiser.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters() if p.requires_grad}
     assert any(isinstance(m, FrozenBatchNorm) for m in model.get_submodule("backbone").modules())
-    worker._training_mode(model)
+    set_training_mode(model, state.experiment.train)
     assert model.training and not model.get_submodule("semantic_aspp.dropout").training
-    kept = Worker(with_options(job, freeze=("semantic_aspp.*",), frozen_dropout=True), rank=1, world=2)
-    kept._training_mode(kept.model)
+    kept = build_state(with_options(job, freeze=("semantic_aspp.*",), frozen_dropout=True), rank=1, world=2)
+    set_training_mode(kept.model, kept.experiment.train)
     assert kept.model.get_submodule("semantic_aspp.dropout").training
     with pytest.raises(ValueError, match=r"train\.freeze: 'backbon\.\*' matches no parameter; near: backbone\.\*"):
-        Worker(with_options(job, freeze=("backbon.*",)), rank=1, world=2)
+        build_state(with_options(job, freeze=("backbon.*",)), rank=1, world=2)
 
 
 def test_the_stream_is_cut_and_doubled_as_the_options_say(job: Job) -> None:
     experiment = job.experiment
     augment = replace(experiment.augment, colour="colour004", doubled=True)
     job = replace(job, experiment=replace(experiment, data=Data(limit=6, limit_seed=4), augment=augment))
-    stream = Worker(job, rank=1, world=2)._stream(10)
+    stream = stream_of(build_state(with_options(job, steps=10), rank=1, world=2))
     assert (stream.rows, stream.limit, stream.limit_seed, stream.copies, stream.samples) == (20, 6, 4, 2, 12)
 
 
@@ -85,9 +85,9 @@ def test_what_got_no_weights_may_not_be_frozen(job: Job, tmp_path: Path) -> None
     file = str(tmp_path / "other.pt")
     save(file, config=job.experiment.model, model=model, step=1)
     with pytest.raises(ValueError, match=r"semantic_\S+: frozen, but the weights have nothing for them") as refused:
-        Worker(with_options(job, weights=file, freeze=("semantic_*",)), rank=1, world=2)
+        build_state(with_options(job, weights=file, freeze=("semantic_*",)), rank=1, world=2)
     assert "--train.freeze" in str(refused.value)
-    Worker(with_options(job, weights=file, freeze=("backbone.*",)), rank=1, world=2)
+    build_state(with_options(job, weights=file, freeze=("backbone.*",)), rank=1, world=2)
 
 
 def test_checkpoints_are_ranked_by_any_metric() -> None:
@@ -95,3 +95,14 @@ def test_checkpoints_are_ranked_by_any_metric() -> None:
     assert Train().rank(values) == 40.0
     assert Train(score="val/loss/total", score_mode="min").rank(values) == -2.5
     assert Train(score="val/miou").rank(values) == Train(score="val/none").rank(values) == UNRANKED < -1e6
+
+
+def test_console_lines():
+    values = {"loss/total": 1.5, "loss/centre": 0.25, "lr": 1e-3, "memory_mib": 812.4, "skipped_steps": 0}
+    speed = {"images_per_second": 12.34, "step_seconds": 60.0, "data_wait": 0.031}
+    assert console_line(20, 100, values | speed) == (
+        "step 20/100 | total 1.500 centre 0.250 | lr 1.00e-03 | 12.3 images/s | data wait 3 % | 812 MiB | 1:20:00 left"
+    )
+    assert console_line(1, 100, values) == "step 1/100 | total 1.500 centre 0.250 | lr 1.00e-03"
+    skipped = {"lr": 1e-3, "skipped_steps": 2}
+    assert console_line(2, 9, skipped) == "step 2/9 | every step skipped | lr 1.00e-03 | 2 steps skipped"

@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
-from pipelines.training.validation import validation_batches
+from pipelines.training.validation import share_batches
 from tests.support.small import SMALL
 from tests.support.stored import write_shards
 
@@ -42,7 +42,7 @@ def test_figures_do_not_depend_on_the_number_of_workers(config, shards: Manifest
     measures = Measures(boundary=True, instances=True)
 
     def figures(world: int) -> dict[str, float]:
-        parts = [validation_batches(shards, experiment, model.divisor, rank, world) for rank in range(world)]
+        parts = [share_batches(shards, experiment, model.divisor, rank=rank, world=world) for rank in range(world)]
         tallies = [evaluate_batches(model, part, experiment.engine, measures) for part in parts]
         found = metrics(summarise(reversed(tallies), shards.categories))
         return {name: value for name, value in found.items() if "time/" not in name}
@@ -62,7 +62,7 @@ def test_batches_are_those_of_one_worker(shards: Manifest, batch: int) -> None:
     experiment = replace(demo, train=replace(demo.train, validation_batch=batch))
 
     def rows_of(world: int) -> list[list[int]]:
-        parts = [validation_batches(shards, experiment, 8, rank, world) for rank in range(world)]
+        parts = [share_batches(shards, experiment, 8, rank=rank, world=world) for rank in range(world)]
         return [list(found.rows) for part in parts for found in part]
 
     alone, window = rows_of(1), evaluation_window(ROWS, batch)
