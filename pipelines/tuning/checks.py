@@ -123,7 +123,7 @@ class TrialCheck:
         """
         experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
         options, backbone = experiment.train, experiment.model.backbone
-        accumulation(options.batch, options.workers, options.micro_batch)
+        accumulation(options, options.workers)
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
             self._shapes(part)

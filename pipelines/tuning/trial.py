@@ -22,8 +22,8 @@ from typing import Any
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs, tracker
+from pipelines.training.checkpoints import METRICS
 from pipelines.training.driver import Child, train
-from pipelines.training.worker import METRICS
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import (
     OutOfMemory,

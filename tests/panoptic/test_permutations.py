@@ -10,7 +10,7 @@ import pytest
 
 from panoptic.metrics.report import Evaluation, class_rows, metrics
 from panoptic.segmentation import Categories, Segmentation
-from tests.support.evaluations import evaluated, moved_pairs
+from tests.support.evaluations import evaluation_of, moved_pairs
 
 
 def figures(evaluation: Evaluation) -> list[float]:
@@ -34,19 +34,19 @@ def pairs(small_categories: Categories, random_segmentation: Callable[..., Segme
 
 
 def test_the_order_of_the_images_does_not_matter(pairs: list, small_categories: Categories) -> None:
-    expected = figures(evaluated(pairs, small_categories))
+    expected = figures(evaluation_of(pairs, small_categories))
     assert len(expected) > 90 and 0 < expected[0] < 100
     for seed in range(4):
         order = np.random.default_rng(seed).permutation(len(pairs))
-        permuted = figures(evaluated([pairs[k] for k in order], small_categories))
+        permuted = figures(evaluation_of([pairs[k] for k in order], small_categories))
         np.testing.assert_allclose(permuted, expected, rtol=1e-12)  # sums of another order differ in the last bits
 
 
 def test_the_numbers_of_the_segments_do_not_matter(pairs: list, small_categories: Categories) -> None:
-    expected = figures(evaluated(pairs, small_categories))
+    expected = figures(evaluation_of(pairs, small_categories))
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        again = evaluated([tuple(renumbered(image, rng) for image in pair) for pair in pairs], small_categories)
+        again = evaluation_of([tuple(renumbered(image, rng) for image in pair) for pair in pairs], small_categories)
         np.testing.assert_allclose(figures(again), expected, rtol=1e-12)
 
 
@@ -57,5 +57,8 @@ def test_void_and_crowds_of_the_truth_earn_nothing(pairs: list, small_categories
     ]
     alone = [(truth, replace(prediction, segments=np.where(mask, 0, prediction.segments)))
              for (truth, prediction), mask in zip(pairs, ignored, strict=True)]  # fmt: skip
-    before, after = evaluated(pairs, small_categories).quality.counts, evaluated(alone, small_categories).quality.counts
+    before, after = (
+        evaluation_of(pairs, small_categories).quality.counts,
+        evaluation_of(alone, small_categories).quality.counts,
+    )
     assert (before.tp <= after.tp).all() and before.tp.sum() > 0

@@ -19,7 +19,7 @@ Pair = tuple[Segmentation, Segmentation]
 
 
 def tally_of(pairs: Iterable[Pair], categories: Categories) -> Tally:
-    """All that is counted of maps; instances are the predicted things where a prediction has scores."""
+    """Everything that is counted of some maps; the instances are the things of the predictions."""
     tally, classes = Tally(), len(categories)
     for row, (truth, prediction) in enumerate(pairs):
         scored = instance_overlaps(truth, things_of(prediction, categories), categories)
@@ -28,8 +28,8 @@ def tally_of(pairs: Iterable[Pair], categories: Categories) -> Tally:
     return tally
 
 
-def evaluated(pairs: Iterable[Pair], categories: Categories) -> Evaluation:
-    """The record of `tally_of`."""
+def evaluation_of(pairs: Iterable[Pair], categories: Categories) -> Evaluation:
+    """The figures of some maps."""
     return summarise([tally_of(pairs, categories)], categories)
 
 

@@ -16,7 +16,7 @@ from panoptic.segmentation import Categories, Segmentation
 from pipelines.evaluation.report import charts
 from pipelines.evaluation.report.examples import choose
 from pipelines.evaluation.report.page import Example, Model, page
-from tests.support.evaluations import Pair, evaluated, moved_pairs, tally_of
+from tests.support.evaluations import Pair, evaluation_of, moved_pairs, tally_of
 
 TIMINGS = {"network_ms": 20.0, "postprocess_ms": 5.0, "images_per_second": 3.0}
 
@@ -30,12 +30,12 @@ def model_of(title: str, pairs: Sequence[Pair], categories: Categories, timings:
     tally = tally_of(pairs, categories)
     images = [tally.images[row] for row in sorted(tally.images)]
     counts = Counts.of([image.name for image in images], [image.quality for image in images])
-    evaluation = replace(evaluated(pairs, categories), timings=TIMINGS if timings is None else timings)
+    evaluation = replace(evaluation_of(pairs, categories), timings=TIMINGS if timings is None else timings)
     return Model(title, evaluation, counts)
 
 
 def report(pairs: Sequence[Pair], categories: Categories, **options) -> str:
-    """Of a model against another one that evaluated alike."""
+    """The report of a model against another one with the same predictions."""
     one, two = (model_of(title, pairs, categories, **options) for title in ("one", "two"))
     example = Example("x.jpg", float("nan"), {"image": b"jpeg"})
     text = page(one, [two], [example], [], {"device": "CPU"})
@@ -79,7 +79,7 @@ def test_a_pq_that_only_one_of_two_has() -> None:
     categories = categories_of((True, False))
     there = model_of("there", [(nothing((6, 8)), halves([0, 1])), (halves([0, 1]), halves([0, 1]))], categories)
     counts = Counts(there.counts.names, there.counts.places[:0], there.counts.values[:0])
-    absent = Model("absent", evaluated([(nothing(), nothing())] * 2, categories), counts)
+    absent = Model("absent", evaluation_of([(nothing(), nothing())] * 2, categories), counts)
     for pair in ((there, absent), (absent, there)):
         text = page(pair[0], [pair[1]], [], [], {})
         assert "nothing to compare" in text and "<circle" not in text

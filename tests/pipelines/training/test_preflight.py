@@ -1,4 +1,4 @@
-"""What is refused before anything starts: frozen noise, a cluster that is too small, a run under other options."""
+"""Refused before anything starts: frozen noise, a cluster that is too small, a run under other options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does before its first step, without Ray."""
+"""A worker before its first step, without Ray, and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.training.worker import build_state, console_line, set_training_mo
 
 @pytest.fixture
 def job(small_categories: Categories) -> Iterator[Job]:
-    """Of the demo's model, on 20 rows that no test reads."""
+    """A training of the demo's model, on 20 rows that no test reads."""
     threads = torch.get_num_threads()
     manifest = Manifest(
         schema_version=1,

@@ -1,0 +1,157 @@
+"""Checkpoint folders: a training continues where it stood, also in the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor
+
+from panoptic.metrics.report import Evaluation
+from panoptic.segmentation import Categories, Targets
+from panoptic.training.checkpoint import load, save
+from panoptic.transforms import Augment
+from pipelines.data.loader import Feed, FeedConfig
+from pipelines.data.shard_reader import Reading
+from pipelines.presets import PRESETS
+from pipelines.tracking.runs import Run
+from pipelines.training import worker
+from pipelines.training.checkpoints import CHECKPOINT, METRICS, REPORT, load_checkpoint, resume, transfer, write
+from pipelines.training.state import Job, State
+from pipelines.training.worker import build_state, stream_of, train
+from tests.support.evaluations import evaluation_of, moved_pairs
+from tests.support.small import SMALL_DEEPLAB
+from tests.support.stored import write_shards
+
+ROWS = 20
+
+
+@pytest.fixture
+def job(small_categories: Categories, tmp_path: Path) -> Iterator[Job]:
+    """A tiny model on 20 drawn images, global batch 4."""
+    threads = torch.get_num_threads()
+    shards = write_shards(tmp_path, small_categories, ROWS)
+    demo = PRESETS["demo"]()
+    options = replace(demo.train, batch=4, steps=100, threads=1, workers=1)
+    experiment = replace(demo, model=SMALL_DEEPLAB, augment=Augment(crop=(33, 33)), train=options)
+    yield Job(experiment, shards, shards, Run("", "", ""), "", False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def figures(small_categories: Categories, random_segmentation: Callable) -> Evaluation:
+    return evaluation_of(moved_pairs(random_segmentation, small_categories, 1), small_categories)
+
+
+def with_options(job: Job, **options: Any) -> Job:
+    return replace(job, experiment=replace(job.experiment, train=replace(job.experiment.train, **options)))
+
+
+def in_this_process(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+    return reading.tables(range(len(reading.stream)))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the images that trained, in their order; reads without Ray, and neither validates nor reports."""
+    names: list[str] = []
+
+    class Recorded(Feed):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, source=in_this_process)
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Targets]]:
+            for images, targets in super().__iter__():
+                names.extend(targets.names)
+                yield images, targets
+
+    monkeypatch.setattr(worker, "Feed", Recorded)
+    monkeypatch.setattr(worker, "Tracker", lambda *_: None)
+    monkeypatch.setattr(worker, "validate", lambda state: state.model.eval())
+    monkeypatch.setattr(worker, "checkpoint", lambda state, evaluation: None)
+    return names
+
+
+def kept(state: State, folder: Path, figures: Evaluation) -> str:
+    """The checkpoint folder of a state."""
+    folder.mkdir()
+    write(folder, state, figures)
+    assert {path.name for path in folder.iterdir()} == {CHECKPOINT, REPORT, METRICS}
+    return str(folder)
+
+
+def test_another_global_batch_neither_repeats_nor_skips_a_sample(
+    job: Job, seen: list[str], tmp_path: Path, figures: Evaluation
+) -> None:
+    """3 steps of 4 images, then one of 2 and one of 6 are the 20 images of an epoch, each once."""
+    first = build_state(with_options(job, stop_after=3))
+    train(first)
+    assert (first.step, first.position, len(seen)) == (3, 12, 12)
+    second = build_state(with_options(job, batch=2, stop_after=4))
+    transfer(second, kept(first, tmp_path / "first", figures))
+    train(second)
+    assert (second.step, second.position, len(seen)) == (4, 14, 14)
+    third = build_state(with_options(job, batch=6, micro_batch=3, stop_after=5))
+    transfer(third, kept(second, tmp_path / "second", figures))
+    train(third)
+    assert (third.step, third.position) == (5, 20)
+    assert sorted(seen) == sorted(f"{row}.jpg" for row in range(ROWS))
+
+
+def test_a_continued_run_reads_what_the_uninterrupted_one_reads(
+    job: Job, seen: list[str], tmp_path: Path, figures: Evaluation
+) -> None:
+    train(build_state(with_options(job, stop_after=6)))
+    whole = list(seen)
+    seen.clear()
+    half = build_state(with_options(job, stop_after=3))
+    train(half)
+    again = build_state(with_options(job, stop_after=6))
+    resume(again, Path(kept(half, tmp_path / "half", figures)) / CHECKPOINT)
+    train(again)
+    assert seen == whole and (again.step, again.position) == (6, 24)
+    train(again)  # nothing is left
+    assert seen == whole
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_workers_share_the_samples_after_any_position(job: Job, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "Tracker", lambda *_: None)
+    states = [build_state(with_options(job, batch=6, stop_after=7), rank, world) for rank in range(world)]
+    for state in states:
+        state.step, state.position = 5, 17
+    positions = [
+        position for state in states for micro in map(stream_of(state).__getitem__, range(2)) for position in micro
+    ]
+    assert sorted(positions) == list(range(17, 17 + 2 * 6))
+
+
+def test_a_checkpoint_of_an_earlier_version_continues_at_step_times_batch(job: Job, tmp_path: Path) -> None:
+    """It kept that position in the same key."""
+    old = build_state(job, rank=1, world=2)
+    file = tmp_path / CHECKPOINT
+    save(str(file), config=old.experiment.model, model=old.model, optimiser=old.optimiser, step=5, position=20)
+    state = build_state(job, rank=1, world=2)
+    resume(state, file)
+    assert (state.step, state.position) == (5, 20) and list(stream_of(state)[0]) == [22, 23]
+
+
+def test_a_checkpoint_holds_the_state(job: Job, tmp_path: Path, figures: Evaluation) -> None:
+    state = build_state(job, rank=1, world=2)
+    state.step, state.position = 7, 30
+    folder = kept(state, tmp_path / "step_000007", figures)
+    record = load_checkpoint(folder)
+    assert (record["step"], record["position"]) == (7, 30)
+    assert record["experiment"]["train.batch"] == 4
+    for name, value in state.model.state_dict().items():
+        np.testing.assert_array_equal(record["weights"][name], value, err_msg=name)
+    assert load(f"{folder}/{CHECKPOINT}")["step"] == load_checkpoint(f"{folder}/{CHECKPOINT}")["step"] == 7
+    assert (Path(folder) / REPORT).read_text().startswith("step 7\n")
+    with pytest.raises(ValueError, match=r"no checkpoint there; name a folder step_\* that a run wrote"):
+        load_checkpoint(str(tmp_path / "step_000008"))
