@@ -94,11 +94,12 @@ _DONE, _REFUSED, _KILLED = range(3)
 def _dataset(build: Callable, arguments: tuple, items: Sequence[Any], shares: Shares) -> Any:
     import ray.data
 
+    shared = ray.put(arguments)  # once, not in every actor's constructor: a model may be among them
     journal = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Journal).remote()
     rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
     return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Actor,
-        fn_constructor_args=(build, arguments, shares, journal),
+        fn_constructor_args=(build, shared, shares, journal),
         batch_size=1,  # Ray Data takes no whole blocks where GPUs are asked for
         compute=ray.data.ActorPoolStrategy(size=shares.actors),
         num_cpus=shares.cpus,
@@ -130,7 +131,7 @@ class _Journal:
 class _Actor:
     """What Ray Data keeps alive: the built function."""
 
-    def __init__(self, build: Callable, arguments: tuple, shares: Shares, journal: Any) -> None:
+    def __init__(self, build: Callable, arguments: Any, shares: Shares, journal: Any) -> None:
         import ray
         import torch
 
@@ -143,7 +144,7 @@ class _Actor:
             self._error = -1, (_KILLED, before)
             return
         try:
-            self._work = build(*arguments)
+            self._work = build(*ray.get(arguments))
         except ValueError as error:  # raised here it would only start the actor again
             self._error = 0, (_REFUSED, str(error))
         ray.get(journal.ready.remote())

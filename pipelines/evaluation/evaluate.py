@@ -1,8 +1,9 @@
-"""Evaluation a stored model on a prepared split: the figures that its training run printed.
+"""Evaluation of stored models on prepared splits, with the figures that their training printed.
 
-The images run through `evaluate_batches` exactly as in a validation while training: the same view, the same batches
-(a window of rows is always the same, whoever evaluates it), counts added in the order of the rows. So the figures
-are the same to the last bit for one actor and for many.
+A `Task` is a model, a split and what is measured. Tasks run in actors, or in this process: `evaluate_all` is the one
+way for evaluations, oracle tables and comparisons. The images run through `validation.evaluate_share` exactly as in a
+validation while training: the same view, the same batches (a window of rows is always the same, whoever evaluates
+it), counts added in the order of the rows. So the figures are the same to the last bit for one actor and for many.
 """
 
 from __future__ import annotations
@@ -17,28 +18,33 @@ from typing import Any
 
 import torch
 
-from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
+from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
-from panoptic.training import checkpoint as checkpoints
-from panoptic.training.checkpoint import check_categories
+from panoptic.training.checkpoint import build_model, check_categories
 from panoptic.training.device import prepare
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override
-from pipelines.data.loader import evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.data.shard_reader import Rows
-from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint
+from pipelines.training.checkpoints import checkpoint_file, load_checkpoint
+from pipelines.training.validation import evaluate_share
 
 logger = logging.getLogger(__name__)
 
 REGISTRY = ("models:/", "runs:/")
-"""How the URIs of models in MLflow begin."""
+"""Prefixes of the URIs of models in MLflow."""
 
 VIEW = ("resize.", "engine.", "train.validation_batch")
 """Options that decide what an evaluation computes."""
+
+HERE = Pool(actors=0)
+"""This process, without Ray."""
+
+PAUSE = 10.0
+"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Stored:
 
     model: PanopticModel
     options: dict[str, Any]
-    """Flat: of the experiment that trained it."""
+    """Flat, of the experiment that trained it."""
 
 
 def load(uri: str, tracking_uri: str = "") -> Stored:
@@ -62,7 +68,7 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
         packaged = mlflow_model.load_packaged(uri, tracking_uri)
         return Stored(packaged.model, dict(packaged.experiment))
     record = load_checkpoint(uri)
-    return Stored(checkpoints.build_model(record), dict(record["experiment"]))
+    return Stored(build_model(record), dict(record["experiment"]))
 
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
@@ -72,23 +78,26 @@ def options_of(stored: Stored, base: Experiment) -> Experiment:
 
 @dataclass(frozen=True)
 class Task:
-    """Which model, on which images, how; what every actor is told."""
+    """A model, the images and the measures of one evaluation; every actor receives it."""
 
     uri: str
-    """Of the model; of one version of it, so that every actor loads the same."""
+    """URI of one fixed version of the model, so that every actor loads the same; "" where `stored` is given."""
     tracking_uri: str
     identity: str
-    """What tells this model from every other: see `identify`."""
+    """A string that tells this model from every other: see `identify`."""
     manifest: Manifest
     experiment: Experiment
-    """Its evaluation view, precision and batch."""
+    """Gives the evaluation view, precision and batch."""
     measures: Measures
+    """The measures to count, and the outputs of the network that the truth takes the place of."""
+    stored: Stored | None = None
+    """The model itself where it lies in no file (two that were merged, say): actors receive it in place of loading."""
 
 
 def ask(
     uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
 ) -> Task:
-    """A task for which no model was loaded: with the options of `base` in place of the model's own, see `resolved`.
+    """A task whose model is not loaded yet: with the options of `base` in place of the model's own, see `resolved`.
 
     Raises:
         ValueError: nothing is there.
@@ -112,12 +121,27 @@ def resolved(asked: Task) -> Task:
 def assign(
     uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
 ) -> Task:
-    """The task of evaluation a stored model as its training did.
+    """The task of evaluating a stored model as its training did.
 
     Raises:
         ValueError: nothing is there, or the classes of model and data differ.
     """
     return resolved(ask(uri, manifest, base, tracking_uri, measures))
+
+
+def assign_stored(
+    stored: Stored, manifest: Manifest, experiment: Experiment, measures: Measures, name: str = "checkpoint"
+) -> Task:
+    """The task of evaluating a model that is in memory, under the options given.
+
+    Args:
+        name: of the model, for the error.
+
+    Raises:
+        ValueError: the classes of model and data differ.
+    """
+    check_categories(stored.model.categories, manifest.categories, name)
+    return Task("", "", "", manifest, experiment, measures, stored)
 
 
 def assign_images(uri: str, manifest: Manifest | None, base: Experiment, tracking_uri: str = "") -> Task:
@@ -128,11 +152,12 @@ def assign_images(uri: str, manifest: Manifest | None, base: Experiment, trackin
     """
     fixed, identity = identify(uri, tracking_uri)
     stored = _load_once(fixed, tracking_uri, identity)
-    return Task(fixed, tracking_uri, identity, manifest or _nothing(stored), options_of(stored, base), Measures())
+    images = manifest or _empty_manifest(stored)
+    return Task(fixed, tracking_uri, identity, images, options_of(stored, base), Measures())
 
 
-def _nothing(stored: Stored) -> Manifest:
-    """Of no images."""
+def _empty_manifest(stored: Stored) -> Manifest:
+    """A split without images, of the model's classes."""
     categories = stored.model.categories
     empty = (0,) * len(categories)
     return Manifest(0, "", 0, "", categories, (), 0, 0, empty, 0, 0, 0, (), 0, {})
@@ -149,28 +174,39 @@ def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
 
         fixed = registry.pin(uri, tracking_uri)
         return fixed, fixed
-    file = storage.absolute(uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT))
-    if not storage.exists(file):
-        raise ValueError(f"{file}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file")
+    file = storage.absolute(checkpoint_file(uri))
     return file, "sha256:" + hashlib.sha256(storage.read_bytes(file)).hexdigest()
 
 
 @dataclass(frozen=True)
-class EvaluationOutcome:
-    """What came of a task."""
+class EvaluatedTask:
+    """A task with its figures."""
 
     task: Task
     evaluation: Evaluation
     tally: Tally
-    """Image by image."""
+    """The counts, image by image."""
     device: str = ""
     """On which the network ran."""
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Of one chunk, by one actor."""
+class Chunk:
+    """A part of a task: an item of work for an actor."""
 
+    task: int
+    """Its place among the tasks."""
+    rows: range
+
+    def __str__(self) -> str:
+        return f"row {self.rows[0]}" if len(self.rows) == 1 else f"rows {self.rows[0]} to {self.rows[-1]}"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The counts of one chunk, by one actor."""
+
+    task: int
     tally: Tally
     device: str
     begin: float
@@ -178,42 +214,77 @@ class _Part:
     end: float
 
 
-def evaluate(task: Task, pool: Pool) -> EvaluationOutcome:
+def evaluate(task: Task, pool: Pool) -> EvaluatedTask:
     """Every image of the split exactly once.
 
     Raises:
         ValueError: the split is empty, or images kill every actor.
     """
-    manifest, tally, devices = task.manifest, Tally(), set()
-    size = evaluation_window(manifest.rows, task.experiment.train.validation_batch)
-    chunks = [range(first, min(first + size, manifest.rows)) for first in range(0, manifest.rows, size)]
-    begin, end = float("inf"), 0.0
-    for part in _narrated(_naming(each(counter, (task,), chunks, pool), manifest), manifest.rows):
+    (evaluated,) = evaluate_all([task], pool)
+    return evaluated
+
+
+def evaluate_all(tasks: Sequence[Task], pool: Pool) -> Iterator[EvaluatedTask]:
+    """Every image of each task exactly once, by one pool of actors; the tasks in their order, each when it is done.
+
+    Raises:
+        ValueError: a split is empty, or images kill every actor.
+    """
+    chunks = [chunk for number, task in enumerate(tasks) for chunk in _chunks(number, task)]
+    parts: list[list[_Part]] = [[] for _ in tasks]
+    done = 0
+    for part in _log_progress(_name_images(each(counter, (tuple(tasks),), chunks, pool), tasks), tasks):
+        parts[part.task].append(part)
+        while done < len(tasks) and sum(len(p.tally.images) for p in parts[done]) == tasks[done].manifest.rows:
+            yield _summarised(tasks[done], parts[done])
+            done += 1
+    for number in range(done, len(tasks)):  # without images, or with images that got lost
+        yield _summarised(tasks[number], parts[number])
+
+
+def _chunks(number: int, task: Task) -> Iterator[Chunk]:
+    """The windows of a task's rows (the last one may be smaller), of which batches are always the same."""
+    rows = task.manifest.rows
+    window = evaluation_window(rows, task.experiment.train.validation_batch)
+    for first in range(0, rows, window):
+        yield Chunk(number, range(first, min(first + window, rows)))
+
+
+def _summarised(task: Task, parts: Sequence[_Part]) -> EvaluatedTask:
+    """The figures of all parts of a task.
+
+    Raises:
+        ValueError: the split is empty.
+        RuntimeError: an image is in no part.
+    """
+    tally, rows = Tally(), task.manifest.rows
+    for part in parts:
         tally.add(part.tally)
-        devices.add(part.device)
-        begin, end = min(begin, part.begin), max(end, part.end)
-    missing = sorted(set(range(manifest.rows)) - tally.images.keys())
+    missing = sorted(set(range(rows)) - tally.images.keys())
     if missing:
         raise RuntimeError(f"{len(missing)} images were not evaluated, the rows {missing[:10]} among them")
-    evaluation = summarise([tally], manifest.categories)
-    timings = {**evaluation.timings, "images_per_second": manifest.rows / max(end - begin, 1e-9)}
-    return EvaluationOutcome(task, replace(evaluation, timings=timings), tally, "; ".join(sorted(devices)))
+    evaluation = summarise([tally], task.manifest.categories)
+    seconds = max(part.end for part in parts) - min(part.begin for part in parts)
+    timings = {**evaluation.timings, "images_per_second": rows / max(seconds, 1e-9)}
+    device = "; ".join(sorted({part.device for part in parts}))
+    return EvaluatedTask(task, replace(evaluation, timings=timings), tally, device)
 
 
-def counter(task: Task) -> Callable[[Sequence[int]], _Part]:
-    """The function of an actor: rows to their counts."""
-    model = placed(task)
+def counter(tasks: Sequence[Task]) -> Callable[[Chunk], _Part]:
+    """The function of an actor: it counts chunks. The first task's model is loaded at once, others when they come."""
+    placed(tasks[0])
 
-    def work(rows: Sequence[int]) -> _Part:
-        begin = time.time()
-        tally = evaluate_batches(model, batches(task, model.divisor, rows), task.experiment.engine, task.measures)
-        return _Part(tally, device_of(model), begin, time.time())
+    def count(chunk: Chunk) -> _Part:
+        task = tasks[chunk.task]
+        model, begin = placed(task), time.time()
+        tally = evaluate_share(model, task.manifest, task.experiment, task.measures, rows=chunk.rows)
+        return _Part(chunk.task, tally, device_of(model), begin, time.time())
 
-    return work
+    return count
 
 
 def device_of(model: PanopticModel) -> str:
-    """What a model runs on, for people."""
+    """The device that a model runs on, for people."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -222,28 +293,13 @@ def device_of(model: PanopticModel) -> str:
 
 
 def stored_of(task: Task) -> Stored:
-    """The task's model where it was loaded, on the CPU or wherever `placed` put it."""
-    return _load_once(task.uri, task.tracking_uri, task.identity)
+    """The task's model, loaded once a process, where it was loaded or where `placed` put it."""
+    return task.stored or _load_once(task.uri, task.tracking_uri, task.identity)
 
 
 def placed(task: Task) -> PanopticModel:
-    """The task's model, ready to evaluate: on the GPU when there is one."""
+    """The task's model in evaluation mode, on the GPU where there is one."""
     return prepare(stored_of(task).model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
-
-
-def batches(task: Task, divisor: int, rows: Sequence[int]) -> Iterator[Batch]:
-    """Some rows of the split, as `evaluate_batches` takes them."""
-    experiment = task.experiment
-    for images, targets, samples in evaluation_batches(
-        task.manifest,
-        experiment.resize,
-        experiment.train.validation_batch,
-        divisor=divisor,
-        threads=experiment.feed.threads,
-        rows=rows,
-    ):
-        truths = [sample.original for sample in samples if sample.original is not None]
-        yield Batch(images, targets, truths, [sample.position for sample in samples])
 
 
 @lru_cache(maxsize=2)
@@ -252,24 +308,25 @@ def _load_once(uri: str, tracking_uri: str, identity: str) -> Stored:
     return load(uri, tracking_uri)
 
 
-def _naming(parts: Iterator[_Part], manifest: Manifest) -> Iterator[_Part]:
-    """Errors about rows with the names of their images."""
+def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Part]:
+    """The same parts; an error about rows gets the names of their images."""
     try:
         yield from parts
     except Killed as error:
         if error.item is None:
             raise
-        rows = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=0).table(error.item)
-        names = rows["name"].to_pylist()
+        manifest = tasks[error.item.task].manifest
+        table = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=0).table(error.item.rows)
+        names = table["name"].to_pylist()
         raise ValueError(f"one of {len(names)} images, {', '.join(names)}: {error}") from error
 
 
-def _narrated(parts: Iterator[_Part], total: int) -> Iterator[_Part]:
-    """Say every ten seconds how far it has come."""
-    done, last = 0, time.monotonic()
+def _log_progress(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Part]:
+    """The same parts; every ten seconds a line says how far it has come."""
+    total, done, last = sum(task.manifest.rows for task in tasks), 0, time.monotonic()
     for part in parts:
         done += len(part.tally.images)
-        if time.monotonic() - last > 10:
+        if time.monotonic() - last > PAUSE:
             last = time.monotonic()
             logger.info("evaluated %d of %d images", done, total)
         yield part

@@ -1,37 +1,37 @@
-"""Two branches of JSIS-Net that were trained apart, merged as one model; and the table that compares it with a
-model that learnt both at once (de Geus et al., arXiv 1809.02110, table 3).
+"""Joint against independent training of JSIS-Net (de Geus et al., arXiv 1809.02110, table 3).
+
+Two branches that were trained apart are merged as one model, which is compared with one that learnt both at once.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
+import pandas as pd
 
-from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
+from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
-from panoptic.training import checkpoint as checkpoints
+from panoptic.training import checkpoint
 from panoptic.training.checkpoint import check_categories
-from panoptic.training.device import prepare
 from pipelines.cluster import storage
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
-from pipelines.evaluation.evaluate import Stored, options_of
+from pipelines.evaluation.evaluate import HERE, Stored, assign_stored, evaluate_all, options_of
 from pipelines.training.checkpoints import CHECKPOINT
-from pipelines.training.validation import share_batches
 
 FREE = ("branches", "trunks", "regularisation")
-"""Options in which the two models may differ: what is trained, and how."""
+"""Options of the model in which the two may differ: the branch that is trained, and its regularisation."""
 
 VIEW = "resize."
-"""How the options begin that say what of an image the models see."""
+"""Prefix of the options that decide what a model sees of an image."""
 
 COLUMNS = {"mIoU": "val/miou", "AP50": "val/ap50", "PQ": "val/pq"}
-"""Of the table, by the name of the metric."""
+"""Columns of the table, and the metrics that they show."""
 
 
 def merge(semantic: Stored, instances: Stored) -> Stored:
@@ -59,56 +59,61 @@ def merge(semantic: Stored, instances: Stored) -> Stored:
         name = name if name.startswith("semantic.") else f"semantic_{name}"
         if name in own:  # a backbone that went on to a head of regions has a stage more
             weights[name] = value
-    checkpoints.load_weights(model, {name: value for name, value in weights.items() if name in own}, "the two models")
+    checkpoint.load_weights(model, {name: value for name, value in weights.items() if name in own}, "the two models")
     return Stored(model.eval(), instances.options)
 
 
 def save(stored: Stored, uri: str) -> str:
-    """Write the merged model as a checkpoint that every other job reads; the folder or file, local or s3://."""
+    """Write the merged model as a checkpoint that every other job reads; returns the URI of the file.
+
+    Args:
+        uri: a folder or a .pt file, local or s3://.
+    """
     file = uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT)
     data = io.BytesIO()
-    checkpoints.save(data, config=stored.model.config, model=stored.model, experiment=stored.options)
+    checkpoint.save(data, config=stored.model.config, model=stored.model, experiment=stored.options)
     storage.write_bytes(file, data.getvalue())
     return file
 
 
-def compare(models: Mapping[str, Stored], manifest: Manifest, base: Experiment) -> dict[str, Evaluation]:
-    """Every image of the split for each model, with AP, in this process (on a GPU when there is one).
+def compare(
+    models: Mapping[str, Stored], manifest: Manifest, base: Experiment, pool: Pool = HERE
+) -> dict[str, Evaluation]:
+    """Figures of each model on the split, with AP, each under the options that it was evaluated with while it trained.
+
+    Args:
+        models: by name.
+        pool: actors that share the work; by default this process does it. The figures are the same.
 
     Raises:
-        ValueError: the classes of a model and of the data differ.
+        ValueError: the classes of a model and of the data differ, or images kill every actor.
     """
-    found = {}
-    for name, stored in models.items():
-        check_categories(stored.model.categories, manifest.categories, name)
-        experiment = options_of(stored, base)
-        model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
-        batches = share_batches(manifest, experiment, model.divisor)
-        tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=True))
-        found[name] = summarise([tally], manifest.categories)
-    return found
+    measures = Measures(instances=True, losses=False)
+    tasks = [assign_stored(one, manifest, options_of(one, base), measures, name) for name, one in models.items()]
+    evaluated = evaluate_all(tasks, pool)
+    return {name: one.evaluation for name, one in zip(models, evaluated, strict=True)}
 
 
 def table(joint: Evaluation, merged: Evaluation) -> str:
     """The rows of the paper's table 3: a branch alone has the figure of its task, and the PQ of both merged."""
-    every = tuple(COLUMNS)
-    rows = [
-        ("joint", metrics(joint), every),
-        ("semantic alone", metrics(merged), ("mIoU", "PQ")),
-        ("instances alone", metrics(merged), ("AP50", "PQ")),
-    ]
-    lines = [_line("", every)]
-    for name, values, shown in rows:
-        lines.append(_line(name, [f"{values[COLUMNS[c]]:.2f}" if c in shown else "-" for c in every]))
-    return "\n".join(lines)
-
-
-def _line(name: str, cells: Sequence[str]) -> str:
-    return f"{name:<16}" + "".join(f"{cell:>8}" for cell in cells)
+    together, apart = (
+        {column: values[name] for column, name in COLUMNS.items()} for values in (metrics(joint), metrics(merged))
+    )
+    rows = {
+        "joint": together,
+        "semantic alone": {**apart, "AP50": float("nan")},
+        "instances alone": {**apart, "mIoU": float("nan")},
+    }
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
+    return frame.to_string(float_format="{:.2f}".format, na_rep="-")
 
 
 def _config(stored: Stored, branch: str) -> JSISNetConfig:
-    """The options of a model that has this branch, on a backbone that it may share."""
+    """The options of a model that has this branch on its own backbone, or on one that both branches share.
+
+    Raises:
+        ValueError: the model is no JSIS-Net, or lacks the branch.
+    """
     if not isinstance(stored.model, JSISNet):
         raise ValueError(f"the {branch} model is a {type(stored.model).__name__}; JSISNet is wanted")
     config: Any = stored.model.config

@@ -6,36 +6,32 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
-import torch
-
 from panoptic.evaluation.oracle import missing_needs, subsets, truth_names
-from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
+from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
-from panoptic.training.checkpoint import check_categories
-from panoptic.training.device import prepare
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment
 from pipelines.data.manifest import Manifest
-from pipelines.evaluation.evaluate import Stored
-from pipelines.training.validation import share_batches
+from pipelines.evaluation.evaluate import HERE, Stored, assign_stored, evaluate_all
 
 logger = logging.getLogger(__name__)
 
 
-def choices_of(model: PanopticModel, wanted: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Which outputs to swap in each row: all choices that say something, or those wanted.
+def choices_of(model: PanopticModel, named: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """The outputs that each row of the table swaps: every choice that says something, or those named.
 
     Args:
         model: in evaluation mode.
-        wanted: names joined by "+", "none" for the network's own outputs.
+        named: choices, each of output names joined by "+"; "none" swaps nothing.
 
     Raises:
         ValueError: an output that the truth cannot stand for, or a choice without what it needs.
     """
     names = truth_names(model)
-    if not wanted:
+    if not named:
         return subsets(names, model.truth_needs)
-    choices = [tuple(text.split("+")) if text != "none" else () for text in wanted]
+    choices = [tuple(text.split("+")) if text != "none" else () for text in named]
     for chosen in choices:
         if unknown := sorted(set(chosen) - set(names)):
             raise ValueError(f"{'+'.join(chosen)}: {', '.join(unknown)} is none of {', '.join(names)}")
@@ -50,31 +46,31 @@ def oracle(
     experiment: Experiment,
     choices: Sequence[tuple[str, ...]],
     instances: bool = True,
+    pool: Pool = HERE,
 ) -> Iterator[tuple[tuple[str, ...], Evaluation]]:
-    """Every image of the split for each choice, in this process (on a GPU when there is one).
+    """Every image of the split for each choice, the choices in their order.
 
     Args:
         stored: the model.
         manifest: the split.
         experiment: gives the evaluation view, precision and batch.
-        choices: of `choices_of`.
+        choices: from `choices_of`.
         instances: count AP, too. Where what was swapped scores all instances alike, ties go by the order of the
             images, as in COCO's own evaluation.
+        pool: actors that share the work; by default this process does it. The figures are the same.
 
     Raises:
-        ValueError: the classes of model and data differ.
+        ValueError: the classes of model and data differ, or images kill every actor.
     """
-    check_categories(stored.model.categories, manifest.categories)
-    model = prepare(stored.model, "cuda" if torch.cuda.is_available() else "cpu", experiment.engine).eval()
-    for chosen in choices:
-        logger.info("evaluation with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
-        batches = share_batches(manifest, experiment, model.divisor)
-        tally = evaluate_batches(model, batches, experiment.engine, Measures(instances=instances, true=chosen))
-        yield chosen, summarise([tally], manifest.categories)
+    measures = [Measures(instances=instances, true=chosen, losses=False) for chosen in choices]
+    tasks = [assign_stored(stored, manifest, experiment, measure) for measure in measures]
+    for chosen, evaluated in zip(choices, evaluate_all(tasks, pool), strict=True):
+        logger.info("evaluated with %s", f"the true {', '.join(chosen)}" if chosen else "the network's own outputs")
+        yield chosen, evaluated.evaluation
 
 
 def without_stuff_area(stored: Stored) -> Stored:
-    """The same model keeping stuff of any size: a threshold costs even a perfect network.
+    """The same model with stuff of any size kept: that threshold costs even a perfect network.
 
     Raises:
         ValueError: it has no such threshold.

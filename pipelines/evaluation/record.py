@@ -1,6 +1,6 @@
-"""An evaluation as it is asked for: evaluate, report, record in MLflow; once for each key when it is scheduled.
+"""The record of an evaluation: its report and its MLflow run; made once for each key when it is scheduled.
 
-The key is (model version, hash of the data, what is computed). A finished MLflow run with this key is the
+The key is (model version, hash of the data, options of the evaluation). A finished MLflow run with this key is the
 evaluation; whoever asks again gets its figures, without a model being loaded.
 """
 
@@ -24,7 +24,7 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import flatten
-from pipelines.evaluation.evaluate import VIEW, EvaluationOutcome, Task, evaluate, resolved
+from pipelines.evaluation.evaluate import VIEW, EvaluatedTask, Task, evaluate, resolved
 from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
@@ -41,26 +41,27 @@ class Worse(ValueError):
 
 @dataclass(frozen=True)
 class Places:
-    """Where an evaluation is recorded."""
+    """The MLflow store and the folder in which evaluations are recorded."""
 
     tracking_uri: str
     experiment: str = "evaluation"
-    """Of MLflow."""
+    """The MLflow experiment."""
     folder: str = "runs/evaluations"
     """Local or s3://: a copy of each report, and the leases of scheduled evaluations."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What an MLflow run of an evaluation holds."""
+    """A recorded evaluation, as it is read from its MLflow run."""
 
     run: runs.Run
     pq: float
     counts: Counts
+    """The PQ counts of each image."""
 
 
 def key_of(task: Task) -> str:
-    """Of the model version, the content of the data and all that decides the figures."""
+    """The key of an evaluation: a hash of model version, content of the data and options that decide the figures."""
     parts = [task.identity, task.manifest.hash, _options(task)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -72,9 +73,9 @@ def title_of(task: Task) -> str:
     return (" " if task.uri.startswith("models:/") else "/").join(parts[-2:]) or task.uri
 
 
-def model_of(outcome: EvaluationOutcome) -> Model:
-    """As a report takes it."""
-    return Model(title_of(outcome.task), outcome.evaluation, counts_of(outcome.tally))
+def model_of(evaluated: EvaluatedTask) -> Model:
+    """An evaluated model in the form that a report takes."""
+    return Model(title_of(evaluated.task), evaluated.evaluation, counts_of(evaluated.tally))
 
 
 def counts_of(tally: Tally) -> Counts:
@@ -83,18 +84,18 @@ def counts_of(tally: Tally) -> Counts:
     return Counts.of([image.name for image in images], [image.quality for image in images])
 
 
-def html(outcome: EvaluationOutcome, others: Sequence[EvaluationOutcome] = (), examples: int = 12) -> str:
-    """The report; draws `examples` of the worst and as many typical images."""
-    task, tally = outcome.task, outcome.tally
+def html(evaluated: EvaluatedTask, others: Sequence[EvaluatedTask] = (), examples: int = 12) -> str:
+    """The report, compared with `others`; it shows `examples` of the worst images and as many typical ones."""
+    task, tally = evaluated.task, evaluated.tally
     worst, typical = choose(tally, len(task.manifest.categories), examples)
     drawn = pictures(task, tally, [*worst, *typical])
     compared = [model_of(other) for other in others]
-    return page(model_of(outcome), compared, drawn[: len(worst)], drawn[len(worst) :], facts(outcome))
+    return page(model_of(evaluated), compared, drawn[: len(worst)], drawn[len(worst) :], facts(evaluated))
 
 
-def facts(outcome: EvaluationOutcome) -> dict[str, str]:
+def facts(evaluated: EvaluatedTask) -> dict[str, str]:
     """Identity of model, data and evaluation, for people."""
-    task, manifest = outcome.task, outcome.task.manifest
+    task, manifest = evaluated.task, evaluated.task.manifest
     return {
         "model": task.uri,
         "model content": task.identity if task.identity != task.uri else "",
@@ -102,19 +103,19 @@ def facts(outcome: EvaluationOutcome) -> dict[str, str]:
         "data content": manifest.hash,
         "evaluation": key_of(task),
         **{name: str(value) for name, value in _options(task).items()},
-        "device": outcome.device,
+        "device": evaluated.device,
         "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in runs.code_version().items()),
     }
 
 
-def text(outcome: EvaluationOutcome) -> str:
+def text(evaluated: EvaluatedTask) -> str:
     """The tables that a job prints."""
-    evaluation = outcome.evaluation
+    evaluation = evaluated.evaluation
     return f"{class_table(evaluation)}\n\n{table(evaluation)}\n{details(evaluation)}"
 
 
-def record(outcome: EvaluationOutcome, places: Places, report: str, asked: Task) -> Record:
-    """One MLflow run with the figures, the tables, the report and the counts of each image.
+def record(evaluated: EvaluatedTask, places: Places, report: str, asked: Task) -> Record:
+    """Write one MLflow run with the figures, the tables, the report and the counts of each image.
 
     Args:
         asked: the task before its model was loaded, by which it is found again.
@@ -122,7 +123,7 @@ def record(outcome: EvaluationOutcome, places: Places, report: str, asked: Task)
     Raises:
         ConnectionError: the store does not take it.
     """
-    task, evaluation, key = outcome.task, outcome.evaluation, key_of(outcome.task)
+    task, evaluation, key = evaluated.task, evaluated.evaluation, key_of(evaluated.task)
     tags = {registry.KEY: key, registry.ASKED: key_of(asked)}
     tags |= {"model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
     data = [runs.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
@@ -130,11 +131,11 @@ def record(outcome: EvaluationOutcome, places: Places, report: str, asked: Task)
     local = places.tracking_uri.removeprefix("sqlite:///")
     root = Path(local).parent if local != places.tracking_uri else "runs"  # artifacts beside the database
     run = runs.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
-    counts = counts_of(outcome.tally)
+    counts = counts_of(evaluated.tally)
     with runs.ending(run):
         tracker = tracker_module.Tracker(run)
         tracker.metrics(0, metrics(evaluation))
-        tracker.table("classes", class_rows(evaluation), text(outcome))
+        tracker.table("classes", class_rows(evaluation), text(evaluated))
         if not tracker.flush():
             raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
         registry.log_artifact(run, REPORT, report.encode())
@@ -145,7 +146,11 @@ def record(outcome: EvaluationOutcome, places: Places, report: str, asked: Task)
 
 
 def find(task: Task, places: Places, tag: str = registry.KEY) -> Record | None:
-    """The evaluation with this key, when it was made before."""
+    """The recorded evaluation with the key of this task, None if there is none.
+
+    Args:
+        tag: the tag of MLflow runs that holds the key; `registry.ASKED` for a task of `ask`.
+    """
     run = registry.find_evaluation(tag, key_of(task), places.experiment, places.tracking_uri)
     if run is None:
         return None
@@ -153,14 +158,17 @@ def find(task: Task, places: Places, tag: str = registry.KEY) -> Record | None:
 
 
 def once(asked: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY) -> tuple[Record | None, bool]:
-    """The evaluation of a task (of `ask`), made unless it is there; two at once make it once.
+    """The evaluation of a task (of `ask`), made unless it is there; two processes at once make it once.
+
+    Args:
+        seconds: after which another process takes over where this one gives no sign of life.
 
     Returns:
         the record, None while another process is at it, and whether it was made now.
     """
-    found = find(asked, places, registry.ASKED)
-    if found is not None:
-        return found, False
+    before = find(asked, places, registry.ASKED)
+    if before is not None:
+        return before, False
     task = resolved(asked)
     folder = storage.join(places.folder, "leases", key_of(task))
     held = lease.acquire(folder, seconds)
@@ -168,31 +176,31 @@ def once(asked: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY)
         print(f"{title_of(task)}: being evaluated by {lease.holder(folder)}")
         return None, False
     with held.kept():
-        found = find(task, places)  # somebody may have finished before the lease, or asked in another way
-        if found is not None:
-            return found, False
-        outcome = evaluate(task, pool)
-        report = html(outcome)
+        before = find(task, places)  # somebody may have finished before the lease, or asked in another way
+        if before is not None:
+            return before, False
+        evaluated = evaluate(task, pool)
+        report = html(evaluated)
         if not held.held():
             print(f"{title_of(task)}: taken over by {lease.holder(folder)}; nothing was recorded")
             return None, False
-        print(text(outcome))
-        made = record(outcome, places, report, asked)
+        print(text(evaluated))
+        made = record(evaluated, places, report, asked)
     return made, True
 
 
-def check(found: Record, reference: Record, categories: Categories, margin: float) -> tuple[bool, str]:
-    """Whether the model is better than the reference by more than the bootstrap noise, and how one knows.
+def check(model: Record, reference: Record, categories: Categories, margin: float) -> tuple[bool, str]:
+    """True if a model is better than the reference by more than the bootstrap noise, and a sentence that says why.
 
     Raises:
         Worse: its PQ is lower by more than `margin` points.
     """
-    if found.pq < reference.pq - margin:
+    if model.pq < reference.pq - margin:
         raise Worse(
-            f"PQ {found.pq:.2f} is {reference.pq - found.pq:.2f} below the reference's {reference.pq:.2f}, "
+            f"PQ {model.pq:.2f} is {reference.pq - model.pq:.2f} below the reference's {reference.pq:.2f}, "
             f"more than the margin of {margin:g}"
         )
-    compared = differences(reference.counts, found.counts, categories)
+    compared = differences(reference.counts, model.counts, categories)
     gain, better = compared["all"], beyond_noise(compared)
     noise = f"{gain.value:+.2f} PQ, 95 % of the draws within {gain.low:+.2f} to {gain.high:+.2f}"
     if gain.images < LEAST:
@@ -201,6 +209,7 @@ def check(found: Record, reference: Record, categories: Categories, margin: floa
 
 
 def _options(task: Task) -> dict[str, Any]:
+    """The options that decide the figures, as plain values."""
     flat = {name: value for name, value in flatten(task.experiment).items() if name.startswith(VIEW)}
     return json.loads(json.dumps({**flat, **{f"measures.{k}": v for k, v in vars(task.measures).items()}}))
 

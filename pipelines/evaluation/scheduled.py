@@ -1,4 +1,4 @@
-"""Evaluations by the clock: idempotent, exclusive, with an eye on the reference; see `jobs/evaluate.py --once`.
+"""Scheduled evaluations: made once, by one process, and compared with a reference; see `jobs/evaluate.py --once`.
 
 The verdict on a model is given once for each (evaluation, version of the reference, margin) and noted in a tag of the
 evaluation's run, whichever call made the evaluation. Whoever compares holds a lease on the reference's alias, so that
@@ -20,14 +20,14 @@ from pipelines.evaluation.record import Places, Record, Worse, check, once, titl
 from pipelines.tracking import registry
 
 ROUNDS = 10
-"""How often the reference may move while a model is compared with it."""
+"""Times that the reference may move while a model is compared with it."""
 
 BETTER, SAME, WORSE = "better", "not better", "worse"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model is compared with."""
+    """The model that others are compared with, and the rule of the comparison."""
 
     uri: str = ""
     """models:/name@alias; empty = nothing."""
@@ -43,7 +43,8 @@ def scheduled(
     """Evaluate unless that was done; compare with the reference, which is evaluated too where it was not.
 
     Args:
-        ask: the task of evaluation a model, without loading it.
+        ask: gives the task of evaluating a model by its URI, without loading it.
+        model: URI.
 
     Returns:
         the record; None while another process is at it.
@@ -58,19 +59,23 @@ def scheduled(
     task = ask(model)
     if reference.promote:
         registry.movable(reference.uri, task.uri)
-    found, made = once(task, pool, places)
-    if found is None:
+    record, made = once(task, pool, places)
+    if record is None:
         return None
-    print(f"{title_of(task)}: PQ {found.pq:.2f}{'' if made else ', as evaluated before'} (run {found.run.run_id})")
+    print(f"{title_of(task)}: PQ {record.pq:.2f}{'' if made else ', as evaluated before'} (run {record.run.run_id})")
     if reference.uri:
-        _compare(ask, task, found, pool, places, reference)
-    return found
+        _compare(ask, task, record, pool, places, reference)
+    return record
 
 
 def _compare(
-    ask: Callable[[str], Task], task: Task, found: Record, pool: Pool, places: Places, reference: Reference
+    ask: Callable[[str], Task], task: Task, record: Record, pool: Pool, places: Places, reference: Reference
 ) -> None:
-    """Evaluate what the alias means, which may take hours; then, under its lease, compare if it still means that."""
+    """Compare a record with that of the reference's model, and move the alias to the better one.
+
+    The reference is evaluated first, which may take hours; the comparison follows under the lease of its alias, if
+    the alias still names the same model.
+    """
     folder = storage.join(places.folder, "leases", f"alias-{_digest(reference.uri)}")
     for _ in range(ROUNDS):
         champion = registry.aliased(reference.uri, places.tracking_uri)
@@ -80,13 +85,13 @@ def _compare(
             print(f"it is {reference.uri} itself")
             return
         before = None
-        if champion is not None and not _noted(found, champion, reference):
-            before = _evaluated(ask(champion), pool, places, reference)
+        if champion is not None and not _noted(record, champion, reference):
+            before = _reference_record(ask(champion), pool, places, reference)
         held = lease.wait(folder)
         with held.kept():
             if registry.aliased(reference.uri, places.tracking_uri) != champion:
                 continue
-            verdict = BETTER if champion is None else _verdict(task, found, before, champion, reference)
+            verdict = BETTER if champion is None else _verdict(task, record, before, champion, reference)
             if verdict == BETTER and reference.promote:
                 if not held.held():
                     raise Busy(f"{reference.uri}: another process took over; nothing was moved, try again")
@@ -96,43 +101,49 @@ def _compare(
     raise Busy(f"{reference.uri} moved {ROUNDS} times while {title_of(task)} was compared with it; try again")
 
 
-def _evaluated(asked: Task, pool: Pool, places: Places, reference: Reference) -> Record:
+def _reference_record(asked: Task, pool: Pool, places: Places, reference: Reference) -> Record:
+    """The record of the reference's model, made where there is none.
+
+    Raises:
+        Busy: another process is at it.
+    """
     record, _ = once(asked, pool, places)
     if record is None:
         raise Busy(f"{reference.uri} ({title_of(asked)}) is being evaluated: nothing was compared, try again")
     return record
 
 
-def _verdict(task: Task, found: Record, before: Record | None, champion: str, reference: Reference) -> str:
-    """The one that was given, or a new one, which is said and noted.
+def _verdict(task: Task, record: Record, before: Record | None, champion: str, reference: Reference) -> str:
+    """The verdict that was given before, or a new one, which is printed and noted.
 
     Raises:
         Worse: as `check`, the first time.
     """
-    noted = _noted(found, champion, reference)
+    noted = _noted(record, champion, reference)
     if noted or before is None:
         print(f"{noted} when it was compared with {reference.uri} ({champion}) before")
         return noted
     try:
-        better, why = check(found, before, task.manifest.categories, reference.margin)
+        better, why = check(record, before, task.manifest.categories, reference.margin)
     except Worse:
-        _note(found, champion, reference, WORSE)
+        _note(record, champion, reference, WORSE)
         raise
     print(f"{reference.uri} ({champion}) has PQ {before.pq:.2f}: {why}")
     verdict = BETTER if better else SAME
-    _note(found, champion, reference, verdict)
+    _note(record, champion, reference, verdict)
     return verdict
 
 
-def _noted(found: Record, champion: str, reference: Reference) -> str:
+def _noted(record: Record, champion: str, reference: Reference) -> str:
     """The verdict that was given on this reference under this margin; "" = none."""
-    text = registry.read_tag(found.run, _tag(champion, reference))
+    text = registry.read_tag(record.run, _tag(champion, reference))
     return json.loads(text)["verdict"] if text else ""
 
 
-def _note(found: Record, champion: str, reference: Reference, verdict: str) -> None:
+def _note(record: Record, champion: str, reference: Reference, verdict: str) -> None:
+    """Keep a verdict as a tag of the evaluation's run."""
     content = {"reference": champion, "margin": reference.margin, "verdict": verdict}
-    registry.set_tag(found.run, _tag(champion, reference), json.dumps(content))
+    registry.set_tag(record.run, _tag(champion, reference), json.dumps(content))
 
 
 def _tag(champion: str, reference: Reference) -> str:

@@ -1,4 +1,4 @@
-"""A stored model that was never trained, shards, actors that die: for tests of evaluation and prediction."""
+"""A stored model that was never trained, shards, and actors that die, for tests of evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments
 from pipelines.data.manifest import Manifest, Shard
-from pipelines.evaluation.evaluate import Task, counter
+from pipelines.evaluation.evaluate import Chunk, Task, counter
 from tests.conftest import draw_segmentation
 
 OPTIONS = {"train.validation_batch": 2}
@@ -60,27 +60,27 @@ def write_shards(root: Path, categories: Any, count: int) -> Manifest:
     return manifest
 
 
-def mortal(task: Task, marker: str) -> Callable[[Sequence[int]], Any]:
-    """As `counter`, but the first process that is asked for row 2 is killed over it."""
-    work = counter(task)
+def mortal(tasks: Sequence[Task], marker: str) -> Callable[[Chunk], Any]:
+    """`counter` in a process that is killed over row 2, the first time that one is asked for it."""
+    count = counter(tasks)
 
-    def until_killed(rows: Sequence[int]) -> Any:
-        if 2 in rows and not os.path.exists(marker):
+    def until_killed(chunk: Chunk) -> Any:
+        if 2 in chunk.rows and not os.path.exists(marker):
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return work(rows)
+        return count(chunk)
 
     return until_killed
 
 
 def unbuildable() -> Callable[[int], int]:
-    """Kills the process that sets up."""
+    """A function whose set-up kills its process."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
 def deadly(poison: Any) -> Callable[[Any], Any]:
-    """Gives items back; the process that is asked for `poison` is killed over it, each time."""
+    """A function that returns its items; the process that is asked for `poison` is killed over it, each time."""
 
     def work(item: Any) -> Any:
         if item == poison:

@@ -22,7 +22,7 @@ def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def assigned(val: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Callable:
-    """`assigned(seed)` is the task of evaluation a random model."""
+    """`assigned(seed)` is the task of evaluating a random model."""
     from pipelines.evaluation.evaluate import assign
     from pipelines.presets import PRESETS
     from tests.support.stored import write_model
@@ -40,22 +40,23 @@ def figures(evaluation) -> dict[str, float]:
 def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
     from panoptic.evaluation.tally import summarise
     from pipelines.cluster.actor_pool import Pool, each
-    from pipelines.evaluation.evaluate import evaluate
+    from pipelines.evaluation.evaluate import Chunk, evaluate
     from tests.support.stored import mortal
 
     task = assigned()
     alone = evaluate(task, Pool(0)).evaluation
     assert alone.images == 8 and alone.timings["images_per_second"] > 0
-    chunks = [range(first, first + 2) for first in range(0, 8, 2)]
-    parts = list(each(mortal, (task, str(tmp_path / "died")), chunks, Pool(2, threads=1)))
+    chunks = [Chunk(0, range(first, first + 2)) for first in range(0, 8, 2)]
+    parts = list(each(mortal, ((task,), str(tmp_path / "died")), chunks, Pool(2, threads=1)))
     assert (tmp_path / "died").exists() and len(parts) == 4
     again = summarise([part.tally for part in parts], task.manifest.categories)
     np.testing.assert_equal(figures(again), figures(alone))
 
 
-def test_batches_are_like_single_images(assigned: Callable) -> None:
+def test_batches_are_like_single_images(assigned: Callable, val: Manifest) -> None:
     from panoptic.evaluation.step import evaluation_step
-    from pipelines.evaluation.evaluate import batches, placed
+    from pipelines.evaluation.evaluate import placed
+    from pipelines.training.validation import share_batches
 
     task = assigned()
     model = placed(task)
@@ -63,7 +64,7 @@ def test_batches_are_like_single_images(assigned: Callable) -> None:
     found = []
     for each_task in (task, one):
         maps = {}
-        for batch in batches(each_task, model.divisor, range(6)):
+        for batch in share_batches(val, each_task.experiment, model.divisor, rows=range(6)):
             step = evaluation_step(model, batch.images, batch.targets, task.experiment.engine, losses=False)
             assert step.losses == {}
             maps |= dict(zip(batch.rows, step.prediction.maps, strict=True))
@@ -86,7 +87,7 @@ def test_images_that_kill_every_actor_are_named(assigned: Callable, monkeypatch:
     from pipelines.evaluation import evaluate
 
     def dying(*_: object):
-        raise Killed(range(2, 4), 4)
+        raise Killed(evaluate.Chunk(0, range(2, 4)), 4)
         yield
 
     task = assigned()
@@ -106,9 +107,9 @@ def test_the_device_is_that_of_the_actors(assigned: Callable, monkeypatch: pytes
 
     task, counter, names = assigned(), evaluate.counter, iter(["H100", "A10", "H100", "H100"])
 
-    def elsewhere(task):
-        work = counter(task)
-        return lambda rows: replace(work(rows), device=next(names))
+    def elsewhere(tasks):
+        count = counter(tasks)
+        return lambda chunk: replace(count(chunk), device=next(names))
 
     assert facts(evaluate.evaluate(task, Pool(0, threads=1)))["device"] == "CPU, 1 thread a process"
     monkeypatch.setattr(evaluate, "counter", elsewhere)

@@ -17,7 +17,7 @@ from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy, acquire
 from pipelines.data.manifest import Manifest
 from pipelines.evaluation import record, scheduled
-from pipelines.evaluation.evaluate import EvaluationOutcome, Task
+from pipelines.evaluation.evaluate import EvaluatedTask, Task
 from pipelines.evaluation.record import Places, Worse, key_of
 from pipelines.evaluation.scheduled import Reference
 from pipelines.presets import PRESETS
@@ -39,10 +39,10 @@ def places(mlflow_store: str, tmp_path: Path) -> Places:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was evaluated; versions 1, 2, 3 find 30, 60, 90 % of the segments of 40 images, without a model."""
+    """Identities of evaluated models. Versions 1, 2, 3 find 30, 60, 90 % of the segments of 40 images, unloaded."""
     done: list[str] = []
 
-    def evaluate(task: Task, pool: Pool) -> EvaluationOutcome:
+    def evaluate(task: Task, pool: Pool) -> EvaluatedTask:
         done.append(task.identity)
         rng, share = np.random.default_rng(0), 0.3 * int(task.identity[-1])
         tally = Tally()
@@ -51,7 +51,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found = Segmentation(np.where(rng.random(4)[[0, 0, 1, 1]] < share, truth.segments, 0).astype(np.int32),
                                  truth.labels)  # fmt: skip
             tally.add(Tally({row: count_image(truth, found, 5, name=f"{row}.jpg")}, np.eye(5, 6, dtype=np.int64)))
-        return EvaluationOutcome(task, summarise([tally], task.manifest.categories), tally)
+        return EvaluatedTask(task, summarise([tally], task.manifest.categories), tally)
 
     monkeypatch.setattr(record, "evaluate", evaluate)
     monkeypatch.setattr(record, "resolved", lambda asked: asked)
@@ -175,7 +175,7 @@ def test_no_promotion_is_lost(places: Places, evaluated: list[str], ask, monkeyp
     """Version 2 was compared with 1 when 3 took the alias: it must not take it from 3."""
     reference, evaluate = replace(CHAMPION, promote=True), record.evaluate
 
-    def slow(task: Task, pool: Pool) -> EvaluationOutcome:
+    def slow(task: Task, pool: Pool) -> EvaluatedTask:
         if task.uri.endswith("/1"):  # the reference of version 2: meanwhile 3 is promoted
             registry.move_alias(CHAMPION.uri, "models:/street/3", places.tracking_uri)
         return evaluate(task, pool)
@@ -241,7 +241,7 @@ def test_who_was_followed_records_nothing(
     assert dead is not None
     time.sleep(0.05)
 
-    def overtaken(task: Task, pool: Pool) -> EvaluationOutcome:
+    def overtaken(task: Task, pool: Pool) -> EvaluatedTask:
         mine = storage.list_files(f"{places.folder}/leases/{key_of(task)}")
         assert mine == ["000001.json", "000002.json"]  # the dead one was followed
         storage.create(f"{places.folder}/leases/{key_of(task)}/000003.json", b'{"owner": "late", "expires": 0}')
