@@ -1,4 +1,4 @@
-"""Which images are predicted: photographs of a folder or rows of shards, their ids, the names of what is written.
+"""The images to predict, photographs or rows of shards, with their ids and the names of the files that are written.
 
 An image id comes from
 1. the dataset, for shards;
@@ -22,7 +22,7 @@ from pipelines.data.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Of files that are taken for photographs."""
+"""Suffixes of the files that are taken for photographs."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Image:
     """One image to predict."""
 
     uri: str
-    """Of its file; empty for a row of the shards."""
+    """URI of its file; "" for a row of the shards."""
     stem: str
-    """Of the files that are written; no other image has it (see `stems`)."""
+    """Path without suffix of the files that are written; no other image has it (see `stems`)."""
     image_id: int | str
+    """Id in a COCO submission."""
     file_name: str
+    """Path of its file below the folder or prefix, or its name in the dataset."""
     row: int = -1
-    """Of the shards."""
+    """Row of the shards; -1 for a photograph."""
 
 
 def photographs(root: str, images_json: str = "") -> list[Image]:
@@ -73,14 +75,14 @@ def rows(manifest: Manifest) -> list[Image]:
     """
     import pyarrow.parquet as pq
 
-    found = []
+    images = []
     for file in manifest.files:
         filesystem, path = storage.resolve(file)
         table = pq.read_table(path, columns=["name", "image_id"], filesystem=filesystem)
         for entry in table.to_pylist():
-            found.append(Image("", "", entry["image_id"], entry["name"], len(found)))
-    unique = stems([image.file_name for image in found])
-    return [replace(image, stem=stem) for image, stem in zip(found, unique, strict=True)]
+            images.append(Image("", "", entry["image_id"], entry["name"], len(images)))
+    unique = stems([image.file_name for image in images])
+    return [replace(image, stem=stem) for image, stem in zip(images, unique, strict=True)]
 
 
 def stems(names: Sequence[str]) -> list[str]:
@@ -99,15 +101,15 @@ def stems(names: Sequence[str]) -> list[str]:
     plain = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
     times = Counter(plain)
     taken = {stem for stem, number in times.items() if number == 1}
-    found = []
+    unique = []
     for name, stem in zip(names, plain, strict=True):
         if times[stem] > 1:
             stem = _free(f"{stem}_{PurePosixPath(name).suffix[1:]}", taken)
             taken.add(stem)
-        found.append(stem)
-    if len(set(found)) != len(names):
+        unique.append(stem)
+    if len(set(unique)) != len(names):
         raise RuntimeError("two images would be written under one name")
-    return found
+    return unique
 
 
 def _free(wanted: str, taken: set[str]) -> str:
@@ -120,6 +122,7 @@ def _free(wanted: str, taken: set[str]) -> str:
 
 
 def _inside(name: str) -> bool:
+    """True for a path that stays in the folder it is joined to."""
     path = PurePosixPath(name.replace("\\", "/"))
     return bool(path.name) and not path.is_absolute() and ".." not in path.parts
 
@@ -138,19 +141,19 @@ def _listed_ids(names: Sequence[str], file: str) -> dict[str, int | str]:
     """The id of each name that COCO's `images` lists; by path, else by the last part of it where that is unique."""
     listed = _images(file)
     last = Counter(PurePosixPath(name).name for name in names)
-    found = {}
+    ids = {}
     for name in names:
         alone = PurePosixPath(name).name
         if name in listed or (last[alone] == 1 and alone in listed):
-            found[name] = listed[name if name in listed else alone]
-    if not found:
+            ids[name] = listed[name if name in listed else alone]
+    if not ids:
         raise ValueError(f"{file}: lists none of the photographs, such as {names[0]}; is it of another set?")
-    absent = sorted(set(listed.values()) - set(found.values()), key=str)
+    absent = sorted(set(listed.values()) - set(ids.values()), key=str)
     if absent:
         logger.warning("%s: %d of its images are not there, the ids %s among them", file, len(absent), absent[:5])
-    if len(found) < len(names):
-        logger.info("%d of %d photographs are in %s; the others are left out", len(found), len(names), file)
-    return found
+    if len(ids) < len(names):
+        logger.info("%d of %d photographs are in %s; the others are left out", len(ids), len(names), file)
+    return ids
 
 
 def _images(file: str) -> dict[str, int | str]:

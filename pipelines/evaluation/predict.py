@@ -43,20 +43,24 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Output:
-    """Where predictions go and in which form."""
+    """The folder (local or s3://) and the formats of predictions."""
 
     folder: str
     formats: tuple[str, ...] = ("coco",)
+    """Members of `FORMATS`."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of one image."""
+    """The record of one image: its prediction is written, or there is a problem."""
 
     image: Image
     size: tuple[int, int] = (0, 0)
+    """Height and width."""
     annotation: dict[str, Any] | None = None
+    """Entry of COCO's `annotations`."""
     problem: str = ""
+    """A line that says why the image was left out; "" = none."""
 
 
 def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> Iterator[Predicted]:
@@ -92,43 +96,47 @@ def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Pr
     silence_opencv()
 
     def work(images: Sequence[Image]) -> list[Predicted]:
-        found = []
+        records = []
         of_shards = images[0].row >= 0
         for image, sample in _read(task, model, images) if of_shards else _read_files(images):
             if isinstance(sample, str):
-                found.append(Predicted(image, problem=sample))
+                records.append(Predicted(image, problem=sample))
                 continue
             try:
                 picture, segmentation = _one(task, model, sample)
                 annotation = write(picture, segmentation, model.categories, image, output)
             except ValueError as error:  # of this image; the others go on
-                found.append(Predicted(image, problem=_line(error, image)))
+                records.append(Predicted(image, problem=_line(error, image)))
                 continue
-            found.append(Predicted(image, segmentation.size, annotation))
-        return found
+            records.append(Predicted(image, segmentation.size, annotation))
+        return records
 
     return work
 
 
 def write(
-    picture: np.ndarray, found: Segmentation, categories: Categories, image: Image, output: Output
+    picture: np.ndarray, segmentation: Segmentation, categories: Categories, image: Image, output: Output
 ) -> dict[str, Any]:
-    """The files of one image, none where one of them cannot be made; its entry of `annotations`.
+    """Write the files of one image, none where one of them cannot be made; returns its entry of `annotations`.
+
+    Args:
+        picture: the image, uint8 [H, W, 3], for the overlay.
+        segmentation: its prediction, of the same size.
 
     Raises:
         ValueError: a format cannot hold the prediction.
     """
-    found = found.compact()
-    png, annotation = to_coco(found, categories, image.image_id, f"{image.stem}.png")
+    segmentation = segmentation.compact()
+    png, annotation = to_coco(segmentation, categories, image.image_id, f"{image.stem}.png")
     files: dict[str, bytes] = {}
     if "coco" in output.formats:
         files[f"panoptic/{image.stem}.png"] = png
     if "cityscapes" in output.formats:
-        labels, instances = cityscapes_ids(found, categories)
+        labels, instances = cityscapes_ids(segmentation, categories)
         files[f"cityscapes/{image.stem}_labelIds.png"] = encode_segments(labels)
         files[f"cityscapes/{image.stem}_instanceIds.png"] = encode_wide(instances)
     if "overlay" in output.formats:
-        files[f"overlays/{image.stem}.jpg"] = encode_jpeg(overlay(picture, found, categories), 90)
+        files[f"overlays/{image.stem}.jpg"] = encode_jpeg(overlay(picture, segmentation, categories), 90)
     for name, data in files.items():
         storage.write_bytes(storage.join(output.folder, name), data)
     return annotation
@@ -149,26 +157,26 @@ def check_cityscapes(categories: Categories) -> None:
         )
 
 
-def cityscapes_ids(found: Segmentation, categories: Categories) -> tuple[np.ndarray, np.ndarray]:
+def cityscapes_ids(segmentation: Segmentation, categories: Categories) -> tuple[np.ndarray, np.ndarray]:
     """Label ids and instance ids int32 [H, W]: label, or 1000 label + number from 0 for things; void is 0.
 
     Raises:
         ValueError: an image has more than 1000 instances of a class, or ids beyond 16 bits.
     """
-    ids = np.array(categories.ids, np.int64)[found.labels]
+    ids = np.array(categories.ids, np.int64)[segmentation.labels]
     instances = ids.copy()
-    seen: Counter[int] = Counter()
-    for k, label in enumerate(found.labels.tolist()):
+    numbered: Counter[int] = Counter()  # instances of each class so far
+    for k, label in enumerate(segmentation.labels.tolist()):
         if categories.is_thing[label]:
-            instances[k] = 1000 * ids[k] + seen[label]
-            seen[label] += 1
-    for label, number in seen.items():
+            instances[k] = 1000 * ids[k] + numbered[label]
+            numbered[label] += 1
+    for label, number in numbered.items():
         if number > 1000:
             raise ValueError(f"{number} instances of {categories.names[label]}; Cityscapes' ids hold 1000 of a class")
     if instances.max(initial=0) > 65535:
         raise ValueError(f"the instance id {instances.max()} does not fit into the 16 bits of Cityscapes' maps")
     tables = (np.concatenate([[0], values]).astype(np.int32) for values in (ids, instances))
-    labels, numbers = (table[found.segments] for table in tables)
+    labels, numbers = (table[segmentation.segments] for table in tables)
     return labels, numbers
 
 
@@ -203,7 +211,7 @@ def _read_files(images: Sequence[Image]) -> Iterator[tuple[Image, Sample | str]]
 
 
 def _line(error: Exception, image: Image) -> str:
-    """What is wrong, in one line."""
+    """The error's message in one line, without the name of the image."""
     return " ".join(str(error).split()).removeprefix(f"{image.file_name}: ")
 
 
@@ -214,13 +222,14 @@ def _one(task: Task, model: PanopticModel, sample: Sample) -> tuple[np.ndarray, 
     images, targets = collate([view], model.divisor, experiment.resize.canvas)
     maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
     assert maps is not None
-    found = maps[0]
-    if sample.image.shape[:2] == found.size:
-        return sample.image, found
-    return cv2.resize(sample.image, found.size[::-1], interpolation=cv2.INTER_LINEAR), found
+    (segmentation,) = maps
+    if sample.image.shape[:2] == segmentation.size:
+        return sample.image, segmentation
+    return cv2.resize(sample.image, segmentation.size[::-1], interpolation=cv2.INTER_LINEAR), segmentation
 
 
 def _write_json(results: Sequence[Predicted], categories: Categories, output: Output) -> None:
+    """`panoptic.json`, with the images that were predicted."""
     good = [one for one in results if one.annotation is not None]
     content = {
         "images": [

@@ -13,8 +13,10 @@ from panoptic.metrics.report import Evaluation
 from panoptic.segmentation import Categories
 
 KEY = {"good": "PQ", "outline": "lost to outlines", "wrong": "to made-up segments", "missed": "to missed segments"}
+"""Parts of a class's bar, by the name of their colour."""
+
 MATRIX = 24
-"""Most classes of which the confusions are shown as a matrix."""
+"""Largest number of classes of which the confusions are shown as a matrix."""
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -121,16 +123,16 @@ def _matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     return f'<br><div class="scroll"><table class="matrix">{head}<tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def difference_bars(found: Mapping[str, Interval], categories: Categories) -> str:
+def difference_bars(gains: Mapping[str, Interval], categories: Categories) -> str:
     """Differences with their intervals, the surest classes first; a dot is grey where the interval holds 0."""
-    classes = [str(c) for c in range(len(categories)) if not math.isnan(found[str(c)].value)]
-    classes.sort(key=lambda c: (not found[c].certain, -abs(found[c].value)))
-    chosen = [name for name in ("all", "things", "stuff") if not math.isnan(found[name].value)] + classes
-    reach = max([1.0, *(abs(v) for name in chosen for v in (found[name].low, found[name].high) if not math.isnan(v))])
+    classes = [str(c) for c in range(len(categories)) if not math.isnan(gains[str(c)].value)]
+    classes.sort(key=lambda c: (not gains[c].certain, -abs(gains[c].value)))
+    chosen = [name for name in ("all", "things", "stuff") if not math.isnan(gains[name].value)] + classes
+    reach = max([1.0, *(abs(v) for name in chosen for v in (gains[name].low, gains[name].high) if not math.isnan(v))])
     cells = ['<span class="head">class</span><span></span><span class="head number">difference</span>']
     cells.append('<span class="head number">95 %</span>')
     for name in chosen:
-        one = found[name]
+        one = gains[name]
         place = [50 + 48 * (v if not math.isnan(v) else one.value) / reach for v in (one.low, one.value, one.high)]
         colour = "faint" if not one.certain else "good" if one.value > 0 else "wrong"
         title = escape(categories.names[int(name)] if name.isdigit() else name)
@@ -143,7 +145,7 @@ def difference_bars(found: Mapping[str, Interval], categories: Categories) -> st
 
 
 def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
-    """PQ against milliseconds an image (network and merging); points are (name, ms, PQ).
+    """PQ against milliseconds an image (network and post-processing); points are (name, ms, PQ).
 
     Nothing where fewer than two points have both figures.
     """
@@ -175,7 +177,7 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
         marks.append(f'<circle cx="{x(ms):.1f}" cy="{y(pq):.1f}" r="5.5"/>')
         marks.append(f'<text x="{x(ms) + 10:.1f}" y="{y(pq) + 4:.1f}">{escape(name)}</text>')
     axis = f'<text class="faint" text-anchor="middle" x="{(left + width - right) / 2}" y="{height - 6}">'
-    label = f"{axis}ms an image, network and merging</text>"
+    label = f"{axis}ms an image, network and post-processing</text>"
     title = f'<text class="faint" x="{left}" y="10">PQ</text>'
     body = f"{''.join(marks)}{label}{title}"
     drawing = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>'

@@ -1,4 +1,4 @@
-"""Which images a report shows, and their pictures."""
+"""The images that a report shows, and their pictures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipelines.evaluation.evaluate import Task, placed
 from pipelines.evaluation.report.page import Example
 
 WIDTH = 520
-"""Pixels of a panel, at most."""
+"""Largest width of a panel in pixels."""
 QUALITY = 82
-"""Of the JPEGs."""
+"""Quality of the JPEGs, 0 to 100."""
 
 
 def choose(tally: Tally, classes: int, number: int) -> tuple[list[int], list[int]]:
@@ -39,7 +39,7 @@ def choose(tally: Tally, classes: int, number: int) -> tuple[list[int], list[int
 def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
     """Image, truth, prediction and errors of some rows, in their order."""
     model, experiment = placed(task), task.experiment
-    found: dict[int, Example] = {}
+    examples: dict[int, Example] = {}
     for images, targets, samples in evaluation_batches(
         task.manifest, experiment.resize, 1, divisor=model.divisor, threads=1, rows=sorted(rows)
     ):
@@ -48,11 +48,12 @@ def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
         prediction = maps[0]
         sample = samples[0]
         own = tally.images[sample.position].pq(len(model.categories))
-        found[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories))
-    return [found[row] for row in rows]
+        examples[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories))
+    return [examples[row] for row in rows]
 
 
 def _panels(sample: Sample, prediction: Segmentation, categories: Categories) -> dict[str, bytes]:
+    """Title to JPEG of the panels of one image."""
     truth = sample.original
     assert truth is not None
     height, width = truth.size

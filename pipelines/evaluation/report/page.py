@@ -1,4 +1,4 @@
-"""`report.html`: what a person wants to know of an evaluation, in one file that needs nothing else."""
+"""`report.html`: figures, plots and pictures of an evaluation in one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.evaluation.report.charts import number
 from pipelines.evaluation.report.style import CSS
 
 ERROR_KEY = ("right", "missed", "made up", "outline elsewhere")
-"""In the order of `draw.ERROR_COLOURS`."""
+"""Names of the colours, in the order of `visualization.ERROR_COLOURS`."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Example:
 
     name: str
     pq: float
-    """Of this image alone."""
+    """PQ of this image alone, in percent."""
     panels: Mapping[str, bytes]
     """Title to JPEG: image, truth, prediction, errors."""
 
@@ -103,20 +103,20 @@ def _tiles(evaluation: Evaluation, interval: Interval) -> list[tuple[str, str]]:
 
 def _comparison(model: Model, other: Model) -> str:
     categories = model.evaluation.quality.categories
-    found = differences(other.counts, model.counts, categories)
+    gains = differences(other.counts, model.counts, categories)
     verdict = "The difference is within chance."
-    if math.isnan(found["all"].value):
+    if math.isnan(gains["all"].value):
         verdict = "One of them has no PQ, so there is nothing to compare."
-    elif found["all"].certain:
-        verdict = f"This model is {'better' if found['all'].value > 0 else 'worse'} by more than chance."
-    elif found["all"].images < LEAST:
+    elif gains["all"].certain:
+        verdict = f"This model is {'better' if gains['all'].value > 0 else 'worse'} by more than chance."
+    elif gains["all"].images < LEAST:
         verdict = f"Fewer than {LEAST} images cannot tell a difference from chance."
     text = (
         f"PQ of {model.title} minus PQ of {other.title} ({number(other.evaluation.quality.all.pq, 2)}), on the same "
         f"images. {verdict} The lines hold 95 % of {len(model.counts.names)} images drawn again and again; a dot is "
         "coloured where they leave out 0."
     )
-    return _section(f"Against {other.title}", text, charts.difference_bars(found, categories))
+    return _section(f"Against {other.title}", text, charts.difference_bars(gains, categories))
 
 
 def _confusion(evaluation: Evaluation) -> str:
@@ -129,13 +129,13 @@ def _confusion(evaluation: Evaluation) -> str:
 
 
 def _speed(model: Model, others: Sequence[Model]) -> str:
-    rows, points = [["", "network ms", "merging ms", "images/s", "PQ"]], []
+    rows, points = [["", "network ms", "post-processing ms", "images/s", "PQ"]], []
     for one in (model, *others):
         speed, pq = one.evaluation.timings, one.evaluation.quality.all.pq
-        network, merge = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "postprocess"))
+        network, postprocess = (speed.get(f"{name}_ms", float("nan")) for name in ("network", "postprocess"))
         rate = speed.get("images_per_second", float("nan"))
-        rows.append([one.title, number(network), number(merge), number(rate, 2), number(pq)])
-        points.append((one.title, network + merge, pq))
+        rows.append([one.title, number(network), number(postprocess), number(rate, 2), number(pq)])
+        points.append((one.title, network + postprocess, pq))
     return charts.table(rows) + charts.speed_plot(points)
 
 

@@ -1,4 +1,4 @@
-"""Which images are predicted: a name and an id of its own for each, whatever the files are called."""
+"""Images to predict have a name and an id of their own, whatever the files are called."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def check_submission(folder: Path, categories: Categories) -> dict[int | str, dict]:
-    """What the official evaluation raises an error over, looked for in the files themselves; annotations by image.
+    """Look in the files for everything that the official evaluation raises an error over; annotations by image.
 
     A segment of the PNG that the JSON does not list, the reverse, an unknown category, a segment called 0 (void), a
     missing file or image.
