@@ -25,8 +25,8 @@ class SweepOptions:
     searcher: Literal["random", "grid", "optuna"] = "random"
     """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
     scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
-    """The rule that ends trials early. hyperband: asha with several brackets, which begin to end trials later and later. pbt:
-    population based training, the worst take over weights and options of the best."""
+    """The rule that ends trials early. hyperband: asha with several brackets, which begin to end trials later and
+    later. pbt: population based training, the worst take over weights and options of the best."""
     metric: str = "val/pq"
     """The metric of a validation that trials are compared by, and that says which of their checkpoints are kept."""
     mode: Literal["max", "min"] = "max"
