@@ -45,7 +45,7 @@ class Mask2FormerConfig(MaskTransformerConfig):
     encoder_layers: int = 6
     """Transformer layers of the pixel decoder (fpn: on the coarsest map, 0 for none)."""
     encoder_hidden: int = 1024
-    """Width of their feed-forward networks."""
+    """Width of the feed-forward networks in the pixel decoder."""
     points_per_level: int = 4
     """Points at which each head of deformable attention looks on each stride."""
     full_precision: bool = True
@@ -53,7 +53,7 @@ class Mask2FormerConfig(MaskTransformerConfig):
     decoder_layers: int = 9
     """Layers of the transformer decoder; layer i attends to stride 32, 16, 8 in turn."""
     decoder_hidden: int = 2048
-    """Width of their feed-forward networks."""
+    """Width of the feed-forward networks in the transformer decoder."""
     dropout: float = 0.0
     """Dropout in the pixel decoder's transformer."""
     deep_supervision: bool = True
@@ -67,9 +67,9 @@ class Mask2FormerConfig(MaskTransformerConfig):
     loss_points: int = 12544
     """Points at which masks are compared, for the cost and, others, for each matched mask."""
     oversample: float = 3.0
-    """Candidates drawn for each of those points."""
+    """Candidates drawn for each point of a matched mask."""
     importance: float = 0.75
-    """Share of the points that are the least certain candidates; the others are uniform."""
+    """Share of the points of a matched mask that are the least certain candidates; the others are uniform."""
     inside: bool = True
     """A merged query paints only where its own mask is at least 1/2; otherwise as in MaskFormer."""
 

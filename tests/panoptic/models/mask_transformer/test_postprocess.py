@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
 
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.mask_transformer import mask_resampler, pixel_assignment
-from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
+from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler
 from panoptic.models.mask_transformer.postprocess import postprocess_image
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.segmentation import Categories
 from tests.support.query_fixtures import arrays, coco, record
+from tests.support.query_scenes import EXTENTS, full_size, scene
 
 CONFIGS = {"maskformer": MaskFormerConfig(), "mask2former": Mask2FormerConfig()}
 
@@ -68,21 +68,6 @@ def contiguous(shared) -> Categories:
     return categories
 
 
-def scene(seed: int, extent: Extent, cells: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Class logits and blurred masks of 12 queries, some of them of one stuff class, some of no object."""
-    draw = torch.Generator().manual_seed(seed)
-    classes = 3 * torch.randn(12, 7, generator=draw)
-    masks = 20 * F.avg_pool2d(torch.randn(12, *cells, generator=draw), 5, 1, 2)
-    return classes, masks
-
-
-def full_size(masks: Tensor, extent: Extent) -> Tensor:
-    """As the references resize."""
-    x = F.interpolate(masks[None], size=extent.canvas, mode="bilinear", align_corners=False)
-    x = x[:, :, : extent.size[0], : extent.size[1]]
-    return F.interpolate(x, size=extent.output, mode="bilinear", align_corners=False)[0]
-
-
 def plain(classes: Tensor, masks: Tensor, categories: Categories, inside: bool) -> tuple[np.ndarray, list[int]]:
     """The references' loop over the kept queries."""
     scores, labels = classes.softmax(1).max(1)
@@ -108,15 +93,6 @@ def plain(classes: Tensor, masks: Tensor, categories: Categories, inside: bool) 
     return segments, merged
 
 
-EXTENTS = [
-    (Extent((64, 96), (64, 96), (64, 96)), (16, 24)),
-    (Extent((64, 96), (61, 83), (130, 47)), (16, 24)),
-    (Extent((65, 97), (65, 97), (40, 131)), (17, 25)),
-    (Extent((33, 47), (20, 47), (20, 47)), (33, 47)),
-    (Extent((8, 8), (8, 5), (7, 5)), (1, 2)),
-]
-
-
 @pytest.mark.parametrize(("extent", "cells"), EXTENTS)
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("vague", [0.0, 1.0])
@@ -133,16 +109,6 @@ def test_merge_against_a_plain_loop(extent, cells, inside: bool, vague: float, s
         merged = postprocess_image(classes, lambda queries, m=masks: m[queries], extent, ["maps"], c, config).map
         assert merged.labels.tolist() == labels
         assert (merged.segments != expected).mean() <= 5e-4
-
-
-@pytest.mark.parametrize(("extent", "cells"), EXTENTS)
-def test_windows_are_cut_from_the_whole(extent, cells) -> None:
-    _, masks = scene(0, extent, cells)
-    cut, whole = MaskResampler(masks, extent), full_size(masks, extent)
-    height, width = extent.output
-    for rows, columns in (((0, height), (0, width)), ((height // 3, height), (1, width // 2 + 1))):
-        window = cut.window(masks, rows, columns)
-        torch.testing.assert_close(window, whole[:, slice(*rows), slice(*columns)], rtol=0, atol=1e-4)
 
 
 def test_nothing_is_sure_enough(small_categories) -> None:
@@ -183,10 +149,3 @@ def test_masks_are_made_once_of_the_queries_that_need_one(want, small_categories
     needed = {"maps": {0, 2}, "instances": {1, 2}, "semantics": {0, 1, 2, 3}}
     assert calls == [sorted(set.union(*(needed[name] for name in want)))]
     assert [x is not None for x in prediction] == [name in want for name in needed]
-
-
-def test_extremes_of_neighbourhoods() -> None:
-    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
-    low, high = extremes(x)
-    torch.testing.assert_close(high, F.max_pool2d(x, 3, 1, 1))
-    torch.testing.assert_close(low, -F.max_pool2d(-x, 3, 1, 1))

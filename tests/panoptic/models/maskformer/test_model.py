@@ -11,15 +11,13 @@ import torch
 from panoptic.convert import convert, reference_keys
 from panoptic.matcher import hungarian
 from panoptic.models.base import Outputs
-from panoptic.models.mask_transformer import loss
 from panoptic.models.mask_transformer.masks import mask_logits, mask_products
 from panoptic.models.mask_transformer.targets import coarse_masks, target_segments
 from panoptic.models.maskformer.loss import matching_cost
 from panoptic.models.maskformer.model import MaskFormerConfig
-from panoptic.segmentation import Frame, Targets, collate
+from panoptic.segmentation import Frame, Targets
 from panoptic.training.optim import Optim
 from pipelines.presets.maskformer import maskformer_r50_coco, maskformer_r101_cityscapes, maskformer_scenes
-from tests.panoptic.models.test_contract import as_sample, only
 from tests.support.photographs import learn, photographs
 from tests.support.query_fixtures import arrays, coco, record, weights
 from tests.support.small import SMALL_MASKFORMER
@@ -121,47 +119,6 @@ def test_gradients(published, shared) -> None:
     for key, expected in norms.items():
         # what is 0 but for rounding has no ratio
         assert ours[names[key]] == pytest.approx(expected, rel=2e-3, abs=1e-5), key
-
-
-def test_masks_are_compared_in_bounded_memory(small_categories, monkeypatch) -> None:
-    """More targets than fit a chunk: the same losses and gradients as at once."""
-    c = small_categories
-    labels = [k % len(c) for k in range(18)]
-    images, targets = collate([as_sample(only(64, 96, labels), k) for k in (0, 1)], 32)
-    torch.manual_seed(0)
-    model = SMALL_MASKFORMER.build(c).eval()
-    results = []
-    for kept in (1000, 5):
-        monkeypatch.setattr(loss, "KEPT", kept)
-        model.zero_grad()
-        losses = model.loss(model.network(images), targets)
-        sum(losses.values()).backward()
-        results.append((losses, [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    (whole_losses, whole_gradients), (losses, gradients) = results
-    assert {k: v.item() for k, v in losses.items()} == pytest.approx({k: v.item() for k, v in whole_losses.items()})
-    for whole, parts in zip(whole_gradients, gradients, strict=True):
-        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
-
-
-def test_targets_are_segments_with_pixels_that_are_no_crowd(small_categories) -> None:
-    truth = only(8, 12, [0, 1, 2], [False, True, False])
-    _, targets = collate([as_sample(truth), as_sample(only(8, 12, []), 1)])
-    targets.segments[0][targets.segments[0] == 3] = 0
-    chosen = target_segments(targets)
-    assert chosen.tolist() == [[True, False, False], [False, False, False]]
-    masks = coarse_masks(targets, chosen, (2, 3)).view(2, 3, 2, 3)
-    assert masks[0, 0].tolist() == [[1, 0, 0]] * 2
-    assert not masks[0, 1:].any() and not masks[1].any()
-
-
-def test_an_output_that_is_not_finite_names_its_image(small_categories) -> None:
-    images, targets = collate([as_sample(only(64, 96, [0]), k) for k in (3, 4)], 32)
-    model = SMALL_MASKFORMER.build(small_categories).eval()
-    with torch.no_grad():
-        outputs = model.network(images)
-        outputs["classes"][1, 2, 0] = torch.nan
-        with pytest.raises(FloatingPointError, match="sample 4"):
-            model.loss(outputs, targets)
 
 
 def test_the_defaults_are_those_that_were_published_for_coco(small_categories) -> None:
