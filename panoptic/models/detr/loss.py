@@ -122,7 +122,7 @@ def _all_layers(outputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
 def _class_losses(
     logits: Tensor, targets: Targets, matches: Matches, classes: ClassSpace, no_object_weight: float
 ) -> Tensor:
-    """[L], the cross-entropy of all queries of a layer, those of all images in one weighted mean."""
+    """The cross-entropy of each layer, [L], the queries of all images in one weighted mean."""
     images = len(targets.labels)
     target_logits = torch.full(logits.shape[:2], classes.logits, device=logits.device)
     matched = classes.to_logits(targets.labels)[matches.groups % images, matches.targets]
@@ -132,7 +132,7 @@ def _class_losses(
 
 
 def _box_losses(boxes: Tensor, truth: BoxTargets, matches: Matches) -> tuple[Tensor, Tensor]:
-    """[L] each, the sums over a layer's matches of the L1 distance and of 1 - generalised IoU."""
+    """The sums over the matches of each layer of the L1 distance and of 1 - generalised IoU, [L] each."""
     images = len(truth.boxes)
     matched = boxes[matches.groups, matches.queries]
     expected = truth.boxes[matches.groups % images, matches.targets]
@@ -170,7 +170,7 @@ def _mask_losses(query_masks: QueryMasks, targets: Targets, matches: Matches) ->
 
 
 def _focal_and_dice_sums(logits: Tensor, segments: Tensor, images: Tensor, entries: Tensor) -> Tensor:
-    """float [2], the sums of focal and dice losses of masks [M, h, w] against segments `entries` of `images`."""
+    """The sums of focal and dice losses of masks [M, h, w] against segments `entries` of `images`, float [2]."""
     masks = segments[images] == (entries + 1)[:, None, None]
     logits = F.interpolate(logits[:, None].float(), size=masks.shape[1:], mode="bilinear", align_corners=False)
     focal, dice = losses.focal_and_dice(logits.flatten(1), masks.flatten(1))

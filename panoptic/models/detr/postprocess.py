@@ -126,7 +126,7 @@ class _Masks:
         self._logits = query_masks(image, self._queries)
 
     def of(self, queries: Tensor) -> Tensor:
-        """[n, h, w] of some of them, int64 [n]."""
+        """The mask logits [n, h, w] of some of these queries, int64 [n]."""
         return self._logits[torch.searchsorted(self._queries, queries)]
 
 

@@ -1,1 +1,1 @@
-"""What the mask-classification models share: pixel decoders, losses, point sampling, post-processing."""
+"""The parts that MaskFormer and Mask2Former share: options, pixel decoders, losses, point sampling, post-processing."""

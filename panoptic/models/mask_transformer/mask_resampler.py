@@ -50,7 +50,7 @@ class Step:
     share: Tensor
     """float32 [pixels], the share of the second."""
     identity: bool
-    """Whether pixels are the positions themselves."""
+    """True where pixels are the positions themselves."""
 
     @classmethod
     def between(cls, cells: int, pixels: int, count: int) -> Step:

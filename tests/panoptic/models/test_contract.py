@@ -1,4 +1,4 @@
-"""What every architecture must do, whatever it is: run over `panoptic.models.Architecture`."""
+"""The contract of every architecture, run over `panoptic.models.Architecture`."""
 
 from __future__ import annotations
 

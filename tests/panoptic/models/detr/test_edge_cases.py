@@ -141,7 +141,7 @@ def test_the_second_stage_trains_the_mask_head_alone(small_categories) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_four_photographs_are_learnt(shared) -> None:
-    """Of COCO, from scratch at 96 pixels: the loss falls.
+    """Photographs of COCO, from scratch at 96 pixels: the loss falls.
 
     Measured: the total goes from 25.6 to 6.3 in 250 steps. Its queries are not yet certain enough to merge (PQ 0): DETR
     is slow, the paper trains for 300 epochs of COCO.

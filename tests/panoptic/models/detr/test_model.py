@@ -133,7 +133,7 @@ def test_gradients(published, shared) -> None:
 
 
 def test_boxes_and_instance_masks(published, outputs, shared) -> None:
-    """Of all queries: every logit is a class here, and every class a thing."""
+    """Instances of all queries: every logit is a class here, and every class a thing."""
     model, _, targets, _, _ = published
     fixture = arrays(shared, "detr_post_boxes")
     every = Categories.from_coco([{"id": i, "name": str(i), "isthing": 1} for i in range(250)])

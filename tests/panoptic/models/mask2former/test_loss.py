@@ -95,7 +95,7 @@ def test_chunks_change_neither_losses_nor_gradients(small_categories, monkeypatc
 
 
 def kept_bytes(outputs: Outputs, model: Mask2Former, targets: Targets) -> int:
-    """What the graph of the losses keeps for the gradient, without the network's own outputs."""
+    """The bytes that the graph of the losses keeps for the gradient, without the network's own outputs."""
     seen: dict[int, int] = {}
 
     def keep(x: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def test_options_out_of_range_are_named(option, message, small_categories) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_four_photographs_are_learnt(shared) -> None:
-    """Of COCO, with its crowd and its void, from scratch at 96 pixels: the loss falls and the maps follow.
+    """Photographs of COCO, with its crowd and its void, from scratch at 96 pixels: the loss falls and the maps follow.
 
     Measured: after 200 steps the total has gone from 72.1 to 15.6 and PQ is 58.3; after 300 it is 68.3.
     """

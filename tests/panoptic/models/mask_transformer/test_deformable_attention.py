@@ -29,7 +29,7 @@ def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_definition(values: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """[B, Q, C], every sample by itself; cells outside of a level count 0."""
+    """The sums [B, Q, C], every sample by itself; cells outside of a level count 0."""
     sums = torch.zeros(2, 5, 2, 4)
     for b, q, head, level, point in torch.cartesian_prod(*(torch.arange(n) for n in weights.shape)).tolist():
         height, width = SIZES[level]
