@@ -1,4 +1,7 @@
-"""Scores of instances."""
+"""Scores of Panoptic-DeepLab's instances, by which AP ranks them (arXiv 1911.10194, section 3.3).
+
+Shapes: H x W pixels, C classes, h x w stride-4 maps, K instances, P pixels of things.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic.layers.resize import mixed_cells
-from panoptic.models.panoptic_deeplab.grouping import _budget
+from panoptic.models.panoptic_deeplab.grouping import budget
 from panoptic.rle import bounding_boxes, encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 
 Score = Literal["semantic", "instance", "both"]
-"""What ranks an instance: its mean class probability, the heatmap at its centroid, or their product."""
+"""Score of an instance: its mean class probability, the heatmap at its centroid, or their product."""
 
 
 def scored_instances(
@@ -35,11 +38,12 @@ def scored_instances(
         logits: float [C, h, w], the semantic logits; they are upsampled where there are things and nowhere else.
         heatmap: float [H, W].
         categories: tell things from stuff.
-        score: what ranks an instance.
+        score: of an instance.
         upsampled: the size to which the logits are to be upsampled bilinearly; the map is its upper left part. None
             where they have the size of the map.
         align_corners: of the upsampling.
     """
+    # the map of things alone, numbered 1..K
     things = np.flatnonzero(np.array(categories.is_thing, bool)[segmentation.labels])
     labels = segmentation.labels[things]
     number = np.zeros(len(segmentation.labels) + 1, np.int32)
@@ -63,11 +67,12 @@ class _Certainty:
             mixed_cells(cells, pixels, None, align_corners, logits.device)
             for cells, pixels in zip(logits.shape[1:], size, strict=True)
         ]
-        self.most = max(1, 4 * _budget(logits.device) // len(logits))
+        self.most = max(1, 4 * budget(logits.device) // len(logits))
         """Pixels at once that bound the memory."""
 
     def __call__(self, rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
-        """float [P] of int64 [P] each."""
+        """float [P], how probable the class of each pixel is, given rows, columns and classes, int64 [P] each."""
+        # the four places of the coarse map that a pixel mixes, and their shares
         (top, bottom, down), (left, right, across) = self._axes
         lines = [(line[rows] * self._width, share) for line, share in ((top, 1 - down[rows]), (bottom, down[rows]))]
         sides = [(side[columns], share) for side, share in ((left, 1 - across[columns]), (right, across[columns]))]
@@ -83,10 +88,11 @@ def _instance_scores(instances: Tensor, labels: Tensor, certainty: _Certainty | 
 
     `instances` is int32 [H, W], 0 or 1..K, `labels` int64 [K].
     """
+    # sums over the pixels of each instance
     width = instances.shape[1]
     sums = torch.zeros(4, len(labels) + 1, dtype=torch.float64, device=heatmap.device)  # pixels, rows, columns, p
     pixels = torch.nonzero(instances.view(-1))[:, 0]
-    for part in pixels.split(_budget(heatmap.device) if certainty is None else certainty.most):
+    for part in pixels.split(budget(heatmap.device) if certainty is None else certainty.most):
         owners = instances.view(-1)[part].long()
         rows, columns = torch.div(part, width, rounding_mode="floor"), part % width
         values = [torch.ones_like(part), rows, columns]
@@ -94,6 +100,7 @@ def _instance_scores(instances: Tensor, labels: Tensor, certainty: _Certainty | 
             values.append(certainty(rows, columns, labels[owners - 1]))
         for total, value in zip(sums, values, strict=False):
             total.index_add_(0, owners, value.double())
+    # means, and the heatmap at the centroid
     areas, rows, columns, probability = sums[:, 1:]
     areas = areas.clamp(min=1)  # a truth may list things without a pixel
     at_centroid = heatmap[(rows / areas).long(), (columns / areas).long()].double()

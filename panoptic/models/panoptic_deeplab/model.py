@@ -30,40 +30,27 @@ Shapes: B images, C classes, H x W canvas, h x w stride-4 maps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-import cv2
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic import losses
 from panoptic.backbones import Backbone
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
-from panoptic.layers.resize import resize
-from panoptic.layers.upsampled_argmax import best_classes, highest
-from panoptic.models.base import Outputs, PanopticModel
+from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
 from panoptic.models.panoptic_deeplab.decoder import ASPP, Decoder, Head, initialise_decoder, pool_window
-from panoptic.models.panoptic_deeplab.instance_scores import Score, scored_instances
-from panoptic.models.panoptic_deeplab.postprocess import merge_centres
+from panoptic.models.panoptic_deeplab.instance_scores import Score
+from panoptic.models.panoptic_deeplab.loss import weighted_losses
+from panoptic.models.panoptic_deeplab.postprocess import postprocess
+from panoptic.models.panoptic_deeplab.targets import true_outputs
 from panoptic.models.panoptic_deeplab.upsampling import Upsampling
-from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation, Targets
-from panoptic.targets.dense import (
-    Rounding,
-    centre_heatmap,
-    centre_offsets,
-    centre_targets,
-    segment_moments,
-    semantic_map,
-    thing_mask,
-)
-
-CERTAIN = 30.0
-"""The logit of a true class in `truth`: its softmax is 1 in float32."""
+from panoptic.segmentation import Categories, Frame, Targets
+from panoptic.targets.dense import Rounding, centre_targets
 
 
 @dataclass(frozen=True)
@@ -181,7 +168,7 @@ class PanopticDeepLab(PanopticModel):
 
     Outputs, all stride-4 maps: "semantic" logits [B, C, h, w], "centre" [B, 1, h, w] without activation,
     "offset" [B, 2, h, w] (dy, dx) in pixels of the canvas, and "foreground" logits [B, 1, h, w] where the
-    config asks for them. `segment` also takes maps of canvas size, and a "foreground" in any case.
+    config asks for them. `postprocess` also takes maps of canvas size, and a "foreground" in any case.
     """
 
     def __init__(self, config: PanopticDeepLabConfig, categories: Categories) -> None:
@@ -257,7 +244,7 @@ class PanopticDeepLab(PanopticModel):
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         """Terms "semantic", "centre", "offset" (and "foreground"), on the maps upsampled to the canvas."""
-        config, canvas = self.config, targets.frame.canvas
+        config = self.config
         truth = centre_targets(
             targets,
             self.categories,
@@ -268,125 +255,40 @@ class PanopticDeepLab(PanopticModel):
             ignore_crowd=config.ignore_crowd,
             stuff_offsets=config.stuff_offsets,
         )
-        maps = {name: self.upsampling.canvas(value, canvas) for name, value in outputs.items()}
-        semantic = self.semantic_loss(maps["semantic"], truth.semantic, truth.semantic_weights)
-        centre = losses.masked_squared_error(maps["centre"], truth.centre, truth.centre_weights)
-        offset = losses.masked_absolute_error(
-            maps["offset"], truth.offset, truth.offset_weights, per_channel=self.standalone
+        return weighted_losses(
+            outputs,
+            targets,
+            truth,
+            self.upsampling,
+            semantic_loss=self.semantic_loss,
+            semantic_weight=config.semantic_weight,
+            centre_weight=config.centre_weight,
+            offset_weight=config.offset_weight,
+            foreground_weight=config.foreground_weight,
         )
-        terms = {
-            "semantic": config.semantic_weight * semantic,
-            "centre": config.centre_weight * centre,
-            "offset": config.offset_weight * offset,
-        }
-        if "foreground" in maps:
-            valid = targets.frame.valid(targets.segments.device)
-            foreground = losses.foreground_cross_entropy(maps["foreground"], truth.foreground, valid)
-            terms["foreground"] = config.foreground_weight * foreground
-        return terms
 
     @torch.no_grad()
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        """Merged maps at `frame.output_sizes`; `scores` is None (see `instances`)."""
-        return [self._finish(self._merge(outputs, frame, b), frame, b) for b in range(len(frame.sizes))]
-
-    @torch.no_grad()
-    def instances(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[Instances]:
-        """The things of the merged maps, scored as `instance_score` says."""
-        scored = []
-        for b, segmentation in enumerate(self.segment(outputs, frame) if merged is None else merged):
-            logits, heatmap = outputs["semantic"][b], self.upsampling.image(outputs["centre"][b : b + 1], frame, b)
-            upsampled, aligned = self.upsampling.whole(logits, frame.canvas), self.standalone
-            if heatmap.shape[-2:] != segmentation.size:  # two resizes are not one
-                logits = self.upsampling.image(logits[None], frame, b)[0]
-                upsampled, aligned = segmentation.size, False
-            scored.append(
-                scored_instances(
-                    segmentation,
-                    logits,
-                    resize(heatmap, segmentation.size, False)[0, 0],
-                    self.categories,
-                    self.config.instance_score,
-                    upsampled=upsampled,
-                    align_corners=aligned,
-                )
-            )
-        return scored
-
-    @torch.no_grad()
-    def semantics(self, outputs: Outputs, frame: Frame, merged: list[Segmentation] | None = None) -> list[np.ndarray]:
-        """int32 [H, W] class maps by the semantic branch alone, as both references compute mIoU."""
-        classes = [self._classes(outputs, frame, b).int().cpu().numpy() for b in range(len(frame.sizes))]
-        return [_nearest(found, frame.output_size(b)) for b, found in enumerate(classes)]
-
-    @torch.no_grad()
-    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
-        """`outputs` with "classes", int32 [B, H, W] at the size at which the flavour merges, padded with IGNORE."""
-        maps = [self._classes(outputs, frame, b).int() for b in range(len(frame.sizes))]
-        height, width = (max(part.shape[k] for part in maps) for k in range(2))
-        padded = [F.pad(part, (0, width - part.shape[1], 0, height - part.shape[0]), value=IGNORE) for part in maps]
-        return outputs | {"classes": torch.stack(padded)}
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        """Things grouped by the centres to which their pixels point, and stuff by class."""
+        config = self.config
+        return postprocess(
+            outputs,
+            frame,
+            want,
+            self.categories,
+            self.upsampling,
+            threshold=config.threshold,
+            kernel=config.nms_kernel,
+            top_k=config.top_k,
+            stuff_area=config.stuff_area,
+            rescale_offset=config.rescale_offset,
+            score=config.instance_score,
+        )
 
     @torch.no_grad()
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """The "semantic", "centre", "offset" and "foreground" of the truth, at canvas resolution.
 
-        Offsets point to the rounded centres, not to the centroids, because another thing's rounded centre
-        may lie nearer to a centroid. Void pixels get the first stuff class (and no foreground).
+        Void pixels get the first stuff class (and no foreground).
         """
-        moments = segment_moments(targets)
-        snap = torch.round if self.rounding == "half_even" else torch.trunc
-        snapped = replace(moments, rows=snap(moments.rows), columns=snap(moments.columns))
-        semantic = semantic_map(targets)
-        void = (self.categories.stuff or self.categories.things)[0]
-        classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
-        logits = torch.zeros(len(classes), len(self.categories), *targets.frame.canvas, device=classes.device)
-        foreground = thing_mask(targets, self.categories)[:, None]
-        return {
-            "semantic": logits.scatter_(1, classes, CERTAIN),
-            "centre": centre_heatmap(targets, self.categories, moments, self.config.sigma, self.rounding),
-            "offset": centre_offsets(targets, self.categories, snapped),
-            "foreground": torch.where(foreground, CERTAIN, -CERTAIN),
-        }
-
-    def _classes(self, outputs: Outputs, frame: Frame, b: int) -> Tensor:
-        """int [H, W], the best class of each pixel of image b, the first of equally good ones."""
-        if "classes" in outputs:
-            height, width = self.upsampling.size(frame, b)
-            return outputs["classes"][b, :height, :width]
-        logits, size = outputs["semantic"][b], self.upsampling.size(frame, b)
-        if size == frame.size(b):  # one resize, not two
-            return highest(logits, self.upsampling.whole(logits, frame.canvas), size, align_corners=self.standalone)
-        return best_classes(logits, lambda x: self.upsampling.merged(x, frame, b))[1]
-
-    def _merge(self, outputs: Outputs, frame: Frame, b: int) -> Segmentation:
-        config = self.config
-        centre, offset, *foreground = (
-            self.upsampling.merged(outputs[name][b : b + 1], frame, b)[0].contiguous()
-            for name in ("centre", "offset", "foreground")
-            if name in outputs
-        )
-        if not self.standalone and config.rescale_offset:
-            factor = frame.output_sizes[b].double() / frame.sizes[b]
-            offset = offset * factor.to(offset)[:, None, None]
-        return merge_centres(
-            self._classes(outputs, frame, b),
-            centre[0],
-            offset,
-            self.categories,
-            threshold=config.threshold,
-            kernel=config.nms_kernel,
-            top_k=config.top_k,
-            stuff_area=config.stuff_area,
-            foreground=foreground[0][0] > 0 if foreground else None,
-        )
-
-    def _finish(self, segmentation: Segmentation, frame: Frame, b: int) -> Segmentation:
-        """The merged map at output size; segments that vanish when it shrinks are dropped."""
-        size = frame.output_size(b)
-        return replace(segmentation, segments=_nearest(segmentation.segments, size)).compact()
-
-
-def _nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """int32 [H, W] at another size, by OpenCV's nearest neighbour as in the standalone code."""
-    return values if values.shape == size else cv2.resize(values, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return true_outputs(targets, self.categories, self.config.sigma, self.rounding)

@@ -1,4 +1,4 @@
-"""The losses of Panoptic FCN (Li et al., arXiv 2012.00720, section 3.4): positions, and masks that kernels draw.
+"""The losses of Panoptic FCN (Li et al., arXiv 2012.00720, section 3.4): of positions and of masks that kernels draw.
 
 Shapes: B images, h x w a level, y x x the cells of stride 4, C channels, P things or regions of all levels, k kernels
 of each, M masks an image.
