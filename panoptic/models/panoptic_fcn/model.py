@@ -266,8 +266,7 @@ class PanopticFCN(PanopticModel):
         """Kernels of all levels, fused, and what they draw, merged greedily in the order of the scores."""
         config, images = self.config, range(len(frame.sizes))
         return postprocess(
-            [self._thing_kernels(outputs, b) for b in images],
-            [self._region_kernels(outputs, b) for b in images],
+            ((self._thing_kernels(outputs, b), self._region_kernels(outputs, b)) for b in images),
             outputs,
             frame,
             want,

@@ -9,7 +9,7 @@ Shapes: y x x the cells of stride 4, H x W the output, K kernels or things, R re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,7 @@ LINES = 32
 
 
 def postprocess(
-    things: Sequence[ThingKernels],
-    regions: Sequence[RegionKernels],
+    kernels: Iterable[tuple[ThingKernels, RegionKernels]],
     outputs: Outputs,
     frame: Frame,
     want: Collection[Wanted],
@@ -50,8 +49,7 @@ def postprocess(
     regions draw, as the reference scores its mIoU; where these know things only as one, the merged map says which.
 
     Args:
-        things: fused kernels of each image.
-        regions: fused kernels of each image.
+        kernels: the fused kernels of each image; none is asked for where no mask is drawn.
         outputs: "encoded", and "mask" of the truth, which is then cut up in place of drawing.
         frame: of the batch.
         want: fields of `Prediction`.
@@ -68,9 +66,9 @@ def postprocess(
     maps: list[Segmentation] = []
     instances: list[Instances] = []
     semantics: list[np.ndarray] = []
-    for b in range(len(frame.sizes) if merges or "instances" in want else 0):
+    for b, (things, regions) in enumerate(kernels if merges or "instances" in want else ()):
         drawn = draw_things(
-            *thing_masks(things[b], outputs, frame, b),
+            *thing_masks(things, outputs, frame, b),
             threshold=mask_threshold,
             lowest=lowest_score,
             most=most_kernels,
@@ -79,9 +77,9 @@ def postprocess(
             instances.append(as_instances(drawn))
         if not merges:
             continue
-        region_map = draw_regions(*region_masks(regions[b], outputs, frame, b))
+        region_map = draw_regions(*region_masks(regions, outputs, frame, b))
         scores = np.zeros(len(values))
-        scores[regions[b].regions.cpu().numpy() + 1] = regions[b].scores.cpu().numpy()
+        scores[regions.regions.cpu().numpy() + 1] = regions.scores.cpu().numpy()
         merged = merge_by_score(
             drawn.masks,
             drawn.labels.tolist(),
