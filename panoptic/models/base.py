@@ -48,39 +48,7 @@ class Prediction:
     """Class-agnostic boxes float32 [P, 4] (x0 y0 x1 y1, half-open), best first, for recall."""
 
 
-class _Parts:
-    """Until every architecture has a `postprocess` of its own: the parts that one is put together from.
-
-    When they have, this class goes, and `PanopticModel.postprocess` is abstract.
-    """
-
-    def _postprocess_by_parts(self, outputs: Outputs, frame: Frame, want: Collection[Wanted]) -> Prediction:
-        outputs = self.detections(outputs, frame)
-        maps = self.segment(outputs, frame) if {"maps", "semantics"} & set(want) else None
-        return Prediction(
-            maps=maps if "maps" in want else None,
-            instances=self.instances(outputs, frame, maps) if "instances" in want else None,
-            semantics=self.semantics(outputs, frame, maps) if "semantics" in want else None,
-            proposals=self.proposals(outputs, frame) if "proposals" in want else None,
-        )
-
-    def segment(self, outputs: Outputs, frame: Frame) -> list[Segmentation]:
-        raise NotImplementedError("segment")
-
-    def instances(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[Instances]:
-        raise NotImplementedError("instances")
-
-    def detections(self, outputs: Outputs, frame: Frame) -> Outputs:
-        return outputs
-
-    def proposals(self, outputs: Outputs, frame: Frame) -> list[Tensor] | None:
-        return None
-
-    def semantics(self, outputs: Outputs, frame: Frame, merged: Any = None) -> list[np.ndarray]:
-        return [segmentation.semantic() for segmentation in (merged or self.segment(outputs, frame))]
-
-
-class PanopticModel(_Parts, nn.Module, ABC):
+class PanopticModel(nn.Module, ABC):
     """A network, its losses and its post-processing.
 
     Subclasses set `config` (what built them), `categories` and `divisor` (collate pads the canvas to it)
@@ -110,6 +78,7 @@ class PanopticModel(_Parts, nn.Module, ABC):
         gradient whatever the batch holds.
         """
 
+    @abstractmethod
     def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
         """Maps, instances, class maps and proposals from the outputs, whichever are wanted.
 
@@ -121,7 +90,6 @@ class PanopticModel(_Parts, nn.Module, ABC):
             frame: of the batch.
             want: fields of `Prediction`.
         """
-        return self._postprocess_by_parts(outputs, frame, want)
 
     @abstractmethod
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:

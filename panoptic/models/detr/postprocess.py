@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as rle
 from torch import Tensor
 
 from panoptic.layers.upsampled_argmax import highest
 from panoptic.losses import box_corners
 from panoptic.models.base import Prediction, Wanted
 from panoptic.models.detr.class_space import ClassSpace
+from panoptic.rle import encode_masks
 from panoptic.segmentation import IGNORE, VOID, Categories, Frame, Instances, Segmentation
 
 CHUNK = 16
@@ -311,5 +311,4 @@ def binary_masks(
 
 def encode(masks: Tensor) -> list[dict]:
     """COCO RLE of masks bool [n, H, W]."""
-    columns = masks.permute(1, 2, 0).to(torch.uint8).cpu().numpy()
-    return rle.encode(np.asfortranarray(columns))  # type: ignore[return-value]
+    return encode_masks(masks.cpu().numpy())

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from torch import Tensor
 
 from panoptic.models.base import Outputs, Prediction, Wanted
@@ -26,6 +25,7 @@ from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
 from panoptic.models.mask_transformer.masks import mask_logits
 from panoptic.models.mask_transformer.pixel_assignment import assign_pixels
+from panoptic.rle import bounding_boxes, encode_masks
 from panoptic.segmentation import VOID, Categories, Frame, Instances, Segmentation
 
 QueryMasks = Callable[[Tensor], Tensor]
@@ -216,8 +216,7 @@ def query_instances(selection: Selection, resampler: MaskResampler, place: Tenso
         return Instances([], nothing.astype(np.int64), nothing.astype(np.float32), np.zeros((0, 4), np.float32))
     encoded, quality = _encoded(resampler)
     masks = [encoded[k] for k in place.tolist()]
-    boxes = rle.toBbox(masks)  # pyright: ignore[reportArgumentType]  (its stub knows one mask only)
-    boxes[:, 2:] += boxes[:, :2]
+    boxes = bounding_boxes(masks)
     scores = selection.scores * quality.to(selection.scores)[place]
     labels = selection.labels.cpu().numpy()
     return Instances(masks, labels, scores.cpu().numpy().astype(np.float32), boxes.astype(np.float32))
@@ -239,7 +238,7 @@ def _encoded(resampler: MaskResampler) -> tuple[list[dict], Tensor]:
                 binary[slice(*band), slice(*columns)] = positive.cpu().numpy()
                 total += float((x.sigmoid() * positive).sum())
                 area += int(positive.sum())
-        encoded.append(rle.encode(binary))
+        encoded += encode_masks(binary[None])
         quality.append(total / (area + 1e-6))
     return encoded, torch.tensor(quality)
 
