@@ -21,9 +21,9 @@ class CroppedMask:
     """The mask of one instance, cut to a window of its image."""
 
     top: int
-    """The window's first row."""
+    """First row of the window."""
     left: int
-    """Its first column."""
+    """First column of the window."""
     mask: np.ndarray
     """bool [h, w]; nothing of the instance lies outside of the window."""
 

@@ -38,10 +38,10 @@ def highest(
     masks: Tensor,
     canvas: tuple[int, int],
     size: tuple[int, int],
-    wanted: Tensor | None = None,
+    where: Tensor | None = None,
     align_corners: bool = False,
 ) -> Tensor:
-    """int32 [H, W], which plane is the highest in each pixel when all are resized to the canvas, the first of equals.
+    """The plane that is highest in each pixel when all are resized to the canvas, the first of equals, int32 [H, W].
 
     A bilinear value is a convex combination of the four corners of a cell, with the same factors for all planes. So
     the plane that is highest at all four is highest everywhere within, and only the cells in which the corners
@@ -51,25 +51,28 @@ def highest(
         masks: [K, h, w], K at least 1.
         canvas: height and width that the masks cover.
         size: H and W, of the image inside of it.
-        wanted: bool [H, W], where the answer matters; elsewhere it may be that of a pixel nearby.
+        where: bool [H, W], the pixels that matter; the answer elsewhere may be that of a pixel nearby.
         align_corners: of the resize.
     """
     best = masks.argmax(0).int()
     if tuple(masks.shape[-2:]) == tuple(canvas):
         return best[: size[0], : size[1]].contiguous()
+    # the two cells of each axis that a pixel mixes
     height, width = best.shape
     (top, bottom, down), (left, right, across) = (
         mixed_cells(*sides, align_corners, masks.device) for sides in zip((height, width), canvas, size, strict=True)
     )
+    # cells whose four corners disagree
     below, beside = (torch.arange(side, device=masks.device).add(1).clamp(max=side - 1) for side in (height, width))
     level = best == best[:, beside]
     disputed = ~(level & level[below] & (best == best[below]))
+    # every pixel takes the answer of its upper left corner; those of disputed cells are interpolated
     owners = best.index_select(1, left).index_select(0, top)
     disputed = disputed.index_select(1, left).index_select(0, top)
-    if wanted is not None:
-        disputed &= wanted
+    if where is not None:
+        disputed &= where
     pixels = torch.nonzero(disputed.view(-1))[:, 0]
-    table = masks.flatten(1).t().contiguous()  # the values of all queries at one place lie side by side
+    table = masks.flatten(1).t().contiguous()  # the values of all planes at one place lie side by side
     for part in pixels.split(max(1, BLOCK // len(masks))):
         y, x = part // size[1], part % size[1]
         upper, lower, before, after = top[y] * width, bottom[y] * width, left[x], right[x]

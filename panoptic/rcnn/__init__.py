@@ -1,4 +1,1 @@
-"""Region proposals and the heads that look into them, shared by every top-down model.
-
-A module imports only those named before it: `boxes`, `paste`, `pooling`, `regions`, `heads`.
-"""
+"""Two-stage detection for the top-down models: boxes, region proposals, heads on pooled regions, pasted masks."""

@@ -1,4 +1,4 @@
-"""Boxes: anchors, their code, their overlap, and which of them learn from which truth.
+"""Boxes: anchors, their code, their overlap, and the truth that each of them learns from.
 
 Rules and rounding are detectron2's. Boxes are float [..., 4], x0 y0 x1 y1, without any "+ 1".
 
@@ -20,20 +20,20 @@ PAIRS = 1 << 24
 """Overlaps that are held at once."""
 
 Weights = tuple[float, float, float, float]
-"""What dx, dy, dw and dh are multiplied by in the code."""
+"""Factors of dx, dy, dw and dh in the code."""
 
 UNIT: Weights = (1.0, 1.0, 1.0, 1.0)
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """float32 [K, 4], anchors around the origin: for each size (root of the area) each ratio of height to width."""
-    found = []
+    anchors = []
     for size in sizes:
         for ratio in ratios:
             width = math.sqrt(size**2 / ratio)
             height = ratio * width
-            found.append([-width / 2, -height / 2, width / 2, height / 2])
-    return torch.tensor(found)
+            anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+    return torch.tensor(anchors)
 
 
 def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: float = 0.0) -> Tensor:
@@ -53,10 +53,10 @@ def grid_anchors(cells: Tensor, height: int, width: int, stride: int, offset: fl
 
 def encode(boxes: Tensor, truth: Tensor, weights: Weights = UNIT) -> Tensor:
     """The deltas [P, 4] (dx, dy, dw, dh) that lead from `boxes` [P, 4] to `truth` [P, 4]."""
-    sizes, goals = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
-    centres, wanted = boxes[:, :2] + 0.5 * sizes, truth[:, :2] + 0.5 * goals
+    sizes, true_sizes = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
+    centres, true_centres = boxes[:, :2] + 0.5 * sizes, truth[:, :2] + 0.5 * true_sizes
     shift, stretch = boxes.new_tensor(weights).view(2, 2)
-    return torch.cat([shift * (wanted - centres) / sizes, stretch * torch.log(goals / sizes)], 1)
+    return torch.cat([shift * (true_centres - centres) / sizes, stretch * torch.log(true_sizes / sizes)], 1)
 
 
 def decode(boxes: Tensor, deltas: Tensor, weights: Weights = UNIT) -> Tensor:
@@ -95,7 +95,7 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
 def match(
     truth: Tensor, boxes: Tensor, negative: float, positive: float, low_quality: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Which truth each box stands for, in memory that does not grow with their numbers.
+    """The true box that each box overlaps most, in memory that does not grow with their numbers.
 
     Args:
         truth: float [N, 4].
@@ -112,17 +112,19 @@ def match(
     labels = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     if not len(truth):
         return torch.zeros_like(labels), labels
+    # all overlaps at once where they fit, else computed twice, some boxes at a time
     parts = boxes.split(max(1, PAIRS // len(truth)))
     whole = overlaps(truth, boxes) if len(parts) == 1 else None
 
     def blocks() -> Iterator[Tensor]:
         return (overlaps(truth, part) if whole is None else whole for part in parts)
 
-    found = [block.max(0) for block in blocks()]
-    highest, index = torch.cat([best for best, _ in found]), torch.cat([place for _, place in found])
+    maxima = [block.max(0) for block in blocks()]
+    highest, index = torch.cat([best for best, _ in maxima]), torch.cat([place for _, place in maxima])
     labels[highest >= negative] = -1
     labels[highest >= positive] = 1
     if low_quality:
+        # the largest overlap of each truth, and every box that reaches it
         peaks = torch.stack([block.amax(1) for block in blocks()]).amax(0)[:, None]
         labels[torch.cat([(block == peaks).any(0) for block in blocks()])] = 1
     return index, labels

@@ -47,9 +47,9 @@ class Heads:
     mask_width: int = 256
     """Channels of the mask head."""
     mask_layers: int = 4
-    """Its 3x3 convolutions."""
+    """3x3 convolutions of the mask head."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of box and mask head: they run outside of `network` and so outside of the engine's autocast."""
+    """Precision of box and mask head: they run outside of `network` and so outside of the engine's autocast."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DetectorConfig:
     regions: Regions = field(default_factory=Regions)
     """Anchors, how they learn, and which become proposals."""
     detection: Detection = field(default_factory=Detection)
-    """Which proposals the heads learn from, and which become detections."""
+    """Choice of the proposals that the heads learn from, and of those that become detections."""
     heads: Heads = field(default_factory=Heads)
     """Sizes and precision of the heads."""
 

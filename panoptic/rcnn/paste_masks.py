@@ -1,4 +1,4 @@
-"""From the small mask within a box to pixels of the image, in memory that only the box needs.
+"""Small masks of boxes pasted into their image, in memory of the size of the box.
 
 detectron2's rule: the mask's probabilities are interpolated bilinearly at pixel centres, zero around the mask,
 and belong to the instance from one half on. Interpolation is linear in rows and columns apart, so a window is
@@ -64,7 +64,7 @@ def _spans(low: np.ndarray, high: np.ndarray, limit: int) -> tuple[np.ndarray, n
 def _weights(
     low: np.ndarray, high: np.ndarray, first: np.ndarray, counts: np.ndarray, out: np.ndarray
 ) -> list[np.ndarray]:
-    """How much each of a mask's S cells counts at each pixel of an axis, in float32 in the order of `grid_sample`.
+    """The factor of each of a mask's S cells at each pixel of an axis, in float32 in the order of `grid_sample`.
 
     Args:
         low, high: float32 [N], the ends of the boxes.

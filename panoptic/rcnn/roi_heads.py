@@ -1,4 +1,4 @@
-"""Heads that look into regions (He et al., "Mask R-CNN", arXiv 1703.06870) as detectron2 computes them.
+"""Heads on pooled regions (He et al., "Mask R-CNN", arXiv 1703.06870) as detectron2 computes them.
 
 Classes of regions count the things only, 0..K - 1; background is K. Each class has a box and a mask of its own.
 
@@ -18,30 +18,27 @@ from torchvision.ops import batched_nms
 from panoptic.rcnn.boxes import Weights, clip, decode, encode, match, sample
 from panoptic.rcnn.rpn import Proposals, box_error
 
-CERTAIN = 23.02585
-"""Logit of a true box among the proposals: ln((1 - 1e-10) / 1e-10)."""
-
 
 @dataclass(frozen=True)
 class Detection:
-    """Which regions the heads learn from, and which of them are detections."""
+    """Choice of the regions that the heads learn from, and of the detections among them."""
 
     samples: int = 512
     """Regions of an image that the heads learn from."""
     positive_fraction: float = 0.25
     """Share of them that may hold a thing."""
     overlap: float = 0.5
-    """From this overlap on a region holds the thing."""
+    """Least overlap of a region with the thing that it holds."""
     append_truth: bool = True
     """The true boxes are regions too, in training."""
     code: Weights = (10.0, 10.0, 5.0, 5.0)
-    """What dx, dy, dw and dh are multiplied by."""
+    """Factors of dx, dy, dw and dh in the code."""
     beta: float = 0.0
-    """Below this difference the box loss is a parabola; 0 is L1."""
+    """Difference below which the box loss is a parabola; 0 is L1."""
     threshold: float = 0.05
     """Detections score more, at test time."""
     nms: float = 0.5
-    """Of two detections of a class that overlap by more, the better one stays."""
+    """Overlap of two detections of a class above which only the better one stays."""
     most: int = 100
     """Detections of an image."""
 
@@ -65,7 +62,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first."""
+    """The detections of one image, best first."""
 
     boxes: Tensor
     """float [D, 4] in pixels of the canvas, within the image."""
@@ -158,16 +155,16 @@ def sample_regions(
         background: K.
         detection: thresholds and numbers.
     """
-    found = []
+    sampled = []
     for proposed, boxes, labels in zip(proposals, truth, classes, strict=True):
         regions = torch.cat([proposed.boxes, boxes.to(proposed.boxes)]) if detection.append_truth else proposed.boxes
         index, held = match(boxes, regions, detection.overlap, detection.overlap)
         positive, negative = sample(held, detection.samples, detection.positive_fraction)
         chosen = torch.cat([positive, negative])
-        wanted = torch.full((len(chosen),), background, device=labels.device)
-        wanted[: len(positive)] = labels[index[positive]]
-        found.append(Sampled(regions[chosen], wanted, index[positive]))
-    return found
+        targets = torch.full((len(chosen),), background, device=labels.device)
+        targets[: len(positive)] = labels[index[positive]]
+        sampled.append(Sampled(regions[chosen], targets, index[positive]))
+    return sampled
 
 
 def box_losses(
@@ -188,26 +185,26 @@ def box_losses(
     background = logits.shape[1] - 1
     total = max(1, len(classes))
     holds = (classes != background).nonzero()[:, 0]
-    right = deltas.unflatten(1, (-1, 4))[holds, classes[holds]]
-    goals = torch.cat(
+    codes = deltas.unflatten(1, (-1, 4))[holds, classes[holds]]
+    true_codes = torch.cat(
         [
             encode(part.positives, boxes.to(part.boxes)[part.owners], detection.code)
             for part, boxes in zip(sampled, truth, strict=True)
         ]
     )
     entropy = F.cross_entropy(logits, classes, reduction="sum") / total
-    return entropy, box_error(right, goals, detection.beta) / total
+    return entropy, box_error(codes, true_codes, detection.beta) / total
 
 
-def mask_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy, the mean over all pixels of all regions; 0, with its graph, where there is no region.
 
     Args:
         logits: float [R, S, S], of the true classes.
-        wanted: bool [R, S, S].
+        targets: bool, or the share of each cell, float [R, S, S].
     """
-    losses = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="sum")
-    return losses / max(1, wanted.numel())
+    losses = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
+    return losses / max(1, targets.numel())
 
 
 @torch.no_grad()

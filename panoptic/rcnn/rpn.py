@@ -29,7 +29,7 @@ class Regions:
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width, each at each size."""
     offset: float = 0.0
-    """Of an anchor's centre within its cell, in strides."""
+    """Offset of an anchor's centre within its cell, in strides."""
     negative: float = 0.3
     """Anchors that overlap every thing by less are background."""
     positive: float = 0.7
@@ -41,19 +41,19 @@ class Regions:
     positive_fraction: float = 0.5
     """Share of them that may be positive."""
     beta: float = 0.0
-    """Below this difference the box loss is a parabola; 0 is L1."""
+    """Difference below which the box loss is a parabola; 0 is L1."""
     divide: Literal["samples", "sampled"] = "samples"
     """Losses are divided by `samples`, or in each image by the anchors that there were to sample."""
     nms: float = 0.7
-    """Of two proposals of a level that overlap by more, the better one stays."""
+    """Overlap of two proposals of a level above which only the better one stays."""
     train_before: int = 2000
     """Best boxes of each level that enter the suppression, in training."""
     train_after: int = 1000
     """Best boxes of an image that leave it, in training."""
     test_before: int = 1000
-    """As train_before, at test time."""
+    """Best boxes of each level that enter the suppression, at test time."""
     test_after: int = 1000
-    """As train_after, at test time."""
+    """Best boxes of an image that leave it, at test time."""
     least_side: float = 0.0
     """Proposals have larger sides than this, in pixels."""
 
@@ -71,7 +71,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Proposals:
-    """What one image may hold, best first. Carries no gradient."""
+    """The proposals of one image, best first, without gradient."""
 
     boxes: Tensor
     """float [P, 4] in pixels of the canvas, within the image."""
@@ -161,7 +161,7 @@ def suppress(
         least: boxes whose width or height is not above are empty.
     """
     levels = torch.cat([torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(logits)])
-    found = []
+    proposals = []
     for image, scores, (height, width) in zip(
         torch.cat(list(boxes), 1), torch.cat(list(logits), 1), sizes.tolist(), strict=True
     ):
@@ -169,8 +169,8 @@ def suppress(
         kept = (image.isfinite().all(1) & scores.isfinite() & ~is_empty(image, least)).nonzero()[:, 0]
         image, scores = image[kept], scores[kept]
         best = batched_nms(image, scores, levels[kept], nms)[:after]
-        found.append(Proposals(image[best], scores[best]))
-    return found
+        proposals.append(Proposals(image[best], scores[best]))
+    return proposals
 
 
 def region_losses(
@@ -200,19 +200,20 @@ def region_losses(
         objectness, box = (torch.stack(part).mean() for part in zip(*parts, strict=True))
         return objectness, box
     every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
-    found, wanted, right, goals = [], [], [], []
+    # of each image the logits of sampled anchors with their targets, and the codes of the positive ones with theirs
+    sampled, targets, codes, true_codes = [], [], [], []
     for image, boxes in enumerate(truth):
         index, labels = match(boxes, every, regions.negative, regions.positive, regions.low_quality)
         positive, negative = sample(labels, regions.samples, regions.positive_fraction)
-        found.append(scores[image, torch.cat([positive, negative])])
-        wanted.append((torch.arange(len(found[-1]), device=labels.device) < len(positive)).to(scores.dtype))
-        right.append(code[image, positive])
-        goals.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else right[-1].detach())
-    total = regions.samples * len(truth) if regions.divide == "samples" else max(1, len(wanted[0]))
-    objectness = F.binary_cross_entropy_with_logits(torch.cat(found), torch.cat(wanted), reduction="sum")
-    return objectness / total, box_error(torch.cat(right), torch.cat(goals), regions.beta) / total
+        sampled.append(scores[image, torch.cat([positive, negative])])
+        targets.append((torch.arange(len(sampled[-1]), device=labels.device) < len(positive)).to(scores.dtype))
+        codes.append(code[image, positive])
+        true_codes.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else codes[-1].detach())
+    total = regions.samples * len(truth) if regions.divide == "samples" else max(1, len(targets[0]))
+    objectness = F.binary_cross_entropy_with_logits(torch.cat(sampled), torch.cat(targets), reduction="sum")
+    return objectness / total, box_error(torch.cat(codes), torch.cat(true_codes), regions.beta) / total
 
 
-def box_error(deltas: Tensor, goals: Tensor, beta: float) -> Tensor:
+def box_error(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:
     """Summed smooth L1 distance of deltas [P, 4], a parabola below `beta`; L1 where `beta` is 0."""
-    return F.smooth_l1_loss(deltas, goals, reduction="sum", beta=beta)
+    return F.smooth_l1_loss(deltas, targets, reduction="sum", beta=beta)

@@ -38,7 +38,7 @@ class StageOptions:
     width: int = 0
     """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
     blocks: int = 3
-    """Of that new stage."""
+    """Bottlenecks of that new stage."""
     pooling: Literal["align", "crop"] = "align"
     """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""
     side: int = 7
@@ -50,7 +50,7 @@ class StageOptions:
     mask_side: int = 28
     """M."""
     mask_upsampling: Literal["bilinear", "deconvolution"] = "bilinear"
-    """To M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""
+    """Bilinear to M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""
     across_classes: bool = True
     """Instances of different classes suppress each other too."""
 
@@ -129,7 +129,7 @@ class C4Head(nn.Module):
     def mask_probabilities(
         self, features: Tensor, stride: int, boxes: Tensor, classes: Tensor, stage: nn.Module | None
     ) -> Tensor:
-        """How probable each instance of one image is in the cells of its box, float [N, M, M].
+        """The probability of each instance of one image in the cells of its box, float [N, M, M].
 
         Args:
             features, stride, stage: as in `detect`.

@@ -28,7 +28,7 @@ class InstanceBranch:
     stage: nn.Module | None
     """The ResNet's last stage, where the head has none of its own."""
     stride: int
-    """Of the shared map."""
+    """Stride of the shared map."""
     categories: Categories
     """Tell which classes are things."""
     regions: Regions
@@ -91,7 +91,7 @@ class InstanceBranch:
         return padded[:, :, :6], padded[:, :, 6]
 
     def masks(self, outputs: Outputs, detections: Tensor) -> Tensor:
-        """How probable each detection is in the cells of its box, float [B, N, M, M]; 0 where there is none.
+        """The probability of each detection in the cells of its box, float [B, N, M, M]; 0 where there is none.
 
         Args:
             outputs: with "features".

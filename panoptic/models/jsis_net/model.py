@@ -1,7 +1,7 @@
 """JSIS-Net (de Geus, Meletis, Dubbelman, "Panoptic Segmentation with a Joint Semantic and Instance Segmentation
 Network", arXiv 1809.02110).
 
-One ResNet feeds two branches: pyramid pooling says the class of each pixel, things and stuff alike; a Mask R-CNN whose
+One ResNet feeds two branches: pyramid pooling classifies each pixel, things and stuff alike; a Mask R-CNN whose
 head is the last stage of the ResNet finds things. Seven weighted losses train both, and `postprocess` makes one map of
 both. Neither code nor weights were published. What the paper leaves open is an option, and its default is this:
 
@@ -25,7 +25,7 @@ Background is the last class of a region, not the first. A class's box code has 
 nothing would train. Things that are crowds are background to the detector. Masks are sampled at the centres of cells,
 when they are learnt as when they are pasted. True things come from the panoptic map and so never overlap.
 
-The truth in place of the outputs (`truth`) goes through masks of 28 x 28: see `ORACLE` in the contract tests.
+The truth in place of the outputs (`truth`) goes through masks of 28 x 28: PQ 99 at least in the contract tests.
 
 Shapes: B images, C classes, H x W canvas, h x w shared map of D channels, A anchors of a cell, M side of a mask.
 """
@@ -76,9 +76,9 @@ class JSISNetConfig:
     """JSIS-Net: a semantic and an instance branch on one ResNet, or either of them alone."""
 
     backbone: Backbone = field(default_factory=Backbone)
-    """Where the features come from."""
+    """The network that the features come from."""
     branches: Literal["both", "semantic", "instances"] = "both"
-    """What is trained: both branches, or one of them as in the paper's table 3."""
+    """The branches that are trained: both, or one of them as in the paper's table 3."""
     trunks: Literal["shared", "separate"] = "shared"
     """separate: each branch has a backbone of its own, to merge two models that were trained apart (table 3 again)."""
     divisor: int = 16
@@ -104,19 +104,19 @@ class JSISNetConfig:
     deconvolution: Deconvolution = "double"
     """First step of the hybrid upsampling: 4x4 of stride 2, 3x3 of stride 1, or none."""
     align_corners: bool = False
-    """Of its second, bilinear step."""
+    """Corners are aligned in the second, bilinear step of the hybrid upsampling."""
     regions: Regions = field(default_factory=lambda: REGIONS)
     """Anchors, how they learn, and which become proposals."""
     region_channels: int = 512
     """Width of the region proposal network."""
     detection: Detection = field(default_factory=lambda: DETECTION)
-    """Which regions the head learns from, and which of them are instances."""
+    """Choice of the regions that the head learns from, and of the instances among them."""
     head: StageOptions = field(default_factory=StageOptions)
     """The head that looks into regions."""
     soft_masks: bool = True
     """Mask targets are the covered shares of the cells; else those of at least 1/2 count as 1, the others as 0."""
     mask_reduction: Literal["sum", "mean"] = "sum"
-    """Of the mask loss over the images of a batch."""
+    """The mask loss is a sum or a mean over the images of a batch."""
     objectness_weight: float = 1.0
     """Factor of the objectness loss."""
     region_weight: float = 1.0
@@ -134,9 +134,9 @@ class JSISNetConfig:
     background_wins: bool = True
     """A region whose background is more probable than every thing is no instance (not for AP)."""
     conflicts: Conflicts = field(default_factory=Conflicts)
-    """How instances and semantics are merged."""
+    """Rules by which instances and semantics are merged."""
     instance_threshold: float = 0.05
-    """For AP, instances score more than this (merging: detection.threshold)."""
+    """Instances for AP score more than this (in the merged map: detection.threshold)."""
 
     def build(self, categories: Categories) -> JSISNet:
         """The model, initialised from scratch but for what `backbone.weights` says of timm.
@@ -212,7 +212,7 @@ class JSISNet(PanopticModel):
         return x
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Of "objectness", "region", "class", "box", "mask", "semantic" and "regularisation" those that are trained."""
+        """Those of "objectness", "region", "class", "box", "mask", "semantic" and "regularisation" that are trained."""
         config, branch, terms = self.config, self.instance_branch, {}
         if branch is not None:
             terms |= instance_losses(

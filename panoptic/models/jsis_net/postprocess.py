@@ -32,7 +32,7 @@ from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation
 
 @dataclass(frozen=True)
 class Conflicts:
-    """How instances and semantics are merged."""
+    """Rules by which instances and semantics are merged."""
 
     mask_threshold: float = 0.5
     """An instance claims the pixels where it is at least so probable."""

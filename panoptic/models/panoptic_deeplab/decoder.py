@@ -107,7 +107,9 @@ class ASPP(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From pyramid-pooled features up to a fine stride, adding projected low-level features on the way (DeepLabV3+).
+    """Upsampling of pyramid-pooled features to a fine stride; projected low-level features are added on the way.
+
+    Chen et al., "DeepLabV3+", arXiv 1802.02611.
 
     Args:
         inputs: channels of the pyramid-pooled features.

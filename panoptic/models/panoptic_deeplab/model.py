@@ -1,11 +1,11 @@
 """Panoptic-DeepLab (Cheng et al., "Panoptic-DeepLab", arXiv 1911.10194).
 
-A pixel votes: one branch says its class, another points from each pixel to the centre of its instance
+A pixel votes: one branch predicts its class, another points from each pixel to the centre of its instance
 and marks the centres, and grouping pixels by the nearest centre gives the instances.
 
 Two implementations were published and are not interchangeable. `flavour` names the one that is
 followed: "standalone" (bowenc0221/panoptic-deeplab; "Panoptic-DeepLab in PyTorch") or "detectron2"
-(its project). It settles what nobody would tune by itself:
+(its project). It settles what nobody would tune separately:
 
 | | standalone | detectron2 |
 |---|---|---|
@@ -58,9 +58,9 @@ class PanopticDeepLabConfig:
     """Panoptic-DeepLab: both published flavours and everything between."""
 
     flavour: Literal["standalone", "detectron2"] = "standalone"
-    """Which published implementation is followed in what is not an option of its own."""
+    """The published implementation that is followed in everything that is no option of its own."""
     backbone: Backbone = field(default_factory=Backbone)
-    """Where the features come from."""
+    """The network that the features come from."""
     divisor: int = 1
     """Batches are padded to a multiple of this (detectron2's COCO configuration: 640)."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -88,7 +88,7 @@ class PanopticDeepLabConfig:
     image_pool: tuple[int, int] | None = None
     """Training crop (height, width) whose extent the image pooling keeps on larger images; None pools globally."""
     dropout: float = 0.1
-    """After the pyramid pooling (standalone: 0.5)."""
+    """Dropout after the pyramid pooling (standalone: 0.5)."""
     separable: bool = True
     """Depthwise-separable convolutions in decoders and heads, else two plain 3x3."""
     kernel: int = 5
@@ -124,11 +124,11 @@ class PanopticDeepLabConfig:
     foreground_weight: float = 1.0
     """Factor of the foreground loss."""
     sigma: int = 8
-    """Of the heatmap's Gaussians, pixels (detectron2 on Cityscapes: 10)."""
+    """Standard deviation of the heatmap's Gaussians, in pixels (detectron2 on Cityscapes: 10)."""
     small_area: int = 4096
     """Things of fewer pixels weigh more in the semantic loss."""
     small_weight: float = 3.0
-    """What they weigh."""
+    """Weight of the pixels of these small things; all others weigh 1."""
     ignore_crowd: bool = False
     """Crowds are void in the semantic loss."""
     stuff_offsets: bool = False
@@ -138,7 +138,7 @@ class PanopticDeepLabConfig:
     nms_kernel: int = 7
     """Side of the window in which a centre is the maximum, pixels (COCO: 41)."""
     top_k: int | None = 200
-    """With so many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
+    """If there are so many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
     stuff_area: int = 2048
     """Stuff of fewer pixels becomes void (COCO: 4096)."""
     rescale_offset: bool = True

@@ -18,16 +18,16 @@ class Upsampling:
     """Bilinear to the canvas, cut to the image, and bilinear to the size at which the flavour merges."""
 
     standalone: bool
-    """As bowenc0221: corners aligned, merged at the size of the image. Else as detectron2: at that of the output."""
+    """bowenc0221: corners aligned, merged at the size of the image; else detectron2: merged at that of the output."""
     stride: int
-    """Of the maps."""
+    """Stride of the maps."""
 
     def canvas(self, x: Tensor, canvas: tuple[int, int]) -> Tensor:
         """[B, C, h, w] to [B, C, H, W]; what has that size already stays as it is."""
         return resize(x, self.whole(x, canvas), self.standalone)[..., : canvas[0], : canvas[1]]
 
     def whole(self, x: Tensor, canvas: tuple[int, int]) -> tuple[int, int]:
-        """To which size [..., h, w] is upsampled; the canvas is its upper left part."""
+        """The size to which [..., h, w] is upsampled; the canvas is its upper left part."""
         if tuple(x.shape[-2:]) == tuple(canvas) or self.standalone:
             return canvas
         return x.shape[-2] * self.stride, x.shape[-1] * self.stride
@@ -38,7 +38,7 @@ class Upsampling:
         return self.canvas(x, frame.canvas)[..., :height, :width]
 
     def size(self, frame: Frame, b: int) -> tuple[int, int]:
-        """At which image b is merged."""
+        """The size at which image b is merged."""
         return frame.size(b) if self.standalone else frame.output_size(b)
 
     def merged(self, x: Tensor, frame: Frame, b: int) -> Tensor:

@@ -16,11 +16,11 @@ from torchvision.ops import deform_conv2d
 from panoptic.layers.norm import Norm, norm_layer
 
 TAPS = 9
-"""Of a 3x3 convolution: each has an offset (dy, dx) and a factor."""
+"""Taps of a 3x3 convolution: each has an offset (dy, dx) and a factor."""
 
 
 class ConvStack(nn.Module):
-    """`count` times convolution, normalisation, ReLU; coordinates are given to the first one only.
+    """A stack of `count` convolutions, each with normalisation and ReLU; only the first one sees coordinates.
 
     Without a norm the convolutions have a bias.
     """

@@ -2,7 +2,7 @@
 
 Things and stuff are drawn alike: a position head marks centres of things and regions of stuff on each level of
 a pyramid, a kernel head gives a kernel for each of them, and a kernel is a 1x1 convolution on one encoded
-stride-4 feature map. Kernels that say the same are fused, so an instance that two levels find is drawn once.
+stride-4 feature map. Kernels that are alike are fused, so an instance that two levels find is drawn once.
 The starred variant encodes with 256 channels and deformable convolutions.
 
 Kept as published (dvlab-research/PanopticFCN, on detectron2), though odd:
@@ -81,7 +81,7 @@ class PanopticFCNConfig:
     """Panoptic FCN; the defaults are the published ResNet-50 for COCO."""
 
     backbone: Backbone = field(default_factory=lambda: Backbone(stride_in_1x1=True, norm="frozen", freeze=2))
-    """Where the features come from."""
+    """The network that the features come from."""
     divisor: int = 32
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -135,9 +135,9 @@ class PanopticFCNConfig:
     points: int = 7
     """Kernels that the weighted dice loss takes a thing; 0 = not weighted, the one at its centre."""
     alpha: float = 0.25
-    """Of the focal loss."""
+    """Weight of positives in the focal loss."""
     gamma: float = 2.0
-    """Of the focal loss."""
+    """Exponent of the focal loss."""
     position_weight: float = 1.0
     """Factor of both position losses."""
     mask_weight: float = 3.0

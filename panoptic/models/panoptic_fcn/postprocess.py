@@ -148,7 +148,7 @@ class View:
 
     @classmethod
     def of_image(cls, planes: Tensor, frame: Frame, b: int, stride: int) -> View:
-        """From planes [K, y, x] of image b, of `stride` pixels a cell, to its output."""
+        """The way from planes [K, y, x] of image b, of `stride` pixels a cell, to its output."""
         cells = (planes.shape[-2], planes.shape[-1])
         return cls.of(cells, frame.size(b), frame.output_size(b), planes, stride)
 

@@ -28,7 +28,7 @@ Regions = Literal["with_things", "stuff", "all"]
 """Classes of the region branch: one for all things and then stuff; stuff alone; or every class."""
 
 Centre = Literal["mass", "box"]
-"""Where a thing's peak is: the mean cell of its mask, or the middle of its box."""
+"""Position of a thing's peak: the mean cell of its mask, or the middle of its box."""
 
 LEVELS = ("p3", "p4", "p5", "p6", "p7")
 """Levels of the pyramid on which positions and kernels are found; strides 8 to 128."""
@@ -96,7 +96,7 @@ def kernel_targets(
     Crowds are no things here, but belong to the regions.
 
     Args:
-        targets: the batch, on the device where the result is wanted.
+        targets: the batch, on the device of the result.
         categories: tell things from stuff.
         cells: y and x; at stride 4 they cover the canvas.
         shapes: h and w of each level.

@@ -1,7 +1,7 @@
 """Panoptic FPN (Kirillov, Girshick, He, Dollár, "Panoptic Feature Pyramid Networks", arXiv 1901.02446).
 
-Mask R-CNN on a feature pyramid finds things, a light branch on the same pyramid says the class of each pixel, and
-things lie above stuff in the merged map.
+Mask R-CNN on a feature pyramid finds things, a light branch on the same pyramid classifies each pixel, and things lie
+above stuff in the merged map.
 
 Everything is computed as detectron2 does: anchors without an offset within their cell, aligned RoIAlign with adaptive
 sampling, L1 for boxes, one class "things" in the semantic branch (class 0; stuff k is class 1 + k), and a merge that
@@ -56,7 +56,7 @@ class PanopticFPNConfig:
     """Panoptic FPN on any backbone; the defaults are detectron2's for COCO."""
 
     backbone: Backbone = CAFFE2
-    """Where the features come from."""
+    """The network that the features come from."""
     divisor: int = 32
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[float, float, float] = (103.53, 116.28, 123.675)

@@ -96,8 +96,8 @@ def test_more_things_than_a_level_holds_and_fewer_cells_than_points(small_catego
     assert all(torch.isfinite(value) for value in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-    told = model.truth(targets, model.network(images, targets.frame))
-    assert (told["position.things"] >= 0).sum(2).amax() == 3
+    truth = model.truth(targets, model.network(images, targets.frame))
+    assert (truth["position.things"] >= 0).sum(2).amax() == 3
 
 
 def test_losses_are_weighted_and_divided_as_published(small_categories, random_segmentation) -> None:

@@ -35,7 +35,7 @@ def targets_of(truths: list[Segmentation]) -> Targets:
     return collate([Sample(np.zeros((*t.size, 3), np.uint8), t, str(k)) for k, t in enumerate(truths)], 32)[1]
 
 
-def told(targets: Targets, categories: Categories = COCO, **options) -> KernelTargets:
+def build_targets(targets: Targets, categories: Categories = COCO, **options) -> KernelTargets:
     height, width = targets.frame.canvas
     shapes = [(height // 8, width // 8)]
     for _ in range(4):
@@ -50,7 +50,7 @@ def test_published_targets(fixture_arrays, name: str) -> None:
     truths = [truth_of(arrays[f"{name}/panoptic{i}"], segments) for i, segments in enumerate(case["segs"])]
     options = dict(zip(case["extra"][::2], case["extra"][1::2], strict=True))
     stuff = options.get("MODEL.POSITION_HEAD.STUFF.WITH_THING") is False
-    found = told(
+    found = build_targets(
         targets_of(truths),
         regions="stuff" if stuff else "with_things",
         centre=options.get("MODEL.POSITION_HEAD.THING.CENTER_TYPE", "mass"),
@@ -85,7 +85,7 @@ def test_published_radius(fixture_arrays) -> None:
 @pytest.mark.parametrize("size", [(62, 90), (33, 70), (7, 5), (1, 1)])
 def test_masks_are_those_of_a_bilinear_resize(size, small_categories, random_segmentation) -> None:
     truth = random_segmentation(np.random.default_rng(1), *size, small_categories, things=4)
-    found = told(targets_of([truth]), small_categories)
+    found = build_targets(targets_of([truth]), small_categories)
     cells = tuple(max(1, int(side / 4 + 0.5)) for side in size)
     for place, segment in enumerate(found.segments[0].tolist()):
         plane = torch.from_numpy(truth.segments == segment).float()[None, None] * (segment > 0)
@@ -103,13 +103,13 @@ def squares(sides: list[int], categories: Categories, size: tuple[int, int] = (1
 
 
 def test_ends_of_the_ranges_belong_to_a_level(small_categories) -> None:
-    found = told(targets_of([squares([64, 32, 1, 100], small_categories)]), small_categories)
+    found = build_targets(targets_of([squares([64, 32, 1, 100], small_categories)]), small_categories)
     assert [level.thing.tolist() for level in found.levels] == [[0, 1, 2], [0, 1, 3], [0, 3], [], []]
 
 
 def test_of_too_many_things_the_largest_stay_in_their_order(small_categories) -> None:
     sides = [10, 20, 5, 20, 8]
-    found = told(
+    found = build_targets(
         targets_of([squares(sides, small_categories), squares([9], small_categories)]), small_categories, most=2
     )
     finest = found.levels[0]
@@ -120,7 +120,9 @@ def test_of_too_many_things_the_largest_stay_in_their_order(small_categories) ->
 def test_a_thing_between_the_cells_has_its_peak_in_its_box(small_categories) -> None:
     segments = np.zeros((64, 64), np.int32)
     segments[40:41, 28:40] = 1  # a cell reads rows 1 and 2 of its four
-    found = told(targets_of([Segmentation(segments, np.array([small_categories.things[1]]))]), small_categories)
+    found = build_targets(
+        targets_of([Segmentation(segments, np.array([small_categories.things[1]]))]), small_categories
+    )
     finest = found.levels[0]
     assert not found.masks.any() and finest.cell.tolist() == [5 * 8 + 4]
     assert finest.things[0, 1].argmax() == 5 * 8 + 4 and finest.things.max() == 1
@@ -129,9 +131,9 @@ def test_a_thing_between_the_cells_has_its_peak_in_its_box(small_categories) -> 
 def test_neither_crowds_nor_nothing_are_things(small_categories) -> None:
     crowd = Segmentation(np.ones((32, 32), np.int32), np.array([small_categories.things[0]]), np.array([True]))
     nothing = Segmentation(np.zeros((32, 32), np.int32), np.zeros(0, np.int64))
-    found = told(targets_of([crowd, nothing]), small_categories)
+    found = build_targets(targets_of([crowd, nothing]), small_categories)
     assert all(len(level.cell) == 0 and not level.things.any() for level in found.levels)
     assert found.region_masks[0, 0].all() and not found.region_masks[1].any()
-    assert not told(targets_of([crowd]), small_categories, regions="stuff").region_masks.any()
-    whole = told(targets_of([crowd]), small_categories, regions="all").region_masks[0]
+    assert not build_targets(targets_of([crowd]), small_categories, regions="stuff").region_masks.any()
+    whole = build_targets(targets_of([crowd]), small_categories, regions="all").region_masks[0]
     assert whole.any((1, 2)).nonzero()[:, 0].tolist() == [small_categories.things[0]]
