@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import load
@@ -46,6 +47,10 @@ class Options:
     """The images."""
     out: str = ""
     """Write the merged model here, as a checkpoint; empty = nowhere."""
+    actors: int = -1
+    """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
+    threads: int = 0
+    """Torch threads of each; 0 = one."""
     tracking: Store = field(default_factory=Store)
     """MLflow."""
 
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, reader=data.reader)
     models = {"joint": load(options.joint, store), "merged": merged}
-    evaluations = compare(models, manifest, PRESETS["demo"]())
+    evaluations = compare(models, manifest, PRESETS["demo"](), Pool(options.actors, options.threads))
     print(f"{manifest.rows} images of {data.split}\n{table(evaluations['joint'], evaluations['merged'])}")
     return evaluations
 

@@ -19,6 +19,7 @@ from jobs.common import command
 from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
 from pipelines.cluster import session
+from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import load, options_of
@@ -48,6 +49,10 @@ class Options:
     """One more row: everything true, and stuff of any size is kept."""
     no_ap: bool = False
     """Leave out AP, which takes time where instances are many."""
+    actors: int = -1
+    """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
+    threads: int = 0
+    """Torch threads of each; 0 = one."""
     tracking: Store = field(default_factory=Store)
     """MLflow."""
 
@@ -63,10 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     session.connect()
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, reader=data.reader)
+    pool = Pool(options.actors, options.threads)
     experiment = options_of(stored, PRESETS["demo"]())
-    rows = list(oracle(stored, manifest, experiment, choices, not options.no_ap))
+    rows = list(oracle(stored, manifest, experiment, choices, not options.no_ap, pool))
     if options.any_stuff_area:
-        rows += oracle(without_stuff_area(stored), manifest, experiment, [names], not options.no_ap)
+        rows += oracle(without_stuff_area(stored), manifest, experiment, [names], not options.no_ap, pool)
     print(f"{options.model} on {manifest.rows} images of {data.split}; x: the truth in place of the network's output")
     print(table(names, rows))
     return rows

@@ -267,7 +267,7 @@ def closing_lines(outcome: Outcome) -> str:
             f"checkpoint  {outcome.checkpoint}",
             f"overlays    {outcome.overlays}",
             f"model       {outcome.model or 'not logged: the run has not come to its last step'}",
-            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} --data {val.uri} --split {val.split}",
+            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} --data.root {val.uri} --data.split {val.split}",
             f"MLflow      {server}",
         ]
     )
