@@ -65,12 +65,12 @@ def test_once_twice_and_worse_once(
     worse, better = sorted(ids)
     client.log_metric(ids[better], "val/pq", 50.0, step=1)  # neither has learnt anything
     client.set_registered_model_alias("street", "champion", "2")
-    trial_limit = ("--once", "--reference", "models:/street@champion", "--margin", "0")
-    assert [exit_code(worse, *trial_limit) for _ in range(2)] == [1, 0]
+    compared = ("--once", "--reference", "models:/street@champion", "--margin", "0")
+    assert [exit_code(worse, *compared) for _ in range(2)] == [1, 0]
     printed = capsys.readouterr()
     assert printed.err.startswith("error: PQ ") and printed.err.count("\n") == 1
     assert "worse when it was compared with models:/street@champion" in printed.out
-    assert exit_code(better, *trial_limit) == 0 and len(runs()) == 2
+    assert exit_code(better, *compared) == 0 and len(runs()) == 2
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from pipelines.cluster.lease import Busy, acquire, holder, wait
 
 
 def test_one_of_many_gets_it(tmp_path: Path):
-    found, trial_limit = [], threading.Barrier(8)
+    found, barrier = [], threading.Barrier(8)
 
     def contender() -> None:
-        trial_limit.wait()
+        barrier.wait()
         found.append(acquire(tmp_path / "lease", 60))
 
     threads = [threading.Thread(target=contender) for _ in range(8)]
