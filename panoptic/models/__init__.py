@@ -1,4 +1,4 @@
-"""Every architecture, a folder each; the union of their configurations is the only list of them."""
+"""Every architecture, a folder each.
 
 `Architecture` is the union of their configs and the only list of models: presets, checkpoints, the
 command line and the contract tests read it. A new architecture adds its config here.
