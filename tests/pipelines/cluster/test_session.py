@@ -7,8 +7,8 @@ import sys
 
 SCRIPT = """
 import os
-from pipelines import runtime
-runtime.connect(2)
+from pipelines.cluster import session
+session.connect(2)
 assert "RAY_API_SERVER_ADDRESS" not in os.environ  # for the session's processes only
 import ray
 

@@ -82,7 +82,7 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     # before it is loaded: Python keeps byte code beside the stored code that it runs
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy")))
     names = [path.name for path in folder.rglob("*") if path.is_file()]
-    assert {"weights.safetensors", "config.json", "categories.json", "mlflow_model.py"} <= set(names)
+    assert {"weights.safetensors", "config.json", "categories.json", "model.py"} <= set(names)
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pth", ".pt", ".pyc"))]
 
     loaded = mlflow.pyfunc.load_model("models:/tiny@champion")
