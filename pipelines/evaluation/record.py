@@ -136,7 +136,7 @@ def record(evaluated: EvaluatedTask, places: Places, report: str, asked: Task) -
         tracker = tracker_module.Tracker(run)
         tracker.metrics(0, metrics(evaluation))
         tracker.table("classes", class_rows(evaluation), text(evaluated))
-        if not tracker.flush():
+        if not tracker.close():
             raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
         registry.log_artifact(run, REPORT, report.encode())
         registry.log_artifact(run, COUNTS, _pack(counts))

@@ -4,18 +4,16 @@ The driver creates database, experiment and run (several processes that open a f
 once crash) and hands `Run`, three strings, to the workers; rank 0 makes a `Tracker` of it. Nothing
 uses MLflow's global "active run", so a sweep's trials and a test's runs never meet.
 
-A tracking server that is away must not stop a training: every write of a `Tracker` catches its
-failure, metrics go to a spool file beside the checkpoints and are replayed later, and after a failure
-the server is left in peace for a minute. Metrics at a step that the run already holds are not
-written again, so a continued run may repeat steps.
+A tracking server that is away stops a run only when it is opened. Everything written later catches its failure:
+the `Tracker` keeps what was not delivered, and what this module writes (status, description, tags of another
+process's run) has few seconds and leaves a warning.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,33 +24,34 @@ from pipelines.tracking.provenance import code_version, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-from pipelines.tracking.client import connect, first_line, metric_name, patience
-
-logger = logging.getLogger(__name__)
-
-
-CHUNK = 1000
-"""Metrics in one request: MLflow's limit."""
-
+from pipelines.tracking.client import (
+    LAST_WORDS,
+    Refused,
+    attempt,
+    connect,
+    first_line,
+    logger,
+    metric_name,
+    patience,
+)
 
 PARAMS_CHUNK = 100
-
+"""Parameters in one request: MLflow's limit."""
 
 PARAM_LENGTH = 6000
-
+"""Characters of a parameter: MLflow's limit; a longer one is cut."""
 
 TAG_LENGTH = 8000
-
+"""Characters of a tag: MLflow's limit; a longer one is cut."""
 
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tells MLflow's UI to open the experiment as training runs instead of as traces of language models."""
 
-
 DIGEST_LENGTH = 36
+"""Characters of a data set's digest: MLflow's limit."""
 
-
-PAUSE = 60.0
-"""Seconds without an attempt after a failed one."""
+NAME_TAG = "mlflow.runName"
+"""Tag by which a run is called in MLflow's lists."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Tracking:
     experiment: str = "panoptic"
     """MLflow experiment."""
     name: str = ""
-    """Of the run; MLflow invents one by default."""
+    """Name of the run; MLflow invents one by default."""
     register: str = ""
     """Register the final model under this name; empty = log it without registering."""
     alias: str = ""
@@ -76,11 +75,13 @@ class DataSet:
     """A prepared split, as a run's page lists it."""
 
     name: str
+    """Name of the data set."""
     digest: str
+    """Hash of its manifest."""
     source: str
     """URI of its shards."""
     context: str
-    """train or val."""
+    """What the run uses it for: train, val or eval."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class Run:
     """A run of the tracking server, as the workers receive it."""
 
     tracking_uri: str
+    """Store in which it is recorded."""
     run_id: str
+    """Its id in the store."""
     experiment_id: str
+    """Id of the experiment that it belongs to."""
 
 
 def resolve_uri(tracking: Tracking, root: str | Path) -> str:
@@ -168,33 +172,41 @@ def ending(run: Run) -> Iterator[None]:
 
 def finish(run: Run, status: str) -> None:
     """Set the final status (FINISHED, FAILED, KILLED); a store that is away is a warning."""
+    _write(run, f"set to {status}", lambda client: client.set_terminated(run.run_id, status))
+
+
+def describe(run: Run, text: str) -> bool:
+    """Set the description (Markdown) that a run's page opens with; False and a warning where the store is away."""
+    return _write(run, "described", lambda client: client.set_tag(run.run_id, "mlflow.note.content", text[:TAG_LENGTH]))
+
+
+def tag(run: Run, values: Mapping[str, str]) -> None:
+    """Set tags of a run that another process writes, at once; a store that is away is a warning."""
+    from mlflow.entities import RunTag
+
+    tags = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in values.items()]
+    _write(run, f"tagged with {', '.join(values)}", lambda client: client.log_batch(run.run_id, tags=tags))
+
+
+def _write(run: Run, what: str, write: Callable[[MlflowClient], object]) -> bool:
+    """One request with few seconds, none where the store failed a moment ago."""
     try:
-        with patience(2, 30):
-            connect(run.tracking_uri).set_terminated(run.run_id, status)
-    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        logger.warning("tracking: the run %s could not be set to %s (%s)", run.run_id, status, first_line(error))
-
-
-def describe(run: Run, text: str) -> None:
-    """Set the description (Markdown) that a run's page opens with; a store that is away is a warning."""
-    try:
-        with patience(1, 5):
-            connect(run.tracking_uri).set_tag(run.run_id, "mlflow.note.content", text[:TAG_LENGTH])
-    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        logger.warning("tracking: the run %s could not be described (%s)", run.run_id, first_line(error))
-
-
-NAME_TAG = "mlflow.runName"
-"""Tag by which a run is called in MLflow's lists."""
+        done = attempt(run.tracking_uri, lambda: write(connect(run.tracking_uri)), LAST_WORDS)
+    except Refused as error:
+        logger.warning("tracking: the run %s could not be %s (%s)", run.run_id, what, error)
+        return False
+    if not done:
+        logger.warning("tracking: the run %s could not be %s: MLflow does not answer", run.run_id, what)
+    return done
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, root: str | Path) -> str:
     """The id of the experiment, created on first use; a local store keeps its artifacts beside itself."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":
             raise ValueError(f"the experiment {name!r} was deleted; restore it or set another --tracking.experiment")
-        return found.experiment_id
+        return experiment.experiment_id
     where = (Path(root).resolve() / "mlruns").as_uri() + f"/{name}" if uri.startswith("sqlite:") else None
     return client.create_experiment(name, artifact_location=where, tags=KIND)
 

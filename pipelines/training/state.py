@@ -35,7 +35,7 @@ class Job:
 
     @property
     def local_folder(self) -> str | None:
-        """The run's folder for files of a worker's own (log, spooled metrics); None when it is on S3."""
+        """The run's folder for a worker's log; None when it is on S3."""
         return None if "://" in self.folder else self.folder
 
 

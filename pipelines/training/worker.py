@@ -94,7 +94,7 @@ def build_state(job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) ->
         optimiser=build_optimiser(model, experiment.optim),
         ema=build_ema(model, experiment.optim.ema),
         accumulation=accumulation(options, world),
-        tracker=Tracker(job.run, job.local_folder) if rank == 0 else None,
+        tracker=Tracker(job.run, job.folder) if rank == 0 else None,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from ray import exceptions as ray_exceptions
 
 from pipelines.cluster import storage
-from pipelines.tracking import client, runs, tracker
+from pipelines.tracking import client, runs
 from pipelines.tuning.plan import Plan, TrialConfig, failed_run_file, failure_file, run_id
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def record_failure(plan: Plan, config: TrialConfig, trial_id: str, reason: str) 
         options = replace(options, name=config.label)
         run = runs.start(options, plan.folder, params=config.params, tags={"trial": trial_id}, parent=parent.run_id)
         storage.write_bytes(failed_run_file(plan.folder, trial_id), run.run_id.encode())  # the next attempt's too
-    tracker.Tracker(run).tags({"state": "failed", "reason": reason})
+    runs.tag(run, {"state": "failed", "reason": reason})
     runs.finish(run, "FAILED")
 
 
@@ -126,7 +126,7 @@ def forget_failure(plan: Plan, trial_id: str) -> None:
     storage.delete(file)
     known = run_id(plan.folder, trial_id)
     if known:
-        tracker.Tracker(replace(plan.parent, run_id=known)).tags({"state": "running", "reason": ""})
+        runs.tag(replace(plan.parent, run_id=known), {"state": "running", "reason": ""})
 
 
 def close_children(parent: runs.Run) -> None:
@@ -143,5 +143,5 @@ def close_children(parent: runs.Run) -> None:
         return
     for child in children:
         run = replace(parent, run_id=child.info.run_id)
-        tracker.Tracker(run).tags({"state": "interrupted"})
+        runs.tag(run, {"state": "interrupted"})
         runs.finish(run, "KILLED")

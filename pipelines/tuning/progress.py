@@ -21,7 +21,7 @@ from ray.tune import Callback
 
 from panoptic.metrics.report import text_table
 from pipelines.cluster import storage
-from pipelines.tracking import runs, tracker
+from pipelines.tracking import runs
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import Plan, failure_file, run_id
@@ -227,7 +227,7 @@ class Progress(Callback):
             return
         run = replace(self.plan.parent, run_id=known)
         state = f"pruned at step {result.step} of {result.total}" if result.state == "pruned" else "finished"
-        tracker.Tracker(run).tags({"state": state})
+        runs.tag(run, {"state": state})
         runs.finish(run, "KILLED" if result.state == "pruned" else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

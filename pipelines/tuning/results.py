@@ -76,7 +76,7 @@ def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
 
     names = first.tracking
     try:
-        client = client_module.connect(parent.tracking_uri)
+        client = client_module.reach(parent.tracking_uri)
         before: Mapping[str, str] = client.get_run(parent.run_id).data.tags
         if before.get("best_checkpoint") == checkpoint and before.get(MODEL_TAG):
             return before[MODEL_TAG]

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipelines.cluster import storage
 from pipelines.config import Experiment
-from pipelines.tracking import runs, tracker
+from pipelines.tracking import runs
 from pipelines.training.checkpoints import METRICS
 from pipelines.training.driver import Child, train
 from pipelines.tuning import concurrency
@@ -171,7 +171,7 @@ def log_exchange(state: TrialState, trial: ResolvedTrial, trial_id: str, plan: P
     if known and pointer is not None and origin["begin"] == pointer["checkpoint"]:
         label = trial.config.label
         tags = {f"exchange_{origin['step']:06d}": f"from {origin['begin']}: {label}", runs.NAME_TAG: label}
-        tracker.Tracker(replace(plan.parent, run_id=known)).tags(tags)
+        runs.tag(replace(plan.parent, run_id=known), tags)
 
 
 def _fit(experiment: Experiment, trial: ResolvedTrial, child: Child, state: TrialState, plan: Plan) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipelines.cluster import storage
@@ -110,6 +111,27 @@ def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     rows = source.rows.append_column("shard", pa.array([0, 0]))
     write_shard(rows, storage.join(bucket, "shards"), source.categories)
     assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.parquet"]
+
+
+def test_what_mlflow_lacks_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the run's folder while the server is away."""
+    from pipelines.tracking import tracker as tracker_module
+    from pipelines.tracking.runs import Run
+    from pipelines.tracking.spool import undelivered
+    from tests.support.mlflow_server import MlflowServer
+
+    monkeypatch.setattr(tracker_module, "CLOSING", 1.0)
+    server, folder = MlflowServer(), f"{bucket}/run"
+    server.stop()
+    tracker = tracker_module.Tracker(Run(server.uri, server.run_id, "0"), folder)
+    tracker.metrics(0, {"loss": 0.0})
+    tracker.image(0, "a", np.zeros((2, 2, 3), np.uint8))
+    assert not tracker.close()
+    assert undelivered(folder) == ["1 metrics of steps 0 to 0", "overlays/step_000000/a.png"]
+    server.start()
+    assert tracker_module.deliver(tracker.run, folder) == []
+    server.stop()
+    assert server.steps("loss") == [0] and len(server.artifacts) == 1
 
 
 def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_categories) -> None:

@@ -1,4 +1,4 @@
-"""Runs on a local store: what is written, what is written once, and what an outage does."""
+"""Runs on a local store: how they are opened, how they end, and what an outage does to both."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.runs import DataSet, Run, Tracking, ending, start
-from pipelines.tracking.tracker import Tracker
 
 
 @pytest.fixture
@@ -77,81 +75,6 @@ def test_a_run_is_opened_again_with_its_params(run, tmp_path):
         start(Tracking(), tmp_path, run_id="nowhere")
 
 
-def test_metrics_are_written_in_one_request_and_steps_only_once(run, monkeypatch):
-    tracker = Tracker(run)
-    calls = []
-    log_batch = tracker._client.log_batch
-    monkeypatch.setattr(tracker._client, "log_batch", lambda *a, **k: (calls.append(1), log_batch(*a, **k)))
-    for step in range(5):
-        tracker.metrics(step, {"train/loss": step / 2, "val/pq@0.5": float("nan")})
-    assert history(run, "train/loss") == []
-    assert tracker.flush() and calls == [1]
-    assert history(run, "train/loss") == [(s, s / 2) for s in range(5)]
-    assert "val/pq_0.5" in client_module.connect(run.tracking_uri).get_run(run.run_id).data.metrics
-    continued = Tracker(run)
-    for step in (3, 4, 5):
-        continued.metrics(step, {"train/loss": -1.0, "new": 1.0})
-    continued.close()
-    assert history(run, "train/loss") == [*((s, s / 2) for s in range(5)), (5, -1.0)]
-    assert [step for step, _ in history(run, "new")] == [3, 4, 5]
-
-
-def test_a_run_that_goes_back_to_another_training_writes_its_steps_again(run):
-    """After an exchange, and when it is started again after that: the newest figure is the one that is shown."""
-    first = Tracker(run)
-    for step in (100, 200):
-        first.metrics(step, {"val/pq": step / 10})
-        first.flush()
-    taken = Tracker(run)
-    taken.rewind(100)
-    taken.metrics(100, {"val/pq": 99.0})  # the donor's, which this run had, too
-    taken.metrics(150, {"val/pq": 40.0})
-    taken.close()
-    assert history(run, "val/pq") == [(100, 10.0), (200, 20.0), (150, 40.0)]
-    again = Tracker(run)
-    again.metrics(150, {"val/pq": 41.0})  # repeated after a restart
-    again.metrics(200, {"val/pq": 50.0})
-    again.close()
-    assert history(run, "val/pq")[2:] == [(150, 40.0), (200, 50.0)]
-    assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.metrics["val/pq"] == 50.0
-
-
-def test_tables_texts_and_overlays(run, tmp_path):
-    tracker = Tracker(run)
-    tracker.table("classes", [{"name": "person", "pq": 1.5}, {"name": "sky", "pq": 2.0}], "person 1.5")
-    tracker.image(123, "000.jpg", np.zeros((4, 5, 3), np.uint8))
-    tracker.tags({"state": "good"})
-    (tmp_path / "file.bin").write_bytes(b"x")
-    tracker.artifact(tmp_path / "file.bin", "files")
-    assert sorted(artifacts(run)) == ["classes.csv", "classes.txt", "files", "overlays"]
-    assert artifacts(run, "overlays/step_000123") == ["overlays/step_000123/000.png"]
-    root = tmp_path / "mlruns" / "panoptic" / run.run_id / "artifacts"
-    assert (root / "classes.csv").read_text().splitlines() == ["name,pq", "person,1.5", "sky,2.0"]
-    assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.tags["state"] == "good"
-
-
-def test_an_outage_costs_no_time_and_no_metric(run, tmp_path, monkeypatch, caplog):
-    away = Run("http://127.0.0.1:9", run.run_id, run.experiment_id)
-    spool = tmp_path / "checkpoints"
-    tracker = Tracker(away, spool)
-    began = time.monotonic()
-    for step in range(3):
-        tracker.metrics(step, {"loss": step})
-        assert not tracker.flush()
-        tracker.text("a.txt", "lost")
-        tracker.image(step, "a", np.zeros((2, 2, 3), np.uint8))
-    assert time.monotonic() - began < 15
-    assert len([r for r in caplog.records if "next attempt" in r.message]) == 1, "one attempt, then a pause"
-    tracker.close()
-    lines = [json.loads(line) for line in (spool / f"mlflow-{run.run_id}.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["value"]) for line in lines] == [(0, 0.0), (1, 1.0), (2, 2.0)]
-    back = Tracker(run, spool)
-    back.metrics(3, {"loss": 3})
-    assert back.flush()
-    assert history(run, "loss") == [(s, float(s)) for s in range(4)]
-    assert not list(spool.iterdir())
-
-
 def test_an_unreachable_server_stops_the_driver_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9 does not take the run.*--tracking\.uri"):
@@ -199,11 +122,3 @@ def test_sigterm_is_a_killed_run(run, theirs):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert status(run) == "KILLED"
-
-
-def test_environment_is_left_as_it_was(run):
-    before = dict(os.environ)
-    tracker = Tracker(run)
-    tracker.metrics(0, {"a": 1.0})
-    tracker.close()
-    assert dict(os.environ) == before

@@ -32,5 +32,6 @@ def test_the_best_model_is_logged_once_with_its_own_view(monkeypatch, mlflow_tem
     tracker = tracker_module.Tracker(parent)
     for value in (50.0, 40.0):
         tracker.figures({"best/val/pq": value})
+    tracker.close()
     run = client.connect(parent.tracking_uri).get_run(parent.run_id)
     assert run.data.tags["best_checkpoint"] == "b/step_000010" and run.data.metrics["best/val/pq"] == 40.0
