@@ -7,8 +7,8 @@ stopped; `run.json` in its folder says which MLflow run it belongs to and with w
 from __future__ import annotations
 
 import json
-import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -25,14 +25,12 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
+from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.checkpoints import METRICS, REPORT, load_checkpoint
 from pipelines.training.preflight import check_cluster, check_continuation, check_options, local_cpus, worker_cpus
 from pipelines.training.state import Job
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
-
-logger = logging.getLogger(__name__)
-
 
 MODEL_TAG = "panoptic.model"
 """Tag of a run that holds the URI of its logged model."""
@@ -55,9 +53,13 @@ class Outcome:
     overlays: str
     """Folder of pictures: image, truth and prediction of a few validation images."""
     model: str
-    """MLflow URI of the logged model, "" if the run was only stopped."""
+    """MLflow URI of the logged model, "" if there is none."""
     train: Manifest
     val: Manifest
+    no_model: str = ""
+    """Why there is no model."""
+    undelivered: tuple[str, ...] = ()
+    """What MLflow lacks; the same command again sends it."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +219,15 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     shown = experiment.train.overlays if log_model else 0
     for name, picture in pictures(build_model(record), job.val, experiment, shown):
         storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
-    model = _log_model(job, record) if finished and log_model else ""
+    undelivered = deliver(job.run, job.folder)
+    model, no_model = "", "the run has not come to its last step"
+    if finished and log_model:
+        model, no_model = _log_model(job, record)
+        undelivered += [] if model else ["the model"]
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
-    runs.describe(job.run, f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```")
+    description = f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```"
+    if not runs.describe(job.run, description):
+        undelivered.append("the run's description and status")
     return Outcome(
         name=experiment.name,
         run=job.run,
@@ -231,31 +239,32 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         model=model,
         train=job.train,
         val=job.val,
+        no_model=no_model,
+        undelivered=tuple(undelivered),
     )
 
 
-def _log_model(job: Job, record: Mapping[str, Any]) -> str:
-    """The MLflow URI of the best model, logged once; "" where the store is away (the checkpoint is safe)."""
+def _log_model(job: Job, record: Mapping[str, Any]) -> tuple[str, str]:
+    """The MLflow URI of the best model, logged once; or "" and why there is none (the checkpoint is safe)."""
     from pipelines.tracking.model import log_model
 
-    names, client = job.experiment.tracking, client_module.connect(job.run.tracking_uri)
+    names = job.experiment.tracking
     try:
+        client = client_module.reach(job.run.tracking_uri)
         logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
         if logged:
-            return logged
+            return logged, ""
         uri = log_model(job.run, record, job.experiment.resize, register=names.register, alias=names.alias)
         client.set_tag(job.run.run_id, MODEL_TAG, uri)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        logger.warning(
-            "the model could not be logged (%s); the same command again under the same --name does it", error
-        )
-        return ""
-    return uri
+        return "", client_module.first_line(error)
+    return uri, ""
 
 
 def closing_lines(outcome: Outcome) -> str:
-    """The last lines on the console: the best table, where things lie, what to type next."""
+    """The last lines on the console: the best table, where things lie, what to type next, what MLflow lacks."""
     uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
+    data = f"--data.root {val.uri} --data.split {val.split}"
     server = uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}"
     return "\n".join(
         [
@@ -266,8 +275,19 @@ def closing_lines(outcome: Outcome) -> str:
             f"shards      {outcome.train.uri} and {val.uri}",
             f"checkpoint  {outcome.checkpoint}",
             f"overlays    {outcome.overlays}",
-            f"model       {outcome.model or 'not logged: the run has not come to its last step'}",
-            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} --data.root {val.uri} --data.split {val.split}",
+            f"model       {outcome.model or f'not logged: {outcome.no_model}'}",
+            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} {data}",
             f"MLflow      {server}",
+            *_warning(outcome),
         ]
     )
+
+
+def _warning(outcome: Outcome) -> list[str]:
+    """What MLflow lacks, and the command that delivers it."""
+    if not outcome.undelivered:
+        return []
+    name = [] if any(a.split("=")[0] == "--name" for a in sys.argv) else ["--name", outcome.name]
+    command = shlex.join([os.path.relpath(sys.executable), *sys.argv, *name])
+    lacking = enumerate_briefly(outcome.undelivered)
+    return [f"WARNING     not in MLflow: {lacking}; the same command again sends it: {command}"]

@@ -7,13 +7,16 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +67,30 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
     demo = PRESETS["demo"]()
     with pytest.raises(ValueError, match="the splits train and val have different categories"):
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
+
+
+def test_a_run_whose_mlflow_is_away_says_at_the_end_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """At once, with the reason why there is no model, and with the command that sends the rest as the last line."""
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import Run
+    from pipelines.training import driver
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "demo", "--optim.lr", "0.1"])
+    run, demo = Run("http://127.0.0.1:9", "id", "0"), PRESETS["demo"]()
+    begin = time.monotonic()
+    model, why = driver._log_model(SimpleNamespace(run=run, experiment=demo), {})  # type: ignore[arg-type]
+    assert time.monotonic() - begin < 10 and model == ""
+    assert why.startswith("MLflow at http://127.0.0.1:9 does not answer (")
+    shards: Any = SimpleNamespace(uri="shards", rows=8, split="val")
+    left = ("288 metrics of steps 11 to 30", "a.csv", "b.csv", "c.csv", "d.csv", "the model")
+    outcome = driver.Outcome("one", run, "", "", {}, "PQ 1", "", "", shards, shards, why, left)
+    lines = driver.closing_lines(outcome).splitlines()
+    assert f"model       not logged: {why}" in lines
+    assert lines[-1].startswith(
+        "WARNING     not in MLflow: 288 metrics of steps 11 to 30, a.csv, b.csv, c.csv and 2 more;"
+    )
+    assert lines[-1].endswith("jobs/train.py demo --optim.lr 0.1 --name one")
+    assert "WARNING" not in driver.closing_lines(replace(outcome, undelivered=()))
 
 
 # Runs that end otherwise than planned. Slow.
@@ -264,3 +291,71 @@ def check_run(run_id: str, places: list[str]) -> None:
     assert steps == list(range(1, 31)) and client.get_run(run_id).info.status == "FINISHED"
     found = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.mlflow.runName = 'driver-killed'")
     assert [one.info.run_id for one in found] == [run_id]
+
+
+@contextlib.contextmanager
+def mlflow_server(database: Path, port: int) -> Iterator[subprocess.Popen]:
+    """MLflow's own server on a migrated database."""
+    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--artifacts-destination", str(database.parent / "artifacts"), "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(database.parent / "server.log", "ab") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            assert time.monotonic() < end and server.poll() is None, (database.parent / "server.log").read_text()
+            time.sleep(0.3)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_mlflow_that_goes_in_mid_run_is_filled_by_the_same_command(
+    run: Callable[..., Outcome], mlflow_template: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The run ends soon and says what is missing; when it is done already, the same command delivers it."""
+    from pipelines.tracking.spool import undelivered
+
+    shutil.copy(mlflow_template, tmp_path / "server.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--tracking.uri", f"http://127.0.0.1:{port}", "--train.steps", "30"]
+    local = client_module.connect(f"sqlite:///{tmp_path}/server.db")
+    with mlflow_server(tmp_path / "server.db", port) as server:
+
+        def kill_after_the_first_validation() -> None:
+            while not any("val/pq" in found.data.metrics for found in local.search_runs(local_experiments(local))):
+                time.sleep(0.1)
+            os.killpg(server.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_after_the_first_validation, daemon=True)
+        killer.start()
+        outcome = run("outage", *options)
+        killer.join(1)
+    assert not killer.is_alive() and not outcome.model and "does not answer" in outcome.no_model
+    assert capsys.readouterr().out.splitlines()[-1].startswith("WARNING     not in MLflow: ")
+    assert undelivered(outcome.folder)
+    with mlflow_server(tmp_path / "server.db", port):
+        again = run("outage", *options)
+        assert again.model and not again.undelivered and not undelivered(again.folder)
+        assert status(again) == "FINISHED" and again.run == outcome.run
+        assert [step for step, _ in history(again, "train/loss/total")] == list(range(1, 31))
+        assert [step for step, _ in history(again, "val/pq")] == [10, 20, 30]
+        client = client_module.connect(again.run.tracking_uri)
+        tables = [file.path for file in client.list_artifacts(again.run.run_id, "classes")]
+        assert tables == [f"classes/step_0000{step}.{kind}" for step in (10, 20, 30) for kind in ("csv", "txt")]
+        overlays = [file.path for file in client.list_artifacts(again.run.run_id, "overlays")]
+        assert overlays == [f"overlays/step_0000{step}" for step in (10, 20, 30)]
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def local_experiments(client: Any) -> list[str]:
+    return [experiment.experiment_id for experiment in client.search_experiments()]
