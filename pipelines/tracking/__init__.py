@@ -1,1 +1,1 @@
-"""MLflow: runs, what is written to them, models, the registry. The only imports of mlflow."""
+"""MLflow: runs, the writes to them, models, the registry. Nothing else of `pipelines` imports mlflow."""

@@ -68,7 +68,11 @@ PACKAGES = (
     "torch",
     "torchvision",
 )
-"""What the stored code needs, pinned to the versions in use. Letting MLflow find out takes seconds and a subprocess."""
+"""Requirements of the stored code, pinned to the versions in use. MLflow would need seconds and a subprocess."""
+
+
+UPLOAD = 120
+"""Seconds that a store may take to answer once it has a file."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,13 @@ class Packaged:
     model: PanopticModel
     """On the CPU, in evaluation mode."""
     resize: Resize
-    """What an image goes through before the network; maps come back at the image's own size."""
+    """Resizing of an image before the network; maps come back at the image's own size."""
     experiment: dict[str, Any]
     """Flat options of the run that trained it, precision among them."""
 
 
 def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:
-    """Write the three files of a checkpoint (`panoptic.training.checkpoint.load`); their paths by artifact name."""
+    """Write the three files of a checkpoint (`panoptic.training.checkpoint.load`); returns their paths by name."""
     paths = {name: str(Path(folder) / file) for name, file in FILES.items()}
     weights = checkpoint["weights"] if checkpoint["ema"] is None else checkpoint["ema"]
     # clones: safetensors refuses tensors that share memory
@@ -128,9 +132,9 @@ def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> tuple
     model = packaged.model
     images, targets = collate([view], model.divisor, packaged.resize.canvas)
     _, maps = model(images.to(next(model.parameters()).device), frame=targets.frame, segment=True)
-    found = maps[0].compact()
+    segmentation = maps[0].compact()
     categories = model.categories
-    png, record = to_coco(found, categories, name, f"{name}.png")
+    png, record = to_coco(segmentation, categories, name, f"{name}.png")
     for entry in record["segments_info"]:
         index = categories.ids.index(entry["category_id"])
         entry["category"], entry["isthing"] = categories.names[index], int(categories.is_thing[index])
@@ -154,7 +158,7 @@ with warnings.catch_warnings(record=True):
             column = "image" if "image" in model_input else model_input.columns[0]
             images = model_input[column].tolist()
             results = [predict_image(self.packaged, data, f"image {k}") for k, data in enumerate(images)]
-            segments = [json.dumps(found) for _, found in results]
+            segments = [json.dumps(entries) for _, entries in results]
             return pd.DataFrame({"png": [png for png, _ in results], "segments": segments})
 
 
@@ -174,17 +178,23 @@ def log_model(
         alias: pointed at that version.
 
     Returns:
-        "models:/m-…", which `load` and `mlflow.pyfunc.load_model` take.
+        "models:/m-…", which `load_packaged` and `mlflow.pyfunc.load_model` take.
+
+    Raises:
+        ConnectionError: the store does not answer; known after few seconds, before anything is written.
+        Exception: MLflow's own, where it failed in between.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
+
+    from pipelines.tracking.client import answering
 
     signature = ModelSignature(
         # without a name, so that a plain list of bytes passes too
         inputs=Schema([ColSpec(DataType.binary)]),
         outputs=Schema([ColSpec(DataType.binary, "png"), ColSpec(DataType.string, "segments")]),
     )
-    with _active(run), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with answering(run.tracking_uri), _active(run), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # an input example would be an image in the registry; the signature is stated instead
         warnings.filterwarnings("ignore", ".*An input example was not provided")
         info = mlflow.pyfunc.log_model(
@@ -196,10 +206,10 @@ def log_model(
             signature=signature,
         )
         if register:
-            found = mlflow.register_model(info.model_uri, register)
+            registered = mlflow.register_model(info.model_uri, register)
             if alias:
                 client = mlflow.MlflowClient(tracking_uri=run.tracking_uri)
-                client.set_registered_model_alias(register, alias, found.version)
+                client.set_registered_model_alias(register, alias, registered.version)
     return info.model_uri
 
 
@@ -235,10 +245,17 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
 @contextmanager
 def _active(run: Run) -> Iterator[None]:
     """The run as MLflow's active one, with time for large files; MLflow's globals are put back afterwards."""
-    from pipelines.tracking.client import patience
+    from pipelines.tracking.client import LAST_WORDS, patience
 
-    with _store(run.tracking_uri), patience(3, 300), mlflow.start_run(run_id=run.run_id, nested=True):
-        yield
+    with _store(run.tracking_uri), patience(1, UPLOAD):
+        mlflow.start_run(run_id=run.run_id, nested=True)
+        try:
+            yield
+        except BaseException:
+            with patience(0, LAST_WORDS):  # the store may have gone
+                mlflow.end_run("FAILED")
+            raise
+        mlflow.end_run()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which code made a run, and who started it: tags of every MLflow run."""
+"""The code that made a run and the user who started it, as tags of every MLflow run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def code_version() -> dict[str, str]:
 
 
 def origin() -> dict[str, str]:
-    """Who started the run with which command, as MLflow's own runs say it."""
+    """The user and command that started the run, under the names of MLflow's own tags."""
     try:
         user = {"mlflow.user": getpass.getuser()}
     except (KeyError, OSError):  # a container without an entry for its user

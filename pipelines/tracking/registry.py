@@ -1,4 +1,4 @@
-"""What scheduled evaluations ask of MLflow: versions behind aliases, runs of evaluations, moved aliases.
+"""Questions of scheduled evaluations to MLflow: versions behind aliases, runs of evaluations, moved aliases.
 
 Everything here goes by an explicit tracking URI; MLflow's globals stay as they are. A store that is away or errs is a
 ConnectionError of one line, never the answer "there is none".
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.tracking.client import connect, patience
+from pipelines.tracking.client import connect, first_line, patience
 from pipelines.tracking.runs import Run
 
 if TYPE_CHECKING:
@@ -23,10 +23,13 @@ KEY = "evaluation_key"
 """Tag of the runs of evaluations."""
 
 ASKED = "evaluation_asked"
-"""A second one, which is known before the model was loaded."""
+"""Tag with the key that is known before the model was loaded."""
 
 ALIAS = re.compile(r"models:/([^/@]+)@([^/@]+)")
+"""models:/name@alias."""
+
 VERSION = re.compile(r"models:/([^/@]+)/0*(\d+)")
+"""models:/name/3."""
 
 
 class Absent(ValueError):
@@ -38,38 +41,38 @@ def _asking(tracking_uri: str, retries: int = 2, seconds: int = 30) -> Iterator[
     """A client of the store.
 
     Raises:
-        Absent: of what is asked for there is none.
+        Absent: the store has no such thing.
         ConnectionError: the store did not answer, or with another error.
     """
     try:
         with patience(retries, seconds):
             yield connect(tracking_uri)
     except Exception as error:  # MLflow's stores raise what they like
-        line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        line = first_line(error)
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
             raise Absent(line) from error
         raise ConnectionError(f"MLflow at {tracking_uri} does not do what it is asked for: {line}") from error
 
 
 def pin(uri: str, tracking_uri: str) -> str:
-    """A model of MLflow as what it means now and for ever, models:/name/3 or models:/m-…; other URIs as they are.
+    """The URI that means the same model for ever, models:/name/3 or models:/m-…; URIs outside MLflow stay as they are.
 
     Raises:
-        ValueError: there is none, or the URI names something that may change.
-        ConnectionError: the store does not say.
+        ValueError: there is no such model, or the URI names something that may change.
+        ConnectionError: the store does not answer.
     """
     if not uri.startswith(("models:/", "runs:/")):
         return uri
-    if found := VERSION.fullmatch(uri):
-        return f"models:/{found[1]}/{found[2]}"
+    if version := VERSION.fullmatch(uri):
+        return f"models:/{version[1]}/{version[2]}"
     if re.fullmatch(r"models:/m-\w+", uri):
         return uri
     if ALIAS.fullmatch(uri):
         fixed = aliased(uri, tracking_uri)
-    elif found := re.fullmatch(r"models:/([^/@]+)/latest", uri, re.IGNORECASE):
-        fixed = _latest(found[1], tracking_uri)
-    elif found := re.fullmatch(r"runs:/(\w+)/([^/']+)", uri):
-        fixed = _logged(found[1], found[2], tracking_uri)
+    elif latest := re.fullmatch(r"models:/([^/@]+)/latest", uri, re.IGNORECASE):
+        fixed = _latest(latest[1], tracking_uri)
+    elif logged := re.fullmatch(r"runs:/(\w+)/([^/']+)", uri):
+        fixed = _logged(logged[1], logged[2], tracking_uri)
     else:
         raise ValueError(
             f"{uri}: names no version; give models:/name/3, models:/name@alias, models:/name/latest, models:/m-… or "
@@ -81,39 +84,41 @@ def pin(uri: str, tracking_uri: str) -> str:
 
 
 def aliased(uri: str, tracking_uri: str) -> str | None:
-    """The version behind `models:/name@alias`, models:/name/3; None where there is no such model or alias.
+    """The version behind `models:/name@alias`, as models:/name/3; None where there is no such model or alias.
 
-    Asked of the model: for an alias alone that is not there, the kinds of stores give different errors.
+    The model is asked for: where an alias alone is missing, the kinds of stores give different errors.
     """
-    found = ALIAS.fullmatch(uri)
-    assert found is not None
+    parts = ALIAS.fullmatch(uri)
+    assert parts is not None
+    name, alias = parts.groups()
     try:
         with _asking(tracking_uri) as client:
-            version = client.get_registered_model(found[1]).aliases.get(found[2])
+            version = client.get_registered_model(name).aliases.get(alias)
     except Absent:
         return None
-    return None if version is None else f"models:/{found[1]}/{version}"
+    return None if version is None else f"models:/{name}/{version}"
 
 
 def _latest(name: str, tracking_uri: str) -> str | None:
+    """The version of a registered model with the highest number; None where there is none."""
     with _asking(tracking_uri) as client:
-        found = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
-    return f"models:/{name}/{found[0].version}" if found else None
+        versions = client.search_model_versions(f"name='{name}'", max_results=1, order_by=["version_number DESC"])
+    return f"models:/{name}/{versions[0].version}" if versions else None
 
 
 def _logged(run_id: str, name: str, tracking_uri: str) -> str | None:
-    """The last whole model of this name that a run logged; a run that goes on logs another."""
+    """The last complete model of this name that a run logged; a continued run logs another."""
     try:
         with _asking(tracking_uri) as client:
-            found = client.search_logged_models(
+            models = client.search_logged_models(
                 [client.get_run(run_id).info.experiment_id],
                 filter_string=f"source_run_id = '{run_id}' AND name = '{name}'",
                 order_by=[{"field_name": "creation_timestamp", "ascending": False}],
             )
     except Absent:
         return None
-    whole = [model.model_id for model in found if str(model.status) == "READY"]
-    return f"models:/{whole[0]}" if whole else None
+    complete = [model.model_id for model in models if str(model.status) == "READY"]
+    return f"models:/{complete[0]}" if complete else None
 
 
 def movable(alias_uri: str, version_uri: str) -> tuple[str, str, str]:
@@ -145,12 +150,12 @@ def move_alias(alias_uri: str, version_uri: str, tracking_uri: str) -> None:
 def find_evaluation(tag: str, key: str, experiment: str, tracking_uri: str) -> Run | None:
     """The finished run of an evaluation that has this key in this tag."""
     with _asking(tracking_uri) as client:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
+        entry = client.get_experiment_by_name(experiment)
+        if entry is None:
             return None
-        wanted = f"tags.{tag} = '{key}' and attributes.status = 'FINISHED'"
-        runs = client.search_runs([found.experiment_id], wanted, max_results=1)
-    return Run(tracking_uri, runs[0].info.run_id, found.experiment_id) if runs else None
+        query = f"tags.{tag} = '{key}' and attributes.status = 'FINISHED'"
+        runs = client.search_runs([entry.experiment_id], query, max_results=1)
+    return Run(tracking_uri, runs[0].info.run_id, entry.experiment_id) if runs else None
 
 
 def read_tag(run: Run, name: str) -> str:
@@ -160,7 +165,12 @@ def read_tag(run: Run, name: str) -> str:
 
 
 def set_tag(run: Run, name: str, value: str) -> None:
-    """Where a `Tracker` would go on without: a verdict that is not noted would be given again."""
+    """Set a tag of a run, at once.
+
+    Raises:
+        ConnectionError: the store does not take it. A `Tracker` would go on; a verdict that is not noted would be
+            given again.
+    """
     with _asking(run.tracking_uri) as client:
         client.set_tag(run.run_id, name, value)
 
@@ -186,7 +196,12 @@ def read_artifact(run: Run, path: str) -> bytes:
 
 
 def log_artifact(run: Run, path: str, data: bytes) -> None:
-    """Keep a file with a run. Fails where a `Tracker` would go on: an evaluation without its report is none."""
+    """Keep a file with a run, at once.
+
+    Raises:
+        ConnectionError: the store does not take it. A `Tracker` would go on; an evaluation without its report is
+            none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(path).name
         file.write_bytes(data)
