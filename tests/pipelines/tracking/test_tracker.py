@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -35,10 +36,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
     monkeypatch.setattr(client_module, "PAUSE", 0.15)
     monkeypatch.setattr(tracker_module, "INTERVAL", 0.1)
     monkeypatch.setattr(tracker_module, "RETRY", 0.05)
+    server = MlflowServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing gives up soon: for tests in which it does."""
     monkeypatch.setattr(tracker_module, "CLOSING", 0.6)
-    found = MlflowServer()
-    yield found
-    found.stop()
 
 
 @pytest.fixture
@@ -113,9 +119,8 @@ def test_tables_texts_overlays_tags_and_figures(run, tmp_path):
     assert artifacts(run, "overlays/step_000123") == ["overlays/step_000123/000.png"]
     root = tmp_path / "mlruns" / "panoptic" / run.run_id / "artifacts"
     assert (root / "classes.csv").read_text().splitlines() == ["name,pq", "person,1.5", "sky,2.0"]
-    import cv2
-
-    assert np.array_equal(cv2.imread(str(root / "overlays/step_000123/000.png"))[..., ::-1], PICTURE)
+    picture = cv2.imread(str(root / "overlays/step_000123/000.png"))
+    assert picture is not None and np.array_equal(picture[..., ::-1], PICTURE)
     data = client_module.connect(run.tracking_uri).get_run(run.run_id).data
     assert data.tags["state"] == "good" and data.metrics["best/val/pq"] == 50.0
     assert undelivered(tmp_path / "run") == [] and list((tmp_path / "run").iterdir()) == []
@@ -198,7 +203,9 @@ def test_an_answer_that_is_lost_writes_nothing_twice(server, remote, tmp_path):
     assert server.steps("loss") == [0, 1, 2] and server.artifacts == {"a.txt": b"once"}
 
 
-def test_what_an_ended_run_could_not_deliver_is_delivered_when_it_is_opened_again(server, remote, tmp_path, caplog):
+def test_what_an_ended_run_could_not_deliver_is_delivered_when_it_is_opened_again(
+    impatient, server, remote, tmp_path, caplog
+):
     server.stop()
     tracker = Tracker(remote, tmp_path)
     for step in range(11, 31):
@@ -225,7 +232,7 @@ def test_what_an_ended_run_could_not_deliver_is_delivered_when_it_is_opened_agai
     assert deliver(remote, tmp_path) == [] and len(server.requests) == asked
 
 
-def test_a_run_that_goes_on_delivers_what_was_left_and_repeats_no_step(server, remote, tmp_path):
+def test_a_run_that_goes_on_delivers_what_was_left_and_repeats_no_step(impatient, server, remote, tmp_path):
     server.status = 500
     tracker = Tracker(remote, tmp_path)
     for step in range(11, 31):
@@ -263,7 +270,7 @@ def test_a_torn_spool_delivers_the_rest(server, remote, tmp_path, caplog):
     assert "a spooled line was torn" in caplog.text and list(tmp_path.iterdir()) == []
 
 
-def test_a_metric_behind_a_torn_line_is_kept(server, remote, tmp_path):
+def test_a_metric_behind_a_torn_line_is_kept(impatient, server, remote, tmp_path):
     """The next process does not write into the torn line."""
     server.stop()
     (tmp_path / f"mlflow-{server.run_id}.jsonl").write_text('{"key": "lo')
@@ -296,7 +303,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(server, remote, tmp_pat
     assert "cannot be kept" in caplog.text
 
 
-def test_closing_is_bounded_when_the_server_hangs(server, remote, tmp_path):
+def test_closing_is_bounded_when_the_server_hangs(impatient, server, remote, tmp_path):
     server.delay = 5.0
     tracker = Tracker(remote, tmp_path)
     tracker.metrics(0, {"loss": 0.0})
@@ -307,20 +314,21 @@ def test_closing_is_bounded_when_the_server_hangs(server, remote, tmp_path):
     assert undelivered(tmp_path) == ["1 metrics of steps 0 to 0", "a.txt"]
 
 
-def test_closing_goes_on_while_the_server_takes_things(server, remote, tmp_path):
+def test_closing_goes_on_while_the_server_takes_things(server, remote, tmp_path, monkeypatch):
     """Longer than its patience without an answer, until all is delivered or the time is over."""
+    monkeypatch.setattr(tracker_module, "CLOSING", 1.0)
     server.delay = 0.1
     tracker = Tracker(remote, tmp_path)
-    for k in range(10):
+    for k in range(12):
         tracker.text(f"{k}.txt", "slowly")
     begin = time.monotonic()
     assert tracker.close() and time.monotonic() - begin > tracker_module.CLOSING
-    assert len(server.artifacts) == 10
-    for k in range(10, 20):
+    assert len(server.artifacts) == 12
+    for k in range(12, 24):
         tracker.text(f"{k}.txt", "slowly")
     assert not tracker.close(longest=0.3)
     left = len(undelivered(tmp_path))
-    assert 0 < left < 10
+    assert 0 < left < 12
 
 
 def test_last_words_heed_one_outage(server, remote, caplog, monkeypatch):
