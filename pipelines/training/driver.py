@@ -213,7 +213,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     best = ranked[-1][0]
     uri = best.path if "://" not in experiment.storage else f"s3://{best.path}"
     metrics = json.loads(storage.read_bytes(storage.join(uri, METRICS)))
-    finished = ranked and max(entry[1]["step"] for entry in ranked) >= experiment.train.steps
+    finished = _last_step(result) >= experiment.train.steps
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)
     shown = experiment.train.overlays if log_model else 0
@@ -242,6 +242,14 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         no_model=no_model,
         undelivered=tuple(undelivered),
     )
+
+
+def _last_step(result: Any) -> int:
+    """The step of the last checkpoint that Ray Train committed, be it among the best ones or not.
+
+    Ray Train keeps it in the run's folder, so that it is known as well where a finished run is started again.
+    """
+    return (result.metrics or {}).get("step", 0)
 
 
 def _log_model(job: Job, record: Mapping[str, Any]) -> tuple[str, str]:

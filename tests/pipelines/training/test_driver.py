@@ -28,6 +28,7 @@ from pipelines.tracking import client as client_module
 if TYPE_CHECKING:
     import torch
 
+    from panoptic.segmentation import Categories
     from pipelines.training.driver import Outcome
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -93,6 +94,36 @@ def test_a_run_whose_mlflow_is_away_says_at_the_end_what_it_lacks(tmp_path: Path
     )
     assert lines[-1].endswith("jobs/train.py demo --optim.lr 0.1 --name one")
     assert "WARNING" not in driver.closing_lines(replace(outcome, undelivered=()))
+
+
+@pytest.mark.parametrize(("last", "finished"), [(8, True), (6, False)])
+def test_a_run_whose_scores_fall_has_ended_and_logs_its_best_model(
+    last: int, finished: bool, mlflow_store: str, small_categories: Categories, tmp_path: Path
+):
+    """One checkpoint is kept, the first, which is the best; the last one is not among the best."""
+    from ray.train import Checkpoint, Result
+
+    from pipelines.config import Experiment, Train
+    from pipelines.tracking import runs
+    from pipelines.training.driver import _conclude
+    from pipelines.training.state import Job
+    from tests.support.small import SMALL_DEEPLAB
+    from tests.support.stored import write_model, write_shards
+
+    shards = write_shards(tmp_path, small_categories, 2)
+    options = Train(steps=8, validate_every=2, keep=1, overlays=0)
+    experiment = Experiment(SMALL_DEEPLAB, "falling", str(tmp_path), train=options)
+    job = Job(experiment, shards, shards, runs.start(runs.Tracking(mlflow_store), tmp_path), str(tmp_path), False)
+    best = tmp_path / "step_000002"
+    write_model(best, small_categories)
+    (best / "metrics.json").write_text('{"val/pq": 40.0}')
+    (best / "report.txt").write_text("step 2")
+    kept = [(Checkpoint(str(best)), {"score": 40.0, "step": 2})]
+    metrics = {"score": 10.0, "step": last}
+    result = Result(metrics, Checkpoint(str(tmp_path / "last")), None, str(tmp_path), best_checkpoints=kept)
+    outcome = _conclude(job, result, log_model=True)
+    assert (outcome.checkpoint, outcome.metrics) == (str(best), {"val/pq": 40.0})
+    assert outcome.model.startswith("models:/") == finished
 
 
 # Runs that end otherwise than planned. Slow.
