@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 OBJECT_STORE = 1 << 30
 """Bytes of a local session's object store: only encoded images and compact maps cross it. Pages are taken as used."""
+
+ATTEMPTS = 2
+"""How often a local session is started before that is an error."""
 
 
 def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
@@ -69,16 +72,58 @@ def _start(cpus: int | None, object_store: int) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(REPOSITORY) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, paths)])
-    port = _free_port()
-    with _told(port):
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=object_store,
-            include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
-            dashboard_port=port,
-            logging_level=logging.WARNING,
-        )
+
+    def start() -> None:
+        port = _free_port()
+        with _told(port):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=object_store,
+                include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
+                dashboard_port=port,
+                logging_level=logging.WARNING,
+            )
+
+    _start_patiently(start)
+
+
+def _start_patiently(start: Callable[[], None]) -> None:
+    """Start a session, and once more where that fails: on a busy machine Ray's processes miss each other's deadlines.
+
+    What the first attempt left running is ended, so that it does not make the second one slower.
+
+    Raises:
+        ConnectionError: it failed twice.
+        ValueError: the arguments of `ray.init` are wrong, which another attempt would not mend.
+    """
+    import ray
+
+    reason = ""
+    for _ in range(ATTEMPTS):
+        before = _children()
+        try:
+            return start()
+        except ValueError:
+            raise
+        except Exception as error:  # Ray raises bare exceptions here
+            reason = " ".join(str(error).split())
+        ray.shutdown()
+        for process in _children() - before:
+            with suppress(OSError):  # it ended meanwhile
+                os.kill(process, signal.SIGKILL)
+    logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "session_latest", "logs")
+    raise ConnectionError(
+        f"Ray did not start, {ATTEMPTS} times ({reason}). The machine may be too busy or short of memory: give the "
+        f"same command again when it has room; Ray's logs are in {logs}"
+    )
+
+
+def _children() -> set[int]:
+    """Ids of the processes that this one started and that still run."""
+    import psutil  # Ray carries it along
+
+    return {process.pid for process in psutil.Process().children()}
 
 
 @contextmanager
