@@ -17,17 +17,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from panoptic.png import encode_image
+from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import session, storage
 from pipelines.config import Experiment, flatten
-from pipelines.data.manifest import Manifest
+from pipelines.data.manifest import Manifest, is_shards
 from pipelines.data.prepare import ensure_shards
+from pipelines.data.readers import READERS
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.checkpoints import METRICS, REPORT, load_checkpoint
-from pipelines.training.preflight import check_cluster, check_continuation, check_options, local_cpus, worker_cpus
+from pipelines.training.preflight import (
+    check_cluster,
+    check_continuation,
+    check_model,
+    check_options,
+    local_cpus,
+    worker_cpus,
+)
 from pipelines.training.state import Job
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
@@ -97,6 +106,9 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     """
     experiment = _named(experiment, preset)
     check_options(experiment)
+    categories = data_categories(experiment)
+    if categories is not None:
+        check_model(experiment, categories)
     session.connect(local_cpus(experiment))
     gpu = check_cluster(experiment)
     train_set, val_set = prepare_data(experiment)
@@ -116,8 +128,7 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
         ValueError: there is no such data, the splits' categories differ, or `data.limit` exceeds the training split.
     """
     data = experiment.data
-    if not data.root:
-        raise ValueError("data.root: this preset needs data; give a COCO-panoptic folder or shards: --data.root FOLDER")
+    _require_root(experiment)
     base = storage.absolute(experiment.storage)
     root = _draw_scenes(experiment, base) if data.root == "scenes" else data.root
     cache = data.shards or storage.join(base, "shards")
@@ -131,6 +142,27 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     if data.limit:
         limited(train_set.rows, data.limit, data.limit_seed)
     return train_set, val_set
+
+
+def data_categories(experiment: Experiment) -> Categories | None:
+    """The classes of the validation split, from its shards' manifest or its annotations; None of drawn scenes.
+
+    Raises:
+        ValueError: there is no such data.
+    """
+    data = experiment.data
+    _require_root(experiment)
+    if data.root == "scenes":
+        return None
+    for folder in (storage.join(data.root, data.val), data.root):
+        if is_shards(folder):
+            return Manifest.load(folder).categories
+    return READERS[data.reader](data.root, data.val).categories if data.reader in READERS else None
+
+
+def _require_root(experiment: Experiment) -> None:
+    if not experiment.data.root:
+        raise ValueError("data.root: this preset needs data; give a COCO-panoptic folder or shards: --data.root FOLDER")
 
 
 def _named(experiment: Experiment, preset: str) -> Experiment:

@@ -1,7 +1,7 @@
 """Everything that is checked before a training starts, so that it does not fail hours later.
 
-`check_options` needs nothing but the options, `check_cluster` a Ray session, `check_continuation` the record of the
-run that is continued.
+`check_options` needs nothing but the options, `check_model` the classes of the data too, `check_cluster` a Ray session,
+`check_continuation` the record of the run that is continued.
 """
 
 from __future__ import annotations
@@ -11,17 +11,29 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
-from panoptic.segmentation import Categories
-from pipelines.config import Experiment
+from panoptic.evaluation.tally import Batch, evaluate_batches, summarise
+from panoptic.metrics.report import metrics
+from panoptic.models.base import PanopticModel
+from panoptic.segmentation import Categories, Sample, Segmentation, collate
+from panoptic.training.device import prepare
+from panoptic.training.freezing import freeze_parameters
+from pipelines.cluster import storage
+from pipelines.config import Experiment, Train
+from pipelines.training.checkpoints import checkpoint_file
 from pipelines.training.state import accumulation
 
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
 """Classes with which models are built only to look at them."""
+
+DRAWN = 64
+"""Side of the image, in pixels, on which a model is tried."""
 
 SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 """A number of stages, then pairs STAGES@STEP."""
@@ -43,22 +55,90 @@ def check_options(experiment: Experiment) -> None:
     """Refuse options with which no worker could train.
 
     Raises:
-        ValueError: the batch cannot be shared by the workers, or frozen parts have no weights.
+        ValueError: the batch cannot be shared by the workers, there is no such backbone or other options do not make a
+            model, weights are not there, frozen names match nothing, frozen parts have no weights, or no validation
+            gives `train.score`.
     """
     accumulation(experiment.train, experiment.train.workers)
+    check_weights(experiment)
+    freeze_parameters(meta_model(experiment), experiment.train.freeze)
     check_freezing(experiment)
+    check_score(experiment)
 
 
-def meta_model(experiment: Experiment) -> torch.nn.Module:
-    """The experiment's model for two classes on torch's meta device, which takes no memory.
+def check_model(experiment: Experiment, categories: Categories) -> None:
+    """Refuse classes that the architecture is not made for.
+
+    Raises:
+        ValueError: things or stuff are missing where the model needs them; names the numbers of both.
+    """
+    try:
+        meta_model(experiment, categories)
+    except ValueError as error:
+        there = f"{len(categories.things)} thing and {len(categories.stuff)} stuff classes"
+        raise ValueError(f"{error} (the data set has {there})") from error
+
+
+def check_weights(experiment: Experiment) -> None:
+    """Refuse weights that are not there.
+
+    Raises:
+        ValueError: names the option and the file.
+    """
+    backbone = experiment.model.backbone.weights
+    if backbone not in ("none", "timm") and not storage.exists(backbone):
+        raise ValueError(
+            f"model.backbone.weights {backbone}: no such file; give none, timm (which downloads) or a file"
+        )
+    if experiment.train.weights:
+        try:
+            checkpoint_file(experiment.train.weights)
+        except ValueError as error:
+            raise ValueError(f"train.weights {error}") from error
+
+
+def check_score(experiment: Experiment) -> None:
+    """Refuse to rank checkpoints by a metric that no validation gives.
+
+    Any but the usual one is looked for in what the model's validation of one drawn image gives.
+
+    Raises:
+        ValueError: names near metrics.
+    """
+    score = experiment.train.score
+    if score == Train().score:
+        return
+    names = list(drawn_validation(experiment))
+    if score not in names:
+        near = get_close_matches(score, names, 5, 0.4) or names
+        raise ValueError(f"train.score {score}: no validation gives this metric; there are {', '.join(near)}")
+
+
+def drawn_validation(experiment: Experiment) -> dict[str, float]:
+    """The metrics of a validation of the untrained model on one drawn image of a thing on stuff."""
+    model: PanopticModel = prepare(_untrained(experiment).build(STAND_IN), torch.device("cpu"), experiment.engine)
+    segments = np.ones((DRAWN, DRAWN), np.int32)
+    segments[: DRAWN // 2, : DRAWN // 2] = 2
+    truth = Segmentation(segments, np.array([1, 0]))
+    images, targets = collate([Sample(np.zeros((DRAWN, DRAWN, 3), np.uint8), truth, "drawn")], model.divisor)
+    tally = evaluate_batches(model.eval(), [Batch(images, targets, [truth], [0])], experiment.engine)
+    return metrics(summarise([tally], STAND_IN))
+
+
+def meta_model(experiment: Experiment, categories: Categories = STAND_IN) -> torch.nn.Module:
+    """The experiment's model on torch's meta device, which takes no memory; for two classes where none are given.
 
     Raises:
         ValueError: the options do not make a model.
     """
-    config = experiment.model
-    config = replace(config, backbone=replace(config.backbone, weights="none"))  # type: ignore[type-var]
     with torch.device("meta"):
-        return config.build(STAND_IN)
+        return _untrained(experiment).build(categories)
+
+
+def _untrained(experiment: Experiment) -> Any:
+    """The configuration of the experiment's model, which downloads nothing when it is built."""
+    config = experiment.model
+    return replace(config, backbone=replace(config.backbone, weights="none"))  # type: ignore[type-var]
 
 
 def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:

@@ -1,15 +1,28 @@
-"""Refused before anything starts: frozen noise, a cluster that is too small, a run under other options."""
+"""Refused before anything starts: what no worker can train, a cluster that is too small, a run under other options."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from panoptic.segmentation import Categories
 from pipelines.config import Experiment, override
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.training.preflight import check_cluster, check_continuation, check_freezing, lacking, parse_schedule
+from pipelines.training.preflight import (
+    check_cluster,
+    check_continuation,
+    check_freezing,
+    check_model,
+    check_options,
+    check_score,
+    lacking,
+    parse_schedule,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,13 +50,91 @@ def test_what_is_frozen_without_weights(changes: dict[str, Any], missing: str):
     assert ("--model.backbone.weights FILE" in str(refused.value)) == (missing == "backbone")
 
 
-def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tmp_path):
+def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tmp_path: Path):
     from pipelines.training.driver import train
 
     frozen = replace(override(demo(), {"model.backbone.freeze": 2}), storage=str(tmp_path))
     with pytest.raises(ValueError, match=r"model\.backbone\.freeze 2: no weights were loaded"):
         train(frozen, "demo")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.backbone.name": "resnet19"}, r"backbone\.name: timm cannot build 'resnet19'"),
+        ({"model.backbone.weights": "nowhere.pkl"}, r"^model\.backbone\.weights nowhere\.pkl: no such file; give none"),
+        (
+            {"train.weights": "runs/none/step_000010"},
+            r"^train\.weights runs/none/step_000010/checkpoint\.pt: no checkpoint",
+        ),
+        ({"train.weights": "nowhere.pt"}, r"^train\.weights nowhere\.pt: no checkpoint there"),
+        ({"train.freeze": ("backbon.*",)}, r"train\.freeze: 'backbon\.\*' matches no parameter; near: backbone\.\*"),
+        (
+            {"train.score": "val/nonsense"},
+            r"^train\.score val/nonsense: no validation gives this metric; there are val/",
+        ),
+        ({"train.score": "val/loss/mask"}, r"^train\.score val/loss/mask: no validation gives .*val/loss/semantic"),
+    ],
+)
+def test_what_the_driver_can_know_is_told_before_ray_starts_or_the_name_is_taken(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from pipelines.cluster import session
+    from pipelines.training.driver import train
+
+    monkeypatch.setattr(session, "connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.chdir(tmp_path)
+    experiment = override(demo(), {"model.backbone.name": "resnet18", "storage": str(tmp_path / "runs"), **changes})
+    with pytest.raises(ValueError, match=message):
+        train(replace(experiment, name="taken"), "demo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_that_an_architecture_is_not_made_for_are_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes16: Path
+):
+    """Read from the annotations of a data set that is not prepared."""
+    from pipelines.cluster import session
+    from pipelines.presets import PRESETS
+    from pipelines.training.driver import train
+
+    monkeypatch.setattr(session, "connect", lambda *_: pytest.fail("Ray was started"))
+    (tmp_path / "data").mkdir()
+    for name in ("annotations", "images"):
+        shutil.copytree(scenes16 / name, tmp_path / "data" / name)
+    file = tmp_path / "data" / "annotations" / "panoptic_val.json"
+    content = json.loads(file.read_text())
+    for category in content["categories"]:
+        category["isthing"] = 0
+    file.write_text(json.dumps(content))
+    base = PRESETS["panoptic-fpn-scenes"]()
+    data = replace(base.data, root=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match=r"no thing class.*\(the data set has 0 thing and \d+ stuff classes\)"):
+        train(replace(base, name="taken", storage=str(tmp_path / "runs"), data=data), "panoptic-fpn-scenes")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_training_can_use_passes(small_categories: Categories, tmp_path: Path):
+    (tmp_path / "weights.pkl").touch()
+    (tmp_path / "checkpoint.pt").touch()
+    good = {
+        "model.backbone.name": "resnet18",
+        "model.backbone.weights": str(tmp_path / "weights.pkl"),
+        "train.weights": str(tmp_path),
+        "train.freeze": ("backbone.*",),
+    }
+    check_options(override(demo(), good))
+    for score in (
+        "val/pq_things",
+        "val/miou",
+        "val/loss/total",
+        "val/loss/offset",
+        "val/pq_small",
+        "val/time/network_ms",
+    ):
+        check_score(override(demo(), {"model.backbone.name": "resnet18", "train.score": score}))
+    check_model(demo(), small_categories)
 
 
 def test_schedules_of_freezing():
