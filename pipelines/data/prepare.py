@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
-from pipelines.cluster import session, storage
+from pipelines.cluster import disk, session, storage
 from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
 from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Problem, Source
@@ -30,6 +30,9 @@ from pipelines.data.shard_writer import ROW_GROUP, Report, write_shard
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row", "verify"]
 
 logger = logging.getLogger(__name__)
+
+FULL = "full"
+"""Key of a report that says only that the disk is full."""
 
 
 def read_row(row: Mapping[str, Any]) -> Sample:
@@ -64,6 +67,7 @@ def prepare(
     Raises:
         ValueError: images failed validation (a table of file names and reasons), nothing valid is left, or
             `out` holds something else.
+        DiskFull: the disk of `out` is full, or too small for the images and maps.
     """
     out = storage.absolute(out)
     shuffle = source.split.startswith("train") if shuffle is None else shuffle
@@ -79,7 +83,11 @@ def prepare(
     rows = source.rows
     if shuffle:
         rows = rows.take(np.random.default_rng(seed).permutation(rows.num_rows))
-    reports = _write_all(rows, out, rows_per_shard, source.categories)
+    _check_room(source, out)
+    try:
+        reports = _write_all(rows, out, rows_per_shard, source.categories)
+    except disk.DiskFull as error:
+        raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
     manifest = _manifest(source, origin, reports)
     if (manifest.skipped and on_invalid == "stop") or not manifest.rows:
         for shard in manifest.shards:
@@ -162,6 +170,26 @@ def _finished(out: str, origin: dict) -> Manifest | None:
     return None
 
 
+def _check_room(source: Source, out: str) -> None:
+    """Refuse to begin what will fill the disk. Shards hold the bytes of the images, and smaller maps.
+
+    Raises:
+        DiskFull: names what is needed and what is free.
+    """
+    written = sum(count for count, _ in storage.list_stamps(out).values()) if storage.exists(out) else 0
+    disk.check_room(out, source.bytes - written, f"the shards of split {source.split}")
+
+
+def _write_or_tell(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
+    """`write_shard`; a disk that is full comes back as a row, where an error would make Ray Data print pages."""
+    try:
+        return write_shard(rows, out, categories)
+    except OSError as error:
+        if disk.find_full(error) is None:
+            raise
+        return pa.table({"report": [json.dumps({FULL: str(error)})]})
+
+
 def _drop_leftovers(out: str, manifest: Manifest) -> None:
     """Remove what an earlier preparation with more shards, or an interrupted one, left behind."""
     for name in set(storage.list_files(out)) - {shard.path for shard in manifest.shards}:
@@ -215,12 +243,17 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: Catego
     rows = rows.append_column("shard", pa.array(np.arange(rows.num_rows) // rows_per_shard))
     blocks = [rows.slice(start, rows_per_shard) for start in range(0, rows.num_rows, rows_per_shard)]
     dataset = ray.data.from_arrow(blocks).map_batches(
-        write_shard,  # pyright: ignore[reportArgumentType]  # Ray's type leaves out functions with fn_kwargs
+        _write_or_tell,  # pyright: ignore[reportArgumentType]  # Ray's type leaves out functions with fn_kwargs
         batch_size=None,  # a whole block
         batch_format="pyarrow",
         fn_kwargs={"out": out, "categories": categories},
     )
-    reports = [Report(**json.loads(row["report"])) for row in _narrated(dataset.iter_rows(), len(blocks))]
+    reports = []
+    for row in _narrated(dataset.iter_rows(), len(blocks)):
+        content = json.loads(row["report"])
+        if FULL in content:
+            raise disk.DiskFull(content[FULL])
+        reports.append(Report(**content))
     return sorted(reports, key=lambda report: report.path)
 
 

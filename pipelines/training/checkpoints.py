@@ -5,13 +5,20 @@ from __future__ import annotations
 import io
 import json
 import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from panoptic.metrics.report import Evaluation, metrics, table
 from panoptic.training.checkpoint import load, restore, save
+from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.transfer import transfer_training
-from pipelines.cluster import storage
+from pipelines.cluster import disk, storage
 from pipelines.config import flatten
 from pipelines.training.state import State
 
@@ -21,6 +28,8 @@ REPORT = "report.txt"
 """The table of the validation at this step."""
 METRICS = "metrics.json"
 """All its metrics."""
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints in a run's folder."""
 
 
 def checkpoint(state: State, evaluation: Evaluation) -> None:
@@ -28,6 +37,9 @@ def checkpoint(state: State, evaluation: Evaluation) -> None:
 
     Rank 0 writes the files. Returns when Ray Train's controller has committed the checkpoint: a crash before that
     would restart from the one before.
+
+    Raises:
+        DiskFull: of the temporary folder or of the run's storage.
     """
     import ray.train
     from ray.train import CheckpointConsistencyMode
@@ -36,14 +48,102 @@ def checkpoint(state: State, evaluation: Evaluation) -> None:
     with tempfile.TemporaryDirectory() as folder:
         written = None
         if state.rank == 0:
-            write(Path(folder), state, evaluation)
+            with _telling_full(folder, state):
+                write(Path(folder), state, evaluation)
             written = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(
-            {"score": state.experiment.train.rank(values), "step": state.step, **values},
-            checkpoint=written,
-            checkpoint_dir_name=f"step_{state.step:06d}",
-        )
+        with _telling_full(state.job.folder, state):
+            ray.train.report(
+                {"score": state.experiment.train.rank(values), "step": state.step, **values},
+                checkpoint=written,
+                checkpoint_dir_name=f"step_{state.step:06d}",
+            )
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+
+@contextmanager
+def _telling_full(folder: str, state: State) -> Iterator[None]:
+    """An error of a disk that is full as one that says which, and how much a checkpoint needs.
+
+    What `torch.save` raises there is a RuntimeError of no code ("unexpected pos 576 vs 534"); that the disk is full is
+    told by what is free.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        needed = checkpoint_bytes(state.model, state.experiment.optim)
+        free = disk.free_bytes(folder)
+        torn = isinstance(error, RuntimeError) and "inline_container" in str(error) and free is not None
+        if disk.find_full(error) or (torn and free < needed):
+            raise disk.full(folder, needed, "a checkpoint's files") from error
+        raise
+
+
+def checkpoint_bytes(model: nn.Module, optim: Optim) -> int:
+    """Bytes of the tensors in a checkpoint: weights, their average, and the optimiser's state of what is trained.
+
+    Args:
+        model: with all that is frozen; on the meta device does too.
+        optim: how it is trained.
+    """
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return weights * (2 if optim.ema else 1) + optimiser_slots(optim) * trained
+
+
+def optimiser_slots(optim: Optim) -> int:
+    """How many numbers the optimiser keeps of each parameter, counted after a step of a layer of its own."""
+    layer = nn.Linear(2, 2, bias=False)
+    optimiser = build_optimiser(layer, optim)
+    layer.weight.grad = torch.ones(2, 2)
+    optimiser.step()
+    kept = [value for state in optimiser.state.values() for value in state.values()]
+    return sum(isinstance(value, torch.Tensor) and value.shape == layer.weight.shape for value in kept)
+
+
+def most_bytes(model: nn.Module, optim: Optim, keep: int) -> int:
+    """Bytes that a run's checkpoints take at most: the best so many, the last, and the next while it is written."""
+    return (keep + 2) * checkpoint_bytes(model, optim)
+
+
+def written_bytes(folder: str) -> int:
+    """Bytes of the checkpoints that a run has in its folder already."""
+    if not storage.exists(folder):
+        return 0
+    stamps = storage.list_stamps(folder)
+    return sum(count for name, (count, _) in stamps.items() if name.startswith("step_"))
+
+
+def drop_torn(folder: str) -> list[str]:
+    """Remove the checkpoints of a run that are not whole, and that Ray Train does not know.
+
+    A disk that was full, or a machine that was lost, leaves them when it stops the copy. A checkpoint that is whole, or
+    that Ray Train lists, is never touched.
+
+    Returns:
+        the names of the folders that were removed.
+    """
+    if not storage.exists(folder):
+        return []
+    snapshot = storage.join(folder, SNAPSHOT)
+    known = storage.read_bytes(snapshot).decode() if storage.exists(snapshot) else ""
+    files = storage.list_files(folder)
+    names = sorted({name.split("/")[0] for name in files if name.startswith("step_") and "/" in name})
+    torn = [name for name in names if f'"{name}"' not in known and not _is_whole(storage.join(folder, name))]
+    for name in torn:
+        storage.delete(storage.join(folder, name))
+    return torn
+
+
+def _is_whole(folder: str) -> bool:
+    """True if all files of a checkpoint are there and none is cut short."""
+    if not all(storage.exists(storage.join(folder, name)) for name in (CHECKPOINT, METRICS, REPORT)):
+        return False
+    try:
+        json.loads(storage.read_bytes(storage.join(folder, METRICS)))
+    except ValueError:
+        return False
+    # a zip archive whose directory stands at its end; an object on S3 is there as a whole or not at all
+    return "://" in folder or zipfile.is_zipfile(storage.join(folder, CHECKPOINT))
 
 
 def write(folder: Path, state: State, evaluation: Evaluation) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
-from pipelines.cluster import session, storage
+from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, flatten
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.data.prepare import ensure_shards
@@ -28,10 +28,12 @@ from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.tracker import deliver, enumerate_briefly
-from pipelines.training.checkpoints import METRICS, REPORT, load_checkpoint
+from pipelines.training.checkpoints import METRICS, REPORT, drop_torn, load_checkpoint
 from pipelines.training.preflight import (
+    STAND_IN,
     check_cluster,
     check_continuation,
+    check_disk,
     check_model,
     check_options,
     local_cpus,
@@ -101,14 +103,15 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
 
     Raises:
         ValueError: options, data or cluster cannot work; nothing has been started then.
+        DiskFull: the disk of the storage is full, or too small for what is kept.
         ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times. The run is
             marked FAILED and can be continued under its name.
     """
     experiment = _named(experiment, preset)
     check_options(experiment)
-    categories = data_categories(experiment)
-    if categories is not None:
-        check_model(experiment, categories)
+    categories = data_categories(experiment) or STAND_IN
+    check_model(experiment, categories)
+    check_disk(experiment, categories)
     session.connect(local_cpus(experiment))
     gpu = check_cluster(experiment)
     train_set, val_set = prepare_data(experiment)
@@ -117,7 +120,15 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     with runs.ending(run):
         begin, quiet = ("", False) if child is None else (child.begin, True)
         job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
-        result = _fit(job, () if child is None else child.callbacks)
+        for name in drop_torn(folder):
+            logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
+        try:
+            result = _fit(job, () if child is None else child.callbacks)
+        except Exception as error:  # of Ray Train, whose classes are imported with it
+            full = disk.find_full(error)
+            if full is None:
+                raise
+            raise told_full(full, folder) from error
         return _conclude(job, result, log_model=child is None)
 
 
@@ -209,6 +220,28 @@ def _open_run(
     return run
 
 
+def told_full(error: BaseException, folder: str) -> disk.DiskFull:
+    """The full disk that a worker or Ray Train met, in one line."""
+    if isinstance(error, disk.DiskFull):
+        return disk.DiskFull(str(error))
+    lines = [line.strip() for line in str(error).splitlines() if disk.names_full(line)]
+    return disk.DiskFull(f"{folder}: {lines[0] if lines else error}. {disk.REMEDY}")
+
+
+def stop_when_full() -> Any:
+    """A callback of Ray Train that ends a run at once when a worker finds a disk full: a restart would not empty it."""
+    from ray.train import UserCallback
+
+    class StopWhenFull(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                full = disk.find_full(error)
+                if full is not None:
+                    raise told_full(full, run_context.run_config.name)
+
+    return StopWhenFull()
+
+
 def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -227,7 +260,7 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             name=experiment.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, stop_when_full()],
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=experiment.train.max_failures),
             checkpoint_config=CheckpointConfig(

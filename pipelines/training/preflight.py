@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -24,9 +25,9 @@ from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
-from pipelines.cluster import storage
+from pipelines.cluster import disk, storage
 from pipelines.config import Experiment, Train
-from pipelines.training.checkpoints import checkpoint_file
+from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_bytes, written_bytes
 from pipelines.training.state import accumulation
 
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
@@ -77,6 +78,24 @@ def check_model(experiment: Experiment, categories: Categories) -> None:
     except ValueError as error:
         there = f"{len(categories.things)} thing and {len(categories.stuff)} stuff classes"
         raise ValueError(f"{error} (the data set has {there})") from error
+
+
+def check_disk(experiment: Experiment, categories: Categories) -> None:
+    """Refuse to begin where the checkpoints will fill the disk. Nothing is checked on S3.
+
+    Raises:
+        DiskFull: names the folder, what the checkpoints need and what is free.
+    """
+    folder, options = storage.join(storage.absolute(experiment.storage), experiment.name), experiment.train
+    if disk.free_bytes(folder) is None:
+        return
+    model = meta_model(experiment, categories)
+    freeze_parameters(model, options.freeze)
+    one, needed = checkpoint_bytes(model, experiment.optim), most_bytes(model, experiment.optim, options.keep)
+    if disk.same_disk(folder, tempfile.gettempdir()):  # where a checkpoint is written before it is copied
+        needed += one
+    what = f"{options.keep + 2} checkpoints of {disk.size(one)} (train.keep {options.keep}, the last, the next)"
+    disk.check_room(folder, needed - written_bytes(folder), what)
 
 
 def check_weights(experiment: Experiment) -> None:

@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.prepare import main
 from panoptic.png import encode_ids, from_coco
 from panoptic.segmentation import Categories
+from pipelines.cluster import disk
+from pipelines.data import prepare as preparation
 from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, read_row, verify
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+
+
+WRITE = preparation._write_or_tell
+
+
+def on_a_full_disk(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
+    """What a worker does whose disk is full when it writes the second of three shards."""
+    if rows["shard"][0].as_py() != 1:
+        return WRITE(rows, out, categories)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with mock.patch("pipelines.cluster.storage.os.replace", side_effect=full):
+        return WRITE(rows, out, categories)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    write_folder(tmp_path / "data", "val", count=40)
+    source, out = coco_panoptic(tmp_path / "data", "val"), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "_write_or_tell", on_a_full_disk)
+        with pytest.raises(
+            disk.DiskFull, match=rf"^{out}: the disk is full; the shards of split val need \d+ MiB, "
+        ) as told:
+            prepare(source, out)
+    assert "\n" not in str(told.value) and str(told.value).endswith("Make room there, and the same command goes on")
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert not (out / "manifest.json").exists()
+    assert prepare(source, out) == verify(out)
+
+
+def test_a_disk_that_the_shards_will_fill_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "data", "val", count=4)
+    source, out = coco_panoptic(tmp_path / "data", "val"), tmp_path / "out"
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: source.bytes - 1)
+    with pytest.raises(
+        disk.DiskFull, match=rf"^{out}: the shards of split val need \d+ MiB, \d+ MiB are free\. Make room"
+    ):
+        prepare(source, out)
+    assert not out.exists()
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: source.bytes)
+    assert prepare(source, out).rows == 4
 
 
 def rows_of(manifest: Manifest) -> list[dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +18,27 @@ from torch import Tensor
 from panoptic.metrics.report import Evaluation
 from panoptic.segmentation import Categories, Targets
 from panoptic.training.checkpoint import load, save
+from panoptic.training.freezing import freeze_parameters
+from panoptic.training.optim import Optim
 from panoptic.transforms import Augment
+from pipelines.cluster import disk
 from pipelines.data.loader import Feed, FeedConfig
 from pipelines.data.shard_reader import Reading
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
-from pipelines.training import worker
-from pipelines.training.checkpoints import CHECKPOINT, METRICS, REPORT, load_checkpoint, resume, transfer, write
+from pipelines.training import checkpoints, worker
+from pipelines.training.checkpoints import (
+    CHECKPOINT,
+    METRICS,
+    REPORT,
+    checkpoint,
+    checkpoint_bytes,
+    drop_torn,
+    load_checkpoint,
+    resume,
+    transfer,
+    write,
+)
 from pipelines.training.state import Job, State
 from pipelines.training.worker import build_state, stream_of, train
 from tests.support.evaluations import evaluation_of, moved_pairs
@@ -155,3 +171,75 @@ def test_a_checkpoint_holds_the_state(job: Job, tmp_path: Path, figures: Evaluat
     assert (Path(folder) / REPORT).read_text().startswith("step 7\n")
     with pytest.raises(ValueError, match=r"no checkpoint there; name a folder step_\* that a run wrote"):
         load_checkpoint(str(tmp_path / "step_000008"))
+
+
+@pytest.mark.parametrize(
+    ("optim", "freeze"),
+    [
+        (Optim(optimiser="adamw"), ()),
+        (Optim(optimiser="sgd", momentum=0.9, ema=0.99), ()),
+        (Optim(optimiser="sgd", momentum=0.0), ()),
+        (Optim(optimiser="adam", ema=0.99), ("backbone.*",)),
+    ],
+)
+def test_the_size_of_a_checkpoint_is_known_before_the_first_step(
+    optim: Optim, freeze: tuple[str, ...], job: Job, seen: list[str], tmp_path: Path, figures: Evaluation
+) -> None:
+    """From a model without memory, to the kilobytes that the file's directory and other content take."""
+    job = with_options(replace(job, experiment=replace(job.experiment, optim=optim)), freeze=freeze, stop_after=1)
+    with torch.device("meta"):
+        model = job.experiment.model.build(job.train.categories)
+    freeze_parameters(model, freeze)
+    expected = checkpoint_bytes(model, optim)
+    state = build_state(job)
+    train(state)
+    size = (Path(kept(state, tmp_path / "step_000001", figures)) / CHECKPOINT).stat().st_size
+    tensors = len(state.model.state_dict()) * (1 + bool(optim.ema)) + 3 * len(list(state.model.parameters()))
+    assert 0 < size - expected < 2000 * tensors
+
+
+@pytest.mark.parametrize("where", ["temporary", "storage"])
+def test_a_full_disk_is_told_with_its_folder_and_what_is_needed(
+    where: str, job: Job, tmp_path: Path, figures: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        """As torch does in the temporary folder, and pyarrow in the storage."""
+        if where == "temporary":
+            raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534")
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    monkeypatch.setattr(*((checkpoints, "save") if where == "temporary" else (ray.train, "report")), refuse)
+    state = build_state(replace(job, folder=str(tmp_path / "run")), rank=1, world=2)
+    state.rank = 0
+    assert checkpoint_bytes(state.model, state.experiment.optim) > 1000
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 1000)
+    place = str(tmp_path / "run") if where == "storage" else tempfile.gettempdir()
+    with pytest.raises(
+        disk.DiskFull, match=rf"^{place}.*: the disk is full; a checkpoint's files need \d+ MiB, 0 MiB are"
+    ):
+        checkpoint(state, figures)
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 1 << 40)
+    if where == "temporary":  # another fault of torch's writer is no full disk
+        with pytest.raises(RuntimeError, match="unexpected pos"):
+            checkpoint(state, figures)
+
+
+def test_only_torn_checkpoints_are_removed(job: Job, tmp_path: Path, figures: Evaluation) -> None:
+    """Of those that Ray Train does not list: a whole one may have been committed just before the machine was lost."""
+    assert drop_torn(str(tmp_path / "new")) == []
+    run, state = tmp_path / "run", build_state(job, rank=1, world=2)
+    run.mkdir()
+    for step in (10, 20, 30, 40, 50):
+        kept(state, run / f"step_{step:06d}", figures)
+    (run / "run.json").write_text("{}")
+    cut = {10: CHECKPOINT, 30: CHECKPOINT, 40: METRICS}
+    for step, name in cut.items():
+        file = run / f"step_{step:06d}" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    (run / "step_000050" / REPORT).unlink()
+    (run / "checkpoint_manager_snapshot.json").write_text('{"latest": {"checkpoint_dir_name": "step_000010"}}')
+    assert drop_torn(str(run)) == ["step_000030", "step_000040", "step_000050"]
+    assert sorted(path.name for path in run.glob("step_*")) == ["step_000010", "step_000020"]
+    assert (run / "run.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -124,6 +125,52 @@ def test_a_run_whose_scores_fall_has_ended_and_logs_its_best_model(
     outcome = _conclude(job, result, log_model=True)
     assert (outcome.checkpoint, outcome.metrics) == (str(best), {"val/pq": 40.0})
     assert outcome.model.startswith("models:/") == finished
+
+
+def test_a_full_disk_ends_a_run_at_once_in_one_line(
+    mlflow_store: str, small_categories: Categories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray Train's callback ends it in place of a restart, and what that raises in the driver is one line."""
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from pipelines.cluster import disk, session
+    from pipelines.config import Experiment, Train
+    from pipelines.tracking.runs import Tracking
+    from pipelines.training import driver as train
+    from tests.support.small import SMALL_DEEPLAB
+    from tests.support.stored import write_shards
+    from tests.support.worker_failures import GLOO, KILLED
+
+    told = disk.full(tmp_path, 1 << 20, "a checkpoint's files")
+    full = OSError(errno.ENOSPC, "Error writing bytes\nNo space left on device")
+    callback = train.stop_when_full()
+    context = SimpleNamespace(run_config=SimpleNamespace(name="full"))
+    callback.after_exception(context, {0: GLOO, 1: KILLED})  # restarts
+    with pytest.raises(disk.DiskFull, match=r"^full: No space left on device\. Make room there"):
+        callback.after_exception(context, {0: full})
+    with pytest.raises(disk.DiskFull) as stopped:
+        callback.after_exception(context, {0: GLOO, 1: told})
+    assert str(stopped.value) == str(told)
+
+    def fit(job: Any, callbacks: Any) -> None:
+        raise ControllerError(stopped.value)
+
+    (tmp_path / "runs" / "full" / "step_000002").mkdir(parents=True)
+    (tmp_path / "runs" / "full" / "step_000002" / "checkpoint.pt").touch()
+    (tmp_path / "shards").mkdir()
+    shards = write_shards(tmp_path / "shards", small_categories, 2)
+    monkeypatch.setattr(session, "connect", lambda *_: None)
+    monkeypatch.setattr(train, "check_cluster", lambda _: False)
+    monkeypatch.setattr(train, "prepare_data", lambda _: (shards, shards))
+    monkeypatch.setattr(train, "_fit", fit)
+    experiment = Experiment(SMALL_DEEPLAB, "full", str(tmp_path / "runs"), train=Train(workers=1))
+    experiment = replace(experiment, tracking=Tracking(mlflow_store))
+    with pytest.raises(disk.DiskFull) as ended:
+        train.train(experiment, "demo")
+    assert str(ended.value) == str(told) and "\n" not in str(told)
+    assert not (tmp_path / "runs" / "full" / "step_000002").exists()  # torn
+    run_id = json.loads((tmp_path / "runs" / "full" / "run.json").read_text())["run_id"]
+    assert client_module.connect(mlflow_store).get_run(run_id).info.status == "FAILED"
 
 
 # Runs that end otherwise than planned. Slow.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import pytest
 from panoptic.segmentation import Categories
 from pipelines.config import Experiment, override
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.training.checkpoints import checkpoint_bytes
 from pipelines.training.preflight import (
+    STAND_IN,
     check_cluster,
     check_continuation,
+    check_disk,
     check_freezing,
     check_model,
     check_options,
     check_score,
     lacking,
+    meta_model,
     parse_schedule,
 )
 
@@ -135,6 +140,36 @@ def test_what_training_can_use_passes(small_categories: Categories, tmp_path: Pa
     ):
         check_score(override(demo(), {"model.backbone.name": "resnet18", "train.score": score}))
     check_model(demo(), small_categories)
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Room for three: the best one, the last and the next; and for a fourth where it is first written."""
+    from pipelines.cluster import disk, session
+    from pipelines.training.driver import train
+
+    monkeypatch.setattr(session, "connect", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    experiment = override(
+        demo(), {"model.backbone.name": "resnet18", "train.keep": "1", "storage": str(tmp_path / "runs")}
+    )
+    experiment = replace(experiment, name="taken")
+    one = checkpoint_bytes(meta_model(experiment), experiment.optim)
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 4 * one - 1)
+    with pytest.raises(
+        disk.DiskFull, match=rf"^{tmp_path}/runs/taken: 3 checkpoints of \d+ MiB \(.* need \d+ MiB, "
+    ) as told:
+        train(experiment, "demo")
+    assert "the same command goes on" in str(told.value) and list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 4 * one)
+    check_disk(experiment, STAND_IN)
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 3 * one)
+    step = tmp_path / "runs" / "taken" / "step_000010"
+    step.mkdir(parents=True)
+    with (step / "checkpoint.pt").open("wb") as file:
+        file.truncate(one)  # of a run that goes on, so that two more and the copy suffice
+    check_disk(experiment, STAND_IN)
 
 
 def test_schedules_of_freezing():
