@@ -72,8 +72,8 @@ def _telling_full(folder: str, state: State) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         needed = checkpoint_bytes(state.model, state.experiment.optim)
         free = disk.free_bytes(folder)
-        torn = isinstance(error, RuntimeError) and "inline_container" in str(error) and free is not None
-        if disk.find_full(error) or (torn and free < needed):
+        torn = free is not None and free < needed and "inline_container" in str(error)
+        if torn or disk.find_full(error):
             raise disk.full(folder, needed, "a checkpoint's files") from error
         raise
 
