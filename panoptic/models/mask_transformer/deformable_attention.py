@@ -22,6 +22,12 @@ from panoptic.layers.attention import initialise_transformer
 Sizes = Sequence[tuple[int, int]]
 """Height and width of each level."""
 
+SAMPLES = 1 << 25
+"""Rows that are summed at once.
+
+Above 2^26 the backward of torch's `embedding_bag` counts threads beyond int32 on a GPU and reads memory that is not
+its own: eight images of 1024 x 1024 are as many."""
+
 
 class DeformableAttention(nn.Module):
     """Attention to a few points whose places and weights follow from the query alone.
@@ -91,6 +97,11 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
     """
     images, tokens, heads, channels = values.shape
     device = values.device
+    # a part of the images at a time where all are too many
+    fit = max(1, SAMPLES * images // (4 * weights.numel()))
+    if images > fit:
+        parts = zip(values.split(fit), cells.split(fit), weights.split(fit), strict=True)
+        return torch.cat([_sampled_rows(*part, sizes) for part in parts])
     # width and height of each level, and the place of its first token
     extents = torch.tensor([(width, height) for height, width in sizes], device=device)
     first = torch.tensor([0, *(height * width for height, width in sizes)], device=device).cumsum(0)[:-1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panoptic.models.mask_transformer import deformable_attention
 from panoptic.models.mask_transformer.deformable_attention import (
     DeformableAttention,
     DeformableEncoder,
@@ -102,3 +103,16 @@ def test_encoder_under_autocast_stays_close() -> None:
 def test_heads_must_share_the_channels() -> None:
     with pytest.raises(ValueError, match="10 channels cannot be shared by 4 heads"):
         DeformableAttention(10, 4, 3, 4)
+
+
+def test_images_beyond_the_limit_are_summed_in_parts(monkeypatch) -> None:
+    """A GPU's `embedding_bag` has a limit; where the images are parted makes no difference."""
+    results = []
+    for limit in (1 << 25, 1):
+        monkeypatch.setattr(deformable_attention, "SAMPLES", limit)
+        leaves = [x.requires_grad_() for x in drawn(2)]
+        sums = _sampled_rows(*leaves, SIZES)
+        sums.square().sum().backward()
+        results.append([sums, *(x.grad for x in leaves)])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole)
