@@ -63,10 +63,11 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
             f"matching: the cost is not finite for {', '.join(unique)}; outputs of the network are not finite or "
             "beyond float32. Lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
         )
-    pairs = [_assign(table[g], np.flatnonzero(columns[g % images])) for g in range(len(table))]
-    groups = np.repeat(np.arange(len(pairs)), [len(queries) for queries, _ in pairs])
-    queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in pairs)]) for k in (0, 1))
-    return Matches(*torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64)).to(cost.device))
+    assigned = [_assign(table[g], np.flatnonzero(columns[g % images])) for g in range(len(table))]
+    groups = np.repeat(np.arange(len(assigned)), [len(queries) for queries, _ in assigned])
+    queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in assigned)]) for k in (0, 1))
+    pairs = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64))
+    return Matches(*pairs.to(cost.device, non_blocking=True))
 
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

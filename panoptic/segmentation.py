@@ -216,7 +216,7 @@ class Frame:
         """bool [B, H, W], True inside each image and False in batch padding."""
         rows = torch.arange(self.canvas[0], device=device)[None, :, None]
         columns = torch.arange(self.canvas[1], device=device)[None, None, :]
-        sizes = self.sizes.to(device)
+        sizes = self.sizes.to(device, non_blocking=True)
         return (rows < sizes[:, 0, None, None]) & (columns < sizes[:, 1, None, None])
 
 

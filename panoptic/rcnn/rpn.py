@@ -104,7 +104,7 @@ def anchors_of(logits: Sequence[Tensor], strides: Sequence[int], regions: Region
     """float32 [h * w * K, 4] of each level, given the logits [B, K, h, w] of each level."""
     cells = regions.cells(len(logits))
     return [
-        grid_anchors(cell.to(x.device), x.shape[-2], x.shape[-1], stride, regions.offset)
+        grid_anchors(cell.to(x.device, non_blocking=True), x.shape[-2], x.shape[-1], stride, regions.offset)
         for cell, x, stride in zip(cells, logits, strides, strict=True)
     ]
 

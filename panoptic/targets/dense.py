@@ -129,7 +129,7 @@ def thing_mask(targets: Targets, categories: Categories) -> Tensor:
 
 def is_thing(targets: Targets, categories: Categories) -> Tensor:
     """The segments of thing classes, bool [B, N], crowds included."""
-    table = torch.tensor([*categories.is_thing, False], device=targets.labels.device)
+    table = torch.tensor([*categories.is_thing, False]).to(targets.labels.device, non_blocking=True)
     return table[targets.labels]  # IGNORE, -1, reads the last entry
 
 

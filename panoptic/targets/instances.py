@@ -62,7 +62,7 @@ def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tenso
     visible = is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0])
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
-    classes = table.to(targets.labels.device)[targets.labels]
+    classes = table.to(targets.labels.device, non_blocking=True)[targets.labels]
     entries = [image.nonzero()[:, 0] for image in visible]
     return (
         entries,

@@ -10,6 +10,7 @@ Shapes: C classes, K logits without the last.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.segmentation import IGNORE
@@ -36,7 +37,7 @@ class ClassSpace(nn.Module):
 
     def to_logits(self, labels: Tensor) -> Tensor:
         """The logits that classes (int64, any shape) train; `IGNORE` becomes "no object"."""
-        table = torch.cat([self.index, self.index.new_tensor([self.logits])])
+        table = F.pad(self.index, (0, 1), value=self.logits)
         return table[labels]  # IGNORE, -1, reads the last entry
 
     def to_classes(self, logits: Tensor) -> Tensor:

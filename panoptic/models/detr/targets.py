@@ -29,5 +29,5 @@ def box_targets(targets: Targets) -> BoxTargets:
     present = (targets.labels != IGNORE) & (corners[:, :, 2] > corners[:, :, 0])
     low, high = corners[:, :, :2], corners[:, :, 2:] - 1
     boxes = torch.cat([(low + high) / 2, high - low], 2)
-    sizes = targets.frame.sizes.to(boxes.device).flip(1).repeat(1, 2)
+    sizes = targets.frame.sizes.to(boxes.device, non_blocking=True).flip(1).repeat(1, 2)
     return BoxTargets(present, boxes / sizes[:, None])

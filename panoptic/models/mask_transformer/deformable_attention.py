@@ -77,7 +77,7 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).float().view(*shape, 2)
         weights = self.attention_weights(queries).float().view(*shape[:3], -1).softmax(-1).view(shape)
         # positions in cells, of which (0, 0) is the middle of the first
-        extents = torch.tensor([(width, height) for height, width in sizes], device=queries.device)
+        extents = _extents(sizes, queries.device)
         cells = references[:, None, None, None] * extents[:, None] - 0.5 + offsets
         sample = _sampled_planes if torch.compiler.is_exporting() else _sampled_rows
         return self.output_proj(sample(values, cells, weights, sizes))
@@ -103,8 +103,8 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
         parts = zip(values.split(fit), cells.split(fit), weights.split(fit), strict=True)
         return torch.cat([_sampled_rows(*part, sizes) for part in parts])
     # width and height of each level, and the place of its first token
-    extents = torch.tensor([(width, height) for height, width in sizes], device=device)
-    first = torch.tensor([0, *(height * width for height, width in sizes)], device=device).cumsum(0)[:-1]
+    extents = _extents(sizes, device)
+    first = F.pad(extents.prod(1).cumsum(0)[:-1], (1, 0))
     # the four cells around each point; those outside of the level have no share, and any row of the table will do
     low = cells.detach().floor()
     share = cells - low
@@ -126,6 +126,11 @@ def _sampled_rows(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) 
         index.view(bags, -1), values.reshape(-1, channels), mode="sum", per_sample_weights=factors.reshape(bags, -1)
     )
     return sums.view(images, cells.shape[1], heads * channels)
+
+
+def _extents(sizes: Sizes, device: torch.device) -> Tensor:
+    """The width and height of each level, int64 [L, 2]; the copy waits for nothing that the device has yet to do."""
+    return torch.tensor([(width, height) for height, width in sizes]).to(device, non_blocking=True)
 
 
 def _sampled_planes(values: Tensor, cells: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:

@@ -32,7 +32,8 @@ def segments_at(segments: Tensor, images: Tensor, points: Tensor) -> tuple[Tenso
     """
     height, width = segments.shape[1:]
     # in pixels, of which (0, 0) is the middle of the first
-    x, y = (points * points.new_tensor([width, height]) - 0.5).unbind(-1)
+    extent = torch.tensor([width, height], dtype=points.dtype).to(points.device, non_blocking=True)
+    x, y = (points * extent - 0.5).unbind(-1)
     columns, rows = _neighbours(x, width), _neighbours(y, height)
     # flat indices of the four pixels in the batch, and the products of their shares along both axes
     images = (images * (height * width)).to(torch.int32)[:, None]

@@ -172,7 +172,7 @@ def _region_map(targets: Targets, categories: Categories, regions: Regions) -> T
     table = torch.zeros(len(categories) + 1, dtype=torch.int64)  # the last entry, read by `IGNORE`, is void
     for region, label in enumerate(region_classes(categories, regions)):
         table[list(categories.things) if label == IGNORE else label] = region + 1
-    return table.to(targets.segments.device)[semantic_map(targets)]
+    return table.to(targets.segments.device, non_blocking=True)[semantic_map(targets)]
 
 
 def segment_cells(targets: Targets, slots: Tensor, count: int, cells: tuple[int, int]) -> Tensor:
@@ -237,7 +237,7 @@ def _thing_classes(targets: Targets, categories: Categories) -> Tensor:
     """int64 [B, N], the place of each label among the thing classes, 0 where it is none."""
     table = torch.zeros(len(categories) + 1, dtype=torch.int64)
     table[list(categories.things)] = torch.arange(len(categories.things))
-    return table.to(targets.labels.device)[targets.labels]
+    return table.to(targets.labels.device, non_blocking=True)[targets.labels]
 
 
 def _level_cells(middles: Tensor, cells: tuple[int, int], shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -291,9 +291,8 @@ def _resized(values: Tensor, count: int, targets: Targets, cells: tuple[int, int
     Args:
         values: int64 [B, H, W], 1..count, 0 for none.
     """
-    (top, bottom, down), (left, right, across) = (
-        _taps(targets.frame.sizes[:, axis].to(values.device), cells[axis]) for axis in (0, 1)
-    )
+    sizes = targets.frame.sizes.to(values.device, non_blocking=True)
+    (top, bottom, down), (left, right, across) = (_taps(sizes[:, axis], cells[axis]) for axis in (0, 1))
     flat, width = values.flatten(1), values.shape[2]
     lines = []
     for row in (top, bottom):

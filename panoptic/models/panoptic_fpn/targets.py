@@ -29,7 +29,7 @@ def semantic_targets(targets: Targets, categories: Categories) -> Tensor:
     table = torch.zeros(len(categories) + 1, dtype=torch.int64)
     table[list(categories.stuff)] = torch.arange(1, 1 + len(categories.stuff))
     table[IGNORE] = IGNORE
-    return semantic_map(replace(targets, labels=table.to(targets.labels.device)[targets.labels]))
+    return semantic_map(replace(targets, labels=table.to(targets.labels.device, non_blocking=True)[targets.labels]))
 
 
 def true_semantic(targets: Targets, categories: Categories) -> Tensor:
