@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -135,18 +136,29 @@ def match(
     return index, labels
 
 
-def sample(labels: Tensor, count: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Random positives (label 1 or more) and negatives (label 0), the positives drawn first.
+def sample(labels: Sequence[Tensor], count: int, fraction: float) -> list[tuple[Tensor, Tensor]]:
+    """Random positives (label 1 or more) and negatives (label 0) of each image, the positives drawn first.
+
+    The device is read three times for all images, not for each of them.
 
     Args:
-        labels: int64 [P].
-        count: of both; fewer where there are not enough negatives.
+        labels: for each image int64 [P].
+        count: of both, for each image; fewer where there are not enough negatives.
         fraction: share that positives may have.
 
     Returns:
-        indices of the positives and of the negatives.
+        for each image the indices of the positives and of the negatives.
     """
-    positive, negative = (labels > 0).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
-    first = torch.randperm(len(positive), device=labels.device)[: int(count * fraction)]
-    second = torch.randperm(len(negative), device=labels.device)[: count - len(first)]
-    return positive[first], negative[second]
+    every = torch.cat(list(labels))
+    sizes = [len(part) for part in labels]
+    masks = torch.stack([every > 0, every == 0])  # positives, negatives
+    # how many of each kind an image has, then their places among the boxes of all images
+    amounts = torch.stack([part.sum(1) for part in masks.split(sizes, 1)], 1).tolist()
+    kinds = [mask.nonzero()[:, 0].split(amount) for mask, amount in zip(masks, amounts, strict=True)]
+    starts = [0, *accumulate(sizes)]
+    drawn = []
+    for positive, negative, start in zip(*kinds, starts, strict=False):
+        first = torch.randperm(len(positive), device=every.device)[: int(count * fraction)]
+        second = torch.randperm(len(negative), device=every.device)[: count - len(first)]
+        drawn.append((positive[first] - start, negative[second] - start))
+    return drawn

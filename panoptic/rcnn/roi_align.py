@@ -42,7 +42,9 @@ def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Ten
     if len(features) == 1:
         return roi_align(features[0], regions, side, 1 / strides[0], 0, True)
     levels = assign_levels(regions[:, 1:], strides)
-    order = [(levels == k).nonzero()[:, 0] for k in range(len(features))]
+    every = torch.arange(len(features), device=levels.device)
+    # one read of the device for all levels
+    order = levels.argsort(stable=True).split((levels == every[:, None]).sum(1).tolist())
     pooled = [
         roi_align(feature, regions[chosen], side, 1 / stride, 0, True)
         for feature, stride, chosen in zip(features, strides, order, strict=True)

@@ -155,11 +155,12 @@ def sample_regions(
         background: K.
         detection: thresholds and numbers.
     """
-    sampled = []
-    for proposed, boxes, labels in zip(proposals, truth, classes, strict=True):
+    sampled, candidates = [], []
+    for proposed, boxes in zip(proposals, truth, strict=True):
         regions = torch.cat([proposed.boxes, boxes.to(proposed.boxes)]) if detection.append_truth else proposed.boxes
-        index, held = match(boxes, regions, detection.overlap, detection.overlap)
-        positive, negative = sample(held, detection.samples, detection.positive_fraction)
+        candidates.append((regions, *match(boxes, regions, detection.overlap, detection.overlap)))
+    drawn = sample([held for _, _, held in candidates], detection.samples, detection.positive_fraction)
+    for (regions, index, _), (positive, negative), labels in zip(candidates, drawn, classes, strict=True):
         chosen = torch.cat([positive, negative])
         targets = torch.full((len(chosen),), background, device=labels.device)
         targets[: len(positive)] = labels[index[positive]]

@@ -161,12 +161,15 @@ def suppress(
         least: boxes whose width or height is not above are empty.
     """
     levels = torch.cat([torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(logits)])
+    every, confidence = torch.cat(list(boxes), 1), torch.cat(list(logits), 1)
+    every = torch.stack(
+        [clip(image, height, width) for image, (height, width) in zip(every, sizes.tolist(), strict=True)]
+    )
+    usable = every.isfinite().all(2) & confidence.isfinite() & ~is_empty(every, least)
+    # two reads of the device for all images, instead of one each
+    places = usable.nonzero()[:, 1].split(usable.sum(1).tolist())
     proposals = []
-    for image, scores, (height, width) in zip(
-        torch.cat(list(boxes), 1), torch.cat(list(logits), 1), sizes.tolist(), strict=True
-    ):
-        image = clip(image, height, width)
-        kept = (image.isfinite().all(1) & scores.isfinite() & ~is_empty(image, least)).nonzero()[:, 0]
+    for image, scores, kept in zip(every, confidence, places, strict=True):
         image, scores = image[kept], scores[kept]
         best = batched_nms(image, scores, levels[kept], nms)[:after]
         proposals.append(Proposals(image[best], scores[best]))
@@ -192,26 +195,29 @@ def region_losses(
         truth: for each image the boxes [N, 4] of its things.
         regions: thresholds and numbers.
     """
-    if regions.divide == "sampled" and len(truth) > 1:
-        parts = [
-            region_losses([x[b : b + 1] for x in logits], [x[b : b + 1] for x in deltas], anchors, [boxes], regions)
-            for b, boxes in enumerate(truth)
-        ]
-        objectness, box = (torch.stack(part).mean() for part in zip(*parts, strict=True))
-        return objectness, box
     every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
+    matched = [match(boxes, every, regions.negative, regions.positive, regions.low_quality) for boxes in truth]
+    drawn = sample([labels for _, labels in matched], regions.samples, regions.positive_fraction)
     # of each image the logits of sampled anchors with their targets, and the codes of the positive ones with theirs
     sampled, targets, codes, true_codes = [], [], [], []
-    for image, boxes in enumerate(truth):
-        index, labels = match(boxes, every, regions.negative, regions.positive, regions.low_quality)
-        positive, negative = sample(labels, regions.samples, regions.positive_fraction)
+    for image, (boxes, (index, _), (positive, negative)) in enumerate(zip(truth, matched, drawn, strict=True)):
         sampled.append(scores[image, torch.cat([positive, negative])])
-        targets.append((torch.arange(len(sampled[-1]), device=labels.device) < len(positive)).to(scores.dtype))
+        targets.append((torch.arange(len(sampled[-1]), device=index.device) < len(positive)).to(scores.dtype))
         codes.append(code[image, positive])
         true_codes.append(encode(every[positive], boxes[index[positive]]) if len(boxes) else codes[-1].detach())
-    total = regions.samples * len(truth) if regions.divide == "samples" else max(1, len(targets[0]))
-    objectness = F.binary_cross_entropy_with_logits(torch.cat(sampled), torch.cat(targets), reduction="sum")
-    return objectness / total, box_error(torch.cat(codes), torch.cat(true_codes), regions.beta) / total
+
+    def losses(images: slice, total: int) -> tuple[Tensor, Tensor]:
+        objectness = F.binary_cross_entropy_with_logits(
+            torch.cat(sampled[images]), torch.cat(targets[images]), reduction="sum"
+        )
+        box = box_error(torch.cat(codes[images]), torch.cat(true_codes[images]), regions.beta)
+        return objectness / total, box / total
+
+    if regions.divide == "samples":
+        return losses(slice(None), regions.samples * len(truth))
+    parts = [losses(slice(b, b + 1), max(1, len(anchors_drawn))) for b, anchors_drawn in enumerate(targets)]
+    objectness, box = (torch.stack(part).mean() for part in zip(*parts, strict=True))
+    return objectness, box
 
 
 def box_error(deltas: Tensor, targets: Tensor, beta: float) -> Tensor:

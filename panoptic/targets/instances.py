@@ -63,9 +63,9 @@ def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tenso
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
     classes = table.to(targets.labels.device, non_blocking=True)[targets.labels]
-    entries = [image.nonzero()[:, 0] for image in visible]
+    entries = visible.nonzero()[:, 1].split(visible.sum(1).tolist())
     return (
-        entries,
+        list(entries),
         [outlines[b, chosen] for b, chosen in enumerate(entries)],
         [classes[b, chosen] for b, chosen in enumerate(entries)],
     )
@@ -117,6 +117,9 @@ def region_masks(
     step = max(1, PLANES // (height * width))
     cut = [torch.zeros(0, side, side, device=targets.segments.device)]
     for image, (listed, boxes, owner) in enumerate(zip(entries, regions, owners, strict=True)):
+        if boxes.is_cuda and 0 < len(listed) <= step:  # the planes of all cost less there than asking which are used
+            cut.append(mask_targets(masks(targets, image, listed), boxes, owner, side))
+            continue
         # each mask once, though many regions may have it; so many masks at a time as memory allows
         used, place = owner.unique(return_inverse=True)
         shares = boxes.new_zeros(len(boxes), side, side)

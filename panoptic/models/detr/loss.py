@@ -152,8 +152,10 @@ def _mask_losses(query_masks: QueryMasks, targets: Targets, matches: Matches) ->
         nothing = torch.zeros(1, dtype=torch.int64, device=matches.queries.device)
         matches, weight = Matches(nothing, nothing, nothing), 0.0
     masks = []
-    for b in range(len(frame.sizes)):
-        queries = matches.queries[matches.groups == b]
+    # the matches of one layer are ordered by image: one read of the device, instead of one an image
+    images = torch.arange(len(frame.sizes), device=matches.groups.device)
+    counts = (matches.groups == images[:, None]).sum(1).tolist()
+    for b, queries in enumerate(matches.queries.split(counts)):
         if len(queries):
             masks.append(query_masks(b, queries))
     logits = torch.cat(masks)

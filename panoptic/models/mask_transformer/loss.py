@@ -108,11 +108,10 @@ def mask_losses(
     matched = embeddings[matches.groups, matches.queries]
     owner = matches.groups % images
     order = owner.argsort(stable=True)
+    counts = (owner == torch.arange(images, device=owner.device)[:, None]).sum(1).tolist()
     compared = []
     # taken apart once: the gradient of each selection would be as large as all features
-    for image_features, pairs in zip(
-        features.unbind(), order.split(torch.bincount(owner, minlength=images).tolist()), strict=True
-    ):
+    for image_features, pairs in zip(features.unbind(), order.split(counts), strict=True):
         for part in pairs.split(CHUNK) if len(pairs) else ():
 
             def values(vectors: Tensor, image_features: Tensor, part: Tensor = part) -> Tensor:

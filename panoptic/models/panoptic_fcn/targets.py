@@ -119,8 +119,9 @@ def kernel_targets(
     middles = mass_centres(masks, boxes.gather(1, _entries(segments, 4)), centre)
     classes = _thing_classes(targets, categories)
     levels = []
-    for shape, here in zip(shapes, held, strict=True):
-        image, entry = here.nonzero().unbind(1)
+    pairs = held.nonzero()[:, 1:].split(held.sum((1, 2)).tolist())
+    for shape, here in zip(shapes, pairs, strict=True):
+        image, entry = here.unbind(1)
         thing = slots[image, entry] - 1
         label = classes[image, entry]
         row, column = _level_cells(middles[image, thing], cells, shape)

@@ -51,7 +51,7 @@ def test_without_truth_everything_is_background() -> None:
 def test_samples_are_filled_up_with_negatives(positives: int, negatives: int, expected: tuple[int, int]) -> None:
     labels = torch.tensor([1] * positives + [0] * negatives + [-1] * 11)
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    first, second = sample(labels, 16, 0.5)
+    ((first, second),) = sample([labels], 16, 0.5)
     assert (len(first), len(second)) == expected
     assert (labels[first] == 1).all() and (labels[second] == 0).all()
     assert len(first.unique()) == len(first) and len(second.unique()) == len(second)
@@ -60,10 +60,21 @@ def test_samples_are_filled_up_with_negatives(positives: int, negatives: int, ex
 def test_positives_are_drawn_before_negatives() -> None:
     labels = torch.tensor([0, 1, 1, 0, 0, 1, 0])
     torch.manual_seed(3)
-    first, second = sample(labels, 4, 0.5)
+    ((first, second),) = sample([labels], 4, 0.5)
     torch.manual_seed(3)
     assert first.tolist() == torch.tensor([1, 2, 5])[torch.randperm(3)[:2]].tolist()
     assert second.tolist() == torch.tensor([0, 3, 4, 6])[torch.randperm(4)[:2]].tolist()
+
+
+def test_several_images_are_sampled_as_one_after_the_other() -> None:
+    labels = [torch.tensor(values) for values in ([0, 1, -1, 1, 0, 1], [0, 0, 0], [1, -1, 1], [1, 0, 0, 1, 1])]
+    torch.manual_seed(5)
+    together = sample(labels, 3, 0.5)
+    torch.manual_seed(5)
+    alone = [sample([image], 3, 0.5)[0] for image in labels]
+    assert [[part.tolist() for part in drawn] for drawn in together] == [
+        [part.tolist() for part in drawn] for drawn in alone
+    ]
 
 
 def outputs(regions: Regions, scale: float = 1.0, seed: int = 0):
