@@ -76,14 +76,6 @@ def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return queries, columns[chosen]
 
 
-def stacked(layers: Sequence[Matches], images: int) -> Matches:
-    """The pairs of several layers of B = `images` groups each as those of one, layers outermost."""
-    groups = torch.cat([layer.groups + index * images for index, layer in enumerate(layers)])
-    return Matches(
-        groups, torch.cat([layer.queries for layer in layers]), torch.cat([layer.targets for layer in layers])
-    )
-
-
 def class_cost(logits: Tensor, labels: Tensor) -> Tensor:
     """Minus the probability of each target's class, [G, Q, N].
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from panoptic import losses
 from panoptic.distributed import world_mean
-from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian, stacked
+from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask_transformer import point_sampling
 from panoptic.models.mask_transformer.config import MaskTransformerConfig
@@ -54,16 +54,20 @@ def mask2former_loss(
     chosen = target_segments(targets)
     normaliser = world_mean(chosen.sum().float()).clamp(min=1)
     suffixes, classes, embeddings = trained_layers(outputs)
-    layer_matches, layer_points = [], []
+    # the matches of a layer are as many whatever they are, so that points can be drawn before them
+    count = int(chosen.sum(1).clamp(max=classes.shape[1]).sum())
+    layer_masks, costs, drawn, layer_points = [], [], [], []
     with torch.no_grad():
         for logits, vectors in zip(classes.split(images), embeddings.split(images), strict=True):
-            masks = mask_products(vectors, features)
-            cost = matching_cost(logits, masks, targets, config, points)
-            matches = hungarian(cost, chosen, targets.names)
-            matched = masks[matches.groups, matches.queries]
-            layer_points.append(point_sampling.uncertain_points(matched, points, oversample, importance))
-            layer_matches.append(matches)
-    matches = stacked(layer_matches, images)
+            layer_masks.append(mask_products(vectors, features))
+            costs.append(matching_cost(logits, layer_masks[-1], targets, config, points))
+            drawn.append(point_sampling.draw_candidates(count, points, oversample, importance, features.device))
+        # one matching for all layers: the device waits for the host once
+        matches = hungarian(torch.cat(costs), chosen, targets.names)
+        for layer, (masks, candidates) in enumerate(zip(layer_masks, drawn, strict=True)):
+            part = slice(layer * count, (layer + 1) * count)
+            matched = masks[matches.groups[part] - layer * images, matches.queries[part]]
+            layer_points.append(point_sampling.uncertain_points(matched, *candidates))
     class_terms = class_losses(classes, matches, targets, config.no_object_weight)
     mask_terms = _cross_entropy_and_dice(embeddings, features, torch.cat(layer_points), targets, matches)
     return weighted_terms(config, suffixes, class_terms, mask_terms, normaliser)

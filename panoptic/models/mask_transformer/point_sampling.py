@@ -72,22 +72,37 @@ def masks_at(segments: Tensor, images: Tensor, entries: Tensor, points: Tensor) 
     return (shares * (numbers == entries[:, None, None] + 1)).sum(1)
 
 
-def uncertain_points(masks: Tensor, count: int, oversample: float, importance: float) -> Tensor:
-    """Points [M, P, 2] at which masks are least certain, and some that are anywhere (PointRend, section 3.1).
+def draw_candidates(
+    masks: int, count: int, oversample: float, importance: float, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
+    """The random points of `uncertain_points`, drawn before the masks are known.
 
-    Of `oversample` P uniform points, the `importance` P whose logit is nearest to 0; then uniform ones.
+    Args:
+        masks: M.
+        count: P, points of a mask.
+        oversample: candidates for each point.
+        importance: share of the points that are chosen among the candidates; the others are uniform.
+        device: of the points.
+
+    Returns:
+        candidates [M, `oversample` P, 2], uniform points [M, P - k, 2], and k, how many candidates are to be chosen.
+    """
+    chosen = int(importance * count)
+    candidates = torch.rand(masks, int(count * oversample), 2, device=device)
+    return candidates, torch.rand(masks, count - chosen, 2, device=device), chosen
+
+
+def uncertain_points(masks: Tensor, candidates: Tensor, uniform: Tensor, chosen: int) -> Tensor:
+    """Points [M, P, 2] at which masks are least certain, and some that are anywhere (PointRend, section 3.1).
 
     Args:
         masks: [M, h, w] logits; no gradient flows.
-        count: P.
-        oversample: candidates for each point.
-        importance: share of points that are chosen among them.
+        candidates: of `draw_candidates`, of which those are chosen whose logit is nearest to 0.
+        uniform: of `draw_candidates`, appended to them.
+        chosen: of `draw_candidates`.
     """
-    chosen = int(importance * count)
-    candidates = torch.rand(len(masks), int(count * oversample), 2, device=masks.device)
-    anywhere = torch.rand(len(masks), count - chosen, 2, device=masks.device)
     if not len(masks):  # of which nothing can be sampled
-        return anywhere.new_zeros(0, count, 2)
+        return uniform.new_zeros(0, chosen + uniform.shape[1], 2)
     certainty = sample(masks.detach()[:, None], candidates)[:, 0].abs()
     index = certainty.topk(chosen, 1, largest=False, sorted=False).indices
-    return torch.cat([candidates.gather(1, index[:, :, None].expand(-1, -1, 2)), anywhere], 1)
+    return torch.cat([candidates.gather(1, index[:, :, None].expand(-1, -1, 2)), uniform], 1)

@@ -35,7 +35,9 @@ def plain_losses(model: Mask2Former, outputs: Outputs, targets: Targets) -> dict
         cost -= 2 * torch.stack([c.softmax(1)[:, labels] for c, labels in zip(classes, targets.labels, strict=True)])
         matches = hungarian(cost, target_segments(targets), targets.names)
         b, q, k = matches.groups, matches.queries, matches.targets
-        chosen = point_sampling.uncertain_points(logits[b, q], config.loss_points, 3.0, 0.75)
+        chosen = point_sampling.uncertain_points(
+            logits[b, q], *point_sampling.draw_candidates(len(b), config.loss_points, 3.0, 0.75, logits.device)
+        )
         x, t = (
             point_sampling.sample(logits[b, q][:, None], chosen)[:, 0],
             point_sampling.sample(masks[b, k][:, None], chosen)[:, 0],

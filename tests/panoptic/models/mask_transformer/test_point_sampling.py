@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from panoptic.models.mask_transformer.point_sampling import (
+    draw_candidates,
     every_mask_at,
     masks_at,
     sample,
@@ -43,7 +44,7 @@ def test_shares_sum_to_one_inside() -> None:
 def test_uncertain_points_are_the_least_certain_of_the_candidates() -> None:
     masks = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
-    points = uncertain_points(masks, 20, 3.0, 0.75)
+    points = uncertain_points(masks, *draw_candidates(3, 20, 3.0, 0.75, masks.device))
     torch.manual_seed(2)
     candidates, anywhere = torch.rand(3, 60, 2), torch.rand(3, 5, 2)
     assert points.shape == (3, 20, 2)
@@ -53,4 +54,5 @@ def test_uncertain_points_are_the_least_certain_of_the_candidates() -> None:
 
 
 def test_no_mask_at_all() -> None:
-    assert uncertain_points(torch.zeros(0, 4, 4), 8, 3.0, 0.75).shape == (0, 8, 2)
+    masks = torch.zeros(0, 4, 4)
+    assert uncertain_points(masks, *draw_candidates(0, 8, 3.0, 0.75, masks.device)).shape == (0, 8, 2)
