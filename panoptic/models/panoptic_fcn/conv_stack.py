@@ -90,10 +90,18 @@ class ModulatedConv(nn.Module):
 def with_coordinates(x: Tensor) -> Tensor:
     """[B, C, h, w] to [B, C + 2, h, w]: the row, then the column, each from -1 to 1."""
     height, width = x.shape[-2:]
-    rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-    columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+    rows, columns = _evenly_spaced(height, x), _evenly_spaced(width, x)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
     return torch.cat([x, grid.expand(len(x), -1, -1, -1)], 1)
+
+
+def _evenly_spaced(count: int, like: Tensor) -> Tensor:
+    """Evenly spaced numbers [`count`] from -1 to 1, on the device of `like` and of its type."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # linspace would make the count a constant of the graph, and every size of image a compilation of its own
+        steps = torch.arange(count, device=like.device, dtype=torch.float32)
+        return (steps * (2 / max(count - 1, 1)) - 1).to(like.dtype)
+    return torch.linspace(-1, 1, count, device=like.device, dtype=like.dtype)
 
 
 def predictor(inputs: int, outputs: int, side: int, bias: float = 0.0) -> nn.Conv2d:
