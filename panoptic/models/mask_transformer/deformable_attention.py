@@ -25,8 +25,8 @@ Sizes = Sequence[tuple[int, int]]
 SAMPLES = 1 << 25
 """Rows that are summed at once.
 
-Above 2^26 the backward of torch's `embedding_bag` counts threads beyond int32 on a GPU and reads memory that is not
-its own: eight images of 1024 x 1024 are as many."""
+Above 2^26 the backward of torch's `embedding_bag` numbers its threads, 32 a row, beyond int32 on a GPU and reads memory
+that is not its own: nine images of 1024 x 1024 are enough."""
 
 
 class DeformableAttention(nn.Module):
