@@ -10,11 +10,14 @@ Shapes: H x W pixels, N segments.
 
 from __future__ import annotations
 
+import io
+import math
 from collections import Counter
 from collections.abc import Mapping
 
 import cv2
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from panoptic.segmentation import Categories, Segmentation, renumber
@@ -25,8 +28,40 @@ MAX_ID = (1 << 24) - 1
 MAX_JPEG = 65500
 """The largest width and height that libjpeg writes."""
 
+MAX_PIXELS = 178_956_970
+"""The most pixels of an image file that is decoded, about half a gigabyte as RGB; Pillow's limit, too.
+
+A PNG of a few kilobytes may state a picture of gigabytes, so the size is read from the header first.
+"""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of every PNG."""
+
 _GREY, _RGB, _RGBA = 0, 2, 6
 _COLOUR_TYPES = {_GREY: "greyscale", _RGB: "RGB", 3: "palette", 4: "greyscale with alpha", _RGBA: "RGBA"}
+
+
+def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
+    """(H, W) of an image file, read from its header: nothing is decoded, and an EXIF orientation is not applied.
+
+    Raises:
+        ValueError: the bytes are no image file, or state more than `MAX_PIXELS` pixels or none; starts with `name`.
+    """
+    if not data:
+        raise ValueError(f"{name}: the file is empty (0 bytes); copy it again from its source")
+    if data.startswith(PNG_SIGNATURE):
+        size = _png_size(data)
+    elif data.startswith(b"\xff\xd8"):
+        size = _jpeg_size(data)
+    else:
+        size = _other_size(data, name)
+    if size is None:
+        raise ValueError(f"{name}: cannot be decoded as an image ({len(data)} bytes); the file is damaged or no image")
+    if min(size) < 1:
+        raise ValueError(f"{name}: its header says {_shape(size)} pixels (height x width); the file is damaged")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(_too_large(name, f"its header says {_shape(size)} pixels (height x width)"))
+    return size
 
 
 def decode_ids(png: bytes) -> np.ndarray:
@@ -36,7 +71,8 @@ def decode_ids(png: bytes) -> np.ndarray:
         int32 [H, W], id = R + 256 G + 65536 B; an alpha channel is ignored.
 
     Raises:
-        ValueError: not a PNG, damaged, or not 8-bit RGB(A): ids cannot be read off a palette or greys.
+        ValueError: not a PNG, damaged, larger than `MAX_PIXELS`, or not 8-bit RGB(A): ids cannot be read off a
+            palette or greys.
     """
     colour, depth = _header(png)
     if colour not in (_RGB, _RGBA) or depth != 8:
@@ -62,13 +98,18 @@ def encode_ids(ids: np.ndarray) -> bytes:
     return _encode(cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGR))
 
 
-def decode_segments(png: bytes) -> np.ndarray:
+def decode_segments(png: bytes, size: tuple[int, int] | None = None) -> np.ndarray:
     """The int32 [H, W] segment map of a single-channel 8- or 16-bit PNG, as `encode_segments` writes it.
 
+    Args:
+        size: (H, W) that its row states, compared with the header before the map is decoded.
+
     Raises:
-        ValueError: not a PNG, damaged, or of another pixel format.
+        ValueError: not a PNG, damaged, of another size, larger than `MAX_PIXELS`, or of another pixel format.
     """
     colour, depth = _header(png)
+    if size is not None and (stated := image_size(png, "PNG")) != tuple(size):
+        raise ValueError(f"the map is {_shape(stated)} but the record says {_shape(size)} (height x width)")
     if colour != _GREY or depth not in (8, 16):
         raise ValueError(
             f"a {depth}-bit {_COLOUR_TYPES.get(colour, '?')} PNG is no segment map; expected one channel of 8 or "
@@ -89,15 +130,25 @@ def encode_segments(segments: np.ndarray) -> bytes:
     return _encode(pixels, [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT])
 
 
-def decode_image(data: bytes, name: str = "image") -> np.ndarray:
-    """Any image file that OpenCV reads as uint8 [H, W, 3] RGB.
+def decode_image(data: bytes, name: str = "image", size: tuple[int, int] | None = None) -> np.ndarray:
+    """An image file (PNG, JPEG, or another kind that OpenCV and Pillow know) as uint8 [H, W, 3] RGB.
 
     Grey is repeated over the channels, alpha is dropped, 16 bits become the upper 8, and the EXIF
     orientation is applied.
 
+    Args:
+        data: the file's bytes.
+        name: of the file, for messages.
+        size: (H, W) that its record states, compared with the header before the image is decoded; as EXIF may turn
+            the image, the header may say (W, H).
+
     Raises:
-        ValueError: the bytes are no readable image; the message starts with `name`.
+        ValueError: the bytes are no readable image, of another size, or larger than `MAX_PIXELS`; the message starts
+            with `name`.
     """
+    stated = image_size(data, name)
+    if size is not None and tuple(size) not in (stated, stated[::-1]):
+        raise ValueError(f"{name}: the image is {_shape(stated)} but the record says {_shape(size)} (height x width)")
     return _decode(data, cv2.IMREAD_COLOR_RGB, name)
 
 
@@ -144,16 +195,20 @@ def from_coco(
     Raises:
         ValueError: one message that starts with `name` and lists every problem.
     """
-    try:
-        id_map = decode_ids(png)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
     infos = record.get("segments_info")
     if infos is None:
         raise ValueError(f"{name}: the record has no segments_info; each annotation needs the list of its segments")
     problems = _entry_problems(infos, categories)
-    if size is not None and id_map.shape != tuple(size):
-        problems.append(f"the PNG is {_shape(id_map.shape)} but the image is {_shape(size)} (height x width)")
+    try:
+        _header(png)
+        stated = image_size(png, "PNG")
+        if size is not None and stated != tuple(size):
+            problems.append(f"the PNG is {_shape(stated)} but the image is {_shape(size)} (height x width)")
+            if math.prod(stated) > math.prod(size):  # not worth its memory
+                raise ValueError("; ".join(problems))
+        id_map = decode_ids(png)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     ids = [info["id"] for info in infos if _is_id(info.get("id"))]
     segments, unlisted, present = renumber(id_map, ids)
     if len(unlisted):
@@ -256,13 +311,56 @@ def _check_range(ids: np.ndarray, limit: int, rule: str) -> int:
 
 def _header(png: bytes) -> tuple[int, int]:
     """(colour type, bit depth) of a PNG. OpenCV would silently expand palettes and scale depths."""
-    if len(png) < 26 or png[:8] != b"\x89PNG\r\n\x1a\n":
+    if not png:
+        raise ValueError("not a PNG file: it is empty (0 bytes); copy it again from its source")
+    if len(png) < 26 or not png.startswith(PNG_SIGNATURE):
         raise ValueError("not a PNG file (wrong first bytes); check that the file is complete")
     return png[25], png[24]
 
 
+def _png_size(data: bytes) -> tuple[int, int] | None:
+    """(H, W) of a PNG, from the chunk IHDR that begins it; None where that is cut."""
+    if len(data) < 24 or data[12:16] != b"IHDR":
+        return None
+    return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(H, W) of a JPEG, from its first frame header (ITU-T T.81, B.2.2); None where there is none before the scan."""
+    place = 2
+    while place + 9 <= len(data):
+        marker = data[place + 1]
+        if data[place] != 0xFF or marker == 0xFF:  # fill bytes, and what decoders pass over
+            place += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # markers without a segment
+            place += 2
+        elif marker in (0xD9, 0xDA):  # the end, or the scan
+            return None
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame headers SOF0 to SOF15
+            return int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return None
+
+
+def _other_size(data: bytes, name: str) -> tuple[int, int] | None:
+    """(H, W) of a file that is neither PNG nor JPEG, as Pillow reads it from its header; None where it is no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(name, "its header says more")) from error
+    except (OSError, ValueError, SyntaxError):  # a kind that Pillow does not know, or a broken header
+        return None
+
+
+def _too_large(name: str, stated: str) -> str:
+    return f"{name}: {stated}, and images of up to {MAX_PIXELS} pixels are read; cut it into tiles, or scale it down"
+
+
 def _decode(data: bytes, flags: int, name: str = "PNG") -> np.ndarray:
-    """OpenCV's array of an image file, with an error where OpenCV gives None."""
+    """OpenCV's array of an image file, with an error where the header states too much or OpenCV gives None."""
+    image_size(data, name)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:

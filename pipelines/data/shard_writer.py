@@ -92,7 +92,7 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
         image = storage.read_bytes(row["image"])
         if is_cut(image):
             raise ValueError("the JPEG ends before its image does (partial download?)")
-        found = decode_image(image, name).shape[:2]
+        found = decode_image(image, name, size).shape[:2]
         if found != size:
             raise ValueError(
                 f"the image is {found[0]}x{found[1]} but the JSON says {size[0]}x{size[1]} (height x width)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from hypothesis.extra import numpy as hnp
 from panoptic.png import (
     MAX_ID,
     MAX_JPEG,
+    MAX_PIXELS,
+    PNG_SIGNATURE,
     area_mismatches,
     decode_ids,
     decode_image,
@@ -25,6 +29,7 @@ from panoptic.png import (
     encode_jpeg,
     encode_segments,
     from_coco,
+    image_size,
     silence_opencv,
     to_coco,
 )
@@ -95,7 +100,7 @@ def test_pixel_formats_that_hold_no_ids_are_refused() -> None:
 @pytest.mark.parametrize("reader", [decode_ids, decode_segments, decode_image])
 @pytest.mark.parametrize("data", [b"", b"no image at all, but long enough to have a header"])
 def test_rubbish_is_refused(reader: Callable[[bytes], np.ndarray], data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"PNG|decoded"):
+    with pytest.raises(ValueError, match=r"PNG|decoded|empty"):
         reader(data)
 
 
@@ -104,6 +109,83 @@ def test_a_header_without_pixels_is_refused() -> None:
         decode_ids(encode_ids(np.ones((30, 30), np.int32))[:40])
     with pytest.raises(ValueError, match=r"^a\.jpg: cannot be decoded"):
         decode_image(b"\xff\xd8\xff\xe0", "a.jpg")
+
+
+def png_bomb(height: int, width: int, colour: int = 2) -> bytes:
+    """A PNG of a few kilobytes that states a picture of this size; its rows are zeros that end early."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    rows = zlib.compress(bytes(1 << 20), 9)
+    return PNG_SIGNATURE + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def jpeg_bomb(height: int, width: int) -> bytes:
+    """A small JPEG whose frame header states a picture of this size."""
+    data = encode(np.zeros((8, 8, 3), np.uint8), ".jpg")
+    place = data.index(b"\xff\xc0")
+    return data[: place + 5] + struct.pack(">HH", height, width) + data[place + 9 :]
+
+
+@pytest.fixture
+def undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV is not asked."""
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_picture_that_states_too_much_is_refused_undecoded() -> None:
+    for data, words in (
+        (png_bomb(30000, 30000), "30000x30000"),
+        (png_bomb(0xFFFFFFFF, 2), "4294967295x2"),
+        (jpeg_bomb(65000, 64000), "65000x64000"),
+    ):
+        assert len(data) < 5000
+        with pytest.raises(ValueError, match=rf"^a: its header says {words} pixels.*up to {MAX_PIXELS} pixels are"):
+            decode_image(data, "a")
+    for reader in (decode_ids, lambda png: decode_segments(png_bomb(30000, 30000, 0))):
+        with pytest.raises(ValueError, match="30000x30000 pixels"):
+            reader(png_bomb(30000, 30000))
+    bmp = bytearray(encode(np.zeros((4, 4, 3), np.uint8), ".bmp"))
+    bmp[18:26] = struct.pack("<ii", 30000, 30000)
+    with pytest.raises(ValueError, match=r"^a: its header says more"):
+        decode_image(bytes(bmp), "a")
+    with pytest.raises(ValueError, match=r"^a: its header says 0x3 pixels"):
+        decode_image(png_bomb(0, 3), "a")
+
+
+@pytest.mark.usefixtures("undecoded")
+def test_a_picture_of_another_size_than_its_record_is_refused_undecoded(small_categories: Categories) -> None:
+    for data in (png_bomb(9000, 9000), jpeg_bomb(9000, 9000)):
+        with pytest.raises(ValueError, match=r"^a: the image is 9000x9000 but the record says 3x4"):
+            decode_image(data, "a", (3, 4))
+    with pytest.raises(ValueError, match=r"^the map is 9000x9000 but the record says 3x4"):
+        decode_segments(png_bomb(9000, 9000, 0), (3, 4))
+    with pytest.raises(ValueError, match=r"^a: the PNG is 9000x9000 but the image is 3x4"):
+        from_coco(png_bomb(9000, 9000), {"segments_info": []}, small_categories, "a", (3, 4))
+
+
+def test_sizes_are_read_from_the_header() -> None:
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    for suffix in (".png", ".jpg", ".bmp", ".tiff", ".webp"):
+        assert image_size(encode(pixels, suffix)) == (5, 7), suffix
+    progressive = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    comment = progressive[:2] + b"\xff\xfe\x00\x08\xff\xc0\x00\x01\x02\x03" + progressive[2:]
+    assert image_size(progressive) == image_size(comment) == (5, 7)
+    assert decode_image(comment, "a", (5, 7)).shape == (5, 7, 3)
+    with pytest.raises(ValueError, match=r"^a\.jpg: the file is empty \(0 bytes\)"):
+        image_size(b"", "a.jpg")
+
+
+def test_a_picture_that_exif_turns_fits_its_record() -> None:
+    """The record has the size as it is shown, the header the size as it is stored."""
+    stored = encode(np.zeros((5, 7, 3), np.uint8), ".jpg")
+    tiff = b"II*\x00\x08\x00\x00\x00" + struct.pack("<HHHIHHI", 1, 0x112, 3, 1, 6, 0, 0)
+    exif = b"Exif\x00\x00" + tiff
+    turned = stored[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + stored[2:]
+    assert decode_image(turned, "a", (7, 5)).shape == (7, 5, 3)
 
 
 def test_images_of_every_kind_become_rgb() -> None:
