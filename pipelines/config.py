@@ -36,6 +36,17 @@ File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 Repeated = tyro.conf.UseAppendAction
 """`changes: Repeated[tuple[str, ...]]` is an option that may be given several times."""
 
+RUN_NAME_LENGTH = 100
+"""The most characters of a run's name: trials add theirs, and filesystems take 255."""
+
+RUN_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{RUN_NAME_LENGTH - 1}}}", re.ASCII)
+"""Names of runs, sweeps and studies; no blanks, as names stand in URIs and in commands to be copied."""
+
+RESERVED = re.compile(
+    r"shards|pretrained|evaluations|evaluated|studies|leases|mlruns|mlartifacts|mlflow\.db.*|scenes-.*", re.IGNORECASE
+)
+"""Folders and files of `storage` that are no run's."""
+
 UNRANKED = -1e9
 """Rank of a checkpoint without a figure."""
 
@@ -166,7 +177,7 @@ class Experiment:
     model: Architecture
     """The architecture; another one is another preset."""
     name: str = ""
-    """Of the run: the same name continues where it ended; empty = preset and time."""
+    """Of the run (letters, digits, . _ -): the same name continues where it ended; empty = preset and time."""
     storage: str = "runs"
     """Folder or s3:// prefix of shards, checkpoints and the local MLflow store."""
     data: Data = field(default_factory=Data)
@@ -253,6 +264,25 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", stderr.getvalue() + stdout.getvalue())
         named = [path for path in changes if path.replace("_", "-") in text] or list(changes)
         raise ValueError(f"{', '.join(named)}: {' '.join(text.split())}") from error
+
+
+def check_run_name(name: str) -> str:
+    """The name of a run, a sweep or a study, if it can be one: it names a folder of `storage` and a run of MLflow.
+
+    Raises:
+        ValueError: it has other characters than letters, digits, `.`, `_` and `-`, does not begin with a letter or a
+            digit, is too long, or is the name of another folder or file of `storage`.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise ValueError(
+            f"--name {name[: 2 * RUN_NAME_LENGTH]!r}: a name has 1 to {RUN_NAME_LENGTH} ASCII letters, digits and "
+            ". _ -, and begins with a letter or a digit; a folder is chosen with --storage"
+        )
+    if RESERVED.fullmatch(name):
+        raise ValueError(
+            f"--name {name}: a folder or file of --storage has this name, which is no run's; choose another name"
+        )
+    return name
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment, flatten, parse
+from pipelines.config import Experiment, check_run_name, flatten, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.evaluate import RowResult, evaluate_row
 from pipelines.studies.plan import (
@@ -75,13 +75,13 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     planned = plan(options, rest, presets)
     names = sorted({entry.preset for entry in planned})
     bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
+    name = check_run_name(bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}")
     pretrain_steps = options.pretrain_steps or (PRETRAIN_STEPS if options.small else 0)
     trial_check = TrialCheck(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
     check_rows(planned, trial_check, "" if given else PRETRAIN)
     check_storage(bases.values())
     if pretrain_steps:
         check_pretraining(trial_check.experiments)
-    name = bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_name(options, rest, bases[names[0]], name)
     options = replace(options, concurrent=join_cluster(options.concurrent, trial_check.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))

@@ -7,6 +7,7 @@ stopped; `run.json` in its folder says which MLflow run it belongs to and with w
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -20,7 +21,7 @@ from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import disk, session, storage
-from pipelines.config import Experiment, flatten
+from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.readers import READERS
@@ -42,6 +43,8 @@ from pipelines.training.preflight import (
 from pipelines.training.state import Job
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
+
+logger = logging.getLogger(__name__)
 
 MODEL_TAG = "panoptic.model"
 """Tag of a run that holds the URI of its logged model."""
@@ -177,7 +180,8 @@ def _require_root(experiment: Experiment) -> None:
 
 
 def _named(experiment: Experiment, preset: str) -> Experiment:
-    return experiment if experiment.name else replace(experiment, name=f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = experiment.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return replace(experiment, name=check_run_name(name))
 
 
 def _draw_scenes(experiment: Experiment, base: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment, parse
+from pipelines.config import Experiment, check_run_name, parse
 from pipelines.tracking import runs
 from pipelines.training.driver import prepare_data
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
@@ -60,12 +60,12 @@ def sweep(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Call
     if unknown:
         raise ValueError(f"preset {', '.join(unknown)} is unknown; there are: {', '.join(sorted(presets))}")
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
+    name = check_run_name(bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}")
     check_whole_numbers(space, bases)
     trial_check = TrialCheck(Trials(bases, names[0], space))
     search_space.dry_run(space, trial_check)
     if options.scheduler == "pbt":
         trial_check.check_exchange()
-    name = bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     trials = replace(trial_check.trials, experiments=tuple(trial_check.experiments))
     return execute(options, trials, name, {"arguments": list(rest)})
 

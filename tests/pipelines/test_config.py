@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pipelines.config import Experiment, flatten, override, parse
+from pipelines.config import Experiment, check_run_name, flatten, override, parse
 from pipelines.presets import PRESETS
 
 
@@ -69,3 +69,22 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     preset = PRESETS["demo"]()
     groups = [Experiment, *(type(value) for value in vars(preset).values() if dataclasses.is_dataclass(value))]
     assert {kind.__name__: found for kind in groups if (found := undocumented(kind))} == {}
+
+
+@pytest.mark.parametrize("name", ["a", "demo-20260101-120000", "r50_v1.2", "7", "Shards-2", "a" * 100])
+def test_names_of_runs(name: str) -> None:
+    assert check_run_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "../x", "/tmp/x", "a/b", "a\\b", "-x", ".hidden", "~", "s3://b/k", "a b", "a\nb", "a\n", "\n"),
+        *("a#b", "a?b", "a%2e", "grün", "a\x00", "a:b", "a" * 101),
+        *("shards", "Shards", "pretrained", "evaluations", "studies", "mlruns", "mlflow.db-wal", "scenes-800-96-0"),
+    ],
+)
+def test_what_is_no_name_of_a_run(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^--name ") as refused:
+        check_run_name(name)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400

@@ -140,6 +140,14 @@ def test_names_are_checked_before_anything_is_trained(resume: bool, message: str
         run.run(options, rest, PRESETS)
 
 
+def test_the_name_of_a_study_is_checked_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(run, "check_rows", lambda *given: pytest.fail("rows were looked at"))
+    with pytest.raises(ValueError, match=r"^--name studies: a folder"):
+        run.run(
+            Options(study=("aspp",), small=True, steps=20), ["--storage", str(tmp_path), "--name", "studies"], PRESETS
+        )
+
+
 def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.MonkeyPatch):
     """Neither its base nor its experiment, of which a sweep prepares the data."""
     seen: list[Any] = []

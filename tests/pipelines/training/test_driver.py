@@ -43,6 +43,16 @@ TINY = """
 """
 
 
+def test_a_name_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
+    from pipelines.presets import PRESETS
+    from pipelines.training import driver
+
+    monkeypatch.setattr(driver.session, "connect", lambda *given: pytest.fail("a session was started"))
+    for name in ("../x", "shards", "a\nb"):
+        with pytest.raises(ValueError, match=r"^--name"):
+            driver.train(replace(PRESETS["demo"](), name=name), "demo")
+
+
 def test_data_that_cannot_be_found_is_named(tmp_path: Path):
     from pipelines.presets import PRESETS
     from pipelines.training.driver import prepare_data

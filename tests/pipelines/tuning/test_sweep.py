@@ -96,6 +96,13 @@ def execute_with(
     return started
 
 
+def test_the_name_of_a_sweep_is_checked_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(tune.search_space, "dry_run", lambda *given: pytest.fail("trials were drawn"))
+    options = SweepOptions(sweep=("optim.lr=grid(0.1,0.2)",))
+    with pytest.raises(ValueError, match=r"^--name '\.\./x': a name has"):
+        sweep(options, ["demo", "--storage", str(tmp_path), "--name", "../x"], PRESETS)
+
+
 def test_all_that_may_be_drawn_counts(monkeypatch, tmp_path: Path):
     """For what the cluster must hold and for the length of trials, not only what the options outside the sweep say."""
     expressions = ("train.workers=grid(1,4)", "train.steps=grid(1000,4000)")
