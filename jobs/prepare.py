@@ -1,4 +1,8 @@
-"""Check a data set and write it as shards: `python jobs/prepare.py --data.root ROOT --data.split train --out DIR`."""
+"""Check a data set and write it as shards: `python jobs/prepare.py --data.root ROOT --data.split train --out DIR`.
+
+`python jobs/prepare.py --verify DIR` checks shards that are there, and writes nothing: every file and every row of them
+against their manifest.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from jobs.common import command
 from pipelines.config import parse_options
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers import READERS
+from pipelines.data.verify import verify
 
 SPELLINGS = {
     "--split": "--data.split",
@@ -59,9 +64,25 @@ class Options:
     """What an image that fails validation does: stop the preparation, or be left out and listed."""
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    """The shards that are checked, where `--verify` is given."""
+
+    verify: str
+    """Folder of shards, local or s3://."""
+
+
 def main(arguments: Sequence[str] | None = None) -> Manifest:
-    """Prepare one split and print what it holds."""
+    """Prepare one split, or verify one that is prepared, and print what it holds.
+
+    Raises:
+        ValueError: the data set or the options cannot be used, or the shards are not what was written.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument.startswith("--verify") for argument in arguments):
+        checked = verify(parse_options(VerifyOptions, arguments, str(__doc__), {}).verify)
+        print(f"{checked.summary()}\nevery file and every row is what was written")
+        return checked
     if arguments and arguments[0] in READERS:  # the former form: READER ROOT
         print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]

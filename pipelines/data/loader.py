@@ -133,8 +133,7 @@ class Feed:
         """Where the stream continues once the micro-batches taken so far are done (whole steps only)."""
         self._stream, self._augment, self._config, self._divisor = stream, augment, config, divisor
         in_map = augment if config.decode == "map" else None
-        counts = tuple(shard.rows for shard in manifest.shards)
-        self._reading = Reading(stream, tuple(manifest.files), counts, config.cache, in_map)
+        self._reading = Reading(stream, manifest.shard_files, len(manifest.categories), config.cache, in_map)
         self._source = source
         self._ready: queue.Queue[Any] = queue.Queue(config.prefetch)
         self._stop = threading.Event()
@@ -249,7 +248,7 @@ def evaluation_batches(
         the source, `position` the row. A batch may be smaller; a rank may have none.
     """
     single_threaded()
-    reader = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=32 << 20)
+    reader = Rows(manifest.shard_files, len(manifest.categories), cache=32 << 20)
 
     def decode(row: dict[str, Any]) -> Sample:
         return evaluation_view(replace(read_row(row), position=row["position"]), resize)

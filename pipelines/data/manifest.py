@@ -4,54 +4,96 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from annotated_types import Len
+from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.readers.source import Problem
+from pipelines.data.shard_file import ShardFile
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+
+REMEDY = "it was changed, cut or replaced after it was written: prepare the shards again"
+
+SHOWN = 3
+"""Problems of a manifest that an error names."""
+
+SMALLEST_ROW = 67
+"""Bytes of the smallest PNG: a row of a shard, which holds one, takes more."""
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+"""A file of the manifest's own folder."""
+
+
+class Category(TypedDict):
+    """An entry of the manifest's `categories`, as `Categories.to_coco` writes it."""
+
+    id: int
+    name: str
+    isthing: Literal[0, 1]
+    color: tuple[int, int, int]
+
+
+CocoCategories = Annotated[
+    Categories,
+    GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(
+            Categories.from_coco, handler.generate_schema(list[Category])
+        )
+    ),
+]
+"""`Categories`, which the file has as COCO's list."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One Parquet file of a set."""
 
-    path: str
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    path: FileName
     """Relative to the manifest."""
-    rows: int
-    sha256: str
+    rows: Positive
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says about a folder of shards."""
+    """The content of `manifest.json`, which describes a folder of shards; the annotations are the file's schema."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     schema_version: int
     split: str
-    rows: int
-    hash: str
+    rows: Positive
+    hash: Sha256
     """Of the content (names, image bytes, maps, labels, order, categories), whatever wrote it."""
-    categories: Categories
-    shards: tuple[Shard, ...]
-    maximum_height: int
-    maximum_width: int
-    segments: tuple[int, ...]
+    categories: CocoCategories
+    shards: Annotated[tuple[Shard, ...], Len(1)]
+    maximum_height: Positive
+    maximum_width: Positive
+    segments: tuple[Count, ...]
     """Of each class."""
-    crowds: int
-    empty: int
+    crowds: Count
+    empty: Count
     """Images without a segment."""
-    unannotated: int
+    unannotated: Count
     """Images that the annotations list but do not annotate; left out."""
     skipped: tuple[Problem, ...]
     """Images that failed validation and were left out, where that was asked for."""
-    area_mismatches: int
+    area_mismatches: Count
     """Segments whose area in the annotations differs from their pixels (the area is never used)."""
     source: dict[str, Any]
     """reader, root, split and the fingerprint of files and options."""
@@ -59,26 +101,27 @@ class Manifest:
     """The folder it was loaded from."""
 
     @classmethod
-    def load(cls, uri: storage.Uri) -> Manifest:
-        """From a folder of shards.
+    def load(cls, uri: storage.Uri, files: bool = True) -> Manifest:
+        """Read the manifest of a folder of shards, and check it against its schema and the folder.
+
+        Args:
+            uri: the folder.
+            files: compare it with the sizes of the files; what is in them is checked when they are opened.
 
         Raises:
-            ValueError: no finished set of shards is there, or another version of this software wrote it.
+            ValueError: no finished set of shards is there, another version of this software wrote it, or the manifest
+                contradicts its schema, itself or the folder; names the file, the field and the remedy.
         """
         file = storage.join(storage.absolute(uri), MANIFEST)
         if not storage.exists(file):
             raise ValueError(f"{file}: not found, so {uri} holds no finished shards; run jobs/prepare.py to write them")
-        content = json.loads(storage.read_bytes(file))
-        if content.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{file}: schema_version is {content.get('schema_version')}, this software reads {SCHEMA_VERSION}; "
-                "prepare the shards again"
-            )
-        content["categories"] = Categories.from_coco(content["categories"], file)
-        content["shards"] = tuple(Shard(**shard) for shard in content["shards"])
-        content["skipped"] = tuple(Problem(**problem) for problem in content["skipped"])
-        content["segments"] = tuple(content["segments"])
-        return cls(**content, uri=storage.absolute(uri))
+        manifest = replace(_parse(storage.read_bytes(file), file), uri=storage.absolute(uri))
+        problems = _contradictions(manifest)
+        if files and not problems:
+            problems = _file_problems(manifest.shards, storage.list_stamps(uri))
+        if problems:
+            raise ValueError(f"{file}: {'; '.join(problems[:SHOWN])}; {REMEDY}")
+        return manifest
 
     def to_json(self) -> bytes:
         """The text of `manifest.json`."""
@@ -91,6 +134,11 @@ class Manifest:
     def files(self) -> tuple[str, ...]:
         """The URI of each shard, in order."""
         return tuple(storage.join(self.uri, shard.path) for shard in self.shards)
+
+    @property
+    def shard_files(self) -> tuple[ShardFile, ...]:
+        """Each shard, in order, as whoever opens it needs it."""
+        return tuple(ShardFile(f, s.rows, s.sha256) for f, s in zip(self.files, self.shards, strict=True))
 
     @property
     def notes(self) -> list[str]:
@@ -123,29 +171,71 @@ def is_shards(uri: storage.Uri) -> bool:
     return storage.exists(storage.join(uri, MANIFEST))
 
 
-def verify(uri: storage.Uri) -> Manifest:
-    """Read every shard and compare rows and sha256 with the manifest.
+def content_hash(categories: Categories, digests: Iterable[str]) -> str:
+    """The manifest's `hash`: of the categories and the digest of each row, in order."""
+    content = hashlib.sha256(json.dumps(categories.to_coco()).encode())
+    content.update("".join(digests).encode())
+    return content.hexdigest()
+
+
+def _parse(data: bytes, file: str) -> Manifest:
+    """The manifest that the bytes hold, checked against its schema.
 
     Raises:
-        ValueError: a table of the shards that are missing or differ.
+        ValueError: it is no JSON, of another version, or a field is missing, unknown or of another kind; in one line.
     """
-    manifest = Manifest.load(uri)
-    problems = [Problem(s.path, _difference(s, f)) for s, f in zip(manifest.shards, manifest.files, strict=True)]
-    problems = [problem for problem in problems if problem.reason]
-    if problems:
-        what = f"{len(problems)} of {len(manifest.shards)} shards at {manifest.uri} are not what was written"
-        raise ValueError(f"{what}:\n{problem_table(problems)}\nPrepare the shards again.")
-    return manifest
+    try:
+        version = _VERSION.validate_json(data, strict=True)["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"{file}: schema_version is {version}, this software reads {SCHEMA_VERSION}; prepare the shards again"
+            )
+        return _SCHEMA.validate_json(data, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{file}: {_readable(error)}; {REMEDY}") from error
 
 
-def _difference(shard: Shard, file: str) -> str:
-    if not storage.exists(file):
-        return "is missing"
-    data = storage.read_bytes(file)
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        return "has another sha256"
-    rows = pq.read_metadata(pa.BufferReader(data)).num_rows
-    return "" if rows == shard.rows else f"has {rows} rows, not {shard.rows}"
+def _readable(error: ValidationError) -> str:
+    """The first problems that pydantic lists: place, value and what is wrong."""
+    problems = error.errors(include_url=False, include_context=False)
+    lines = []
+    for problem in problems[:SHOWN]:
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+        value = "" if problem["type"] in ("missing", "json_invalid") else f" (is {_short(problem['input'])})"
+        lines.append(f"{place or 'the file'}: {problem['msg']}{value}")
+    return "; ".join(lines) + (f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
+
+
+def _short(value: object, limit: int = 40) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _contradictions(manifest: Manifest) -> list[str]:
+    """Fields of a manifest that contradict others."""
+    problems = []
+    rows = sum(shard.rows for shard in manifest.shards)
+    if rows != manifest.rows:
+        problems.append(f"rows is {manifest.rows}, but the shards have {rows}")
+    counted, classes = len(manifest.segments), len(manifest.categories)
+    if counted != classes:
+        problems.append(f"segments counts {counted} classes, but categories lists {classes}")
+    for key in ("path", "sha256"):  # a copy of a shard under another name has its sha256
+        times = Counter(getattr(shard, key) for shard in manifest.shards)
+        problems += [f"shards lists the {key} {value} {count} times" for value, count in times.items() if count > 1]
+    return problems
+
+
+def _file_problems(shards: Sequence[Shard], stamps: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Shards that are not in the folder, or that are too small for the rows that they are said to have."""
+    problems = []
+    for place, shard in enumerate(shards):
+        size = stamps.get(shard.path, (-1, 0))[0]
+        if size < 0:
+            problems.append(f"shards[{place}].path: {shard.path} is missing from the folder")
+        elif shard.rows * SMALLEST_ROW > size:
+            problems.append(f"shards[{place}].rows: {shard.rows} rows cannot lie in {shard.path} ({size} bytes)")
+    return problems
 
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
@@ -154,3 +244,11 @@ def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
     width = max(len(problem.name) for problem in shown)
     lines = [f"  {problem.name:{width}}  {problem.reason}" for problem in shown]
     return "\n".join(lines + [f"  and {len(problems) - limit} more"] * (len(problems) > limit))
+
+
+class _Version(TypedDict):
+    schema_version: int
+
+
+_VERSION: TypeAdapter[_Version] = TypeAdapter(_Version)
+_SCHEMA: TypeAdapter[Manifest] = TypeAdapter(Manifest)

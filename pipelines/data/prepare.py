@@ -22,12 +22,13 @@ import pyarrow as pa
 from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import disk, session, storage
-from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, is_shards, problem_table, verify
+from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, content_hash, is_shards, problem_table
 from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Problem, Source
-from pipelines.data.shard_writer import ROW_GROUP, Report, write_shard
+from pipelines.data.shard_file import ROW_GROUP
+from pipelines.data.shard_writer import Report, write_shard
 
-__all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row", "verify"]
+__all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row"]
 
 logger = logging.getLogger(__name__)
 
@@ -175,15 +176,15 @@ def _finished(out: str, origin: dict) -> Manifest | None:
     if MANIFEST not in names:
         return None
     try:
-        manifest = Manifest.load(out)
+        manifest = Manifest.load(out, files=False)
     except ValueError as error:
         logger.warning("%s", error)
     else:
         whole = names.issuperset(shard.path for shard in manifest.shards)
-        if whole and manifest.source["fingerprint"] == origin["fingerprint"]:
+        if whole and manifest.source.get("fingerprint") == origin["fingerprint"]:
             return manifest
-        if any(manifest.source[key] != origin[key] for key in ("reader", "root", "split")):
-            there = f"split {manifest.source['split']} of {manifest.source['root']}"
+        if any(manifest.source.get(key) != origin[key] for key in ("reader", "root", "split")):
+            there = f"split {manifest.source.get('split')} of {manifest.source.get('root')}"
             raise ValueError(f"{out}: holds the shards of {there}; give another folder, or delete this one first")
         logger.warning("%s: files or options changed since these shards were written; writing them again", out)
     storage.delete(storage.join(out, MANIFEST))
@@ -229,16 +230,13 @@ def _refusal(source: Source, problems: Sequence[Problem]) -> str:
 
 def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manifest:
     """The reports of all shards, in order, added up."""
-    content = hashlib.sha256(json.dumps(source.categories.to_coco()).encode())
-    for report in reports:
-        content.update("".join(report.digests).encode())
     sizes = [size for report in reports for size in report.sizes]
     found = [Problem(*problem) for report in reports for problem in report.problems]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         split=source.split,
         rows=sum(report.rows for report in reports),
-        hash=content.hexdigest(),
+        hash=content_hash(source.categories, [digest for report in reports for digest in report.digests]),
         categories=source.categories,
         shards=tuple(Shard(report.path, report.rows, report.sha256) for report in reports if report.rows),
         maximum_height=max((height for height, _ in sizes), default=0),

@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.cluster import session, storage
+from pipelines.cluster import session
 from pipelines.data.sampler import Stream
+from pipelines.data.shard_file import ShardFile, open_shard, read_group
 
 if TYPE_CHECKING:
     from panoptic.segmentation import Sample
@@ -42,10 +43,11 @@ BLOCK_BYTES = 4 << 20
 class Rows:
     """Reads rows of a set of shards in any order; keeps the row groups read last."""
 
-    def __init__(self, files: Sequence[str], counts: Sequence[int], cache: int) -> None:
-        """Args: URIs of the shards, rows in each, and bytes to keep."""
-        self._files = files
-        self._ends = np.cumsum(counts)
+    def __init__(self, shards: Sequence[ShardFile], classes: int, cache: int) -> None:
+        """Args: the shards and the number of classes of their manifest, and bytes to keep."""
+        self._shards = shards
+        self._classes = classes
+        self._ends = np.cumsum([shard.rows for shard in shards])
         self._room = cache
         self._open = lru_cache(maxsize=64)(self._open_shard)
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
@@ -64,7 +66,7 @@ class Rows:
     def _group(self, shard: int, group: int) -> pa.Table:
         table = self._groups.get((shard, group))
         if table is None:
-            table = self._open(shard)[0].read_row_group(group, use_threads=False)
+            table = read_group(self._shards[shard], self._open(shard)[0], group, self._classes)
             self._groups[shard, group] = table
             self._room -= table.nbytes
             while self._room < 0 and len(self._groups) > 1:
@@ -73,22 +75,15 @@ class Rows:
         return table
 
     def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """The open file and the end of each of its row groups."""
-        filesystem, path = storage.resolve(self._files[shard])
-        file = pq.ParquetFile(filesystem.open_input_file(path))
-        counts = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
-        expected = int(self._ends[shard] - (self._ends[shard - 1] if shard else 0))
-        if sum(counts) != expected:
-            raise ValueError(
-                f"{self._files[shard]}: has {sum(counts)} rows where the manifest says {expected}; prepare it again"
-            )
-        return file, np.cumsum(counts)
+        """The open file, checked, and the end of each of its row groups."""
+        file = open_shard(self._shards[shard])
+        return file, np.cumsum([file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)])
 
 
 @lru_cache(maxsize=2)
-def _shared_rows(files: tuple[str, ...], counts: tuple[int, ...], cache: int) -> Rows:
+def _shared_rows(shards: tuple[ShardFile, ...], classes: int, cache: int) -> Rows:
     """One reader a task process: its cache outlives the task."""
-    return Rows(files, counts, cache << 20)
+    return Rows(shards, classes, cache << 20)
 
 
 # One sample
@@ -158,15 +153,15 @@ class Reading:
     """What Ray's tasks are told."""
 
     stream: Stream
-    files: tuple[str, ...]
-    counts: tuple[int, ...]
+    shards: tuple[ShardFile, ...]
+    classes: int
     cache: int
     augment: Augment | None
     """None = hand on the rows as they are."""
 
     def tables(self, indices: range) -> Iterator[pa.Table]:
         """One table for each of these micro-batches."""
-        rows = _shared_rows(self.files, self.counts, self.cache)
+        rows = _shared_rows(self.shards, self.classes, self.cache)
         if self.augment is not None:
             single_threaded()
         for index in indices:

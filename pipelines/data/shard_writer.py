@@ -17,10 +17,8 @@ from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.source import Problem
+from pipelines.data.shard_file import ROW_GROUP, shard_schema
 from pipelines.data.validation import is_cut
-
-ROW_GROUP = 16
-"""Rows that a reader must hold at once."""
 
 
 class Report(NamedTuple):
@@ -111,11 +109,11 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
         "width": size[1],
         "image_id": row["image_id"],
     }
-    return _Good(columns, _digest(columns, truth), len(area_mismatches(truth, record)))
+    return _Good(columns, row_digest(columns, truth), len(area_mismatches(truth, record)))
 
 
-def _digest(columns: dict, truth: Segmentation) -> str:
-    """Of a row's content, decoded where an encoder's version could show."""
+def row_digest(columns: dict, truth: Segmentation) -> str:
+    """The sha256 of a row's content, decoded where an encoder's version could show."""
     digest = hashlib.sha256(json.dumps([columns["name"], columns["image_id"], truth.size]).encode())
     digest.update(columns["image"])
     for array, kind in ((truth.segments, "<u2"), (truth.labels, "<i4"), (truth.is_crowd(), "u1")):
@@ -125,22 +123,11 @@ def _digest(columns: dict, truth: Segmentation) -> str:
 
 def _parquet(rows: Sequence[dict], image_id: pa.DataType, categories: Categories) -> memoryview:
     """The file of one shard. No compression: the payload is compressed already."""
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("image", pa.binary()),
-            ("segments", pa.binary()),
-            ("labels", pa.list_(pa.int32())),
-            ("crowd", pa.list_(pa.bool_())),
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-            ("image_id", image_id),
-        ],
-        metadata={
-            "panoptic.schema_version": str(SCHEMA_VERSION),
-            "panoptic.categories": json.dumps(categories.to_coco()),
-        },
-    )
+    metadata = {
+        "panoptic.schema_version": str(SCHEMA_VERSION),
+        "panoptic.categories": json.dumps(categories.to_coco()),
+    }
+    schema = shard_schema(image_id).with_metadata(metadata)
     sink = pa.BufferOutputStream()
     columns = {field.name: [row[field.name] for row in rows] for field in schema}
     pq.write_table(pa.table(columns, schema=schema), sink, row_group_size=ROW_GROUP, compression="none")

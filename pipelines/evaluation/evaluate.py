@@ -316,7 +316,7 @@ def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Par
         if error.item is None:
             raise
         manifest = tasks[error.item.task].manifest
-        table = Rows(manifest.files, [shard.rows for shard in manifest.shards], cache=0).table(error.item.rows)
+        table = Rows(manifest.shard_files, len(manifest.categories), cache=0).table(error.item.rows)
         names = table["name"].to_pylist()
         raise ValueError(f"one of {len(names)} images, {', '.join(names)}: {error}") from error
 

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 
 from pipelines.cluster import storage
 from pipelines.data.manifest import Manifest
+from pipelines.data.shard_file import open_shard
 
 logger = logging.getLogger(__name__)
 
@@ -71,15 +72,11 @@ def rows(manifest: Manifest) -> list[Image]:
     """Every image of the shards, under the ids of its dataset.
 
     Raises:
-        ValueError: a file name of the dataset leads out of a folder.
+        ValueError: a shard is not what its manifest says, or a file name of the dataset leads out of a folder.
     """
-    import pyarrow.parquet as pq
-
     images = []
-    for file in manifest.files:
-        filesystem, path = storage.resolve(file)
-        table = pq.read_table(path, columns=["name", "image_id"], filesystem=filesystem)
-        for entry in table.to_pylist():
+    for shard in manifest.shard_files:
+        for entry in open_shard(shard).read(columns=["name", "image_id"]).to_pylist():
             images.append(Image("", "", entry["image_id"], entry["name"], len(images)))
     unique = stems([image.file_name for image in images])
     return [replace(image, stem=stem) for image, stem in zip(images, unique, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments
 from pipelines.data.manifest import Manifest, Shard
+from pipelines.data.shard_file import shard_schema
 from pipelines.evaluation.evaluate import Chunk, Task, counter
 from tests.conftest import draw_segmentation
 
@@ -51,11 +53,14 @@ def write_shards(root: Path, categories: Any, count: int) -> Manifest:
                 "crowd": truth.is_crowd().tolist(),
                 "height": height,
                 "width": width,
+                "image_id": number,
             }
         )
-    pq.write_table(pa.Table.from_pylist(rows), root / "shard.parquet", row_group_size=4)
-    shard, empty = (Shard("shard.parquet", count, ""),), (0,) * len(categories)
-    manifest = Manifest(1, "val", count, "hash", categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, str(root))
+    table = pa.Table.from_pylist(rows, shard_schema(pa.int64()))
+    pq.write_table(table, root / "shard.parquet", row_group_size=4, compression="none")
+    digest = hashlib.sha256((root / "shard.parquet").read_bytes()).hexdigest()
+    shard, empty = (Shard("shard.parquet", count, digest),), (0,) * len(categories)
+    manifest = Manifest(1, "val", count, digest, categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, str(root))
     (root / "manifest.json").write_bytes(manifest.to_json())
     return manifest
 
