@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
+from panoptic.layers.norm import synchronise_norms
 from panoptic.models.base import PanopticModel
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
@@ -82,7 +83,7 @@ def build_state(job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) ->
     if frozen and rank == 0:
         _say(f"train.freeze: {len(frozen)} tensors are frozen, {frozen[0]} to {frozen[-1]}")
     if options.sync_bn and job.gpu:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[assignment]
+        model = synchronise_norms(model)  # type: ignore[assignment]
     elif options.sync_bn:
         logger.warning("train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images")
     return State(
