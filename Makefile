@@ -4,6 +4,7 @@
 ## make test    the tests that take seconds
 ## make slow    the tests that take minutes
 ## make benchmark [PEERS=DIR] [ROWS="1a 2b"]   timings beside other implementations, whose clones lie in DIR
+## make benchmark GPU=1   training steps of every architecture on this machine's GPU, taken apart
 ## make check   lint, format and types
 ## make lock    resolve infra/requirements.lock anew
 ## make clean   remove .venv, caches and build files (runs and MLflow records stay)
@@ -47,7 +48,7 @@ slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow $(PARALLEL)
 
 benchmark: $(STAMP)
-	$(PYTHON) -m tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS))
+	$(PYTHON) -m $(if $(GPU),tests.benchmarks.gpu,tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS)))
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .

@@ -4,6 +4,8 @@ DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detec
 Hugging Face's transformers and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
 absolute. Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the
 same inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
+
+Training steps on a GPU have a table of their own: `make benchmark GPU=1`, or `python -m tests.benchmarks.gpu`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training steps of every architecture on this machine's GPU, taken apart.
+"""Training steps of every architecture on this machine's GPU, taken apart: `make benchmark GPU=1`.
 
     python -m tests.benchmarks.gpu --write cases.json          where pipelines/ is installed
     python -m tests.benchmarks.gpu --cases cases.json          where the GPU is; needs panoptic/ and torch alone
