@@ -19,7 +19,7 @@ from panoptic.training.checkpoint import load, restore, save
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.transfer import transfer_training
 from pipelines.cluster import disk, storage
-from pipelines.config import flatten
+from pipelines.config import Train, flatten
 from pipelines.training.state import State
 
 CHECKPOINT = "checkpoint.pt"
@@ -100,9 +100,9 @@ def optimiser_slots(optim: Optim) -> int:
     return sum(isinstance(value, torch.Tensor) and value.shape == layer.weight.shape for value in kept)
 
 
-def most_bytes(model: nn.Module, optim: Optim, keep: int) -> int:
-    """Bytes that a run's checkpoints take at most: the best so many, the last, and the next while it is written."""
-    return (keep + 2) * checkpoint_bytes(model, optim)
+def most_at_once(options: Train) -> int:
+    """How many checkpoints lie in a run's folder at most: the best, the last, and the next while it is written."""
+    return min(options.keep + 2, -(-options.steps // options.validate_every))
 
 
 def written_bytes(folder: str) -> int:

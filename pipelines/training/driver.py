@@ -162,7 +162,7 @@ def data_categories(experiment: Experiment) -> Categories | None:
     """The classes of the validation split, from its shards' manifest or its annotations; None of drawn scenes.
 
     Raises:
-        ValueError: there is no such data.
+        ValueError: there is no such data, or no such reader.
     """
     data = experiment.data
     _require_root(experiment)
@@ -171,7 +171,9 @@ def data_categories(experiment: Experiment) -> Categories | None:
     for folder in (storage.join(data.root, data.val), data.root):
         if is_shards(folder):
             return Manifest.load(folder).categories
-    return READERS[data.reader](data.root, data.val).categories if data.reader in READERS else None
+    if data.reader not in READERS:
+        raise ValueError(f"data.reader {data.reader}: unknown; there are {', '.join(READERS)}")
+    return READERS[data.reader](data.root, data.val).categories
 
 
 def _require_root(experiment: Experiment) -> None:

@@ -27,7 +27,7 @@ from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
 from pipelines.cluster import disk, storage
 from pipelines.config import Experiment, Train
-from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_bytes, written_bytes
+from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
 from pipelines.training.state import accumulation
 
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
@@ -91,10 +91,11 @@ def check_disk(experiment: Experiment, categories: Categories) -> None:
         return
     model = meta_model(experiment, categories)
     freeze_parameters(model, options.freeze)
-    one, needed = checkpoint_bytes(model, experiment.optim), most_bytes(model, experiment.optim, options.keep)
+    one, count = checkpoint_bytes(model, experiment.optim), most_at_once(options)
+    needed = count * one
     if disk.same_disk(folder, tempfile.gettempdir()):  # where a checkpoint is written before it is copied
         needed += one
-    what = f"{options.keep + 2} checkpoints of {disk.size(one)} (train.keep {options.keep}, the last, the next)"
+    what = f"{count} checkpoints of {disk.size(one)} (train.keep {options.keep}, the last one, the next one)"
     disk.check_room(folder, needed - written_bytes(folder), what)
 
 

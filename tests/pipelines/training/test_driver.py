@@ -374,6 +374,48 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
     check_run(first["run_id"], places)
 
 
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: list[str], tmp_path: Path):
+    """200 steps, 100 validations with their tables and pictures, into a SQLite store."""
+    folder, log = Path(places[1]) / "growing", tmp_path / "log"
+    arguments = [*places, *TINY.split(), "--name", "growing", "--train.workers", "1", "--train.batch", "2"]
+    arguments += ["--train.steps", "200", "--train.validate-every", "2"]
+    memory: dict[int, dict[str, float]] = {}
+    with driver(arguments, log) as process:
+        for step in (60, 196):  # by the first everything is imported and warm; after the last the driver builds a model
+            assert wait_for(lambda step=step: last_kept(folder) >= step or process.poll() is not None, 280), (
+                log.read_text()
+            )
+            assert process.poll() is None, log.read_text()
+            commands = {process.pid: "driver", **descendants(process.pid)}
+            memory[last_kept(folder)] = {
+                name: private_mib(pid)
+                for name in ("driver", "TrainController", "RayTrainWorker")
+                for pid, command in commands.items()
+                if name in command
+            }
+        assert process.wait(timeout=120) == 0, log.read_text()
+    first, last = sorted(memory)
+    assert memory[first].keys() == memory[last].keys() == {"driver", "TrainController", "RayTrainWorker"}
+    growth = {name: memory[last][name] - memory[first][name] for name in memory[first]}
+    validations = (last - first) / 2
+    assert growth["driver"] < 0.3 * validations and growth["TrainController"] < 0.3 * validations, growth
+    assert growth["RayTrainWorker"] < 1.0 * validations, growth  # its allocator's pool goes up and down by 30 MiB
+
+
+def last_kept(folder: Path) -> int:
+    """The step of a run's last checkpoint, 0 where it has none."""
+    return max((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
+
+
+def private_mib(pid: int) -> float:
+    """Memory of a process that no file backs, its share of what several processes map."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
+
+
 def check_run(run_id: str, places: list[str]) -> None:
 
     client = client_module.connect(places[-1])

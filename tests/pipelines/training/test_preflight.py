@@ -67,6 +67,7 @@ def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data.root": ".", "data.reader": "voc"}, r"^data\.reader voc: unknown; there are coco"),
         ({"model.backbone.name": "resnet19"}, r"backbone\.name: timm cannot build 'resnet19'"),
         ({"model.backbone.weights": "nowhere.pkl"}, r"^model\.backbone\.weights nowhere\.pkl: no such file; give none"),
         (
@@ -164,6 +165,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_ray_starts(
     assert "the same command goes on" in str(told.value) and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(disk, "free_bytes", lambda uri: 4 * one)
     check_disk(experiment, STAND_IN)
+    check_disk(override(experiment, {"train.keep": 1000, "train.steps": 750}), STAND_IN)  # which validates three times
     monkeypatch.setattr(disk, "free_bytes", lambda uri: 3 * one)
     step = tmp_path / "runs" / "taken" / "step_000010"
     step.mkdir(parents=True)
