@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on, and a model to be built again, in one file.
 
 A checkpoint is a dict of tensors, numbers, strings and lists, written by `torch.save` and read with
-`weights_only=True`, so opening one executes nothing:
+`weights_only=True`, so opening one executes nothing. `load` checks the kind of every entry, so that whoever uses a
+checkpoint need not:
 
 | key | content |
 |---|---|
@@ -18,8 +19,10 @@ A checkpoint is a dict of tensors, numbers, strings and lists, written by `torch
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -35,6 +38,8 @@ FORMAT = 1
 
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
 """The keys that every checkpoint has (`ema_updates` came later)."""
+
+NOT_OURS = "not a checkpoint of panoptic-ray, or cut short"
 
 SHOWN = 20
 """Names that an error message lists before it says how many more there are."""
@@ -82,17 +87,26 @@ def save(
 
 
 def load(file: BinaryIO | str, name: str = "checkpoint") -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in it is executed. `name` stands in error messages.
+    """Read a checkpoint onto the CPU and check its structure; nothing in it is executed.
+
+    Args:
+        file: opened for reading bytes, seekable (a local path does too).
+        name: of the file, for error messages.
 
     Raises:
-        ValueError: the file is not a checkpoint of this project, or a newer one.
+        ValueError: the file is not a checkpoint of this project, or a newer one, or an entry is of another kind than
+            the table says, or a weight is not finite; in one line that names the entries.
+        OSError: the file cannot be read.
     """
+    _check_archive(file, name)
     try:
         record = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler meets whatever the bytes say, and fails in as many ways
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{name}: not a checkpoint of panoptic-ray, or cut short ({str(error).splitlines()[0]}). "
-            "Published weights of other projects go through jobs/convert.py"
+            f"{name}: {NOT_OURS} ({reason}). Published weights of other projects go through jobs/convert.py"
         ) from error
     if not isinstance(record, dict) or "format" not in record:
         raise ValueError(f"{name}: holds no `format` field; convert published weights with jobs/convert.py")
@@ -101,7 +115,48 @@ def load(file: BinaryIO | str, name: str = "checkpoint") -> dict[str, Any]:
     missing = [key for key in KEYS if key not in record]
     if missing:
         raise ValueError(f"{name}: lacks {', '.join(missing)}; the file was not written by `checkpoint.save`")
+    wrong = [f"{key} is no {kind}" for key, (kind, fits) in KINDS.items() if key in record and not fits(record[key])]
+    if wrong:
+        raise ValueError(f"{name}: {'; '.join(wrong)}; the file was not written by `checkpoint.save`")
+    check_entries(record["categories"], name)
+    if not all(_is_dense(tensor) for tensor in _tensors(record)):
+        raise ValueError(
+            f"{name}: a tensor is larger than its place in the file, or sparse; the file was not written by "
+            "`checkpoint.save`"
+        )
+    check_finite(record["weights"], name)
+    check_finite(record["ema"] or {}, name)
     return record
+
+
+def check_entries(categories: Any, name: str = "checkpoint") -> None:
+    """Refuse what is no list of COCO categories as `Categories.to_coco` writes it.
+
+    Raises:
+        ValueError: names the first entry that is none.
+    """
+    if not isinstance(categories, list) or not categories:
+        raise ValueError(f"{name}: categories is no list of COCO categories; the file was changed after it was written")
+    for place, entry in enumerate(categories):
+        if not _is_category(entry):
+            raise ValueError(
+                f"{name}: categories[{place}] is no COCO category (id, name, isthing 0 or 1, color of three numbers to "
+                "255); the file was changed after it was written"
+            )
+
+
+def check_finite(weights: Mapping[str, Tensor], name: str = "checkpoint") -> None:
+    """Refuse weights with which a network computes nothing: NaN, or infinite.
+
+    Raises:
+        ValueError: names the weights.
+    """
+    bad = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(weights)} weights are not finite (NaN or infinite): {shortened(bad)}; the "
+            "training diverged, or the file is damaged: take an earlier checkpoint"
+        )
 
 
 def build_model(checkpoint: Mapping[str, Any], ema: bool = True) -> PanopticModel:
@@ -217,6 +272,106 @@ def shortened(names: list[str]) -> str:
     """The first `SHOWN` names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def _check_archive(file: BinaryIO | str, name: str) -> None:
+    """Refuse what `torch.save` did not write, by the directory of the archive: nothing of it is unpacked.
+
+    `torch.save` does not compress, so what is read is bounded by the size of the file.
+    """
+    size = os.path.getsize(file) if isinstance(file, str) else file.seek(0, os.SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        reason = "it is no archive of torch.save" if size else "the file is empty"
+        raise ValueError(
+            f"{name}: {NOT_OURS} ({reason}). Published weights of other projects go through jobs/convert.py"
+        ) from error
+    if not isinstance(file, str):
+        file.seek(0)
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError(f"{name}: {NOT_OURS} (its entries are compressed or overlap, which torch.save does not do)")
+
+
+def _is_count(value: object) -> bool:
+    """A whole number from 0 to 2^63 - 1."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_state(value: object) -> bool:
+    """A state dict: tensors by name, one at least."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(entry, Tensor) for key, entry in value.items())
+    )
+
+
+def _is_options(value: object) -> bool:
+    """A dict whose keys are text."""
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_category(value: object) -> bool:
+    """An entry of COCO's `categories` as `Categories.to_coco` writes it."""
+    if not isinstance(value, dict):
+        return False
+    colour = value.get("color")
+    return (
+        type(value.get("id")) is int
+        and isinstance(value.get("name"), str)
+        and isinstance(value.get("isthing"), int)
+        and value["isthing"] in (0, 1)
+        and isinstance(colour, list)
+        and len(colour) == 3
+        and all(type(part) is int and 0 <= part <= 255 for part in colour)
+    )
+
+
+def _is_optimiser(value: object) -> bool:
+    """The state dict of an optimiser of torch."""
+    if value is None:
+        return True
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("state"), dict)
+        and isinstance(value.get("param_groups"), list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in value["param_groups"])
+    )
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "config": ("configuration with its class's name", lambda v: _is_options(v) and isinstance(v.get("class"), str)),
+    "weights": ("state dict", _is_state),
+    "ema": ("state dict, or None", lambda v: v is None or _is_state(v)),
+    "ema_updates": ("number of updates", _is_count),
+    "optimiser": ("optimiser's state, or None", _is_optimiser),
+    "step": ("number of steps", _is_count),
+    "position": ("position of the stream", _is_count),
+    "run_id": ("text", lambda v: isinstance(v, str)),
+    "experiment": ("flat configuration", _is_options),
+}
+"""The kind of each entry in words, and whether a value is of it."""
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor within dicts, lists and tuples, which may hold themselves."""
+    waiting, seen = [value], set()
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, Tensor):
+            yield entry
+        elif isinstance(entry, dict | list | tuple) and id(entry) not in seen:
+            seen.add(id(entry))
+            waiting.extend(entry.values() if isinstance(entry, dict) else entry)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Its values lie in memory, each for itself: strides of 0 would make a few bytes a tensor of any size."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return math.prod(tensor.shape) * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

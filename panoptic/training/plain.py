@@ -116,7 +116,7 @@ def read_config(plain: Mapping[str, Any]) -> Any:
     """
     known = architectures()
     name = plain.get("class")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"checkpoint: architecture {name!r} is not known; known are {', '.join(sorted(known))}")
     return from_plain(known[name], plain, name)
 

@@ -39,13 +39,14 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import panoptic
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
 from panoptic.segmentation import Sample, Segmentation, collate
-from panoptic.training.checkpoint import build_model
+from panoptic.training.checkpoint import build_model, check_entries, check_finite
 from panoptic.training.plain import from_plain, to_plain
 from panoptic.transforms import Resize, evaluation_view
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
+LOG_AGAIN = "log the model again, or take its checkpoint"
+
 FILES = {"weights": "weights.safetensors", "config": "config.json", "categories": "categories.json"}
 
 PACKAGES = (
@@ -61,6 +64,7 @@ PACKAGES = (
     "numpy",
     "opencv-python-headless",
     "pandas",
+    "pillow",
     "pycocotools",
     "safetensors",
     "scipy",
@@ -108,15 +112,37 @@ def read_package(paths: Mapping[str, str | Path]) -> Packaged:
     """The model of the three files.
 
     Raises:
-        ValueError: a newer format, or files that do not fit each other.
+        ValueError: a newer format, a file that is empty, cut short or of another kind, weights that are not finite, or
+            files that do not fit each other.
     """
-    config = json.loads(Path(paths["config"]).read_text())
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{paths['config']}: format {config.get('format')}, this version reads {FORMAT}")
-    categories = json.loads(Path(paths["categories"]).read_text())
-    weights = load_file(str(paths["weights"]))
+    config = _read_json(paths["config"])
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        stated = config.get("format") if isinstance(config, dict) else None
+        raise ValueError(f"{paths['config']}: format {stated}, this version reads {FORMAT}")
+    missing = [key for key in ("model", "resize", "experiment") if not isinstance(config.get(key), dict)]
+    if missing:
+        raise ValueError(f"{paths['config']}: has no {', '.join(missing)}; {LOG_AGAIN}")
+    try:
+        weights = load_file(str(paths["weights"]))
+    except SafetensorError as error:
+        raise ValueError(f"{paths['weights']}: cut short or no safetensors file ({error}); {LOG_AGAIN}") from error
+    check_finite(weights, str(paths["weights"]))
+    categories = _read_json(paths["categories"])
+    check_entries(categories, str(paths["categories"]))
     model = build_model({"config": config["model"], "categories": categories, "weights": weights, "ema": None})
     return Packaged(model, from_plain(Resize, config["resize"], "resize"), config["experiment"])
+
+
+def _read_json(path: str | Path) -> Any:
+    """The content of a JSON file of a package.
+
+    Raises:
+        ValueError: the file is empty, cut short or no JSON; names it.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: empty, cut short or no JSON ({error}); {LOG_AGAIN}") from error
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -141,3 +142,105 @@ def test_continuing_needs_an_optimiser_state():
     model = CONFIG.build(tiny_categories())
     with pytest.raises(ValueError, match="no optimiser state"):
         checkpoint.restore(saved(), model, build_optimiser(model, Optim()))
+
+
+def refusal(data: bytes | dict) -> str:
+    """What `load` says about a file, in one line; a dict is saved first."""
+    file = io.BytesIO(data if isinstance(data, bytes) else b"")
+    if isinstance(data, dict):
+        torch.save(data, file)
+        file.seek(0)
+    with pytest.raises(ValueError) as error:
+        checkpoint.load(file, "some.pt")
+    text = str(error.value)
+    assert text.startswith("some.pt: ") and "\n" not in text and len(text) < 600
+    return text
+
+
+def whole() -> bytes:
+    file = io.BytesIO()
+    model = CONFIG.build(tiny_categories())
+    checkpoint.save(file, config=CONFIG, model=model, optimiser=build_optimiser(model, Optim()))
+    return file.getvalue()
+
+
+def test_files_of_something_else_are_refused_in_one_line():
+    data = whole()
+    assert "the file is empty" in refusal(b"")
+    for other in (b"step 3\n", b"\0" * 5000, bytes(range(256)) * 40, data[: len(data) // 2], data[100:], b"PK\x05\x06"):
+        assert "not a checkpoint of panoptic-ray, or cut short" in refusal(other)
+    for place in range(200, 1800, 97):  # within the pickle: some make another checkpoint, none a traceback
+        changed = data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :]
+        try:
+            checkpoint.load(io.BytesIO(changed), "some.pt")
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_file_on_disk_is_checked_alike(tmp_path):
+    (tmp_path / "a.pt").write_bytes(whole())
+    assert checkpoint.load(str(tmp_path / "a.pt"))["step"] == 0
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="the file is empty"):
+        checkpoint.load(str(tmp_path / "a.pt"))
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(str(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": None}, "weights is no state dict"),
+        ({"weights": {}}, "weights is no state dict"),
+        ({"weights": {"a": 1.0}}, "weights is no state dict"),
+        ({"weights": {1: torch.ones(1)}}, "weights is no state dict"),
+        ({"ema": [], "step": "3"}, "ema is no state dict, or None; step is no number of steps"),
+        ({"step": True}, "step is no number"),
+        ({"position": -1}, "position is no position"),
+        ({"position": 1 << 70}, "position is no position"),
+        ({"ema_updates": None}, "ema_updates is no number"),
+        ({"run_id": None}, "run_id is no text"),
+        ({"experiment": [1]}, "experiment is no flat configuration"),
+        ({"config": {"classes": 3}}, "config is no configuration"),
+        ({"optimiser": {"state": {}}}, "optimiser is no optimiser's state"),
+        ({"categories": []}, "categories is no list"),
+        ({"categories": [{"id": 1, "name": "a", "isthing": "0", "color": [1, 2, 3]}]}, r"categories[0] is no COCO"),
+        ({"categories": [{"id": 1, "name": "a", "isthing": 0, "color": [1, 2]}]}, r"categories[0] is no COCO"),
+        ({"weights": {"a": torch.zeros(1).expand(1 << 20, 1 << 20)}}, "a tensor is larger than its place"),
+        ({"weights": {"a": torch.eye(3).to_sparse()}}, "or sparse"),
+        ({"optimiser": {"state": {0: torch.zeros(1).expand(1 << 40)}, "param_groups": []}}, "a tensor is larger"),
+    ],
+)
+def test_entries_of_another_kind_are_named(changes, words):
+    assert words in refusal({**saved(), **changes})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["weights", "ema"])
+def test_weights_that_are_not_finite_are_named(part, value):
+    record = saved()
+    record["ema"] = {key: tensor.clone() for key, tensor in record["weights"].items()}
+    record[part]["head.bias"][1] = value
+    text = refusal(record)
+    assert "1 of" in text and "not finite (NaN or infinite): head.bias" in text and "earlier checkpoint" in text
+
+
+def test_a_compressed_archive_is_not_unpacked():
+    """64 MiB of zeros in 64 kB, where torch would allocate all of them."""
+    data, packed = io.BytesIO(), io.BytesIO()
+    torch.save({**saved(), "weights": {"a": torch.zeros(1 << 24)}}, data)
+    with zipfile.ZipFile(data) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in source.infolist():
+            archive.writestr(entry.filename, source.read(entry))
+    assert len(packed.getvalue()) < 1 << 18
+    assert "compressed or overlap" in refusal(packed.getvalue())
+
+
+def test_a_record_that_holds_itself_is_read_once():
+    record = saved()
+    record["experiment"]["self"] = loop = []
+    loop.append(loop)
+    file = io.BytesIO()
+    torch.save(record, file)
+    file.seek(0)
+    assert checkpoint.load(file)["step"] == 0

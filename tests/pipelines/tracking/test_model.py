@@ -153,3 +153,30 @@ def test_bytes_that_are_no_image_are_named(tmp_path, checkpoint):
     packaged = read_package(write_package(tmp_path, checkpoint, RESIZE))
     with pytest.raises(ValueError, match="image 7"):
         predict_image(packaged, b"nothing", "image 7")
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "words"),
+    [
+        ("config.json", b"", r"config\.json: empty, cut short or no JSON"),
+        ("config.json", b"[]", r"config\.json: format None"),
+        ("config.json", b'{"format": 1, "model": []}', r"config\.json: has no model, resize, experiment"),
+        ("categories.json", b"{", r"categories\.json: empty, cut short or no JSON"),
+        ("categories.json", b"[1]", r"categories\.json: categories\[0\] is no COCO category"),
+        ("weights.safetensors", b"", r"weights\.safetensors: cut short or no safetensors file"),
+    ],
+)
+def test_files_of_a_stored_model_that_are_none_are_named(file, data, words, tmp_path, checkpoint):
+    from pipelines.tracking.model import read_package, write_package
+
+    paths = write_package(tmp_path, checkpoint, RESIZE)
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        read_package(paths)
+    nan = {
+        key: value + float("nan") if value.is_floating_point() else value
+        for key, value in checkpoint["weights"].items()
+    }
+    paths = write_package(tmp_path, {**checkpoint, "weights": nan}, RESIZE)
+    with pytest.raises(ValueError, match=r"weights\.safetensors: .* weights are not finite"):
+        read_package(paths)
