@@ -26,6 +26,9 @@ from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
 from panoptic.training.optim import Optim, learning_rate_factor, set_learning_rate
 
+ONE_VALUE = "Expected more than 1 value per channel"
+"""The beginning of torch's message where a batch norm has nothing to take a variance of."""
+
 
 @dataclass
 class SkipCounter:
@@ -174,11 +177,27 @@ def _backward(
     images, targets = to_device(model, images, targets, engine)
     alone = isinstance(model, DistributedDataParallel) and not last
     with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
-        with autocast(images, engine):
-            losses, _ = model(images, targets)
+        try:
+            with autocast(images, engine):
+                losses, _ = model(images, targets)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise ValueError(_too_few_values(images, targets)) from error
         loss = total(losses) / accumulation
         loss.backward()
     return {name: value.detach() / accumulation for name, value in losses.items()} | {"total": loss.detach()}
+
+
+def _too_few_values(images: Tensor, targets: Targets) -> str:
+    """The message where a batch norm meets a map of one pixel of one image."""
+    size = "x".join(map(str, images.shape[-2:]))
+    return (
+        f"{', '.join(targets.names)}: a batch norm in training needs more than one value of each channel, and "
+        f"{len(images)} image of {size} pixels leaves one at the smallest map. Give a worker two images at least at a "
+        "time (larger train.batch or train.micro_batch, fewer train.workers), a larger augment.crop, or a norm without "
+        "statistics of the batch (model.norm group, say)"
+    )
 
 
 def _all_finite(loss: Tensor, norm: Tensor) -> bool:

@@ -57,6 +57,16 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[key]) for key, x in a.state_dict().items())
 
 
+def test_a_batch_norm_that_meets_one_value_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    run = Run()
+    norm = nn.BatchNorm2d(3)
+    monkeypatch.setattr(run.model, "forward", lambda images, targets: norm(images.float().mean((2, 3), keepdim=True)))
+    images, targets = tiny_batch(0)
+    with pytest.raises(ValueError, match=r"a batch norm in training needs more than one value.*train\.batch") as error:
+        run.step(0, [(images[:1], targets)])
+    assert str(error.value).startswith(targets.names[0]) and "Expected" not in str(error.value)
+
+
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
 def test_ten_steps_continued_by_ten_equal_twenty(rule):
     optim = replace(OPTIM, optimiser=rule)
