@@ -14,13 +14,14 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from panoptic.segmentation import Categories, Segmentation, renumber
+from panoptic.segmentation import Categories, Segmentation, flag, renumber, shown, whole_number
 
 MAX_ID = (1 << 24) - 1
 """The largest id that three colour channels hold."""
@@ -133,8 +134,9 @@ def encode_segments(segments: np.ndarray) -> bytes:
 def decode_image(data: bytes, name: str = "image", size: tuple[int, int] | None = None) -> np.ndarray:
     """An image file (PNG, JPEG, or another kind that OpenCV and Pillow know) as uint8 [H, W, 3] RGB.
 
-    Grey is repeated over the channels, alpha is dropped, 16 bits become the upper 8, and the EXIF
-    orientation is applied.
+    Grey is repeated over the channels, alpha is dropped, the EXIF orientation is applied, and 16 bits become the
+    upper 8. Where no value of 16 bits reaches 4096, they are the 12 of a camera, and their upper 8 are taken
+    (`holds_12_bits`).
 
     Args:
         data: the file's bytes.
@@ -149,7 +151,24 @@ def decode_image(data: bytes, name: str = "image", size: tuple[int, int] | None 
     stated = image_size(data, name)
     if size is not None and tuple(size) not in (stated, stated[::-1]):
         raise ValueError(f"{name}: the image is {_shape(stated)} but the record says {_shape(size)} (height x width)")
-    return _decode(data, cv2.IMREAD_COLOR_RGB, name)
+    return _decode_colour(data, name)
+
+
+def decode_stored(data: bytes, name: str = "image") -> np.ndarray:
+    """The pixels of an image file as they are stored: `decode_image` without its EXIF orientation.
+
+    Raises:
+        ValueError: the bytes are no readable image; the message starts with `name`.
+    """
+    return _decode_colour(data, name, cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def holds_12_bits(data: bytes) -> bool:
+    """Tell 12-bit photographs: PNG or TIFF files of 16 bits in which no value reaches 4096, and some value is not 0."""
+    if not (data.startswith((b"II*\0", b"MM\0*")) or (data.startswith(b"\x89PNG") and data[24:25] == b"\x10")):
+        return False
+    pixels = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return pixels.dtype == np.uint16 and 0 < pixels.max() < 4096
 
 
 def encode_image(image: np.ndarray) -> bytes:
@@ -187,7 +206,8 @@ def from_coco(
 
     Args:
         png: the file's bytes.
-        record: with `segments_info`, each entry with `id`, `category_id` and optionally `iscrowd`, `score`.
+        record: with `segments_info`, each entry with `id`, `category_id` and optionally `iscrowd`, `score`. Whole
+            numbers may be written as text or as decimal numbers, and `iscrowd` as a truth value.
         categories: of the dataset.
         name: of the file, for messages.
         size: (H, W) that the JSON or the photograph states, compared with the PNG's where given.
@@ -196,9 +216,10 @@ def from_coco(
         ValueError: one message that starts with `name` and lists every problem.
     """
     infos = record.get("segments_info")
-    if infos is None:
-        raise ValueError(f"{name}: the record has no segments_info; each annotation needs the list of its segments")
-    problems = _entry_problems(infos, categories)
+    if not isinstance(infos, list):
+        what = f"has segments_info {shown(infos)}" if infos is not None else "has no segments_info"
+        raise ValueError(f"{name}: the record {what}; each annotation needs the list of its segments")
+    entries, problems = _read_entries(infos, categories)
     try:
         _header(png)
         stated = image_size(png, "PNG")
@@ -209,7 +230,7 @@ def from_coco(
         id_map = decode_ids(png)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    ids = [info["id"] for info in infos if _is_id(info.get("id"))]
+    ids = [entry.id for entry in entries]
     segments, unlisted, present = renumber(id_map, ids)
     if len(unlisted):
         problems.append(f"segments in the PNG that the record does not list: {_some(unlisted.tolist())}")
@@ -221,8 +242,8 @@ def from_coco(
     scored = bool(infos) and all("score" in info for info in infos)
     return Segmentation(
         segments,
-        labels=np.array([categories.ids.index(info["category_id"]) for info in infos], np.int64),
-        crowd=np.array([bool(info.get("iscrowd", 0)) for info in infos], bool),
+        labels=np.array([entry.label for entry in entries], np.int64),
+        crowd=np.array([entry.crowd for entry in entries], bool),
         scores=np.array([info["score"] for info in infos], np.float32) if scored else None,
     )
 
@@ -260,31 +281,62 @@ def area_mismatches(segmentation: Segmentation, record: Mapping) -> list[tuple[i
     trust it: it is why their PQ can exceed 100.
     """
     rows = zip(record["segments_info"], segmentation.areas().tolist(), strict=True)
-    return [(info["id"], info["area"], area) for info, area in rows if "area" in info and info["area"] != area]
+    return [(info["id"], info["area"], area) for info, area in rows if info.get("area") not in (None, area)]
 
 
-def _entry_problems(infos: list[Mapping], categories: Categories) -> list[str]:
-    """Problems of a record's segments that show without the PNG."""
-    problems, known = [], set(categories.ids)
+class _Entry(NamedTuple):
+    """One entry of `segments_info`."""
+
+    id: int
+    label: int
+    crowd: bool
+
+
+def _read_entries(infos: list[Mapping], categories: Categories) -> tuple[list[_Entry], list[str]]:
+    """The entries of a record whose id can be read, and all problems that show without the PNG.
+
+    An entry with another problem keeps its id, so that its pixels are not reported as unlisted, too.
+    """
+    index = {number: label for label, number in enumerate(categories.ids)}
+    entries, problems = [], []
     for k, info in enumerate(infos):
+        if not isinstance(info, Mapping):
+            problems.append(f"segments_info[{k}] is {shown(info)}; each segment is an object with id and category_id")
+            continue
         missing = [key for key in ("id", "category_id") if key not in info]
         if missing:
             problems.append(f"segments_info[{k}] has no {' and no '.join(missing)}")
-        if "id" in info and not _is_id(info["id"]):
-            problems.append(f"segments_info[{k}] has the id {info['id']!r}; ids are whole numbers from 1 to {MAX_ID}")
-        if "category_id" in info and info["category_id"] not in known:
-            problems.append(
-                f"segment {info.get('id', '?')} has the category {info['category_id']!r}, which categories do not list"
-            )
-    twice = [i for i, times in Counter(info["id"] for info in infos if _is_id(info.get("id"))).items() if times > 1]
+        number = _number(info.get("id"))
+        if "id" in info and (number is None or not 0 < number <= MAX_ID):
+            rule = f"ids are whole numbers from 1 to {MAX_ID}"
+            problems.append(f"segments_info[{k}] has the id {shown(info['id'])}; {rule}")
+            number = None
+        category = _number(info.get("category_id"))
+        label = None if category is None else index.get(category)
+        if "category_id" in info and label is None:
+            what = f"the category {shown(info['category_id'])}"
+            problems.append(f"segment {shown(info.get('id', '?'))} has {what}, which categories do not list")
+        try:
+            crowd = flag(info.get("iscrowd", 0))
+        except ValueError as error:
+            problems.append(f"segments_info[{k}].iscrowd is {error}")
+            crowd = False
+        if "score" in info and (isinstance(info["score"], bool) or not isinstance(info["score"], int | float)):
+            problems.append(f"segments_info[{k}].score is {shown(info['score'])}; it must be a number")
+        if number is not None:
+            entries.append(_Entry(number, -1 if label is None else label, crowd))
+    twice = [i for i, times in Counter(entry.id for entry in entries).items() if times > 1]
     if twice:
         problems.append(f"ids that the record lists more than once: {_some(sorted(twice))}")
-    return problems
+    return entries, problems
 
 
-def _is_id(value: object) -> bool:
-    """A whole number that a COCO-panoptic PNG can hold and that is not void."""
-    return isinstance(value, int) and 0 < value <= MAX_ID
+def _number(value: object) -> int | None:
+    """The whole number that a value means, None where it means none."""
+    try:
+        return whole_number(value)
+    except ValueError:
+        return None
 
 
 def _some(ids: list[int], limit: int = 8) -> str:
@@ -356,6 +408,16 @@ def _other_size(data: bytes, name: str) -> tuple[int, int] | None:
 
 def _too_large(name: str, stated: str) -> str:
     return f"{name}: {stated}, and images of up to {MAX_PIXELS} pixels are read; cut it into tiles, or scale it down"
+
+
+def _decode_colour(data: bytes, name: str, flags: int = 0) -> np.ndarray:
+    """The uint8 [H, W, 3] RGB of an image file."""
+    image = _decode(data, cv2.IMREAD_COLOR_RGB | flags, name)
+    if image.max() > 16 or not holds_12_bits(data):  # the upper 8 of 12 bits end at 15, or at 16 where TIFF rounds
+        return image
+    # IMREAD_COLOR_RGB swaps the channels of a deep TIFF
+    deep = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | flags, name)
+    return cv2.cvtColor((deep >> 4).astype(np.uint8), cv2.COLOR_BGR2RGB)
 
 
 def _decode(data: bytes, flags: int, name: str = "PNG") -> np.ndarray:

@@ -9,7 +9,9 @@ Shapes: B images of a batch, H x W pixels, N segments of an image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -60,33 +62,153 @@ class Categories:
         return tuple(i for i, thing in enumerate(self.is_thing) if not thing)
 
     @classmethod
-    def from_coco(cls, entries: Sequence[Mapping], source: str = "categories") -> Categories:
+    def from_coco(
+        cls, entries: Sequence[Mapping], source: str = "categories", repairs: MutableMapping[str, int] | None = None
+    ) -> Categories:
         """Read the `categories` list of a COCO-panoptic JSON, in the file's order.
 
+        Args:
+            entries: each with `id`, `name`, `isthing` (0, 1, true, false, or one of them as text) and optionally
+                `color` (three whole numbers from 0 to 255).
+            source: of the list, for error messages.
+            repairs: counts, by kind, the values that were read although they are not written as the format asks.
+
         Raises:
-            ValueError: an entry lacks `id`, `name` or `isthing`, or an id appears twice; the message
-                names `source` and the entry.
+            ValueError: one line for each entry that cannot be read, and for ids and names that appear twice; each
+                names `source`, the entry and what it must be.
         """
-        for position, entry in enumerate(entries):
-            missing = [key for key in ("id", "name", "isthing") if key not in entry]
-            if missing:
-                raise ValueError(
-                    f"{source}: categories[{position}] ({entry.get('name', '?')}) has no {', '.join(missing)}; "
-                    "each category needs id, name and isthing (1 for countable things, 0 for stuff)"
-                )
+        repairs = {} if repairs is None else repairs
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            raise ValueError(f"{source}: categories is {shown(entries)}; it must be a list of categories")
         if not entries:
             raise ValueError(f"{source}: the list of categories is empty")
-        return cls(
-            names=tuple(str(e["name"]) for e in entries),
-            is_thing=tuple(bool(e["isthing"]) for e in entries),
-            ids=tuple(int(e["id"]) for e in entries),
-            colours=tuple(tuple(e.get("color") or default_colour(i)) for i, e in enumerate(entries)),  # type: ignore[misc]
-        )
+        read, problems = [], []
+        for position, entry in enumerate(entries):
+            try:
+                read.append(_read_category(entry, position, repairs))
+            except ValueError as error:
+                problems.append(f"categories[{position}]{error}")
+        ids, names, kinds, colours = zip(*read, strict=True) if read else ((),) * 4
+        problems += [f"the id {i} of categories appears more than once; ids must be unique" for i in _repeated(ids)]
+        problems += [
+            f"the name {shown(name)} of categories appears more than once; names must be unique"
+            for name in _repeated(names)
+        ]
+        if problems:
+            rest = [f"{source}: and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
+            raise ValueError("\n".join([f"{source}: {problem}" for problem in problems[:SHOWN]] + rest))
+        return cls(names=names, is_thing=kinds, ids=ids, colours=colours)
 
     def to_coco(self) -> list[dict]:
         """The `categories` list of a COCO-panoptic JSON; `from_coco` of it gives an equal object."""
         rows = zip(self.ids, self.names, self.is_thing, self.colours, strict=True)
         return [{"id": i, "name": n, "isthing": int(t), "color": list(c)} for i, n, t, c in rows]
+
+
+SHOWN = 20
+"""The most problems of a list that an error message spells out."""
+
+
+def _read_category(
+    entry: Mapping, position: int, repairs: MutableMapping[str, int]
+) -> tuple[int, str, bool, tuple[int, int, int]]:
+    """The id, name, kind and colour of one entry of `categories`."""
+    if not isinstance(entry, Mapping):
+        raise ValueError(f" is {shown(entry)}; each category is an object with id, name and isthing")
+    label = f" ({shown(entry.get('name', '?'))})"
+    missing = [key for key in ("id", "name", "isthing") if key not in entry]
+    if missing:
+        raise ValueError(
+            f"{label} has no {', '.join(missing)}; "
+            "each category needs id, name and isthing (1 for countable things, 0 for stuff)"
+        )
+    name = entry["name"]
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f".name is {shown(name)}; each category needs a name of its own, as text")
+    if name != name.strip():
+        count_repair(repairs, "categories.name stripped of spaces")
+    try:
+        key = "id"
+        number = whole_number(entry["id"])
+        key = "isthing"
+        thing = flag(entry["isthing"])
+        key = "color"
+        colour = _read_colour(entry.get("color"), position)
+    except ValueError as error:
+        raise ValueError(f"{label}.{key} is {error}") from error
+    count_respelt(repairs, "categories.id", entry["id"])
+    count_respelt(repairs, "categories.isthing", entry["isthing"])
+    return number, name.strip(), thing, colour
+
+
+def _read_colour(value: object, position: int) -> tuple[int, int, int]:
+    """The colour of the category at `position`, whose JSON gives `value` or None."""
+    if value is None:
+        return default_colour(position)
+    rule = f"{shown(value)}; give [red, green, blue], whole numbers from 0 to 255, or leave it out"
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError(rule)
+    try:
+        red, green, blue = (whole_number(channel) for channel in value)
+    except ValueError as error:
+        raise ValueError(rule) from error
+    if not all(0 <= channel <= 255 for channel in (red, green, blue)):
+        raise ValueError(rule)
+    return red, green, blue
+
+
+def _repeated(values: Sequence) -> list:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def whole_number(value: object) -> int:
+    """The whole number that a value of a JSON means: 7, 7.0 or "7".
+
+    Raises:
+        ValueError: it means none, or a float so large that its last digits are lost; begins with the value.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}(\.0*)?\s*", value):
+        return int(value.partition(".")[0])
+    raise ValueError(f"{shown(value)}; it must be a whole number")
+
+
+def flag(value: object) -> bool:
+    """What a value of a JSON means where 0 or 1 is asked for: 0, 1, true, false, or one of them as text.
+
+    Raises:
+        ValueError: it means neither; begins with the value.
+    """
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    meaning = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+    if meaning is None:
+        raise ValueError(f"{shown(value)}; it must be 0 or 1")
+    return meaning
+
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+
+
+def shown(value: object, length: int = 40) -> str:
+    """A value of a JSON as an error message shows it, shortened to some `length` characters."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= length else f"{text[: length - 2]} …"
+
+
+def count_respelt(repairs: MutableMapping[str, int], field: str, value: object) -> None:
+    """Count a value of `field` that was read as a whole number or a flag from text or from a decimal number."""
+    kind = {str: "text", float: "a decimal number"}.get(type(value))
+    if kind:
+        count_repair(repairs, f"{field} given as {kind}")
+
+
+def count_repair(repairs: MutableMapping[str, int], kind: str, count: int = 1) -> None:
+    """Add to the count of a kind of repair."""
+    repairs[kind] = repairs.get(kind, 0) + count
 
 
 def default_colour(index: int) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ from panoptic.png import (
     encode_jpeg,
     encode_segments,
     from_coco,
+    holds_12_bits,
     image_size,
     silence_opencv,
     to_coco,
@@ -202,6 +203,20 @@ def test_images_of_every_kind_become_rgb() -> None:
     np.testing.assert_allclose(flat[8, 8], (30, 90, 200), atol=4)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_photographs_of_12_bits_keep_their_levels(suffix: str) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (20, 30, 3), np.uint16)
+    values[0, 0] = (0, 2000, 4095)
+    data = encode(values, suffix)
+    assert holds_12_bits(data)
+    np.testing.assert_array_equal(decode_image(data), values[..., ::-1] >> 4)
+    values[0, 0, 0] = 4096  # no 12-bit camera gives that
+    data = encode(values, suffix)
+    assert not holds_12_bits(data) and decode_image(data).max() == 16
+    assert not holds_12_bits(encode(np.zeros((4, 5, 3), np.uint16), suffix))
+    assert not holds_12_bits(encode(np.full((4, 5, 3), 3, np.uint8), suffix))
+
+
 def test_pictures_become_jpegs_unless_they_are_too_large() -> None:
     picture = np.full((16, 24, 3), (200, 90, 30), np.uint8)
     np.testing.assert_allclose(decode_image(encode_jpeg(picture, 90)), picture, atol=4)
@@ -246,6 +261,20 @@ def test_a_record_is_read_in_its_own_order(
     assert area_mismatches(truth, record) == [(5, 4000, 1)]
 
 
+def test_numbers_and_flags_of_a_record_may_be_text(
+    sound: tuple[bytes, dict, Segmentation], small_categories: Categories
+) -> None:
+    png, record, expected = sound
+    texts = ("0", "false") if expected.crowd is None else [("false", "true")[int(crowd)] for crowd in expected.crowd]
+    for info, text in zip(record["segments_info"], texts, strict=True):
+        info.update(id=str(info["id"]), category_id=float(info["category_id"]), iscrowd=text, area=None)
+    truth = from_coco(png, record, small_categories, "a.png")
+    np.testing.assert_array_equal(truth.segments, expected.segments)
+    np.testing.assert_array_equal(truth.labels, expected.labels)
+    np.testing.assert_array_equal(truth.crowd, expected.crowd)
+    assert area_mismatches(truth, record) == []
+
+
 def test_scores_are_read_where_every_segment_has_one(
     sound: tuple[bytes, dict, Segmentation], small_categories: Categories
 ) -> None:
@@ -269,7 +298,14 @@ def test_scores_are_read_where_every_segment_has_one(
         (lambda infos: infos[2].pop("category_id"), r"segments_info\[2\] has no category_id"),
         (lambda infos: infos.append({"id": 0, "category_id": 7}), r"segments_info\[3\] has the id 0"),
         (lambda infos: infos.append({"id": MAX_ID + 1, "category_id": 7}), "the id 16777216"),
-        (lambda infos: infos.append({"id": "7", "category_id": 7}), "the id '7'"),
+        (lambda infos: infos.append({"id": "x7", "category_id": 7}), "the id 'x7'"),
+        (lambda infos: infos.append({"id": 7.5, "category_id": 7}), "the id 7.5"),
+        (lambda infos: infos.append({"id": True, "category_id": 7}), "the id true"),
+        (lambda infos: infos[0].update(category_id=[7]), r"segment 300 has the category \[7\]"),
+        (lambda infos: infos[0].update(category_id=None), r"segment 300 has the category null"),
+        (lambda infos: infos[1].update(iscrowd="no"), r"segments_info\[1\]\.iscrowd is 'no'; it must be 0 or 1"),
+        (lambda infos: infos[1].update(score="high"), r"segments_info\[1\]\.score is 'high'; it must be a number"),
+        (lambda infos: infos.append(None), r"segments_info\[3\] is null"),
         (lambda infos: infos.append({"category_id": 7}), r"segments_info\[3\] has no id"),
     ],
 )
@@ -298,6 +334,8 @@ def test_every_problem_of_a_file_is_listed_at_once(
     message = str(caught.value)
     for words in ("category 55", "2x3 but the image is 3x2", "not list: 70000", "not hold: 8"):
         assert words in message
+    with pytest.raises(ValueError, match=r"a\.png: the record has segments_info 'none'; each annotation"):
+        from_coco(png, {"segments_info": "none"}, small_categories, "a.png")
     with pytest.raises(ValueError, match=r"a\.png: the record has no segments_info"):
         from_coco(png, {}, small_categories, "a.png")
     with pytest.raises(ValueError, match=r"a\.png: not a PNG"):

@@ -59,10 +59,69 @@ def test_a_category_that_lacks_a_key_is_named(key: str) -> None:
 def test_empty_and_repeated_categories_are_refused() -> None:
     with pytest.raises(ValueError, match=r"val\.json.*empty"):
         Categories.from_coco([], "val.json")
-    with pytest.raises(ValueError, match=r"\[7\] appear more than once"):
+    with pytest.raises(ValueError, match=r"the id 7 of categories appears more than once"):
         Categories.from_coco([ENTRIES[0], {**ENTRIES[1], "id": 7}])
+    with pytest.raises(ValueError, match=r"^val\.json: the name 'sky' of categories appears more than once"):
+        Categories.from_coco([ENTRIES[0], {**ENTRIES[1], "name": "sky "}], "val.json")
     with pytest.raises(ValueError, match="differ in length"):
         Categories(("a", "b"), (True,), (1, 2), ((0, 0, 0), (0, 0, 0)))
+
+
+@pytest.mark.parametrize("things", [(False, True), (0.0, 1.0), ("0", "1"), ("false", "true"), (" False", "TRUE ")])
+def test_what_is_meant_by_isthing_is_read(things: tuple[object, object]) -> None:
+    repairs: dict[str, int] = {}
+    entries = [{**entry, "isthing": things[entry["isthing"]]} for entry in ENTRIES]
+    assert Categories.from_coco(entries, repairs=repairs) == Categories.from_coco(ENTRIES)
+    kind = {str: "text", float: "a decimal number"}.get(type(things[0]))
+    assert repairs == ({f"categories.isthing given as {kind}": 3} if kind else {})
+
+
+def test_other_spellings_of_categories_are_read_and_counted() -> None:
+    repairs: dict[str, int] = {}
+    entries = [{**entry, "id": str(entry["id"]), "name": f"{entry['name']} "} for entry in ENTRIES]
+    entries[0].update(id=7.0, color=[1.0, 2.0, 3.0])
+    entries[1].update(color=None)
+    assert Categories.from_coco(entries, repairs=repairs) == Categories.from_coco(ENTRIES)
+    assert repairs == {
+        "categories.id given as a decimal number": 1,
+        "categories.id given as text": 2,
+        "categories.name stripped of spaces": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"isthing": None}, r" \('person'\)\.isthing is null; it must be 0 or 1"),
+        ({"isthing": "thing"}, r" \('person'\)\.isthing is 'thing'; it must be 0 or 1"),
+        ({"isthing": 2}, r" \('person'\)\.isthing is 2; it must be 0 or 1"),
+        ({"isthing": []}, r" \('person'\)\.isthing is \[\]; it must be 0 or 1"),
+        ({"id": 4.5}, r" \('person'\)\.id is 4\.5; it must be a whole number"),
+        ({"id": 1e300}, r"\.id is 1e\+300; it must be a whole number"),
+        ({"id": True}, r"\.id is true; it must be a whole number"),
+        ({"id": "person"}, r"\.id is 'person'; it must be a whole number"),
+        ({"name": None}, r"\.name is null; each category needs a name"),
+        ({"name": " "}, r"\.name is ' '; each category needs a name"),
+        ({"color": "#2080c0"}, r"\.color is '#2080c0'; give \[red, green, blue\]"),
+        ({"color": [1, 2]}, r"\.color is \[1, 2\]; give \[red"),
+        ({"color": [900, -1, 3]}, r"\.color is \[900, -1, 3\]; give \[red"),
+        ({"color": [1, 2, "x"]}, r"\.color is \[1, 2, 'x'\]; give \[red"),
+    ],
+)
+def test_categories_that_mean_nothing_are_refused_by_place(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^val\.json: categories\[1\]" + message):
+        Categories.from_coco([ENTRIES[0], {**ENTRIES[1], **change}], "val.json")
+
+
+def test_every_wrong_category_has_a_line() -> None:
+    wrong = [{**entry, "isthing": None} for entry in ENTRIES]
+    with pytest.raises(ValueError) as caught:
+        Categories.from_coco([*wrong, None], "val.json")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"val.json: categories[{k}]") for k, line in enumerate(lines))
+    for value in (None, "sky", 3, {"id": 1}):
+        with pytest.raises(ValueError, match=r"^val\.json: categories is .*; it must be a list"):
+            Categories.from_coco(value, "val.json")  # pyright: ignore[reportArgumentType]
 
 
 @settings(max_examples=40, deadline=None)
