@@ -49,7 +49,7 @@ OWNERS = {
 }
 """Libraries that live behind one file or folder each."""
 
-PIPELINE_LIBRARIES = {"ray", "pyarrow", "pandas", *OWNERS}
+PIPELINE_LIBRARIES = {"ray", "pyarrow", "pandas", "pydantic", *OWNERS}
 """Imported by pipelines/ alone, so that a job stays a few lines and panoptic/ runs without them."""
 
 

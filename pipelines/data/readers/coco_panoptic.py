@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import takewhile
 
 import pyarrow as pa
 
-from panoptic.segmentation import Categories
+from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
+from pipelines.data.readers.coco_json import Annotation, Content, Image, parse
 from pipelines.data.readers.source import COLUMNS, Problem, Source, Stamps
 
 
@@ -39,17 +43,22 @@ def coco_panoptic(
             COCO-panoptic. What is wrong with single images is in `Source.problems` instead.
     """
     root = storage.absolute(root)
-    file = _first([json_file] if json_file else _json_places(root, split), "annotation file", "--json")
+    file = _first([json_file] if json_file else _json_places(root, split), "annotation file", "--data.json-file")
     text = storage.read_bytes(file)
-    content = _parse(text, file)
-    categories = Categories.from_coco(content["categories"], file)
-    png_folder = _first([pngs] if pngs else _png_places(file), "folder of PNG id maps", "--pngs")
-    names = [image["file_name"] for image in content["images"][:20]]
+    content = parse(text, file)
+    repairs = content.repairs
+    categories = Categories.from_coco(content.categories, file, repairs)
+    png_folder = _first([pngs] if pngs else _png_places(file), "folder of PNG id maps", "--data.pngs")
+    names = [image["file_name"] for image in content.images[:20]]
     image_folder = _images_folder([images] if images else _image_places(root, split), names)
     image_stamps, png_stamps = storage.list_stamps(image_folder), storage.list_stamps(png_folder)
-    rows, problems = _check(content, set(categories.ids), image_stamps, png_stamps)
-    annotated = {annotation["image_id"] for annotation in content["annotations"]}
-    stamps = [(entry["file_name"], image_stamps[entry["file_name"]], png_stamps[png]) for entry, png, _ in rows]
+    folders = _Folder(image_folder, image_stamps), _Folder(png_folder, png_stamps)
+    rows, problems = _check(content, set(categories.ids), *folders)
+    annotated = {annotation["image_id"] for annotation in content.annotations}
+    stamps: list = [(entry["file_name"], image_stamps[entry["file_name"]], png_stamps[png]) for entry, png, _ in rows]
+    size = sum(image[0] + png[0] for _, image, png in stamps)
+    if repairs:  # what an earlier version made of such values is not used again
+        stamps.append(sorted(repairs.items()))
     return Source(
         reader="coco",
         root=root,
@@ -57,9 +66,10 @@ def coco_panoptic(
         categories=categories,
         rows=_table(rows, image_folder, png_folder, file),
         problems=tuple(problems),
-        unannotated=tuple(entry["file_name"] for entry in content["images"] if entry["id"] not in annotated),
-        bytes=sum(image[0] + png[0] for _, image, png in stamps),
+        unannotated=tuple(entry["file_name"] for entry in content.images if entry["id"] not in annotated),
+        bytes=size,
         fingerprint=hashlib.sha256(text + json.dumps(stamps).encode()).hexdigest(),
+        repairs=repairs,
     )
 
 
@@ -95,51 +105,65 @@ def _first(places: Sequence[storage.Uri], what: str, option: str) -> str:
 
 def _images_folder(places: Sequence[storage.Uri], names: Sequence[str]) -> str:
     """The first folder that holds one of the first images; failing that, the first that exists."""
+    names = [name for name in names if "://" not in name and "\0" not in name]
     for place in places:
         if storage.exists(place) and any(storage.exists(storage.join(place, name)) for name in names):
             return storage.absolute(place)
-    return _first(places, "folder of images", "--images")
+    return _first(places, "folder of images", "--data.images")
 
 
-def _parse(text: bytes, file: str) -> dict:
-    """The JSON with its three lists present and every image entry complete."""
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON ({error}); is the download complete?") from error
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise ValueError(f"{file}: has no {', '.join(missing)}; COCO-panoptic needs images, annotations and categories")
-    for position, entry in enumerate(content["images"]):
-        lacking = [key for key in ("id", "file_name", "height", "width") if key not in entry]
-        if lacking:
-            raise ValueError(f"{file}: images[{position}] has no {', '.join(lacking)}; every image needs them")
-    for position, annotation in enumerate(content["annotations"]):
-        if "image_id" not in annotation:
-            raise ValueError(f"{file}: annotations[{position}] has no image_id, so its image is unknown")
-    return content
+class _Folder:
+    """The files below a folder."""
+
+    def __init__(self, uri: str, stamps: Stamps) -> None:
+        self.uri = uri
+        self._stamps = stamps
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stamps
+
+    @cached_property
+    def _by_name(self) -> list[tuple[str, str]]:
+        """(name without folders, path) of each file, sorted."""
+        return sorted((path.rsplit("/", 1)[-1], path) for path in self._stamps)
+
+    def lacks(self, name: str) -> str:
+        """The words that say that a file is missing, where it was looked for, and which file there is most like it."""
+        if not self._stamps:
+            return f"{name} was looked for in {self.uri}, which is empty"
+        last = name.replace("\\", "/").rsplit("/", 1)[-1]
+        # in this order, the neighbours of a name have the most first letters in common with it
+        place = bisect_left(self._by_name, (last, ""))
+        nearby = self._by_name[max(place - 1, 0) : place + 1]
+        _, path = max(nearby, key=lambda file: _common_letters(file[0], last))
+        return f"{name} was looked for in {self.uri}, which holds {path}"
 
 
-Row = tuple[dict, str, dict]
+def _common_letters(a: str, b: str) -> int:
+    """The number of first letters in which two names agree."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+Row = tuple[Image, str, Annotation]
 """Image entry, name of the PNG, annotation."""
 
 
-def _check(content: dict, known: set[int], images: Stamps, pngs: Stamps) -> tuple[list[Row], list[Problem]]:
+def _check(content: Content, known: set[int], images: _Folder, pngs: _Folder) -> tuple[list[Row], list[Problem]]:
     """The annotations sorted into good rows and problems, from the JSON and the lists of files alone."""
-    entries = {entry["id"]: entry for entry in content["images"]}
-    repeated_ids = _repeated(entry["id"] for entry in content["images"])
-    repeated_names = _repeated(entry["file_name"] for entry in content["images"])
+    entries = {entry["id"]: entry for entry in content.images}
+    repeated_ids = _repeated(entry["id"] for entry in content.images)
+    repeated_names = _repeated(entry["file_name"] for entry in content.images)
     annotated, maps = set(), set()
     rows, problems = [], []
-    for annotation in content["annotations"]:
+    for position, annotation in enumerate(content.annotations):
         key = annotation["image_id"]
-        entry = entries.get(key, {})
-        name = str(entry.get("file_name") or annotation.get("file_name", "?"))
+        entry = entries.get(key)
+        name = entry["file_name"] if entry else annotation.get("file_name") or f"annotations[{position}]"
         png = annotation.get("file_name") or f"{name.rsplit('.', 1)[0]}.png"
         if not entry:
-            reason = f"annotation of image id {key}, which images does not list"
+            reason = f"annotation of image id {shown(key)}, which images does not list; add the image, or drop it"
         elif key in repeated_ids:
-            reason = f"image id {key} belongs to {repeated_ids[key]} images; ids must be unique"
+            reason = f"image id {shown(key)} belongs to {repeated_ids[key]} images; ids must be unique"
         elif name in repeated_names:
             reason = f"file name appears {repeated_names[name]} times in images; names must be unique"
         elif key in annotated:
@@ -147,33 +171,32 @@ def _check(content: dict, known: set[int], images: Stamps, pngs: Stamps) -> tupl
         elif png in maps:
             reason = f"PNG {png} already belongs to another image"
         elif name not in images:
-            reason = "image is missing from the folder of images (partial download?)"
+            reason = f"image is missing: {images.lacks(name)} (partial download?)"
         elif png not in pngs:
-            reason = f"id map {png} is missing from the folder of PNGs (partial download?)"
+            reason = f"id map {png} is missing: {pngs.lacks(png)} (partial download?)"
         else:
-            reason = _unknown_categories(annotation, known)
+            reason = content.faults.get(position) or _unknown_categories(annotation, known)
         annotated.add(key)
         maps.add(png)
-        if reason:
+        if reason or not entry:
             problems.append(Problem(name, reason))
         else:
             rows.append((entry, png, annotation))
     return rows, problems
 
 
-def _repeated(names: Iterable[str]) -> dict[str, int]:
-    return {name: count for name, count in Counter(names).items() if count > 1}
+def _repeated(values: Iterable[int | str]) -> dict[int | str, int]:
+    """How often each value occurs that occurs more than once."""
+    return {value: count for value, count in Counter(values).items() if count > 1}
 
 
-def _unknown_categories(annotation: dict, known: set[int]) -> str:
-    """A reason if a segment's category is not the dataset's (other faults of segments are found with the pixels)."""
-    unknown = {
-        str(s["category_id"]) for s in annotation.get("segments_info") or [] if s.get("category_id", -1) not in known
-    }
+def _unknown_categories(annotation: Annotation, known: set[int]) -> str:
+    """A reason if a segment's category is not the dataset's."""
+    unknown = {str(s["category_id"]) for s in annotation["segments_info"] if s["category_id"] not in known}
     return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there" if unknown else ""
 
 
-def _table(rows: Sequence[tuple[dict, str, dict]], images: str, pngs: str, file: str) -> pa.Table:
+def _table(rows: Sequence[Row], images: str, pngs: str, file: str) -> pa.Table:
     """The light rows, column by column."""
     ids = [entry["id"] for entry, _, _ in rows]
     if len({type(i) for i in ids}) > 1:
@@ -183,8 +206,8 @@ def _table(rows: Sequence[tuple[dict, str, dict]], images: str, pngs: str, file:
         pa.array([storage.join(images, entry["file_name"]) for entry, _, _ in rows], pa.string()),
         pa.array([storage.join(pngs, png) for _, png, _ in rows], pa.string()),
         pa.array([json.dumps(annotation) for _, _, annotation in rows], pa.string()),
-        pa.array([int(entry["height"]) for entry, _, _ in rows], pa.int32()),
-        pa.array([int(entry["width"]) for entry, _, _ in rows], pa.int32()),
+        pa.array([entry["height"] for entry, _, _ in rows], pa.int32()),
+        pa.array([entry["width"] for entry, _, _ in rows], pa.int32()),
         pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()),
     )
     return pa.table(list(columns), names=list(COLUMNS))

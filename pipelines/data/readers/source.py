@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -42,3 +43,5 @@ class Source:
     """Of all images and maps."""
     fingerprint: str
     """Changes whenever the annotations, or the size or time of a file, change."""
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    """How many values were read although they are not written as the format asks, by kind."""

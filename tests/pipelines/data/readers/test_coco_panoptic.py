@@ -69,9 +69,12 @@ def test_places_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
-        ("annotations/panoptic_val.json", r"no annotation file; looked for(.|\n)*panoptic_val\.json(.|\n)*--json"),
-        ("annotations/panoptic_val", r"no folder of PNG id maps(.|\n)*annotations/panoptic_val\n(.|\n)*--pngs"),
-        ("images", r"no folder of images(.|\n)*images/val\n(.|\n)*--images"),
+        (
+            "annotations/panoptic_val.json",
+            r"no annotation file; looked for(.|\n)*panoptic_val\.json(.|\n)*json-file",
+        ),
+        ("annotations/panoptic_val", r"no folder of PNG id maps(.|\n)*annotations/panoptic_val\n(.|\n)*--data.pngs"),
+        ("images", r"no folder of images(.|\n)*images/val\n(.|\n)*--data.images"),
     ],
 )
 def test_missing_places_name_what_was_looked_for(tmp_path: Path, gone: str, message: str) -> None:
@@ -120,6 +123,38 @@ def test_partial_download(tmp_path: Path) -> None:
     assert "image is missing" in found["001.jpg"] and "002.png is missing" in found["002.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("written", "looked_for"),
+    [("images/{}", "000.jpg"), ("images\\train\\{}", "000.jpg"), ("http://host/{}", "000.jpg"), ("{}.png", "000.jpg")],
+)
+def test_missing_images_say_where_they_were_looked_for_and_what_is_there(
+    tmp_path: Path, written: str, looked_for: str
+) -> None:
+    content = write_folder(tmp_path, "val", count=3)
+    for image in content["images"]:
+        image["file_name"] = written.format(image["file_name"])
+    content["annotations"][0].pop("file_name")
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert not source.rows.num_rows and len(source.problems) == 3
+    name = content["images"][0]["file_name"]
+    where = f"{name} was looked for in {tmp_path}/images/val, which holds {looked_for}"
+    assert where in reasons(source)[name]
+
+
+def test_missing_maps_say_where_they_were_looked_for_and_what_is_there(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    content["annotations"][0]["file_name"] = "000.jpg"
+    write_json(tmp_path, "val", content)
+    folder = tmp_path / "annotations/panoptic_val"
+    assert (
+        f"000.jpg was looked for in {folder}, which holds 000.png" in coco_panoptic(tmp_path, "val").problems[0].reason
+    )
+    for file in folder.iterdir():
+        file.unlink()
+    assert f"looked for in {folder}, which is empty" in coco_panoptic(tmp_path, "val").problems[0].reason
+
+
 def test_problems_in_the_json(tmp_path: Path) -> None:
     content = write_folder(tmp_path, "val", count=8)
     content["annotations"][0]["image_id"] = 999
@@ -148,6 +183,49 @@ def test_image_ids_that_appear_twice(tmp_path: Path) -> None:
     source = coco_panoptic(tmp_path, "val")
     assert not source.rows.num_rows
     assert "belongs to 2 images" in source.problems[0].reason
+
+
+def test_repairs_are_counted_and_change_the_fingerprint(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    plain = coco_panoptic(tmp_path, "val")
+    assert not plain.repairs
+    for category in content["categories"]:
+        category["isthing"] = str(category["isthing"])
+    content["images"][1].update(height="20", width=30.0)
+    content["annotations"][1]["image_id"] = 101.0
+    for info in content["annotations"][0]["segments_info"]:
+        info.update(iscrowd=str(info["iscrowd"]), id=float(info["id"]), category_id=str(info["category_id"]))
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert source.categories == plain.categories and not source.problems
+    assert source.rows.drop_columns("record") == plain.rows.drop_columns("record")
+    for record, expected in zip(source.rows["record"].to_pylist(), plain.rows["record"].to_pylist(), strict=True):
+        assert json.loads(record) == json.loads(expected)
+    assert source.repairs == {
+        "categories.isthing given as text": 3,
+        "images.height given as text": 1,
+        "images.width given as a decimal number": 1,
+        "annotations.image_id given as a decimal number": 1,
+        "segments_info.iscrowd given as text": 3,
+        "segments_info.id given as a decimal number": 3,
+        "segments_info.category_id given as text": 3,
+    }
+    assert source.fingerprint != plain.fingerprint
+
+
+def test_wrong_segments_concern_their_image_alone(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=5)
+    content["annotations"][0]["segments_info"] = None
+    content["annotations"][1]["segments_info"][1]["id"] = 0
+    content["annotations"][2]["segments_info"][2].update(category_id=[7], iscrowd="no")
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert source.rows["name"].to_pylist() == ["003.jpg", "004.jpg"]
+    found = reasons(source)
+    assert found["000.jpg"] == "annotations[0].segments_info is null; it must be the list of the image's segments"
+    assert found["001.jpg"].startswith("annotations[1].segments_info[1].id is 0; it must be a whole number from 1")
+    assert "annotations[2].segments_info[2].category_id is [7]; it must be the id of a category" in found["002.jpg"]
+    assert "annotations[2].segments_info[2].iscrowd is 'no'; it must be 0 or 1" in found["002.jpg"]
 
 
 def test_ids_of_text(tmp_path: Path) -> None:
