@@ -97,6 +97,8 @@ class Manifest:
     """Segments whose area in the annotations differs from their pixels (the area is never used)."""
     source: dict[str, Any]
     """reader, root, split and the fingerprint of files and options."""
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    """How many values and images were read although they are not as the format asks, by kind."""
     uri: str = field(default="", compare=False)
     """The folder it was loaded from."""
 
@@ -149,7 +151,8 @@ class Manifest:
             "images failed validation and were skipped": len(self.skipped),
             "segments state an area that their pixels deny (the pixels count)": self.area_mismatches,
         }
-        return [f"{count} {what}" for what, count in counts.items() if count]
+        repaired = [f"repaired {count} times: {kind}" for kind, count in sorted(self.repairs.items())]
+        return [f"{count} {what}" for what, count in counts.items() if count] + repaired
 
     def summary(self) -> str:
         """What a person wants to know, as lines of text."""
@@ -239,10 +242,10 @@ def _file_problems(shards: Sequence[Shard], stamps: Mapping[str, tuple[int, int]
 
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
-    """Lines of file name and reason, the first `limit` of them, and how many more there are."""
+    """A line of file name and reason for each of the first `limit` problems, and how many more there are."""
     shown = problems[:limit]
-    width = max(len(problem.name) for problem in shown)
-    lines = [f"  {problem.name:{width}}  {problem.reason}" for problem in shown]
+    width = min(max((len(problem.name) for problem in shown), default=0), 60)
+    lines = [f"  {problem.name:{width}}  {' '.join(problem.reason.split())}" for problem in shown]
     return "\n".join(lines + [f"  and {len(problems) - limit} more"] * (len(problems) > limit))
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -221,16 +222,23 @@ def _refusal(source: Source, problems: Sequence[Problem]) -> str:
     total = source.rows.num_rows + len(source.problems)
     if not total:
         return f"split {source.split} of {source.root}: the annotations hold no annotated image; check the split"
+    advice = "Correct these files, or leave the images out with --on-invalid skip (the manifest then lists them)."
+    if len(problems) == total:
+        advice = "None is left. Correct the annotations, or name their folders with --data.images and --data.pngs."
     return (
         f"{len(problems)} of {total} images failed validation (split {source.split} of {source.root}):\n"
-        f"{problem_table(problems)}\n"
-        "Correct these files, or leave the images out with --on-invalid skip (the manifest then lists them)."
+        f"{problem_table(problems)}\n{advice}"
     )
 
 
 def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manifest:
     """The reports of all shards, in order, added up."""
     sizes = [size for report in reports for size in report.sizes]
+    segments = np.zeros(len(source.categories), int)  # the sum over no report, too, has an entry for each class
+    repairs = Counter(source.repairs)
+    for report in reports:
+        segments += report.segments
+        repairs.update(report.repairs)
     found = [Problem(*problem) for report in reports for problem in report.problems]
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -241,13 +249,14 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manife
         shards=tuple(Shard(report.path, report.rows, report.sha256) for report in reports if report.rows),
         maximum_height=max((height for height, _ in sizes), default=0),
         maximum_width=max((width for _, width in sizes), default=0),
-        segments=tuple(int(count) for count in np.sum([report.segments for report in reports], axis=0, dtype=int)),
+        segments=tuple(segments.tolist()),
         crowds=sum(report.crowds for report in reports),
         empty=sum(report.empty for report in reports),
         unannotated=len(source.unannotated),
         skipped=(*source.problems, *sorted(found, key=lambda problem: problem.name)),
         area_mismatches=sum(report.area_mismatches for report in reports),
         source=origin,
+        repairs=dict(repairs),
     )
 
 

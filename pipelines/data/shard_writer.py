@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoptic.png import area_mismatches, decode_image, encode_segments, from_coco, silence_opencv
+from panoptic.png import area_mismatches, encode_segments, from_coco, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.source import Problem
 from pipelines.data.shard_file import ROW_GROUP, shard_schema
-from pipelines.data.validation import is_cut
+from pipelines.data.validation import check_photograph
 
 
 class Report(NamedTuple):
-    """What the task that wrote a shard says about it; plain values, so that it travels as JSON."""
+    """The account of a shard by the task that wrote it; plain values, so that it travels as JSON."""
 
     path: str
     rows: int
@@ -34,6 +35,7 @@ class Report(NamedTuple):
     empty: int
     area_mismatches: int
     problems: list[list[str]]
+    repairs: dict[str, int]  # images by the kind of repair that they need
 
 
 def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
@@ -71,6 +73,7 @@ def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
         empty=sum(len(row["labels"]) == 0 for row in columns),
         area_mismatches=sum(entry.area_mismatches for entry in good),
         problems=[[entry.name, entry.reason] for entry in checked if isinstance(entry, Problem)],
+        repairs=Counter(kind for entry in good for kind in entry.repairs),
     )
     return pa.table({"report": [json.dumps(report._asdict())]})
 
@@ -81,20 +84,14 @@ class _Good(NamedTuple):
     columns: dict[str, Any]
     digest: str
     area_mismatches: int
+    repairs: list[str]
 
 
 def _check(row: dict, categories: Categories) -> _Good | Problem:
     """Open the two files of a light row and check them against each other and the record."""
     name, size, record = row["name"], (row["height"], row["width"]), json.loads(row["record"])
     try:
-        image = storage.read_bytes(row["image"])
-        if is_cut(image):
-            raise ValueError("the JPEG ends before its image does (partial download?)")
-        found = decode_image(image, name, size).shape[:2]
-        if found != size:
-            raise ValueError(
-                f"the image is {found[0]}x{found[1]} but the JSON says {size[0]}x{size[1]} (height x width)"
-            )
+        image, repairs = check_photograph(storage.read_bytes(row["image"]), name, size)
         truth = from_coco(storage.read_bytes(row["png"]), record, categories, name, size)
         segments = encode_segments(truth.segments)
     except (ValueError, OSError) as error:
@@ -109,7 +106,7 @@ def _check(row: dict, categories: Categories) -> _Good | Problem:
         "width": size[1],
         "image_id": row["image_id"],
     }
-    return _Good(columns, row_digest(columns, truth), len(area_mismatches(truth, record)))
+    return _Good(columns, row_digest(columns, truth), len(area_mismatches(truth, record)), repairs)
 
 
 def row_digest(columns: dict, truth: Segmentation) -> str:

@@ -1,4 +1,4 @@
-"""What a JPEG must have to count as whole: its own end marker, whatever stands before and behind it."""
+"""Image files: whether a JPEG is whole, photographs with an EXIF orientation, and those of 12 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PIL
 
 from panoptic.png import decode_image
-from pipelines.data.validation import is_cut
+from pipelines.data.validation import STORED_FRAME, TWELVE_BITS, check_photograph, is_cut, without_exif
 
 
 def picture(height: int = 120, width: int = 160) -> np.ndarray:
@@ -85,3 +85,58 @@ def test_it_costs_next_to_nothing() -> None:
         assert not is_cut(data + FILM)
         seconds.append(time.perf_counter() - mark)
     assert min(seconds) < 2e-3  # 0.1 ms; decoding takes 2 ms
+
+
+def with_orientation(orientation: int, kind: str = "JPEG", height: int = 120, width: int = 160) -> bytes:
+    """A photograph whose EXIF says how to turn it."""
+    exif, buffer = PIL.Exif(), io.BytesIO()
+    exif[274] = orientation
+    pixels = cv2.GaussianBlur(picture(height, width), (9, 9), 0)
+    PIL.fromarray(pixels).save(buffer, kind, exif=exif if kind == "TIFF" else exif.tobytes())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_maps_over_the_upright_image_fit(orientation: int, kind: str) -> None:
+    data = with_orientation(orientation, kind)
+    if orientation in (2, 3, 4):
+        with pytest.raises(ValueError, match="EXIF orientation turns or mirrors the image within its size"):
+            check_photograph(data, "a", (120, 160))
+    else:
+        size = (160, 120) if orientation > 4 else (120, 160)
+        assert check_photograph(data, "a", size) == (data, [])
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_maps_over_the_stored_pixels_free_the_jpeg_of_its_orientation(orientation: int) -> None:
+    data = with_orientation(orientation)
+    kept, repairs = check_photograph(data, "a", (120, 160))
+    assert repairs == [STORED_FRAME]
+    np.testing.assert_array_equal(decode_image(kept), decode_image(with_orientation(1)))
+    with pytest.raises(ValueError, match=r"orientation makes the image 160x120 but the JSON says 120x160"):
+        check_photograph(with_orientation(orientation, "PNG"), "a", (120, 160))
+    with pytest.raises(ValueError, match="within its size"):
+        check_photograph(with_orientation(orientation, height=64, width=64), "a", (64, 64))
+
+
+def test_only_exif_is_removed() -> None:
+    for data in (*KINDS.values(), b"\x89PNG\r\n", b""):
+        assert without_exif(data) == data
+    assert without_exif(with_orientation(6) + FILM) == without_exif(with_orientation(6)) + FILM
+
+
+def test_photographs_of_12_bits_are_counted() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (12, 16, 3), np.uint16)
+    data = cv2.imencode(".png", values)[1].tobytes()
+    assert check_photograph(data, "a", (12, 16)) == (data, [TWELVE_BITS])
+
+
+def test_files_without_an_image_are_refused() -> None:
+    for data, message in (
+        (b"", r"the image file is empty \(0 bytes\)"),
+        (jpeg()[:-9], "JPEG ends before"),
+        (jpeg(), "is 120x160 but the JSON says 120x161"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_photograph(data, "a", (120, 161))
