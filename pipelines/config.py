@@ -101,6 +101,9 @@ class Data:
     """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"
     """What an image that fails validation does to the preparation."""
+    classes_of: Literal["both", "train", "val"] = "both"
+    """The split whose classes count where they differ: images of the other split may use no class beside them. With
+    "both", the classes must be the same; their colours, ids and order may differ."""
     limit: int = 0
     """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
     what a larger one keeps. 0 = all."""

@@ -22,6 +22,7 @@ from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, check_run_name, flatten
+from pipelines.data.classes import with_equal_classes
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.readers import READERS
@@ -149,10 +150,7 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     train_set, val_set = (
         ensure_shards(root, s, cache, data.reader, on_invalid=data.on_invalid) for s in (data.train, data.val)
     )
-    if train_set.categories != val_set.categories:
-        raise ValueError(
-            f"{root}: the splits {data.train} and {data.val} have different categories; they must be equal"
-        )
+    train_set, val_set = with_equal_classes(train_set, val_set, data.classes_of, cache)
     if data.limit:
         limited(train_set.rows, data.limit, data.limit_seed)
     return train_set, val_set

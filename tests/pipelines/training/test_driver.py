@@ -71,14 +71,17 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
     from pipelines.training import driver as train
 
     class Shards:
-        def __init__(self, categories):
-            self.categories = categories
+        def __init__(self, split, categories):
+            self.split, self.categories = split, categories
 
     other = replace(small_categories, names=("human", *small_categories.names[1:]))
-    found = {"train": Shards(small_categories), "val": Shards(other)}
+    found = {"train": Shards("train", small_categories), "val": Shards("val", other)}
     monkeypatch.setattr(train, "ensure_shards", lambda root, split, *rest, **options: found[split])
     demo = PRESETS["demo"]()
-    with pytest.raises(ValueError, match="the splits train and val have different categories"):
+    with pytest.raises(
+        ValueError,
+        match=r"the splits train and val have different categories: only train .* only val has human\..*classes-of train",
+    ):
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
 
 

@@ -1,0 +1,104 @@
+"""One list of classes for both splits of a training.
+
+Classes are the same where name and kind (thing or stuff) agree. Colours, ids and the order of a split's list do not
+matter: shards whose classes have other positions are copied with the positions of the split that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from panoptic.segmentation import Categories
+from pipelines.cluster import storage
+from pipelines.data.manifest import MANIFEST, Manifest, Shard, is_shards
+from pipelines.data.shard_writer import ROW_GROUP
+
+ClassesOf = Literal["both", "train", "val"]
+
+
+def with_equal_classes(
+    train: Manifest, val: Manifest, classes_of: ClassesOf, cache: storage.Uri
+) -> tuple[Manifest, Manifest]:
+    """The two splits with one list of classes.
+
+    Args:
+        train, val: their shards.
+        classes_of: the split whose classes count; with "both", they must be the same.
+        cache: where copies of shards go whose classes have other positions.
+
+    Raises:
+        ValueError: the splits' classes differ with "both", a class is a thing in one split and stuff in the other, or
+            images use a class that the split that counts does not have; names the classes.
+    """
+    a, b = (dict(zip(m.categories.names, m.categories.is_thing, strict=True)) for m in (train, val))
+    kinds = [name for name in a if name in b and a[name] != b[name]]
+    if kinds:
+        raise ValueError(
+            f"the splits {train.split} and {val.split} have different categories: {_some(kinds)} are things in one and "
+            "stuff in the other; correct isthing in one of their annotation files"
+        )
+    only = [(m.split, [name for name in own if name not in other]) for m, own, other in ((train, a, b), (val, b, a))]
+    if classes_of == "both" and any(names for _, names in only):
+        parts = "; ".join(f"only {split} has {_some(names)}" for split, names in only if names)
+        raise ValueError(
+            f"the splits {train.split} and {val.split} have different categories: {parts}. "
+            "Correct the annotation files, or say whose classes count with --data.classes-of train (or val)"
+        )
+    if classes_of == "val":
+        return _with_classes(train, val, cache), val
+    return train, _with_classes(val, train, cache)
+
+
+def _with_classes(manifest: Manifest, counts: Manifest, cache: storage.Uri) -> Manifest:
+    """The shards of `manifest` with the classes of `counts`."""
+    own, target = manifest.categories, counts.categories
+    if (own.names, own.is_thing) == (target.names, target.is_thing):
+        return manifest
+    positions = {name: position for position, name in enumerate(target.names)}
+    used = {n: s for n, s in zip(own.names, manifest.segments, strict=True) if s and n not in positions}
+    if used:
+        listed = _some([f"{name} ({count} segments)" for name, count in used.items()])
+        raise ValueError(
+            f"{manifest.uri}: images of split {manifest.split} use classes that split {counts.split} does not have: "
+            f"{listed}; add them there, take them out here, or let the other split's classes count (--data.classes-of)"
+        )
+    mapping = [positions.get(name, -1) for name in own.names]
+    return _copy(manifest, target, mapping, cache)
+
+
+def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: storage.Uri) -> Manifest:
+    """A copy of shards in which class k of the old list is class `mapping[k]` of the new one."""
+    key = hashlib.sha256(json.dumps([manifest.hash, target.to_coco()]).encode()).hexdigest()
+    out = storage.join(storage.absolute(cache), f"{manifest.split}-classes-{key[:16]}")
+    if is_shards(out):
+        return Manifest.load(out)
+    shards = []
+    for shard, file in zip(manifest.shards, manifest.files, strict=True):
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
+        index = table.schema.get_field_index("labels")
+        labels = [[mapping[label] for label in row] for row in table["labels"].to_pylist()]
+        column = pa.array(labels, table.schema.field(index).type)
+        metadata = {**(table.schema.metadata or {}), b"panoptic.categories": json.dumps(target.to_coco()).encode()}
+        table = table.set_column(index, table.schema.field(index), column).replace_schema_metadata(metadata)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="none")
+        data = memoryview(sink.getvalue())
+        storage.write_bytes(storage.join(out, shard.path), data)
+        shards.append(Shard(shard.path, shard.rows, hashlib.sha256(data).hexdigest()))
+    segments = [0] * len(target)
+    for old, count in enumerate(manifest.segments):
+        if count:
+            segments[mapping[old]] += count
+    copy = replace(manifest, hash=key, categories=target, shards=tuple(shards), segments=tuple(segments), uri=out)
+    storage.write_bytes(storage.join(out, MANIFEST), copy.to_json())
+    return copy
+
+
+def _some(names: list[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

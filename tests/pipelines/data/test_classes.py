@@ -1,0 +1,100 @@
+"""Splits whose lists of classes differ: what is the same, what is copied, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from panoptic.segmentation import Categories
+from pipelines.data.classes import with_equal_classes
+from pipelines.data.manifest import Manifest, Shard, verify
+from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.shard_writer import write_shard
+from tests.support.coco_folder import CATEGORIES, write_folder, write_json
+
+DOG = {"id": 99, "name": "dog", "isthing": 1}
+"""A class that no image uses."""
+
+
+def shards(root: Path, split: str, categories: list[dict]) -> Manifest:
+    """Prepared as `prepare` does, in this process."""
+    content = write_folder(root, split, count=3)
+    ids = {category["name"]: category["id"] for category in categories}
+    names = dict(zip(CATEGORIES.ids, CATEGORIES.names, strict=True))
+    for annotation in content["annotations"]:
+        for info in annotation["segments_info"]:
+            info["category_id"] = ids[names[info["category_id"]]]
+    write_json(root, split, {**content, "categories": categories})
+    source = coco_panoptic(root, split)
+    rows = source.rows.append_column("shard", pa.array([0] * source.rows.num_rows))
+    out = root / "shards" / split
+    report = json.loads(write_shard(rows, str(out), source.categories)["report"][0].as_py())
+    assert not report["problems"]
+    written = (Shard(report["path"], report["rows"], report["sha256"]),)
+    segments = tuple(report["segments"])
+    manifest = Manifest(1, split, 3, split, source.categories, written, 20, 30, segments, 2, 1, 0, (), 0, {}, {})
+    (out / "manifest.json").write_bytes(manifest.to_json())
+    return Manifest.load(out)
+
+
+def names_of_segments(manifest: Manifest) -> list[list[str]]:
+    rows = pq.read_table(manifest.files[0])["labels"].to_pylist()
+    return [[manifest.categories.names[label] for label in row] for row in rows]
+
+
+ENTRIES = CATEGORIES.to_coco()
+EXPECTED = [["sky", "person", "person"]] * 2 + [[]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [{**entry, "color": [9, 9, 9]} for entry in ENTRIES],
+        [{**entry, "id": entry["id"] + 100} for entry in ENTRIES],
+        [{**entry, "name": f"{entry['name']} "} for entry in ENTRIES],
+    ],
+    ids=["colours", "ids", "spaces"],
+)
+def test_colours_and_ids_do_not_matter(tmp_path: Path, other: list[dict]) -> None:
+    train, val = shards(tmp_path, "train", ENTRIES), shards(tmp_path, "val", other)
+    assert with_equal_classes(train, val, "both", tmp_path / "cache") == (train, val)
+
+
+def test_another_order_is_copied_into_that_of_the_training_split(tmp_path: Path) -> None:
+    train, val = shards(tmp_path, "train", ENTRIES), shards(tmp_path, "val", ENTRIES[::-1])
+    assert names_of_segments(val) == EXPECTED
+    same, copy = with_equal_classes(train, val, "both", tmp_path / "cache")
+    assert same == train and copy.categories == train.categories and copy.segments == train.segments
+    assert names_of_segments(copy) == EXPECTED and copy.hash not in (val.hash, train.hash)
+    assert verify(copy.uri) == copy == with_equal_classes(train, val, "both", tmp_path / "cache")[1]
+    assert pq.read_table(copy.files[0])["image"] == pq.read_table(val.files[0])["image"]
+
+
+def test_a_class_of_one_split_is_named_with_what_to_do(tmp_path: Path) -> None:
+    train, val = shards(tmp_path, "train", ENTRIES), shards(tmp_path, "val", [DOG, *ENTRIES])
+    with pytest.raises(ValueError, match=r"only val has dog\. .*--data\.classes-of train"):
+        with_equal_classes(train, val, "both", tmp_path / "cache")
+    same, copy = with_equal_classes(train, val, "train", tmp_path / "cache")
+    assert same == train and copy.categories == train.categories and names_of_segments(copy) == EXPECTED
+    copy, same = with_equal_classes(train, val, "val", tmp_path / "cache")
+    assert same == val and copy.categories == val.categories and names_of_segments(copy) == EXPECTED
+    assert copy.segments == val.segments
+
+
+def test_images_that_use_a_missing_class_are_refused(tmp_path: Path) -> None:
+    train, val = shards(tmp_path, "train", ENTRIES), shards(tmp_path, "val", ENTRIES)
+    fewer = Categories.from_coco([entry for entry in ENTRIES if entry["name"] != "person"])
+    with pytest.raises(ValueError, match=r"images of split val use classes that split train .*: person \(4 segments\)"):
+        with_equal_classes(replace(train, categories=fewer), val, "train", tmp_path / "cache")
+
+
+def test_a_class_of_two_kinds_is_refused(tmp_path: Path) -> None:
+    train = shards(tmp_path, "train", ENTRIES)
+    val = shards(tmp_path, "val", [{**entry, "isthing": 1} for entry in ENTRIES])
+    with pytest.raises(ValueError, match="sky are things in one and stuff in the other; correct isthing"):
+        with_equal_classes(train, val, "train", tmp_path / "cache")
