@@ -80,7 +80,7 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
     demo = PRESETS["demo"]()
     with pytest.raises(
         ValueError,
-        match=r"the splits train and val have different categories: only train .* only val has human\..*classes-of train",
+        match=r"splits train and val have different categories: only train .* only val has human\..*classes-of train",
     ):
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
 
