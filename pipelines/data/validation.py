@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import numpy as np
 
@@ -40,8 +41,7 @@ def check_photograph(data: bytes, name: str, size: tuple[int, int]) -> tuple[byt
         raise ValueError("the JPEG ends before its image does (partial download?)")
     image = decode_image(data, name)
     repairs = [TWELVE_BITS] if holds_12_bits(data) else []
-    may_turn = data.startswith((b"II*\0", b"MM\0*")) or any(mark in data for mark in _EXIF)
-    stored = decode_stored(data, name) if may_turn else image
+    stored = decode_stored(data, name) if any(mark in data for mark in _EXIF) else image
     if stored.shape[:2] == size and image.shape[:2] != size:
         data = without_exif(data)
         if not np.array_equal(decode_image(data, name), stored):
@@ -52,7 +52,7 @@ def check_photograph(data: bytes, name: str, size: tuple[int, int]) -> tuple[byt
         repairs.append(STORED_FRAME)
     elif image.shape[:2] != size:
         raise ValueError(f"the image is {_shape(image)} but the JSON says {size[0]}x{size[1]} (height x width)")
-    elif image.shape == stored.shape and not np.array_equal(image, stored):
+    elif (image.shape == stored.shape and not np.array_equal(image, stored)) or _turned_tiff(data, image):
         raise ValueError(
             "an EXIF orientation turns or mirrors the image within its size, so nothing tells whether its map is "
             "turned, too; turn the stored pixels if so, and remove the orientation from the file"
@@ -69,6 +69,19 @@ def without_exif(jpeg: bytes) -> bytes:
             parts.append(jpeg[place:end])
         place = end
     return b"".join(parts) + jpeg[place:]
+
+
+def _turned_tiff(data: bytes, image: np.ndarray) -> bool:
+    """True for a TIFF with an orientation that leaves its size: OpenCV turns it even where it is to read as stored."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II*\0") else "big"
+    if order == "big" and not data.startswith(b"MM\0*"):
+        return False
+    directory = int.from_bytes(data[4:8], order)
+    for place in range(directory + 2, directory + 2 + 12 * int.from_bytes(data[directory : directory + 2], order), 12):
+        if int.from_bytes(data[place : place + 2], order) == 274:  # the tag Orientation
+            orientation = int.from_bytes(data[place + 8 : place + 10], order)
+            return orientation in (2, 3, 4) or (orientation > 4 and image.shape[0] == image.shape[1])
+    return False
 
 
 def _shape(image: np.ndarray) -> str:

@@ -151,7 +151,7 @@ def _parse_leniently(raw: Any, file: str) -> Content:
         place = f"annotations[{position}]"
         _respell_annotation(entry, repairs)
         found = _problems(_ANNOTATION, entry, place, _SEGMENT_ID)
-        inside = [problem for problem in found if problem.startswith(f"{place}.segments_info")]
+        inside = [p for p in found if p.startswith((f"{place}.segments_info", f"{place} has no segments_info"))]
         problems += [problem for problem in found if problem not in inside]
         if inside:
             faults[position] = _listed(inside, limit=3, separator="; ")
@@ -206,28 +206,40 @@ def _problems(adapter: TypeAdapter, entry: Any, place: str, id_rule: str) -> lis
         adapter.validate_python(entry)
     except ValidationError as error:
         sentences: dict[str, None] = {}  # the two errors of a value that may be a number or text become one
+        missing: dict[str, list[str]] = {}
         for found in error.errors(include_url=False):
-            sentences[_sentence(found, place, id_rule)] = None
-        return list(sentences)
+            owner, field = _place(found["loc"], place)
+            if found["type"] == "missing":
+                missing.setdefault(owner, []).append(field)
+            elif not field:
+                sentences[f"{owner} is {shown(found['input'])}; it must be an object"] = None
+            else:
+                sentences[f"{owner}.{field} is {shown(found['input'])}; it must be {_rule(field, id_rule)}"] = None
+        lacking = [
+            f"{owner} has no {', '.join(fields)}; it needs {_needed(fields, id_rule)}"
+            for owner, fields in missing.items()
+        ]
+        return lacking + list(sentences)
     return []
 
 
-def _sentence(error: Any, place: str, id_rule: str) -> str:
+def _place(loc: tuple[int | str, ...], place: str) -> tuple[str, str]:
+    """Where an error lies: the entry that holds the value, and the name of its field, "" for the entry itself."""
     field = ""
-    for part in error["loc"]:
+    for part in loc:
         if isinstance(part, int):
             place, field = f"{place}{'.' * bool(field)}{field}[{part}]", ""
         elif part not in _PARTS_OF_UNIONS:
             place, field = f"{place}{'.' * bool(field)}{field}", part
-    if error["type"] == "missing":
-        return f"{place} has no {field}; it must be {_rule(field, id_rule)}"
-    if not field:
-        return f"{place} is {shown(error['input'])}; it must be an object"
-    return f"{place}.{field} is {shown(error['input'])}; it must be {_rule(field, id_rule)}"
+    return place, field
 
 
 _PARTS_OF_UNIONS = ("str", "int", "constrained-int")
 """What pydantic appends to the place of a value that may be of several types."""
+
+
+def _needed(fields: list[str], id_rule: str) -> str:
+    return _rule(fields[0], id_rule) if len(fields) == 1 else "each of them"
 
 
 def _rule(field: str, id_rule: str) -> str:

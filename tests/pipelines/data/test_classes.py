@@ -24,7 +24,7 @@ DOG = {"id": 99, "name": "dog", "isthing": 1}
 def shards(root: Path, split: str, categories: list[dict]) -> Manifest:
     """Prepared as `prepare` does, in this process."""
     content = write_folder(root, split, count=3)
-    ids = {category["name"]: category["id"] for category in categories}
+    ids = {category["name"].strip(): category["id"] for category in categories}
     names = dict(zip(CATEGORIES.ids, CATEGORIES.names, strict=True))
     for annotation in content["annotations"]:
         for info in annotation["segments_info"]:

@@ -85,7 +85,7 @@ def test_a_missing_field_is_named(field: str) -> None:
     if field == "segments_info":
         assert "annotations[1] has no segments_info" in parse(text(content), "val.json").faults[1]
     else:
-        with pytest.raises(ValueError, match=r"^val\.json: annotations\[1\] has no image_id; it must be"):
+        with pytest.raises(ValueError, match=r"^val\.json: annotations\[1\] has no image_id; it needs"):
             parse(text(content), "val.json")
 
 
