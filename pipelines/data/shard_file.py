@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
@@ -85,14 +84,12 @@ def read_group(shard: ShardFile, file: pq.ParquetFile, group: int, classes: int)
         raise ValueError(f"{shard.uri}: row group {group} cannot be read ({_first_line(error)}); {REMEDY}") from error
     for name in table.column_names:
         values = table[name]
-        if values.null_count or (
-            pa.types.is_list(values.type) and pc.call_function("list_flatten", [values]).null_count
-        ):
+        if values.null_count or (pa.types.is_list(values.type) and values.combine_chunks().flatten().null_count):
             raise ValueError(f"{shard.uri}: row group {group} has no value in a row of the column {name}; {REMEDY}")
-    labels = pc.call_function("min_max", [pc.call_function("list_flatten", [table["labels"]])]).as_py()
-    if labels["max"] is not None and not 0 <= labels["min"] <= labels["max"] < classes:
+    labels = table["labels"].combine_chunks().flatten().to_numpy()
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
-            f"{shard.uri}: row group {group} has labels from {labels['min']} to {labels['max']}, the manifest has "
+            f"{shard.uri}: row group {group} has labels from {labels.min()} to {labels.max()}, the manifest has "
             f"{classes} classes; {REMEDY}"
         )
     return table

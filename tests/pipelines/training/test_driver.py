@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import importlib
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +29,7 @@ from pipelines.tracking import client as client_module
 if TYPE_CHECKING:
     import torch
 
+    from panoptic.segmentation import Categories
     from pipelines.training.driver import Outcome
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,6 +41,16 @@ TINY = """
 --model.instance-head-channels 8 --augment.crop 65 97 --optim.warmup-steps 4 --train.batch 4 --train.log-every 1
 --train.validate-every 10 --train.overlays 1
 """
+
+
+def test_a_name_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch):
+    from pipelines.presets import PRESETS
+    from pipelines.training import driver
+
+    monkeypatch.setattr(driver.session, "connect", lambda *given: pytest.fail("a session was started"))
+    for name in ("../x", "shards", "a\nb"):
+        with pytest.raises(ValueError, match=r"^--name"):
+            driver.train(replace(PRESETS["demo"](), name=name), "demo")
 
 
 def test_data_that_cannot_be_found_is_named(tmp_path: Path):
@@ -67,6 +83,107 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
         match=r"the splits train and val have different categories: only train .* val has human\..*classes-of train",
     ):
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
+
+
+def test_a_run_whose_mlflow_is_away_says_at_the_end_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """At once, with the reason why there is no model, and with the command that sends the rest as the last line."""
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import Run
+    from pipelines.training import driver
+
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "demo", "--optim.lr", "0.1"])
+    run, demo = Run("http://127.0.0.1:9", "id", "0"), PRESETS["demo"]()
+    importlib.import_module("pipelines.tracking.model")  # takes seconds, which are not counted
+    begin = time.monotonic()
+    model, why = driver._log_model(SimpleNamespace(run=run, experiment=demo), {})  # type: ignore[arg-type]
+    assert time.monotonic() - begin < 10 and model == ""
+    assert why.startswith("MLflow at http://127.0.0.1:9 does not answer (")
+    shards: Any = SimpleNamespace(uri="shards", rows=8, split="val")
+    left = ("288 metrics of steps 11 to 30", "a.csv", "b.csv", "c.csv", "d.csv", "the model")
+    outcome = driver.Outcome("one", run, "", "", {}, "PQ 1", "", "", shards, shards, why, left)
+    lines = driver.closing_lines(outcome).splitlines()
+    assert f"model       not logged: {why}" in lines
+    assert lines[-1].startswith(
+        "WARNING     not in MLflow: 288 metrics of steps 11 to 30, a.csv, b.csv, c.csv and 2 more;"
+    )
+    assert lines[-1].endswith("jobs/train.py demo --optim.lr 0.1 --name one")
+    assert "WARNING" not in driver.closing_lines(replace(outcome, undelivered=()))
+
+
+@pytest.mark.parametrize(("last", "finished"), [(8, True), (6, False)])
+def test_a_run_whose_scores_fall_has_ended_and_logs_its_best_model(
+    last: int, finished: bool, mlflow_store: str, small_categories: Categories, tmp_path: Path
+):
+    """One checkpoint is kept, the first, which is the best; the last one is not among the best."""
+    from ray.train import Checkpoint, Result
+
+    from pipelines.config import Experiment, Train
+    from pipelines.tracking import runs
+    from pipelines.training.driver import _conclude
+    from pipelines.training.state import Job
+    from tests.support.small import SMALL_DEEPLAB
+    from tests.support.stored import write_model, write_shards
+
+    shards = write_shards(tmp_path, small_categories, 2)
+    options = Train(steps=8, validate_every=2, keep=1, overlays=0)
+    experiment = Experiment(SMALL_DEEPLAB, "falling", str(tmp_path), train=options)
+    job = Job(experiment, shards, shards, runs.start(runs.Tracking(mlflow_store), tmp_path), str(tmp_path), False)
+    best = tmp_path / "step_000002"
+    write_model(best, small_categories)
+    (best / "metrics.json").write_text('{"val/pq": 40.0}')
+    (best / "report.txt").write_text("step 2")
+    kept = [(Checkpoint(str(best)), {"score": 40.0, "step": 2})]
+    metrics = {"score": 10.0, "step": last}
+    result = Result(metrics, Checkpoint(str(tmp_path / "last")), None, str(tmp_path), best_checkpoints=kept)
+    outcome = _conclude(job, result, log_model=True)
+    assert (outcome.checkpoint, outcome.metrics) == (str(best), {"val/pq": 40.0})
+    assert outcome.model.startswith("models:/") == finished
+
+
+def test_a_full_disk_ends_a_run_at_once_in_one_line(
+    mlflow_store: str, small_categories: Categories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray Train's callback ends it in place of a restart, and what that raises in the driver is one line."""
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from pipelines.cluster import disk, session
+    from pipelines.config import Experiment, Train
+    from pipelines.tracking.runs import Tracking
+    from pipelines.training import driver as train
+    from tests.support.small import SMALL_DEEPLAB
+    from tests.support.stored import write_shards
+    from tests.support.worker_failures import GLOO, KILLED
+
+    told = disk.full(tmp_path, 1 << 20, "a checkpoint's files")
+    full = OSError(errno.ENOSPC, "Error writing bytes\nNo space left on device")
+    callback = train.stop_when_full()
+    context = SimpleNamespace(run_config=SimpleNamespace(name="full"))
+    callback.after_exception(context, {0: GLOO, 1: KILLED})  # restarts
+    with pytest.raises(disk.DiskFull, match=r"^full: No space left on device\. Make room there"):
+        callback.after_exception(context, {0: full})
+    with pytest.raises(disk.DiskFull) as stopped:
+        callback.after_exception(context, {0: GLOO, 1: told})
+    assert str(stopped.value) == str(told)
+
+    def fit(job: Any, callbacks: Any) -> None:
+        raise ControllerError(stopped.value)
+
+    (tmp_path / "runs" / "full" / "step_000002").mkdir(parents=True)
+    (tmp_path / "runs" / "full" / "step_000002" / "checkpoint.pt").touch()
+    (tmp_path / "shards").mkdir()
+    shards = write_shards(tmp_path / "shards", small_categories, 2)
+    monkeypatch.setattr(session, "connect", lambda *_: None)
+    monkeypatch.setattr(train, "check_cluster", lambda _: False)
+    monkeypatch.setattr(train, "prepare_data", lambda _: (shards, shards))
+    monkeypatch.setattr(train, "_fit", fit)
+    experiment = Experiment(SMALL_DEEPLAB, "full", str(tmp_path / "runs"), train=Train(workers=1))
+    experiment = replace(experiment, tracking=Tracking(mlflow_store))
+    with pytest.raises(disk.DiskFull) as ended:
+        train.train(experiment, "demo")
+    assert str(ended.value) == str(told) and "\n" not in str(told)
+    assert not (tmp_path / "runs" / "full" / "step_000002").exists()  # torn
+    run_id = json.loads((tmp_path / "runs" / "full" / "run.json").read_text())["run_id"]
+    assert client_module.connect(mlflow_store).get_run(run_id).info.status == "FAILED"
 
 
 # Runs that end otherwise than planned. Slow.
@@ -260,6 +377,48 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
     check_run(first["run_id"], places)
 
 
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: list[str], tmp_path: Path):
+    """200 steps, 100 validations with their tables and pictures, into a SQLite store."""
+    folder, log = Path(places[1]) / "growing", tmp_path / "log"
+    arguments = [*places, *TINY.split(), "--name", "growing", "--train.workers", "1", "--train.batch", "2"]
+    arguments += ["--train.steps", "200", "--train.validate-every", "2"]
+    memory: dict[int, dict[str, float]] = {}
+    with driver(arguments, log) as process:
+        for step in (60, 196):  # by the first everything is imported and warm; after the last the driver builds a model
+            assert wait_for(lambda step=step: last_kept(folder) >= step or process.poll() is not None, 280), (
+                log.read_text()
+            )
+            assert process.poll() is None, log.read_text()
+            commands = {process.pid: "driver", **descendants(process.pid)}
+            memory[last_kept(folder)] = {
+                name: private_mib(pid)
+                for name in ("driver", "TrainController", "RayTrainWorker")
+                for pid, command in commands.items()
+                if name in command
+            }
+        assert process.wait(timeout=120) == 0, log.read_text()
+    first, last = sorted(memory)
+    assert memory[first].keys() == memory[last].keys() == {"driver", "TrainController", "RayTrainWorker"}
+    growth = {name: memory[last][name] - memory[first][name] for name in memory[first]}
+    validations = (last - first) / 2
+    assert growth["driver"] < 0.3 * validations and growth["TrainController"] < 0.3 * validations, growth
+    assert growth["RayTrainWorker"] < 1.0 * validations, growth  # its allocator's pool goes up and down by 30 MiB
+
+
+def last_kept(folder: Path) -> int:
+    """The step of a run's last checkpoint, 0 where it has none."""
+    return max((int(path.name.removeprefix("step_")) for path in folder.glob("step_*")), default=0)
+
+
+def private_mib(pid: int) -> float:
+    """Memory of a process that no file backs, its share of what several processes map."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
+
+
 def check_run(run_id: str, places: list[str]) -> None:
 
     client = client_module.connect(places[-1])
@@ -267,3 +426,71 @@ def check_run(run_id: str, places: list[str]) -> None:
     assert steps == list(range(1, 31)) and client.get_run(run_id).info.status == "FINISHED"
     found = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.mlflow.runName = 'driver-killed'")
     assert [one.info.run_id for one in found] == [run_id]
+
+
+@contextlib.contextmanager
+def mlflow_server(database: Path, port: int) -> Iterator[subprocess.Popen]:
+    """MLflow's own server on a migrated database."""
+    command = [str(Path(sys.executable).parent / "mlflow"), "server", "--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--artifacts-destination", str(database.parent / "artifacts"), "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(database.parent / "server.log", "ab") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            assert time.monotonic() < end and server.poll() is None, (database.parent / "server.log").read_text()
+            time.sleep(0.3)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_mlflow_that_goes_in_mid_run_is_filled_by_the_same_command(
+    run: Callable[..., Outcome], mlflow_template: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The run ends soon and says what is missing; when it is done already, the same command delivers it."""
+    from pipelines.tracking.spool import undelivered
+
+    shutil.copy(mlflow_template, tmp_path / "server.db")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--tracking.uri", f"http://127.0.0.1:{port}", "--train.steps", "30"]
+    local = client_module.connect(f"sqlite:///{tmp_path}/server.db")
+    with mlflow_server(tmp_path / "server.db", port) as server:
+
+        def kill_after_the_first_validation() -> None:
+            while not any("val/pq" in found.data.metrics for found in local.search_runs(local_experiments(local))):
+                time.sleep(0.1)
+            os.killpg(server.pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_after_the_first_validation, daemon=True)
+        killer.start()
+        outcome = run("outage", *options)
+        killer.join(1)
+    assert not killer.is_alive() and not outcome.model and "does not answer" in outcome.no_model
+    assert capsys.readouterr().out.splitlines()[-1].startswith("WARNING     not in MLflow: ")
+    assert undelivered(outcome.folder)
+    with mlflow_server(tmp_path / "server.db", port):
+        again = run("outage", *options)
+        assert again.model and not again.undelivered and not undelivered(again.folder)
+        assert status(again) == "FINISHED" and again.run == outcome.run
+        assert [step for step, _ in history(again, "train/loss/total")] == list(range(1, 31))
+        assert [step for step, _ in history(again, "val/pq")] == [10, 20, 30]
+        client = client_module.connect(again.run.tracking_uri)
+        tables = [file.path for file in client.list_artifacts(again.run.run_id, "classes")]
+        assert tables == [f"classes/step_0000{step}.{kind}" for step in (10, 20, 30) for kind in ("csv", "txt")]
+        overlays = [file.path for file in client.list_artifacts(again.run.run_id, "overlays")]
+        assert overlays == [f"overlays/step_0000{step}" for step in (10, 20, 30)]
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def local_experiments(client: Any) -> list[str]:
+    return [experiment.experiment_id for experiment in client.search_experiments()]
