@@ -1,4 +1,4 @@
-"""From shards to micro-batches: the order is ours (`order.py`), Ray Data executes it (`reading.py`).
+"""From shards to micro-batches: the order is ours (`sampler.py`), Ray Data executes it (`shard_reader.py`).
 
 Decoding and augmenting run in Ray Data's tasks ("map") or in threads of the training process ("collate"),
 where only encoded bytes cross the object store. Every row carries its position; an unexpected one stops the
@@ -41,7 +41,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class FeedConfig:
-    """How data reaches the workers."""
+    """The machinery that brings data to the workers."""
 
     decode: Literal["collate", "map"] = "collate"
     """Decode and augment in threads of the training process, or in Ray Data's tasks (spare CPUs, other machines)."""
@@ -206,11 +206,11 @@ class Feed:
             expected = self._stream[index]
             if table is None:
                 raise RuntimeError(f"the data ended before position {expected.start}, the next one in order")
-            found = table["position"].to_pylist()
-            if found != list(expected):
+            positions = table["position"].to_pylist()
+            if positions != list(expected):
                 raise RuntimeError(
-                    f"positions {list(expected)} were due and {found} came: rows were lost or reordered between the "
-                    "shards and this worker"
+                    f"positions {list(expected)} were due and {positions} came: rows were lost or reordered between "
+                    "the shards and this worker"
                 )
             yield [pool.submit(self._decode, row) for row in table.to_pylist()]
 
@@ -218,7 +218,7 @@ class Feed:
         return unpack(row) if self._config.decode == "map" else view(row, self._stream, self._augment)
 
     def _put(self, item: Any) -> bool:
-        """Whether the consumer still wanted it."""
+        """Hand an item to the consumer; False where it does not want it any more."""
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.1)

@@ -1,4 +1,4 @@
-"""The manifest of a folder of shards: what is in it, and whether it is still what was written."""
+"""The manifest of a folder of shards: the description of its content, and the check of it when it is loaded."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Manifest:
 
     @property
     def notes(self) -> list[str]:
-        """What is odd about the data without being wrong."""
+        """Lines about what is odd in the data without being wrong."""
         counts = {
             "images have no segment": self.empty,
             "images are listed but not annotated, and were left out": self.unannotated,
@@ -155,7 +155,7 @@ class Manifest:
         return [f"{count} {what}" for what, count in counts.items() if count] + repaired
 
     def summary(self) -> str:
-        """What a person wants to know, as lines of text."""
+        """A description for people, as lines of text: size, classes, segments and notes."""
         width = max(len(name) for name in self.categories.names)
         kinds = ("thing" if thing else "stuff" for thing in self.categories.is_thing)
         classes = zip(self.categories.names, kinds, self.segments, strict=True)
@@ -170,7 +170,7 @@ class Manifest:
 
 
 def is_shards(uri: storage.Uri) -> bool:
-    """Whether a finished set of shards is there."""
+    """True where a finished set of shards is there."""
     return storage.exists(storage.join(uri, MANIFEST))
 
 

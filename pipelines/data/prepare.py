@@ -239,7 +239,7 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manife
     for report in reports:
         segments += report.segments
         repairs.update(report.repairs)
-    found = [Problem(*problem) for report in reports for problem in report.problems]
+    problems = [Problem(*problem) for report in reports for problem in report.problems]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         split=source.split,
@@ -253,7 +253,7 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manife
         crowds=sum(report.crowds for report in reports),
         empty=sum(report.empty for report in reports),
         unannotated=len(source.unannotated),
-        skipped=(*source.problems, *sorted(found, key=lambda problem: problem.name)),
+        skipped=(*source.problems, *sorted(problems, key=lambda problem: problem.name)),
         area_mismatches=sum(report.area_mismatches for report in reports),
         source=origin,
         repairs=dict(repairs),

@@ -150,7 +150,7 @@ def single_threaded() -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """What Ray's tasks are told."""
+    """The rows that Ray's tasks read, and what they do with them."""
 
     stream: Stream
     shards: tuple[ShardFile, ...]
