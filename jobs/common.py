@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelines.cluster.masking import Masking, masked
 from pipelines.evaluation.record import Worse
 
 INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
@@ -24,10 +25,12 @@ INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
 def command(main: Callable[[Sequence[str] | None], Any], arguments: Sequence[str] | None = None) -> None:
     """Run a job's `main` as a program: what is wrong with the input is one line and an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Masking())
     try:
         main(arguments)
     except (ValueError, OSError) as error:  # a store that is away is an OSError
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {masked(error)}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(error, Worse) else 2)
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code

@@ -15,6 +15,8 @@ from functools import lru_cache
 
 from pyarrow import fs
 
+from pipelines.cluster.masking import masked
+
 Uri = str | os.PathLike[str]
 
 
@@ -50,14 +52,33 @@ def absolute(uri: Uri) -> str:
     if text.startswith("s3://"):
         path = text.removeprefix("s3://").strip("/")
         if not path:
-            raise ValueError(f"{text}: no bucket; write s3://bucket/key")
+            raise ValueError(f"{masked(text)}: no bucket; write s3://bucket/key")
         return f"s3://{path}"
     text = text.removeprefix("file://")
     if "://" in text:
-        raise ValueError(f"{text}: unknown kind of storage; give a local path or s3://bucket/key")
+        raise ValueError(f"{masked(text)}: unknown kind of storage; give a local path or s3://bucket/key")
     if not text:
         raise ValueError("an empty path was given where a folder or file is needed")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def check_lasting(uri: Uri, option: str) -> None:
+    """Refuse a place that vanishes: Ray's temporary copy of the code of a submitted job.
+
+    Args:
+        uri: where something is to be kept.
+        option: that it was given by, for the message.
+
+    Raises:
+        ValueError: it lies there, as every relative path of `ray job submit --working-dir` does.
+    """
+    path = absolute(uri)
+    if "/runtime_resources/working_dir_files/" in path:
+        raise ValueError(
+            f"{option} {os.fspath(uri)}: lies in Ray's temporary copy of the submitted code, where it would vanish; "
+            f"give a place that lasts and that all machines of the cluster reach: {option} s3://bucket/folder, or an "
+            "absolute path"
+        )
 
 
 def join(uri: Uri, *parts: str) -> str:
@@ -71,9 +92,9 @@ def _naming(uri: Uri, done: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{os.fspath(uri)}: no such file or folder") from error
+        raise FileNotFoundError(f"{masked(uri)}: no such file or folder") from error
     except OSError as error:
-        raise OSError(f"{os.fspath(uri)}: could not be {done}: {error}") from error
+        raise OSError(masked(f"{os.fspath(uri)}: could not be {done}: {error}")) from error
 
 
 def read_bytes(uri: Uri) -> bytes:
@@ -195,7 +216,7 @@ def delete(uri: Uri) -> None:
     filesystem, path = resolve(uri)
     bucket = not isinstance(filesystem, fs.LocalFileSystem) and "/" not in path
     if bucket or path == os.sep:
-        raise ValueError(f"{os.fspath(uri)}: refuses to delete a whole bucket or filesystem")
+        raise ValueError(f"{masked(uri)}: refuses to delete a whole bucket or filesystem")
     with _naming(uri, "deleted"):
         kind = filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:

@@ -23,6 +23,7 @@ from panoptic.metrics.report import class_rows, class_table, details, metrics, t
 from panoptic.segmentation import Categories
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.cluster.masking import masked
 from pipelines.config import flatten
 from pipelines.evaluation.evaluate import VIEW, EvaluatedTask, Task, evaluate, resolved
 from pipelines.evaluation.report.examples import choose, pictures
@@ -137,7 +138,8 @@ def record(evaluated: EvaluatedTask, places: Places, report: str, asked: Task) -
         tracker.metrics(0, metrics(evaluation))
         tracker.table("classes", class_rows(evaluation), text(evaluated))
         if not tracker.close():
-            raise ConnectionError(f"{places.tracking_uri}: the metrics of run {run.run_id} were not written; try again")
+            store = masked(places.tracking_uri)
+            raise ConnectionError(f"{store}: the metrics of run {run.run_id} were not written; try again")
         registry.log_artifact(run, REPORT, report.encode())
         registry.log_artifact(run, COUNTS, _pack(counts))
         runs.describe(run, f"```\n{table(evaluation)}\n{details(evaluation)}\n```")

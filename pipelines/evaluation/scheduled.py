@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy
+from pipelines.cluster.masking import masked
 from pipelines.evaluation.evaluate import Task
 from pipelines.evaluation.record import Places, Record, Worse, check, once, title_of
 from pipelines.tracking import registry
@@ -80,7 +81,8 @@ def _compare(
     for _ in range(ROUNDS):
         champion = registry.aliased(reference.uri, places.tracking_uri)
         if champion is None and not reference.promote:
-            raise ValueError(f"{reference.uri}: not found in {places.tracking_uri}; --promote makes the first model it")
+            store = masked(places.tracking_uri)
+            raise ValueError(f"{reference.uri}: not found in {store}; --promote makes the first model it")
         if champion == task.uri:
             print(f"it is {reference.uri} itself")
             return

@@ -254,13 +254,14 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
     Raises:
         ValueError: nothing of ours lies there.
     """
+    from pipelines.cluster.masking import masked
     from pipelines.tracking.client import patience
 
     with patience(3, 300), _store(tracking_uri or mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
         try:
             root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (mlflow.MlflowException, OSError) as error:
-            raise ValueError(f"{uri}: not found in {mlflow.get_tracking_uri()} ({error})") from error
+            raise ValueError(masked(f"{uri}: not found in {mlflow.get_tracking_uri()} ({error})")) from error
         paths = {name: Path(root) / "artifacts" / file for name, file in FILES.items()}
         missing = [path.name for path in paths.values() if not path.exists()]
         if missing:

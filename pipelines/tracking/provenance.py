@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipelines.cluster.masking import masked
+
 
 def code_version() -> dict[str, str]:
     """Version of the package and, in a git checkout, the commit and whether files differ from it."""
@@ -35,7 +37,7 @@ def origin() -> dict[str, str]:
         **user,
         "mlflow.source.name": sys.argv[0],
         "mlflow.source.type": "LOCAL",
-        "command": shlex.join(sys.argv)[:5000],
+        "command": masked(shlex.join(sys.argv))[:5000],
     }
 
 

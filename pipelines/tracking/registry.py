@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.cluster.masking import masked
 from pipelines.tracking.client import connect, first_line, patience
 from pipelines.tracking.runs import Run
 
@@ -50,8 +51,8 @@ def _asking(tracking_uri: str, retries: int = 2, seconds: int = 30) -> Iterator[
     except Exception as error:  # MLflow's stores raise what they like
         line = first_line(error)
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            raise Absent(line) from error
-        raise ConnectionError(f"MLflow at {tracking_uri} does not do what it is asked for: {line}") from error
+            raise Absent(masked(line)) from error
+        raise ConnectionError(masked(f"MLflow at {tracking_uri} does not do what it is asked for: {line}")) from error
 
 
 def pin(uri: str, tracking_uri: str) -> str:
@@ -79,7 +80,7 @@ def pin(uri: str, tracking_uri: str) -> str:
             "runs:/id/model (MLflow has no stages any more)"
         )
     if fixed is None:
-        raise ValueError(f"{uri}: not found in {tracking_uri}")
+        raise ValueError(f"{uri}: not found in {masked(tracking_uri)}")
     return fixed
 
 
@@ -192,7 +193,7 @@ def read_artifact(run: Run, path: str) -> bytes:
         try:
             return Path(client.download_artifacts(run.run_id, path, folder)).read_bytes()
         except Exception as error:  # MLflow's stores raise what they like
-            raise ValueError(f"run {run.run_id} has no artifact {path} ({error})") from error
+            raise ValueError(masked(f"run {run.run_id} has no artifact {path} ({error})")) from error
 
 
 def log_artifact(run: Run, path: str, data: bytes) -> None:

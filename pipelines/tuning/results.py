@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipelines.cluster.masking import masked
 from pipelines.config import Experiment, override
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
@@ -104,6 +105,6 @@ def closing_lines(done: SweepResult) -> str:
             f"best        {done.best.label if done.best else 'no trial reported a validation'}",
             f"checkpoint  {done.checkpoint or '-'}",
             f"model       {done.model or '-'}",
-            f"MLflow      {done.parent.tracking_uri}, run {done.parent.run_id}",
+            f"MLflow      {masked(done.parent.tracking_uri)}, run {done.parent.run_id}",
         ]
     )
