@@ -20,8 +20,6 @@ BASE_PYTHON ?= python3 python3.13 python3.12 python3.11
 
 # Ray would otherwise rebuild the environment in every worker when a parent process is `uv run`.
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
-# Ray 2.59 and later ask for a token even on one machine, and `ray job submit` does not send it by itself.
-export RAY_AUTH_MODE := disabled
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 # pyright would ask the npm registry whether there is a newer one.

@@ -116,13 +116,9 @@ def ray_cluster() -> Iterator[None]:
     """
     import ray
 
-    ray.init(
-        num_cpus=4,
-        object_store_memory=300_000_000,
-        include_dashboard=True,
-        logging_level="ERROR",
-        log_to_driver=True,
-    )
+    from pipelines.cluster import session
+
+    session.connect(cpus=4, object_store=300_000_000)
     yield
     ray.shutdown()
 

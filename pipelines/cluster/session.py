@@ -1,7 +1,8 @@
 """The one place that starts or joins Ray.
 
-The same call serves a script on a laptop (a private local session), `ray job submit` and any existing
-cluster (`RAY_ADDRESS` is set), and code that runs inside a session (tests, Tune trials, workers).
+The same call serves a script on a laptop (a private session, closed to the network and to other users), `ray job
+submit` and any existing cluster (`RAY_ADDRESS` is set), and code that runs inside a session (tests, Tune trials,
+workers).
 Ray is imported inside the functions: its environment defaults must be set first.
 """
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -33,11 +37,26 @@ ENVIRONMENT = {
 
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 
+LOOPBACK = "127.0.0.1"
+"""Address of a local session: no process of it listens on another one."""
+
+SEVERAL_MACHINES = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With "0" Ray takes the loopback address for a node's own, on every system; its default on Windows and macOS."""
+
 OBJECT_STORE = 1 << 30
 """Bytes of a local session's object store: only encoded images and compact maps cross it. Pages are taken as used."""
 
 ATTEMPTS = 2
 """How often a local session is started before that is an error."""
+
+
+SESSION_FOLDER = re.compile(r"/session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d{6}_\d+/?$")
+"""The end of the path of a session's folder, which holds the time of its start to the microsecond."""
+
+PACKAGE = "-packages/ray/"
+"""Part of the command line of every process that Ray starts, unless it has taken a title that begins with "ray"."""
+
+_own_folder = ""
 
 
 def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
@@ -63,32 +82,38 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
 
 
 def _start(cpus: int | None, object_store: int) -> None:
-    """A local session whose processes find our packages, installed or not."""
+    """A local session that no other machine and no other user can join, whose processes find our packages.
+
+    Ray listens on every interface by default, and whoever joins a session may run anything as its user. So every
+    process of this one binds `LOOPBACK`, and asks for a token that is drawn here and lies in the environment of the
+    session's processes alone. What the user exported for a cluster (`RAY_AUTH_MODE`, a token) has no effect on it.
+    """
     import ray
 
-    # A private session on the loopback address. Left unset, Ray would write a token into the home folder
-    # that switches authentication on for clusters started later, whose clients do not pick it up.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _require_token(secrets.token_hex(32))
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(REPOSITORY) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, paths)])
 
-    def start() -> None:
+    def start() -> Any:
         port = _free_port()
-        with _told(port):
-            ray.init(
+        with _on_loopback(), _exported(API_SERVER, f"http://{LOOPBACK}:{port}"):
+            return ray.init(
                 address="local",
                 num_cpus=cpus,
                 object_store_memory=object_store,
                 include_dashboard=True,  # Ray Train reclaims the resources of dead trials through it
+                dashboard_host=LOOPBACK,
                 dashboard_port=port,
                 logging_level=logging.WARNING,
             )
 
-    _start_patiently(start)
+    context = _start_patiently(start)
+    global _own_folder
+    _own_folder = str(context.address_info["session_dir"])
 
 
-def _start_patiently(start: Callable[[], None]) -> None:
+def _start_patiently(start: Callable[[], Any]) -> Any:
     """Start a session, and once more where that fails: on a busy machine Ray's processes miss each other's deadlines.
 
     What the first attempt left running is ended, so that it does not make the second one slower.
@@ -126,26 +151,109 @@ def _children() -> set[int]:
     return {process.pid for process in psutil.Process().children()}
 
 
-@contextmanager
-def _told(port: int) -> Iterator[None]:
-    """Processes of a session that starts in here know where its API server listens.
+def own_folder() -> str:
+    """The folder of the local session that this process started; "" where it started none or joined one."""
+    return _own_folder
 
-    Left to themselves they look for a running Ray, and stumble over a second session on the machine.
+
+def end_leftovers(folder: str, patience: float = 5.0) -> int:
+    """End what is left of a local session whose driver is gone, and return how many processes that were.
+
+    Ray's processes notice the end of their driver, some of them only after minutes. They are told by the session's
+    folder, which stands in their command line or holds their open logs. Does nothing where there is no /proc.
+
+    Args:
+        folder: as `own_folder` gave it to the driver.
+        patience: seconds that they have to end by themselves after SIGTERM.
     """
-    before = os.environ.get(API_SERVER)
-    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
+    left = _processes_of(folder)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in _processes_of(folder):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        end = time.monotonic() + patience
+        while _processes_of(folder) and time.monotonic() < end:
+            time.sleep(0.1)
+    return len(left)
+
+
+def _processes_of(folder: str) -> list[int]:
+    """This user's processes of a session, except this one; zombies have neither command line nor files."""
+    if SESSION_FOLDER.search(folder) is None:
+        return []
+    return [
+        int(entry.name)
+        for entry in Path("/proc").glob("[0-9]*")
+        if int(entry.name) != os.getpid() and _belongs(entry, folder.rstrip("/"))
+    ]
+
+
+def _belongs(process: Path, folder: str) -> bool:
+    """Whether a process, by its folder in /proc, is Ray's and names a session's folder or has a file in it open."""
+    try:
+        command = (process / "cmdline").read_bytes().decode(errors="replace")
+        # somebody who reads the session's logs is not of the session
+        if process.stat().st_uid != os.getuid() or not (command.startswith("ray") or PACKAGE in command):
+            return False
+        words = re.split(r"[\0 =:,\"']", command)
+        if any(word == folder or word.startswith(f"{folder}/") for word in words):
+            return True
+        return any(os.readlink(link).startswith(f"{folder}/") for link in (process / "fd").iterdir())
+    except OSError:  # it has ended meanwhile
+        return False
+
+
+def _require_token(token: str) -> None:
+    """Ray's processes started from now on ask for this token, and this process shows it.
+
+    Ray has read mode and token already where it was imported before.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A session that starts in here takes `LOOPBACK` for the address of its node.
+
+    `ray.init(_node_ip_address="127.0.0.1")` would be replaced by the machine's own address. The variable reaches the
+    processes that Ray starts; this one has read it when Ray was imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        with _exported(SEVERAL_MACHINES, "0"):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _exported(name: str, value: str) -> Iterator[None]:
+    """An environment variable for the processes that are started in here.
+
+    `API_SERVER` is one: left to themselves they look for a running Ray, and stumble over a second session.
+    """
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            del os.environ[API_SERVER]
+            del os.environ[name]
         else:
-            os.environ[API_SERVER] = before
+            os.environ[name] = before
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 

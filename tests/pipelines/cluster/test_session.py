@@ -1,16 +1,20 @@
-"""A local session beside another one on the same machine, and one that does not start at once."""
+"""A local session: closed to the network and to other users, beside another one, and one that does not start at once."""
 
 from __future__ import annotations
 
+import ipaddress
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines.cluster import session
 
-SCRIPT = """
+BESIDE = """
 import os
 from pipelines.cluster import session
 session.connect(2)
@@ -25,22 +29,46 @@ def nodes():
 print("nodes", ray.get(nodes.remote()))
 """
 
+JOIN = """
+import sys
+import ray
+
+ray.init(address=sys.argv[1], logging_level="ERROR")
+print("joined")
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment without a token, and with these variables."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | variables
+
 
 def test_processes_of_a_local_session_ask_their_own_server(ray_cluster) -> None:
-    """Ray's state API looks for any running session otherwise, and fails where it finds two."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=100, check=False)
+    """Ray's state API looks for any running session otherwise, and fails where it finds two.
+
+    Its token is its own, too, whatever was exported.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE],
+        env=environment(RAY_AUTH_MODE="disabled"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "nodes 1"
 
 
-def failing(times: int, error: Exception, started: list[subprocess.Popen]) -> Callable[..., None]:
+def failing(times: int, error: Exception, started: list[subprocess.Popen]) -> Callable[..., SimpleNamespace]:
     """A `ray.init` that leaves a process behind when it fails, which it does the first `times`."""
 
-    def init(**options: object) -> None:
+    def init(**options: object) -> SimpleNamespace:
         assert options["address"] == "local"
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
         if len(started) <= times:
             raise error
+        return SimpleNamespace(address_info={"session_dir": ""})
 
     return init
 
@@ -54,6 +82,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(session, "_require_token", lambda token: None)  # that of the tests' own session stays
+    monkeypatch.setattr(session, "_own_folder", "")
     return monkeypatch
 
 
@@ -92,3 +122,82 @@ def test_what_another_attempt_would_not_mend_is_told_at_once(stubbed: pytest.Mon
     assert len(started) == 1
     started[0].kill()
     started[0].wait()
+
+
+def test_no_process_of_a_local_session_listens_beyond_the_machine(ray_cluster) -> None:
+    import ray  # brings psutil, so first
+    import psutil  # isort: skip
+
+    @ray.remote
+    def identify() -> int:
+        return os.getpid()
+
+    worker = ray.get(identify.remote())
+    me = psutil.Process()
+    processes = [me, *me.children(recursive=True)]
+    assert worker in [process.pid for process in processes]
+    listening = {
+        (process.name(), connection.laddr.ip, connection.laddr.port)
+        for process in processes
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    names = {name for name, _, _ in listening}
+    assert {"gcs_server", "raylet"} <= names and len(listening) > 6, names
+    open_doors = [entry for entry in listening if not on_loopback(entry[1])]
+    assert open_doors == []
+
+
+def on_loopback(address: str) -> bool:
+    parsed = ipaddress.ip_address(address)
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+@pytest.mark.parametrize(
+    "variables", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}], ids=["none", "wrong"]
+)
+def test_nobody_joins_a_local_session_without_its_token(ray_cluster, variables: dict[str, str]) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    token = {} if variables["RAY_AUTH_MODE"] == "disabled" else {"RAY_AUTH_TOKEN": "0" * 64}
+    code, told = join(address, environment(**variables, **token))
+    assert code != 0 and "joined" not in told and "uthentication" in told, told
+
+
+def test_with_its_token_it_is_joined(ray_cluster) -> None:
+    """So that the refusals above are the token's doing."""
+    import ray
+
+    code, told = join(ray.get_runtime_context().gcs_address, dict(os.environ))
+    assert code == 0 and "joined" in told, told
+
+
+def join(address: str, variables: dict[str, str]) -> tuple[int, str]:
+    """Exit code and lines of another process that tries to join a session over the loopback address."""
+    loopback = {session.SEVERAL_MACHINES: "0"}  # Ray would replace it by the machine's own, where nobody listens
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        env=variables | loopback,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_nobody_listens_at_the_other_addresses_of_the_machine(ray_cluster) -> None:
+    """Where Ray's port would be open to a stranger who knows it."""
+    import ray
+
+    port = int(ray.get_runtime_context().gcs_address.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), 5):
+        pass
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing, tells the outward address
+        probe.connect(("192.0.2.1", 9))
+        address = probe.getsockname()[0]
+    if on_loopback(address):
+        pytest.skip("the machine has no other address")
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection((address, port), 5)
