@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.cluster.masking import masked
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -59,7 +61,26 @@ def connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
-    return mlflow.MlflowClient(tracking_uri=uri)
+    with _alone(uri):
+        return mlflow.MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process of this machine at a time, for a SQLite store: the first client of a new one creates its tables.
+
+    Of several that do so at once all but one fail. The lock is a file beside the database and ends with its process;
+    where it cannot be created, neither can the database, and MLflow says so.
+    """
+    path = uri.removeprefix("sqlite:///").split("?")[0]
+    if path == uri or not os.access(os.path.dirname(path) or ".", os.W_OK):
+        yield
+        return
+    import fcntl
+
+    with open(f"{path}.lock", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -207,4 +228,4 @@ def metric_name(name: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's name where it has none."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+    return masked(text.splitlines()[0])[:200]

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipelines.cluster import session
+from pipelines.cluster import session, storage
+from pipelines.cluster.masking import masked
 from pipelines.tracking.provenance import code_version, origin
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ from pipelines.tracking.client import (
     metric_name,
     patience,
 )
+
+Result = TypeVar("Result")
 
 PARAMS_CHUNK = 100
 """Parameters in one request: MLflow's limit."""
@@ -104,6 +109,17 @@ def resolve_uri(tracking: Tracking, root: str | Path) -> str:
     return f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
 
 
+def check_store(tracking: Tracking, root: str | Path) -> None:
+    """Refuse a SQLite store in a place that vanishes.
+
+    Raises:
+        ValueError: it lies in Ray's temporary copy of the code of a submitted job.
+    """
+    uri = resolve_uri(tracking, root)
+    if uri.startswith("sqlite:///"):
+        storage.check_lasting(uri.removeprefix("sqlite:///"), "--tracking.uri")
+
+
 def start(
     tracking: Tracking,
     root: str | Path,
@@ -139,19 +155,46 @@ def start(
             if run_id:
                 client.update_run(run_id, status="RUNNING")
                 return Run(uri, run_id, client.get_run(run_id).info.experiment_id)
-            experiment = _experiment(client, tracking.experiment, uri, root)
+            experiment = _retried(lambda: _experiment(client, tracking.experiment, uri, root))
             labels = {key: str(value)[:TAG_LENGTH] for key, value in labels.items()}
             run = client.create_run(experiment, run_name=tracking.name or None, tags=labels)
-            _log_params(client, run.info.run_id, params or {})
-            _log_data(client, run.info.run_id, data)
-            if config is not None:
-                client.log_text(run.info.run_id, json.dumps(config, indent=2), "config.json")
+            with _failing(client, run.info.run_id):
+                _log_params(client, run.info.run_id, params or {})
+                _retried(lambda: _log_data(client, run.info.run_id, data))
+                if config is not None:
+                    client.log_text(run.info.run_id, json.dumps(config, indent=2), "config.json")
     except Exception as error:
         raise ConnectionError(
-            f"tracking: {uri} does not take the run{f' {run_id}' if run_id else ''} ({first_line(error)}). "
+            f"tracking: {masked(uri)} does not take the run{f' {run_id}' if run_id else ''} ({first_line(error)}). "
             "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
         ) from error
     return Run(uri, run.info.run_id, experiment)
+
+
+@contextmanager
+def _failing(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """A run that could not be described as it should does not stay RUNNING for ever."""
+    try:
+        yield
+    except BaseException as error:
+        client.set_terminated(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+
+
+RACES = ("unique constraint", "already exists", "duplicate", "database is locked", "deadlock")
+"""Parts of the messages of stores in which another process was faster with the same entry: then it is there now."""
+
+
+def _retried(write: Callable[[], Result], attempts: int = 5) -> Result:
+    """Read or write what several runs may create at once, such as an experiment or a data set of the same name."""
+    for attempt in range(1, attempts):
+        try:
+            return write()
+        except Exception as error:  # MLflow wraps the errors of each kind of store in one of its own
+            if not any(race in str(error).lower() for race in RACES):
+                raise
+            time.sleep(random.uniform(0.1, 0.5) * attempt)
+    return write()
 
 
 @contextmanager

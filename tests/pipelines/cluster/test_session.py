@@ -1,4 +1,4 @@
-"""A local session: closed to the network and to other users, beside another one, and one that does not start at once."""
+"""A local session: closed to the network and other users, beside another one, and one that does not start at once."""
 
 from __future__ import annotations
 

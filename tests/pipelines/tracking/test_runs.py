@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import signal
+import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -122,3 +124,76 @@ def test_sigterm_is_a_killed_run(run, theirs):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert status(run) == "KILLED"
+
+
+STARTS = """
+import sys
+from pipelines.tracking.runs import DataSet, Tracking, ending, start
+
+store, root, name = sys.argv[1:]
+data = [DataSet("scenes", "d" * 36, "s3://bucket/train", "train")]
+for part in range(3):
+    with ending(start(Tracking(uri=store, name=f"{name}{part}"), root, params={"a": 1}, config={"a": 1}, data=data)):
+        pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_processes_that_start_at_once_on_a_new_store_all_get_their_runs(tmp_path):
+    """Its tables, the experiment and the data set are each created by one of them."""
+    store = f"sqlite:///{tmp_path}/new/mlflow.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTS, store, tmp_path / "new", name], stderr=subprocess.PIPE, text=True
+        )
+        for name in "xyz"
+    ]
+    told = [process.communicate(timeout=150)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], told
+    with sqlite3.connect(tmp_path / "new" / "mlflow.db") as database:
+        found = database.execute("select name, status from runs order by name").fetchall()
+        assert found == [(f"{name}{part}", "FINISHED") for name in "xyz" for part in range(3)]
+        assert database.execute("select count(*) from datasets").fetchone() == (1,)
+
+
+def test_what_another_run_creates_at_the_same_moment_is_tried_again(mlflow_store, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    log_inputs, calls = MlflowClient.log_inputs, []
+
+    def racing(self, run_id, **inputs):
+        calls.append(run_id)
+        if len(calls) < 3:
+            raise RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
+        return log_inputs(self, run_id, **inputs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", racing)
+    run = start(Tracking(name="one"), tmp_path, data=[DataSet("scenes", "d" * 36, "s3://bucket/train", "train")])
+    found = client_module.connect(mlflow_store).get_run(run.run_id)
+    assert len(calls) == 3 and len(found.inputs.dataset_inputs) == 1 and found.info.status == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status"),
+    [(OSError("disk full"), ConnectionError, "FAILED"), (KeyboardInterrupt(), KeyboardInterrupt, "KILLED")],
+)
+def test_a_run_that_cannot_be_described_does_not_stay_open(mlflow_store, tmp_path, monkeypatch, error, raised, status):
+    from mlflow import MlflowClient
+
+    def failing(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr(MlflowClient, "log_text", failing)
+    with pytest.raises(raised):
+        start(Tracking(name="one"), tmp_path, config={"a": 1})
+    client = client_module.connect(mlflow_store)
+    experiment = client.get_experiment_by_name("panoptic")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == [status]
+
+
+def test_a_refusal_of_the_store_shows_no_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConnectionError, match=r"tracking: http://\*\*\*@127\.0\.0\.1:9 does not take") as refused:
+        start(Tracking(uri="http://me:hunter2@127.0.0.1:9"), tmp_path)
+    assert "hunter2" not in str(refused.value)
