@@ -1,9 +1,10 @@
 """A lease: of several processes on several machines one works, and one that dies is followed by another.
 
-A lease is a folder of numbered files, of which the last one counts: {"owner", "expires"}. Whoever finds none, or
-an expired one, creates the next number, which succeeds for one only; nothing is ever taken from anybody. The
-holder moves its expiry on while it works. Machines whose clocks differ by more than the expiry may both work, so
-whoever holds a lease must look again whether the work is done, and before it hands in whether it still holds it.
+A lease is a folder of numbered files, of which the last one counts: {"owner", "expires", …}. Whoever finds none, an
+expired one, or one whose process on this machine is gone, creates the next number, which succeeds for one only;
+nothing is ever taken from anybody. The holder moves its expiry on while it works. Machines whose clocks differ by more
+than the expiry may both work, so whoever holds a lease must look again whether the work is done, and before it hands in
+whether it still holds it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from pipelines.cluster import storage
 
@@ -25,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 EXPIRY = 300.0
 """Seconds without a sign of life after which a holder counts as dead."""
+
+HOLD_EXPIRY = 60.0
+"""Seconds without a sign of life after which the holder of a place counts as dead on another machine."""
 
 PATIENCE = 60.0
 """Seconds that `wait` waits for a lease that is held for moments."""
@@ -42,6 +48,8 @@ class Lease:
     number: int
     owner: str
     seconds: float
+    about: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What a follower may want to know of this holder, beside who it is."""
 
     def held(self) -> bool:
         """Whether nobody has followed."""
@@ -49,8 +57,8 @@ class Lease:
 
     def renew(self, seconds: float | None = None) -> None:
         """Live `seconds` more (its expiry by default; 0 gives it up)."""
-        expires = time.time() + (self.seconds if seconds is None else seconds)
-        storage.write_bytes(_file(self.folder, self.number), _content(self.owner, expires))
+        seconds = self.seconds if seconds is None else seconds
+        storage.write_bytes(_file(self.folder, self.number), _content(self.owner, seconds, self.about))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -96,11 +104,61 @@ def acquire(folder: storage.Uri, seconds: float = EXPIRY) -> Lease | None:
     """
     folder = storage.absolute(folder)
     numbers = _numbers(folder)
-    if numbers and _expires(folder, numbers[-1], seconds) > time.time():
+    if numbers and _expires(folder, numbers[-1], seconds) > time.time() and _alive(last(folder)) is not False:
         return None
+    about = {"machine": _machine(), "pid": os.getpid(), "began": _began(os.getpid()), "since": time.time()}
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    lease = Lease(folder, (numbers or [0])[-1] + 1, owner, seconds)
-    return lease if storage.create(_file(folder, lease.number), _content(owner, time.time() + seconds)) else None
+    lease = Lease(folder, (numbers or [0])[-1] + 1, owner, seconds, about)
+    return lease if storage.create(_file(folder, lease.number), _content(owner, seconds, about)) else None
+
+
+@contextmanager
+def hold(folder: storage.Uri, what: str, seconds: float = HOLD_EXPIRY) -> Iterator[Lease]:
+    """Hold the lease of a place for as long as this lasts; only one process works there.
+
+    A holder on this machine is asked whether it lives. One on another machine shows it by renewing its lease, for
+    which this waits: at most `seconds`, after which the place is free.
+
+    Args:
+        folder: as for `acquire`.
+        what: the place, for messages.
+        seconds: without a renewal after which it expires.
+
+    Raises:
+        Busy: another process works there; the message names it.
+    """
+    first = last(folder)
+    while (lease := _acquire_unless_alive(folder, seconds)) is None:
+        holding = last(folder)
+        if _alive(holding) or holding.get("expires") != first.get("expires"):
+            raise Busy(f"{what} is in use by {_name(holding)}; wait until it has ended, or give another --name")
+        if holding.get("owner") == first.get("owner"):
+            logger.info("%s was in use by %s; waiting for a sign of its life", what, _name(holding))
+        time.sleep(min(1.0, seconds / 10))
+    with lease.kept():
+        yield lease
+
+
+def _acquire_unless_alive(folder: storage.Uri, seconds: float) -> Lease | None:
+    """As `acquire`, but a process of this machine that lives has not lost it: it may have been halted for long."""
+    holding = last(folder)
+    return None if _alive(holding) and not holding.get("released") else acquire(folder, seconds)
+
+
+def last(folder: storage.Uri) -> dict[str, Any]:
+    """What the last lease of a folder says of its holder; {} where there is none, or none that can be read."""
+    folder = storage.absolute(folder)
+    numbers = _numbers(folder)
+    try:
+        content = json.loads(storage.read_bytes(_file(folder, numbers[-1])))
+    except (ValueError, IndexError, OSError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_gone(holding: Mapping[str, Any]) -> bool:
+    """Whether a holder was a process of this machine that exists no more."""
+    return _alive(holding) is False
 
 
 def wait(folder: storage.Uri, seconds: float = EXPIRY) -> Lease:
@@ -121,20 +179,57 @@ def wait(folder: storage.Uri, seconds: float = EXPIRY) -> Lease:
 
 def holder(folder: storage.Uri) -> str:
     """Who holds it, for messages."""
-    folder = storage.absolute(folder)
-    numbers = _numbers(folder)
+    return last(folder).get("owner", "another process")
+
+
+def _name(holding: Mapping[str, Any]) -> str:
+    """A holder as a person looks for it."""
+    if "since" not in holding:
+        return str(holding.get("owner", "another process"))
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holding["since"]))
+    return f"process {holding['pid']} on {holding['owner'].split(':')[0]} since {since}"
+
+
+def _machine() -> str:
+    """The machine since its last start, and the container on it: where process numbers mean the same."""
     try:
-        return json.loads(storage.read_bytes(_file(folder, numbers[-1])))["owner"]
-    except (ValueError, IndexError, OSError):
-        return "another process"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return socket.gethostname()
+
+
+def _began(pid: int) -> str | None:
+    """When a process was started, in the clock ticks of its machine; "" where that is not told, None without one."""
+    try:
+        status, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:  # somebody else's
+            return ""
+        return ""
+    return None if status in "ZX" else fields[18]
+
+
+def _alive(holding: Mapping[str, Any]) -> bool | None:
+    """Whether the holder's process exists; None where that cannot be seen from here."""
+    if holding.get("machine") != _machine() or "pid" not in holding:
+        return None
+    return _began(int(holding["pid"])) == holding.get("began")
 
 
 def _file(folder: str, number: int) -> str:
     return storage.join(folder, f"{number:06d}.json")
 
 
-def _content(owner: str, expires: float) -> bytes:
-    return json.dumps({"owner": owner, "expires": expires}).encode()
+def _content(owner: str, seconds: float, about: Mapping[str, Any]) -> bytes:
+    content = {**about, "owner": owner, "expires": time.time() + seconds, "released": not seconds}
+    return json.dumps(content).encode()
 
 
 def _numbers(folder: str) -> list[int]:

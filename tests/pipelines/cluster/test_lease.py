@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipelines.cluster import lease as leases
 from pipelines.cluster import storage
-from pipelines.cluster.lease import Busy, acquire, holder, wait
+from pipelines.cluster.lease import Busy, acquire, hold, holder, is_gone, last, wait
 
 
 def test_one_of_many_gets_it(tmp_path: Path):
@@ -101,3 +108,82 @@ def test_waiting_ends_when_the_holder_is_done_or_patience_is(tmp_path: Path, mon
     monkeypatch.setattr(leases, "PATIENCE", 10.0)
     threading.Timer(0.1, lambda: first.renew(0)).start()
     assert wait(tmp_path, 60).number == 2
+
+
+HOLDER = """
+import sys, time
+from pipelines.cluster.lease import hold
+with hold(sys.argv[1], "the run"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def other_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_the_holder_of_a_place_is_named_and_followed_at_once_when_it_is_killed(tmp_path: Path):
+    with other_process(tmp_path) as process:
+        began = time.monotonic()
+        told = rf"the run is in use by process {process.pid} on {socket.gethostname()} since 2\d{{3}}-.*--name"
+        with pytest.raises(Busy, match=told), hold(tmp_path, "the run"):
+            pass
+        lease = last(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert is_gone(lease)
+        with hold(tmp_path, "the run") as held:
+            assert last(tmp_path)["pid"] == os.getpid() and held.number == 2
+        assert time.monotonic() - began < 5
+    with hold(tmp_path, "the run") as held:  # given up, though this process lives
+        assert held.number == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_holder_that_is_halted_for_long_still_holds_its_place(tmp_path: Path):
+    """Ctrl-Z, or a machine that slept: its lease has expired meanwhile."""
+    with other_process(tmp_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        file = tmp_path / "000001.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"expires": time.time() - 100}))
+        with pytest.raises(Busy), hold(tmp_path, "the run"):
+            pass
+        process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_process_of_the_same_number_is_not_the_holder(tmp_path: Path):
+    with hold(tmp_path, "the run"):
+        holding = last(tmp_path)
+    assert not is_gone(holding) and is_gone(holding | {"began": "1"})
+    assert not is_gone(holding | {"began": "1", "machine": "another"}), "nobody here can say"
+
+
+def write_foreign(folder: Path, seconds: float) -> None:
+    """The lease of a process on another machine."""
+    content = {"owner": "far:7:abc", "expires": time.time() + seconds, "machine": "far", "pid": 7, "began": "1"}
+    folder.mkdir(exist_ok=True)
+    (folder / "000001.json").write_text(json.dumps(content | {"since": time.time(), "released": False}))
+
+
+def test_a_holder_on_another_machine_shows_that_it_lives_by_renewing(tmp_path: Path):
+    write_foreign(tmp_path, 1)
+    threading.Timer(0.3, lambda: write_foreign(tmp_path, 60)).start()
+    with pytest.raises(Busy, match="process 7 on far"), hold(tmp_path, "the run", 1):
+        pass
+
+
+def test_a_holder_on_another_machine_that_shows_no_life_is_followed(tmp_path: Path):
+    write_foreign(tmp_path, 0.5)
+    with hold(tmp_path, "the run", 1) as held:
+        assert held.number == 2
