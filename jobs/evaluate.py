@@ -33,7 +33,7 @@ from pipelines.evaluation.evaluate import ask, evaluate, resolved
 from pipelines.evaluation.record import Places, html, key_of, record, text
 from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, check_store, resolve_uri
 
 SPELLINGS = {
     "--data": "--data.root",
@@ -93,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
     check(options)
+    storage.check_lasting(options.out, "--out")
+    check_store(Tracking(uri=options.tracking.uri), "runs")
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     places = Places(tracking_uri, options.tracking.experiment, options.out)
     data = options.data

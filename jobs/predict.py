@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
+from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Images, Model, Store, parse_options
 from pipelines.data.manifest import Manifest, is_shards
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Predicted]:
     """
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
+    storage.check_lasting(options.out, "--out")
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"--formats {' '.join(unknown)}: unknown; there are {', '.join(FORMATS)}")

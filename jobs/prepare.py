@@ -15,6 +15,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
+from pipelines.cluster import storage
 from pipelines.config import parse_options
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers import READERS
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
         print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
     options: Options = parse_options(Options, arguments, str(__doc__), SPELLINGS)
+    storage.check_lasting(options.out, "--out")
     data = options.data
     if data.reader not in READERS:
         raise ValueError(f"--data.reader {data.reader}: unknown; there are {', '.join(READERS)}")

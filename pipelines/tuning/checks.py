@@ -18,6 +18,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment
+from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, lacking, meta_model
 from pipelines.training.worker import accumulation
 from pipelines.tuning import search_space, trial_config
@@ -223,12 +224,14 @@ def _timm(backbone: Backbone) -> Mapping[str, Tensor]:
 
 
 def check_storage(bases: Iterable[Experiment]) -> None:
-    """Check that drawn scenes go to a local folder.
+    """Check that what is written stays, and that drawn scenes go to a local folder.
 
     Raises:
-        ValueError: the storage is a bucket.
+        ValueError: the storage is a bucket, or Ray's temporary copy of the code of a submitted job.
     """
     for base in bases:
+        storage.check_lasting(base.storage, "--storage")
+        runs.check_store(base.tracking, base.storage if "://" not in base.storage else "runs")
         if base.data.root == "scenes" and "://" in base.storage:
             raise ValueError(
                 f"data.root scenes: the scenes are drawn into a local folder, but storage is {base.storage}; set "

@@ -240,3 +240,26 @@ def test_a_store_that_is_away_is_an_os_error(bucket: str, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     with pytest.raises(OSError, match="could not be created"):
         storage.create(storage.join(bucket, "key"), b"x")
+
+
+def test_places_that_vanish_with_a_submitted_job_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`ray job submit --working-dir .` runs in a copy of the code that Ray deletes."""
+    from pipelines.tracking.runs import Tracking, check_store
+
+    copy = tmp_path / "session_x" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    copy.mkdir(parents=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for uri in ("runs", "s3://bucket/runs", str(tmp_path)):
+        storage.check_lasting(uri, "--storage")
+    check_store(Tracking(), "runs")
+    monkeypatch.chdir(copy)
+    told = "--storage runs: lies in Ray's temporary copy .* give a place that lasts .*--storage s3://bucket/folder"
+    with pytest.raises(ValueError, match=told):
+        storage.check_lasting("runs", "--storage")
+    for uri in ("s3://bucket/runs", str(tmp_path)):
+        storage.check_lasting(uri, "--storage")
+    for tracking in (Tracking(), Tracking(uri="sqlite:///mlflow.db")):
+        with pytest.raises(ValueError, match=r"--tracking\.uri .*mlflow\.db: lies in Ray's temporary copy"):
+            check_store(tracking, "runs")
+    check_store(Tracking(uri="http://mlflow:5000"), "runs")
+    check_store(Tracking(), tmp_path)
