@@ -187,13 +187,13 @@ RACES = ("unique constraint", "already exists", "duplicate", "database is locked
 
 def _retried(write: Callable[[], Result], attempts: int = 5) -> Result:
     """Read or write what several runs may create at once, such as an experiment or a data set of the same name."""
-    for attempt in range(1, attempts):
+    for number in range(1, attempts):
         try:
             return write()
         except Exception as error:  # MLflow wraps the errors of each kind of store in one of its own
             if not any(race in str(error).lower() for race in RACES):
                 raise
-            time.sleep(random.uniform(0.1, 0.5) * attempt)
+            time.sleep(random.uniform(0.1, 0.5) * number)
     return write()
 
 

@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
-from pipelines.cluster import disk, session, storage
+from pipelines.cluster import disk, lease, session, storage
+from pipelines.cluster.masking import masked
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.manifest import Manifest, is_shards
@@ -108,32 +110,72 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     Raises:
         ValueError: options, data or cluster cannot work; nothing has been started then.
         DiskFull: the disk of the storage is full, or too small for what is kept.
+        lease.Busy: another process trains under this name.
         ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times. The run is
             marked FAILED and can be continued under its name.
     """
     experiment = _named(experiment, preset)
     check_options(experiment)
+    storage.check_lasting(experiment.storage, "--storage")
     categories = data_categories(experiment) or STAND_IN
     check_model(experiment, categories)
     check_disk(experiment, categories)
-    session.connect(local_cpus(experiment))
-    gpu = check_cluster(experiment)
-    train_set, val_set = prepare_data(experiment)
+    runs.check_store(experiment.tracking, _local_root(experiment))
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
-    run = _open_run(experiment, preset, child, folder, train_set, val_set)
-    with runs.ending(run):
-        begin, quiet = ("", False) if child is None else (child.begin, True)
-        job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
-        for name in drop_torn(folder):
-            logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
-        try:
-            result = _fit(job, () if child is None else child.callbacks)
-        except Exception as error:  # of Ray Train, whose classes are imported with it
-            full = disk.find_full(error)
-            if full is None:
-                raise
-            raise told_full(full, folder) from error
-        return _conclude(job, result, log_model=child is None)
+    # the trials of a sweep are Tune's to start and to end
+    with nullcontext() if child is not None else occupied(folder, f"the run {experiment.name}") as occupy:
+        session.connect(local_cpus(experiment))
+        if occupy is not None:
+            occupy()
+        gpu = check_cluster(experiment)
+        train_set, val_set = prepare_data(experiment)
+        with session.sigterm_raises():
+            run = _open_run(experiment, preset, child, folder, train_set, val_set)
+            with runs.ending(run):
+                begin, quiet = ("", False) if child is None else (child.begin, True)
+                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
+                for name in drop_torn(folder):
+                    logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
+                result = _fit_or_tell(job, () if child is None else child.callbacks)
+                return _conclude(job, result, log_model=child is None)
+
+
+def _fit_or_tell(job: Job, callbacks: Any) -> Any:
+    """The result of Ray Train; a full disk, which it wraps several times, is told in one line.
+
+    Raises:
+        DiskFull: the disk of the storage is full.
+    """
+    try:
+        return _fit(job, callbacks)
+    except Exception as error:  # of Ray Train, whose classes are imported with it
+        full = disk.find_full(error)
+        if full is None:
+            raise
+        raise told_full(full, job.folder) from error
+
+
+@contextmanager
+def occupied(folder: str, what: str) -> Iterator[Callable[[], None]]:
+    """Hold the folder of a run or a sweep, since two drivers would delete each other's checkpoints.
+
+    What an earlier driver that was killed on this machine has left of its local Ray session is ended first. Yields
+    what is to be called once this driver's own session has started, so that the next one finds it.
+
+    Raises:
+        lease.Busy: another process works in it; the message says which.
+    """
+    place = storage.join(folder, "lease")
+    before = lease.last(place)
+    with lease.hold(place, what) as held:
+        if lease.is_gone(before) and (ended := session.end_leftovers(before.get("session", ""))):
+            logger.info("ended %d processes that an earlier start of %s had left", ended, what)
+
+        def note() -> None:
+            held.about["session"] = session.own_folder()
+            held.renew()
+
+        yield note
 
 
 def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
@@ -196,14 +238,20 @@ def _draw_scenes(experiment: Experiment, base: str) -> str:
     return str(write_scenes(root, scenes.train, scenes.val, scenes.seed, workers=os.cpu_count() or 1))
 
 
+def _local_root(experiment: Experiment) -> str:
+    """The local folder of the run's MLflow store, where it has no other one."""
+    return experiment.storage if "://" not in experiment.storage else "runs"
+
+
 def _open_run(
     experiment: Experiment, preset: str, child: Child | None, folder: str, train_set: Manifest, val_set: Manifest
 ) -> runs.Run:
     """A new MLflow run, or the one that this name had."""
     flat = json.loads(json.dumps(flatten(experiment)))
+    flat = {key: masked(value) if isinstance(value, str) else value for key, value in flat.items()}
     hashes = {"train_hash": train_set.hash, "val_hash": val_set.hash}
     record = storage.join(folder, "run.json")
-    root = experiment.storage if "://" not in experiment.storage else "runs"
+    root = _local_root(experiment)
     options = replace(experiment.tracking, name=experiment.name)
     if storage.exists(record):
         before = json.loads(storage.read_bytes(record))
@@ -220,7 +268,11 @@ def _open_run(
     ]
     run = runs.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
     content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
-    storage.write_bytes(record, json.dumps(content, indent=1).encode())
+    try:
+        storage.write_bytes(record, json.dumps(content, indent=1).encode())
+    except BaseException:
+        runs.finish(run, "FAILED")
+        raise
     return run
 
 
@@ -342,7 +394,7 @@ def closing_lines(outcome: Outcome) -> str:
     """The last lines on the console: the best table, where things lie, what to type next, what MLflow lacks."""
     uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
     data = f"--data.root {val.uri} --data.split {val.split}"
-    server = uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}"
+    server = masked(uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}")
     return "\n".join(
         [
             "",

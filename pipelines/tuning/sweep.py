@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.cluster import storage
 from pipelines.config import Experiment, check_run_name, parse
 from pipelines.tracking import runs
-from pipelines.training.driver import prepare_data
+from pipelines.training.driver import occupied, prepare_data
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
 from pipelines.tuning.concurrency import join_cluster, start_limiter
@@ -88,14 +88,25 @@ def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[st
 
     Raises:
         ValueError: another sweep of that name is there, none is there to be resumed, or the cluster is too small.
+        lease.Busy: another process runs this sweep.
     """
     first = next(iter(trials.bases.values()))
     check_storage(trials.bases.values())
     folder = storage.join(storage.absolute(first.storage), name)
+    with occupied(folder, f"the sweep {name}") as note:
+        return _execute(options, trials, name, record, folder, note)
+
+
+def _execute(
+    options: SweepOptions, trials: Trials, name: str, record: Mapping[str, Any], folder: str, note: Callable[[], None]
+) -> SweepResult:
+    """As `execute`, with the sweep's folder held; `note` is called once Ray is there."""
+    first = next(iter(trials.bases.values()))
     record = record_of(options, record)
     before = read_record(folder, name, record, options.resume)
     experiments = trials.experiments or tuple(trials.bases.values())
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
+    note()
     if options.scheduler == "pbt":
         check_population(options.samples, concurrent)
     bases = prepare_bases(options, trials, concurrent)
