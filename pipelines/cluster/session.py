@@ -208,7 +208,7 @@ def _require_token(token: str) -> None:
 
     Ray has read mode and token already where it was imported before.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)

@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -201,3 +203,38 @@ def test_nobody_listens_at_the_other_addresses_of_the_machine(ray_cluster) -> No
         pytest.skip("the machine has no other address")
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((address, port), 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_only_the_processes_of_the_named_session_are_ended(tmp_path: Path) -> None:
+    """Told by command line or open log; somebody who reads the logs and another session are none of it."""
+    folder = tmp_path / "session_2026-11-29_21-08-35_672988_7807"
+    (folder / "logs").mkdir(parents=True)
+    log = folder / "logs" / "raylet.out"
+    log.touch()
+    sleep = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    ray_file = "/x/site-packages/ray/core/raylet"
+    commands = {
+        "named": [*sleep, ray_file, f"--session_dir={folder}"],
+        "stubborn": [
+            *(sys.executable, "-c", "import signal, time; signal.signal(15, 1); print(flush=True); time.sleep(60)"),
+            *(ray_file, f"--log_dir={folder}/logs"),
+        ],
+        "reader": [*sleep, str(log)],
+        "other": [*sleep, ray_file, f"--session_dir={folder}0"],
+    }
+    processes = {name: subprocess.Popen(command, stdout=subprocess.PIPE) for name, command in commands.items()}
+    with log.open("ab") as out:
+        processes["writer"] = subprocess.Popen([*sleep, ray_file], stdout=subprocess.PIPE, stderr=out)
+    try:
+        for process in processes.values():
+            assert process.stdout is not None and process.stdout.readline() == b"\n"
+        assert session.end_leftovers("") == session.end_leftovers(str(tmp_path)) == 0
+        assert session.end_leftovers(str(folder), patience=0.5) == 3
+        time.sleep(0.2)
+        ended = {name for name, process in processes.items() if process.poll() is not None}
+        assert ended == {"named", "stubborn", "writer"}
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()

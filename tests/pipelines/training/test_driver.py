@@ -66,6 +66,28 @@ def test_data_that_cannot_be_found_is_named(tmp_path: Path):
         prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root=str(tmp_path / "nowhere"))))
 
 
+def test_a_driver_ends_what_a_killed_one_of_the_same_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only where that one is gone, and one that is there is not disturbed."""
+    from pipelines.cluster import lease, session
+    from pipelines.training.driver import occupied
+
+    ended: list[str] = []
+    monkeypatch.setattr(session, "end_leftovers", lambda folder: ended.append(folder) or 2)
+    monkeypatch.setattr(session, "own_folder", lambda: "/tmp/ray/session_of_mine")
+    with occupied(str(tmp_path), "the run x") as note:
+        note()
+        with pytest.raises(lease.Busy, match="the run x is in use by process"), occupied(str(tmp_path), "the run x"):
+            pass
+    with occupied(str(tmp_path), "the run x"):
+        assert ended == [], "the first has ended as it should, and its process lives"
+    monkeypatch.setattr(lease, "is_gone", lambda holding: True)
+    with occupied(str(tmp_path), "the run x") as note:
+        note()
+    with occupied(str(tmp_path), "the run x"):
+        pass
+    assert ended == ["", "/tmp/ray/session_of_mine"]
+
+
 def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_categories):
     from pipelines.presets import PRESETS
     from pipelines.training import driver as train
