@@ -123,7 +123,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     runs.check_store(experiment.tracking, _local_root(experiment))
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     # the trials of a sweep are Tune's to start and to end
-    with nullcontext() if child is not None else occupied(folder, f"the run {experiment.name}") as occupy:
+    with nullcontext() if child is not None else occupied(storage.join(folder, "lease"), f"the run {experiment.name}") as occupy:
         session.connect(local_cpus(experiment))
         if occupy is not None:
             occupy()
@@ -156,16 +156,19 @@ def _fit_or_tell(job: Job, callbacks: Any) -> Any:
 
 
 @contextmanager
-def occupied(folder: str, what: str) -> Iterator[Callable[[], None]]:
+def occupied(place: str, what: str) -> Iterator[Callable[[], None]]:
     """Hold the folder of a run or a sweep, since two drivers would delete each other's checkpoints.
 
     What an earlier driver that was killed on this machine has left of its local Ray session is ended first. Yields
     what is to be called once this driver's own session has started, so that the next one finds it.
 
+    Args:
+        place: folder of its lease.
+        what: the run or sweep, for messages.
+
     Raises:
         lease.Busy: another process works in it; the message says which.
     """
-    place = storage.join(folder, "lease")
     before = lease.last(place)
     with lease.hold(place, what) as held:
         if lease.is_gone(before) and (ended := session.end_leftovers(before.get("session", ""))):

@@ -93,7 +93,8 @@ def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[st
     first = next(iter(trials.bases.values()))
     check_storage(trials.bases.values())
     folder = storage.join(storage.absolute(first.storage), name)
-    with occupied(folder, f"the sweep {name}") as note:
+    # beside the folder, which does not exist before a sweep has been opened
+    with occupied(f"{folder}.lease", f"the sweep {name}") as note:
         return _execute(options, trials, name, record, folder, note)
 
 
