@@ -208,12 +208,14 @@ def _require_token(token: str) -> None:
 
     Ray has read mode and token already where it was imported before.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray import _raylet
+
+    compiled: Any = _raylet
 
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
     os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    compiled.Config.initialize("")
+    compiled.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager

@@ -123,7 +123,11 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     runs.check_store(experiment.tracking, _local_root(experiment))
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     # the trials of a sweep are Tune's to start and to end
-    with nullcontext() if child is not None else occupied(storage.join(folder, "lease"), f"the run {experiment.name}") as occupy:
+    with (
+        nullcontext()
+        if child is not None
+        else occupied(storage.join(folder, "lease"), f"the run {experiment.name}") as occupy
+    ):
         session.connect(local_cpus(experiment))
         if occupy is not None:
             occupy()
