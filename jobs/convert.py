@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from panoptic.convert import FAMILIES, convert, read_checkpoint
 from panoptic.models import Architecture
+from panoptic.ranges import check_ranges
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from panoptic.training.plain import from_plain, to_plain
@@ -79,7 +80,9 @@ def changed(config: Architecture, changes: Sequence[str]) -> Architecture:
             node[name] = json.loads(value)
         except json.JSONDecodeError:
             node[name] = value
-    return from_plain(type(config), plain, "--set")
+    result = from_plain(type(config), plain, "--set")
+    check_ranges(result)
+    return result
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt
+from pipelines.config import Actors
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
@@ -70,17 +73,17 @@ class Options:
     """Without boundary PQ and AP."""
     against: tuple[str, ...] | None = None
     """Models to compare with."""
-    examples: int | None = None
+    examples: NonNegativeInt | None = None
     """Worst and typical images in the report, so many each; by default 12."""
-    actors: int = -1
+    actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Torch threads of each; 0 = one."""
     once: bool = False
     """Scheduled, see above."""
     reference: str | None = None
     """models:/NAME@ALIAS to compare with."""
-    margin: float | None = None
+    margin: NonNegativeFloat | None = None
     """Points of PQ that a model may lose against the reference; by default 1."""
     promote: bool = False
     """Move the reference's alias to a better model."""

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from panoptic.ranges import NonNegativeInt
+from pipelines.config import Actors
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
@@ -49,9 +52,9 @@ class Options:
     """One more row: everything true, and stuff of any size is kept."""
     no_ap: bool = False
     """Leave out AP, which takes time where instances are many."""
-    actors: int = -1
+    actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Torch threads of each; 0 = one."""
     tracking: Store = field(default_factory=Store)
     """MLflow."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from panoptic.ranges import NonNegativeInt, PositiveInt
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
@@ -55,11 +57,11 @@ class Options:
     """The data set."""
     out: str
     """Folder of its own for the shards, local or s3://."""
-    rows_per_shard: int | None = None
+    rows_per_shard: PositiveInt | None = None
     """Images in a shard; by default shards have about 64 MiB, and there are at least eight."""
     shuffle: bool | None = None
     """Shuffle the images; by default where the name of the split begins with train."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the shuffle."""
     on_invalid: Literal["stop", "skip"] = "stop"
     """What an image that fails validation does: stop the preparation, or be left out and listed."""

@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
+from annotated_types import Ge
 
 from panoptic.models import Architecture
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, check_ranges
 from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
 from panoptic.transforms import Augment, Resize
@@ -32,6 +34,9 @@ Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Images = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
 File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 """Arguments that a command line gives without a name, in the order of the fields."""
+
+Actors = Annotated[int, Ge(-1)]
+"""Processes; -1 = one a GPU or core, 0 = none."""
 
 Repeated = tyro.conf.UseAppendAction
 """`changes: Repeated[tuple[str, ...]]` is an option that may be given several times."""
@@ -77,11 +82,11 @@ class Store:
 class Scenes:
     """The drawn data set that stands in where no data is given."""
 
-    train: int = 800
+    train: PositiveInt = 800
     """Number of training scenes."""
-    val: int = 96
+    val: PositiveInt = 96
     """Number of validation scenes (other seeds than any training scene)."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the drawing."""
 
 
@@ -104,10 +109,10 @@ class Data:
     classes_of: Literal["both", "train", "val"] = "both"
     """The split whose classes count where they differ: images of the other split may use no class beside them. With
     "both", the classes must be the same; their colours, ids and order may differ."""
-    limit: int = 0
+    limit: NonNegativeInt = 0
     """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
     what a larger one keeps. 0 = all."""
-    limit_seed: int = 0
+    limit_seed: NonNegativeInt = 0
     """Of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     scenes: Scenes = field(default_factory=Scenes)
     """Of the drawn data set."""
@@ -117,43 +122,43 @@ class Data:
 class Train:
     """Length, size and machinery of a training run. The batch is global: workers only share it."""
 
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Optimiser updates in all."""
-    batch: int = 8
+    batch: PositiveInt = 8
     """Images of one update over all workers; the learning rate belongs to it."""
-    micro_batch: int = 0
+    micro_batch: NonNegativeInt = 0
     """Most images that a worker puts through the network at once; accumulation follows. 0 = no accumulation."""
-    workers: int = 2
+    workers: PositiveInt = 2
     """Data-parallel workers (one process each; one GPU each when `gpu`)."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Train on GPUs: `auto` when the cluster has at least one per worker."""
-    cpus_per_worker: float = 0.0
+    cpus_per_worker: NonNegativeFloat = 0.0
     """CPUs that Ray reserves for a worker; 0 = one, or half a one on a small machine, so that Ray Data keeps room."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Torch threads of a worker; 0 = the machine's cores divided by the workers on it."""
     sync_bn: bool = False
     """Share batch-norm statistics over workers (GPU only; ignored with a warning on CPU)."""
     compile: bool = False
     """`torch.compile` the network (losses and merging stay eager)."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of initialisation, order, augmentation and dropout."""
     deterministic: bool = False
     """Only deterministic kernels; slower on GPU, where an operation that has none stops the run by its name."""
-    log_every: int = 20
+    log_every: PositiveInt = 20
     """Steps between console lines and logged losses."""
-    validate_every: int = 250
+    validate_every: PositiveInt = 250
     """Steps between validations; the last step always validates. A checkpoint is written at each."""
-    validation_batch: int = 4
+    validation_batch: PositiveInt = 4
     """Images that a worker validates at once."""
-    overlays: int = 4
+    overlays: NonNegativeInt = 4
     """Validation images whose overlay is logged at every validation (always the same ones)."""
-    keep: int = 2
+    keep: PositiveInt = 2
     """Checkpoints kept: the best so many by --score, and the last."""
     score: str = "val/pq"
     """Metric of the validation that says which checkpoint is best."""
     score_mode: Literal["max", "min"] = "max"
     """Whether more of it is better."""
-    max_failures: int = 2
+    max_failures: NonNegativeInt = 2
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
     freeze: tuple[str, ...] = ()
     """Freeze every parameter whose name matches one of these patterns (`backbone.*` `transformer.encoder.*`); batch
@@ -162,7 +167,7 @@ class Train:
     """Dropout stays on inside parts that --freeze froze as a whole (DETR's published second stage); else it is off."""
     weights: str = ""
     """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
-    stop_after: int = 0
+    stop_after: NonNegativeInt = 0
     """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
 
     def rank(self, values: Mapping[str, float]) -> float:
@@ -207,7 +212,7 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     Prints help and exits as command-line programs do.
 
     Raises:
-        ValueError: no such preset.
+        ValueError: no such preset, or an option outside of its range.
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
@@ -215,7 +220,9 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
         raise ValueError(f"unknown preset {name!r}; there are: {', '.join(sorted(presets))}")
     preset = presets[name]()
     description = f"Preset {name}: {presets[name].__doc__}"
-    return name, _cli(preset, arguments, description)
+    experiment = _cli(preset, arguments, description)
+    check_ranges(experiment)
+    return name, experiment
 
 
 def parse_options(options: type[Any], argv: Sequence[str], description: str, spellings: Mapping[str, str]) -> Any:
@@ -228,10 +235,15 @@ def parse_options(options: type[Any], argv: Sequence[str], description: str, spe
         argv: the arguments.
         description: stands above the help.
         spellings: options under their former names; each is accepted with a line that says the new one.
+
+    Raises:
+        ValueError: an option outside of its range.
     """
     settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
     arguments = [_respelt(argument, spellings) for argument in argv]
-    return tyro.cli(options, args=arguments, config=settings, description=description)
+    parsed = tyro.cli(options, args=arguments, config=settings, description=description)
+    check_ranges(parsed)
+    return parsed
 
 
 def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
@@ -243,16 +255,29 @@ def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
 
 
 def parse_known(options: type[Any], argv: Sequence[str], description: str) -> tuple[Any, list[str]]:
-    """The fields of a dataclass from a command line, and the arguments that are not its own, in their order."""
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
-    return tyro.cli(options, args=list(argv), return_unknown_args=True, config=settings, description=description)
-
-
-def override(config: Any, changes: Mapping[str, Any]) -> Any:
-    """A config with some dotted paths changed, parsed as the command line would be.
+    """The fields of a dataclass from a command line, and the arguments that are not its own, in their order.
 
     Raises:
-        ValueError: a path that does not exist or a value of the wrong type; the message names it.
+        ValueError: an option outside of its range.
+    """
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+    parsed, rest = tyro.cli(
+        options, args=list(argv), return_unknown_args=True, config=settings, description=description
+    )
+    check_ranges(parsed)
+    return parsed, rest
+
+
+def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> Any:
+    """A config with some dotted paths changed, parsed as the command line would be.
+
+    Args:
+        config: a dataclass.
+        changes: value by dotted path.
+        ranges: refuse values outside of their ranges; False for what a run stored before there were any.
+
+    Raises:
+        ValueError: a path that does not exist, a value of the wrong type or outside of its range; the message names it.
     """
     for path in changes:
         _check_path(config, path)
@@ -262,11 +287,14 @@ def override(config: Any, changes: Mapping[str, Any]) -> Any:
     stderr, stdout = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
-            return _cli(config, arguments)
+            changed = _cli(config, arguments)
     except SystemExit as error:
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", stderr.getvalue() + stdout.getvalue())
         named = [path for path in changes if path.replace("_", "-") in text] or list(changes)
         raise ValueError(f"{', '.join(named)}: {' '.join(text.split())}") from error
+    if ranges:
+        check_ranges(changed)
+    return changed
 
 
 def check_run_name(name: str) -> str:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
     "panoptic": (
-        *(("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
+        *(("ranges",), ("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
         *(("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
         *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",), ("models.interface",)),
         *(("training",), ("checkpoint",), ("evaluation",), ("convert",), ("export",), ("visualization",)),
@@ -32,8 +32,11 @@ other. `models.*` is every architecture's folder, none of which imports another;
 LAYERS = {"panoptic": (), "pipelines": ("panoptic",), "jobs": ("pipelines", "panoptic"), "infra": ()}
 """Which of our packages each may import beside itself."""
 
-LIBRARIES = {"torch", "torchvision", "timm", "numpy", "scipy", "cv2", "PIL", "pycocotools", "safetensors"}
-"""All that panoptic/ may import beside the standard library."""
+LIBRARIES = {
+    *("torch", "torchvision", "timm", "numpy", "scipy", "cv2", "PIL", "pycocotools", "safetensors", "annotated_types")
+}
+"""All that panoptic/ may import beside the standard library. annotated_types is pydantic's vocabulary of ranges, one file
+without dependencies: with it the range of an option is part of its type."""
 
 OPTIONAL = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),

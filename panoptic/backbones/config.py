@@ -9,9 +9,10 @@ vgg16 (8), res2net50_26w_4s or another Res2Net (9).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 import timm
+from annotated_types import Interval
 
 from panoptic.backbones.res2net import RES2NETS, Res2Net
 from panoptic.backbones.resnet import DEPTHS, Deformable, ResNet
@@ -21,6 +22,7 @@ from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG, VGGS
 from panoptic.backbones.weights import load_weights
 from panoptic.layers.norm import Norm, freeze
+from panoptic.ranges import NOT_EMPTY, Decay, PositiveInt
 
 ALWAYS = ("name", "weights", "freeze")
 """Options that every backbone has."""
@@ -74,7 +76,7 @@ class Backbone:
     """Bottlenecks stride in the first 1x1 (Caffe's and detectron2's MSRA weights), not in the 3x3 (torchvision's)."""
     dilate_first: bool = False
     """The first block of a dilated stage is dilated too (detectron2); torchvision keeps the previous dilation there."""
-    multigrid: tuple[int, ...] = (1, 1, 1)
+    multigrid: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (1, 1, 1)
     """Factors of the dilations of the last stage's blocks (DeepLabV3)."""
     deformable: Deformable = "none"
     """Deformable 3x3 in the bottlenecks: learned offsets (v1), learned weights too (v2); ResNet-50 and deeper."""
@@ -82,9 +84,9 @@ class Backbone:
     """Stages whose bottlenecks are deformable."""
     norm: Norm = "batch"
     """Normalisation of every convolution (vgg16 and swin have none to choose, a timm model keeps its own)."""
-    drop_path: float = 0.0
+    drop_path: Decay = 0.0
     """Probability of skipping Swin's last block in training, less for earlier ones (0.3 in MaskFormer)."""
-    freeze: int = 0
+    freeze: Annotated[int, Interval(ge=0, le=5)] = 0
     """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics."""
 
     def build(self) -> ResNet | Res2Net | VGG | Swin | TimmBackbone:

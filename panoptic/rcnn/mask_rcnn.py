@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
+from panoptic.ranges import PositiveInt
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import pool
@@ -38,15 +39,15 @@ from panoptic.targets.instances import boxes, instance_lists, is_instance, regio
 class Heads:
     """Sizes of the three heads."""
 
-    box_side: int = 7
+    box_side: PositiveInt = 7
     """Side of the features that the box head sees."""
-    box_width: int = 1024
+    box_width: PositiveInt = 1024
     """Hidden channels of the box head."""
-    mask_side: int = 14
+    mask_side: PositiveInt = 14
     """Side of the features that the mask head sees; masks have twice that."""
-    mask_width: int = 256
+    mask_width: PositiveInt = 256
     """Channels of the mask head."""
-    mask_layers: int = 4
+    mask_layers: PositiveInt = 4
     """3x3 convolutions of the mask head."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of box and mask head: they run outside of `network` and so outside of the engine's autocast."""

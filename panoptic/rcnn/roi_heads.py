@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from panoptic.rcnn.boxes import Weights, clip, decode, encode, match, sample
+from panoptic.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from panoptic.rcnn.boxes import clip, decode, encode, match, sample
 from panoptic.rcnn.rpn import Proposals, box_error
 
 
@@ -23,23 +24,23 @@ from panoptic.rcnn.rpn import Proposals, box_error
 class Detection:
     """Choice of the regions that the heads learn from, and of the detections among them."""
 
-    samples: int = 512
+    samples: PositiveInt = 512
     """Regions of an image that the heads learn from."""
-    positive_fraction: float = 0.25
+    positive_fraction: UnitFloat = 0.25
     """Share of them that may hold a thing."""
-    overlap: float = 0.5
+    overlap: UnitFloat = 0.5
     """Least overlap of a region with the thing that it holds."""
     append_truth: bool = True
     """The true boxes are regions too, in training."""
-    code: Weights = (10.0, 10.0, 5.0, 5.0)
+    code: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
     """Factors of dx, dy, dw and dh in the code."""
-    beta: float = 0.0
+    beta: NonNegativeFloat = 0.0
     """Difference below which the box loss is a parabola; 0 is L1."""
-    threshold: float = 0.05
+    threshold: UnitFloat = 0.05
     """Detections score more, at test time."""
-    nms: float = 0.5
+    nms: UnitFloat = 0.5
     """Overlap of two detections of a class above which only the better one stays."""
-    most: int = 100
+    most: PositiveInt = 100
     """Detections of an image."""
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from panoptic.ranges import NOT_EMPTY, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
 
 
@@ -24,37 +25,37 @@ from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors
 class Regions:
     """Anchors, how they learn, and which become proposals."""
 
-    sizes: tuple[float, ...] = (32, 64, 128, 256, 512)
+    sizes: Annotated[tuple[PositiveFloat, ...], NOT_EMPTY] = (32, 64, 128, 256, 512)
     """Side of the square of an anchor's area, in pixels: shared out over the levels, fine to coarse."""
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    ratios: Annotated[tuple[PositiveFloat, ...], NOT_EMPTY] = (0.5, 1.0, 2.0)
     """Height over width, each at each size."""
-    offset: float = 0.0
+    offset: UnitFloat = 0.0
     """Offset of an anchor's centre within its cell, in strides."""
-    negative: float = 0.3
+    negative: UnitFloat = 0.3
     """Anchors that overlap every thing by less are background."""
-    positive: float = 0.7
+    positive: UnitFloat = 0.7
     """Anchors that overlap a thing by so much are positive."""
     low_quality: bool = True
     """The anchors that overlap a thing most are positive, however little that is."""
-    samples: int = 256
+    samples: PositiveInt = 256
     """Anchors of an image that the losses see."""
-    positive_fraction: float = 0.5
+    positive_fraction: UnitFloat = 0.5
     """Share of them that may be positive."""
-    beta: float = 0.0
+    beta: NonNegativeFloat = 0.0
     """Difference below which the box loss is a parabola; 0 is L1."""
     divide: Literal["samples", "sampled"] = "samples"
     """Losses are divided by `samples`, or in each image by the anchors that there were to sample."""
-    nms: float = 0.7
+    nms: UnitFloat = 0.7
     """Overlap of two proposals of a level above which only the better one stays."""
-    train_before: int = 2000
+    train_before: PositiveInt = 2000
     """Best boxes of each level that enter the suppression, in training."""
-    train_after: int = 1000
+    train_after: PositiveInt = 1000
     """Best boxes of an image that leave it, in training."""
-    test_before: int = 1000
+    test_before: PositiveInt = 1000
     """Best boxes of each level that enter the suppression, at test time."""
-    test_after: int = 1000
+    test_after: PositiveInt = 1000
     """Best boxes of an image that leave it, at test time."""
-    least_side: float = 0.0
+    least_side: NonNegativeFloat = 0.0
     """Proposals have larger sides than this, in pixels."""
 
     def cells(self, levels: int) -> list[Tensor]:

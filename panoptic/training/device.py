@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic.models.base import PanopticModel
+from panoptic.ranges import PositiveInt
 from panoptic.segmentation import Targets
 
 
@@ -27,7 +28,7 @@ class Engine:
     """Precision of the network, by autocast; losses and post-processing always run in float32."""
     channels_last: bool = False
     """Memory format of images and weights; usually faster on a GPU."""
-    max_skipped: int = 5
+    max_skipped: PositiveInt = 5
     """Steps in a row with a loss or gradient that is not finite before training stops."""
 
 

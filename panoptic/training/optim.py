@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, UnitFloat
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 """Modules whose parameters the references never decay (Mask2Former counts embeddings among them)."""
 
@@ -34,41 +36,41 @@ class Optim:
 
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     """The update rule."""
-    lr: float = 1e-3
+    lr: NonNegativeFloat = 1e-3
     """Learning rate for the global batch of the experiment, whatever the number of workers."""
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     """Rule by which lr follows a global batch that differs from lr_batch. With Adam, none or sqrt."""
-    lr_batch: int = 0
+    lr_batch: NonNegativeInt = 0
     """The global batch that lr belongs to; 0 = the experiment's, so that nothing is scaled."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Momentum of SGD."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the two averages of Adam and AdamW."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """L2 penalty of Adam and SGD, decoupled decay of AdamW."""
     decay: Literal["weights", "weights_and_biases", "all"] = "weights"
     """Decayed parameters: neither norms nor biases (nothing 1-D), all but norms, or everything."""
-    backbone_lr: float = 1.0
+    backbone_lr: NonNegativeFloat = 1.0
     """Factor on the learning rate of the backbone."""
     schedule: Literal["poly", "cosine", "multistep", "constant"] = "poly"
     """Shape of the learning rate over the run."""
-    power: float = 0.9
+    power: NonNegativeFloat = 0.9
     """Exponent of poly."""
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[NonNegativeInt, ...] = ()
     """Steps at which multistep multiplies the rate by gamma."""
-    gamma: float = 0.1
+    gamma: NonNegativeFloat = 0.1
     """Factor of multistep at each milestone."""
-    final: float = 0.0
+    final: UnitFloat = 0.0
     """Smallest factor on the rate: poly stops falling there, cosine ends there."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up; 0 = none."""
-    warmup_factor: float = 1e-3
+    warmup_factor: UnitFloat = 1e-3
     """Factor on the rate at the first step of warm-up."""
-    clip_norm: float = 0.0
+    clip_norm: NonNegativeFloat = 0.0
     """Largest norm of the whole gradient; 0 = not clipped."""
-    clip_value: float = 0.0
+    clip_value: NonNegativeFloat = 0.0
     """Largest absolute value of each entry of the gradient, before its norm is clipped; 0 = not clipped."""
-    ema: float = 0.0
+    ema: Decay = 0.0
     """Decay of the averaged weights that are evaluated and kept beside the raw ones (less at first); 0 = none."""
 
 

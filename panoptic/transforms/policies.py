@@ -6,8 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from panoptic.ranges import (
+    NOT_EMPTY,
+    ByteInt,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitFloat,
+    UnitFloat,
+)
 from panoptic.transforms.colour import Colour004
 from panoptic.transforms.geometry import SizeRule
 
@@ -19,51 +29,51 @@ PIXEL_MEAN = (123, 116, 103)
 class Augment:
     """Augmentation of training images: scale, padding, crop, colours and flip."""
 
-    fit: tuple[int, int] = (0, 0)
+    fit: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """First shrink or upsample to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
-    size: tuple[int, int] = (0, 0)
+    size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     scale: Literal["none", "factor", "short", "jitter", "ratio"] = "none"
     """Random scale: a factor from --factors; a short side from --sides up to --longest; jitter or ratio: as large as
     fits a factor times --target."""
-    factors: tuple[float, float, float] = (0.5, 2.0, 0.1)
+    factors: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 2.0, 0.1)
     """Smallest factor, largest factor, step; all equally likely (jitter and ratio: any between)."""
-    sides: tuple[int, ...] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    sides: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
     """Short sides in pixels, all equally likely; a single one only resizes."""
-    longest: int = 4096
+    longest: PositiveInt = 4096
     """The long side never exceeds this many pixels (scale short)."""
     rule: SizeRule = "detectron2"
     """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
-    target: tuple[int, int] = (1024, 1024)
+    target: tuple[PositiveInt, PositiveInt] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
-    early_crop: tuple[int, int] = (0, 0)
+    early_crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Smallest and largest side of a crop taken before the scale, at --early-sides (DETR: 384 600); 0 0 = off."""
-    early_sides: tuple[int, ...] = (400, 500, 600)
+    early_sides: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (400, 500, 600)
     """Short sides, all equally likely, to which the image is scaled for it."""
-    early_chance: float = 0.5
+    early_chance: UnitFloat = 0.5
     """Probability of that crop."""
-    crop: tuple[int, int] = (0, 0)
+    crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Height and width of a random crop, odd sizes too; 0 = the whole side."""
     crop_corner: Literal["free", "diagonal"] = "free"
     """free: any corner; diagonal: the same share of what is left over on both axes (large-scale jitter)."""
-    crop_share: float = 1.0
+    crop_share: PositiveUnitFloat = 1.0
     """Largest share of a crop's labelled pixels that one class may fill, in at most ten tries; 1 = any."""
     pad: Literal["none", "random", "end"] = "random"
     """An image smaller than the crop is padded to it: on random sides, at the bottom and right, or not at all."""
-    pad_value: tuple[int, int, int] = PIXEL_MEAN
+    pad_value: tuple[ByteInt, ByteInt, ByteInt] = PIXEL_MEAN
     """Colour (RGB) of that padding; its label is void."""
-    flip: float = 0.5
+    flip: UnitFloat = 0.5
     """Probability of a horizontal flip."""
     flip_first: bool = False
     """Flip before everything else, so that padding keeps its side (large-scale jitter)."""
     colour: Literal["none", "ssd", "colour004"] = "none"
     """none; SSD's brightness, contrast, saturation and hue, each at probability 1/2; or one to four of
     --colour-operations at probability --colour-chance."""
-    colour_chance: float = 0.5
+    colour_chance: UnitFloat = 0.5
     """Probability that colour004 changes an image at all."""
-    colour_operations: tuple[Colour004, ...] = ("brightness", "saturation", "contrast", "quality")
+    colour_operations: Annotated[tuple[Colour004, ...], NOT_EMPTY] = ("brightness", "saturation", "contrast", "quality")
     """Operations from which colour004 draws; quality is JPEG, blur, shrinking and upsampling, or noise."""
-    colour_strength: float = 1.0
+    colour_strength: NonNegativeFloat = 1.0
     """Factor on how far colour004's values lie from those that change nothing."""
     doubled: bool = False
     """Twice the data set: each image as it is and once more with colours changed, always in the same way ("offline").
@@ -72,51 +82,39 @@ class Augment:
     """Average source pixels when shrinking instead of sampling bilinearly."""
 
     def __post_init__(self) -> None:
-        low, high, step = self.factors
-        if not (0 < low <= high and step > 0):
-            raise ValueError(f"augment.factors {self.factors}: need 0 < smallest <= largest and a step above 0")
-        for name in ("sides", "early_sides", "target"):
-            sides = getattr(self, name)
-            if not sides or min(sides) < 1:
-                raise ValueError(f"augment.{name} {sides}: need at least one side, each 1 pixel or more")
-        for name in ("flip", "early_chance", "colour_chance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} {getattr(self, name)}: a probability lies between 0 and 1")
-        if min(self.crop) < 0 or min(self.fit) < 0 or (0 in self.fit and any(self.fit)):
-            raise ValueError(f"augment.crop {self.crop} and augment.fit {self.fit}: sides are 0 (off) or positive")
-        if min(self.size) < 0 or (0 in self.size and any(self.size)):
-            raise ValueError(f"augment.size {self.size}: height and width are both 0 (off) or positive")
+        low, high, _ = self.factors
+        if low > high:
+            raise ValueError(f"augment.factors {self.factors}: the smallest factor is above the largest")
+        for name in ("fit", "size"):
+            _check_both("augment", name, getattr(self, name))
         self._check_crops()
-        if not self.colour_operations or self.colour_strength < 0:
-            raise ValueError(f"augment.colour_operations {self.colour_operations}: at least one, and a strength >= 0")
         if self.doubled and self.colour == "none":
             raise ValueError("augment.doubled: the second copy has other colours, so augment.colour must not be none")
 
     def _check_crops(self) -> None:
         low, high = self.early_crop
-        if (low, high) != (0, 0) and not 0 < low <= high:
-            raise ValueError(f"augment.early_crop {self.early_crop}: need 0 < smallest <= largest side, or 0 0 (off)")
+        _check_both("augment", "early_crop", self.early_crop)
+        if low > high:
+            raise ValueError(f"augment.early_crop {self.early_crop}: the smallest side is above the largest")
         if high and any(self.crop):
             raise ValueError("augment.early_crop: cannot be combined with augment.crop; set one of them to 0 0")
-        if not 0 < self.crop_share <= 1:
-            raise ValueError(f"augment.crop_share {self.crop_share}: a share above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Resize:
     """Resizing of evaluation images. Their truth is kept at the source's size besides."""
 
-    short: int = 0
+    short: NonNegativeInt = 0
     """Short side in pixels; 0 keeps the source's size."""
-    longest: int = 4096
+    longest: PositiveInt = 4096
     """The long side never exceeds this many pixels."""
     rule: SizeRule = "detectron2"
     """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
-    fit: tuple[int, int] = (0, 0)
+    fit: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
-    size: tuple[int, int] = (0, 0)
+    size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Instead of --short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
-    canvas: tuple[int, int] = (0, 0)
+    canvas: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
     """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
 
     This is batch padding: it lies outside `Frame.sizes`, so nothing that is predicted there counts."""
@@ -124,8 +122,18 @@ class Resize:
     """Average source pixels when shrinking instead of sampling bilinearly."""
 
     def __post_init__(self) -> None:
-        if min(self.size) < 0 or (0 in self.size and any(self.size)):
-            raise ValueError(f"resize.size {self.size}: height and width are both 0 (off) or positive")
+        for name in ("fit", "size"):
+            _check_both("resize", name, getattr(self, name))
+
+
+def _check_both(group: str, name: str, sides: tuple[int, int]) -> None:
+    """Refuse two sides of which one alone is 0.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if 0 in sides and any(sides):
+        raise ValueError(f"{group}.{name} {sides}: both are 0 (off), or neither is")
 
 
 POLICIES: dict[str, Augment] = {

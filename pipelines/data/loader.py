@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 from torch import Tensor
 
+from panoptic.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from panoptic.segmentation import Sample, Targets, collate
 from panoptic.transforms import Augment, Resize, evaluation_view
 from pipelines.data.prepare import Manifest, read_row
@@ -45,24 +46,18 @@ class FeedConfig:
 
     decode: Literal["collate", "map"] = "collate"
     """Decode and augment in threads of the training process, or in Ray Data's tasks (spare CPUs, other machines)."""
-    threads: int = 2
+    threads: PositiveInt = 2
     """Decoding threads of each worker (collate, evaluation)."""
-    prefetch: int = 4
+    prefetch: PositiveInt = 4
     """Micro-batches that wait ready for training."""
-    tasks: int = 1
+    tasks: PositiveInt = 1
     """Ray Data tasks of each worker at a time."""
-    cpus: float = 0.2
+    cpus: PositiveFloat = 0.2
     """CPUs that each of these tasks reserves; a cluster needs workers x (their CPUs + tasks x this)."""
-    ahead: int = 128
+    ahead: PositiveInt = 128
     """MiB of rows of each worker that may wait in the object store."""
-    cache: int = 256
+    cache: NonNegativeInt = 256
     """MiB of shards that each task process keeps in memory."""
-
-    def __post_init__(self) -> None:
-        if min(self.threads, self.prefetch, self.tasks, self.ahead) < 1 or self.cache < 0:
-            raise ValueError(f"feed: threads, prefetch, tasks and ahead are 1 or more, cache is 0 or more: {self}")
-        if self.cpus <= 0:
-            raise ValueError(f"feed.cpus {self.cpus}: a task reserves some CPU, however little")
 
 
 def ray_tables(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:

@@ -73,7 +73,8 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
     """`base` with the evaluation view, precision and batch that the stored model was evaluated with."""
-    return override(base, {path: value for path, value in stored.options.items() if path.startswith(VIEW)})
+    view = {path: value for path, value in stored.options.items() if path.startswith(VIEW)}
+    return override(base, view, ranges=False)
 
 
 @dataclass(frozen=True)

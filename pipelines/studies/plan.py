@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from panoptic.ranges import NonNegativeInt, PositiveInt
 from pipelines.config import Experiment, flatten, override, parse
 from pipelines.studies import STUDIES
 from pipelines.studies.pretrain import pretrained
@@ -29,13 +30,13 @@ class Options(SweepOptions):
 
     study: tuple[str, ...] = ()
     """Studies to run one after the other, sharing rows that are equal; `list` names them."""
-    steps: int = 0
+    steps: NonNegativeInt = 0
     """Training steps of a study's recipe; rows of other lengths, milestones and warm-up follow. 0 = the paper's."""
-    seeds: int = 1
+    seeds: PositiveInt = 1
     """Seeds of every row; two or more give mean ± deviation, and say what exceeds it."""
     small: bool = False
     """The study on two CPU cores: its small preset, small backbones, from scratch."""
-    pretrain_steps: int = 0
+    pretrain_steps: NonNegativeInt = 0
     """Steps for which parts that a row freezes without weights are first trained on drawn scenes, once.
     0 = 600 with --small, else an error."""
 

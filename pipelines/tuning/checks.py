@@ -15,6 +15,7 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.config import OPTIONS, TIMM_NAMES
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
+from panoptic.ranges import check_ranges
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment
@@ -31,11 +32,12 @@ class MissingWeights(ValueError):
 
 
 def check_options(options: SweepOptions, space: Space) -> None:
-    """Refuse combinations of options that Ray Tune cannot do.
+    """Refuse options outside of their ranges, and combinations of them that Ray Tune cannot do.
 
     Raises:
         ValueError: says what to write instead.
     """
+    check_ranges(options)
     kinds = {domain.kind for domain in space.values()}
     gridded = [path for path, domain in space.items() if domain.kind == "grid" and len(domain.values) > 1]
     if options.searcher == "grid" and kinds - {"grid", "choice"}:
@@ -51,8 +53,6 @@ def check_options(options: SweepOptions, space: Space) -> None:
         raise ValueError("--scheduler pbt needs a population: --samples 4 or more")
     if options.scheduler == "pbt" and PRESET in space:
         raise ValueError("--scheduler pbt: weights of one architecture do not fit another; leave preset out")
-    if options.samples < 1 or options.grace < 1 or options.reduction < 2 or options.concurrent < 0:
-        raise ValueError("--samples and --grace are 1 or more, --reduction 2 or more, --concurrent 0 or more")
     if options.searcher == "optuna":
         try:
             import optuna  # noqa: F401

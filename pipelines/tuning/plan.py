@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+
+from panoptic.ranges import NonNegativeInt, PositiveInt
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs
@@ -20,7 +23,7 @@ class SweepOptions:
     sweep: tuple[str, ...] = ()
     """path=expression: grid(…) choice(…) uniform(a,b) loguniform(a,b) randint(a,b) quniform(a,b,step), or a value;
     the path is any option, or `preset`; model.backbone.freeze takes schedules such as '5 2@500' too."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Trials; with grids, draws of the other values for each of their combinations."""
     searcher: Literal["random", "grid", "optuna"] = "random"
     """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
@@ -31,15 +34,15 @@ class SweepOptions:
     """The metric of a validation that trials are compared by, and that says which of their checkpoints are kept."""
     mode: Literal["max", "min"] = "max"
     """max where more of it is better, else min."""
-    grace: int = 1
+    grace: PositiveInt = 1
     """Validations that each trial gets before it may be ended (pbt: between two exchanges)."""
-    reduction: int = 3
+    reduction: Annotated[int, Ge(2)] = 3
     """asha, hyperband: one in so many trials goes on."""
-    concurrent: int = 0
+    concurrent: NonNegativeInt = 0
     """Trials at once; 0 = as many as the cluster holds without waiting for each other."""
     resume: bool = False
     """Go on with the sweep of this --name."""
-    search_seed: int = 0
+    search_seed: NonNegativeInt = 0
     """Seed of the draws."""
 
 

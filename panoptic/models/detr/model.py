@@ -40,6 +40,7 @@ from panoptic.models.detr.loss import LossWeights, match, set_prediction_loss
 from panoptic.models.detr.mask_head import MaskHead
 from panoptic.models.detr.postprocess import postprocess
 from panoptic.models.detr.targets import box_targets
+from panoptic.ranges import Decay, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.segmentation import Categories, Frame, Targets
 
 CHUNK = 16
@@ -55,25 +56,25 @@ class DETRConfig:
 
     backbone: Backbone = field(default_factory=lambda: Backbone(norm="frozen", freeze=2))
     """The backbone (DC5: output_stride 16)."""
-    divisor: int = 1
+    divisor: PositiveInt = 1
     """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Divides the pixels, scale 0..255."""
-    channels: int = 256
+    channels: PositiveInt = 256
     """Width of the transformer, a multiple of 4 and of the heads."""
-    heads: int = 8
+    heads: PositiveInt = 8
     """Attention heads."""
-    hidden: int = 2048
+    hidden: PositiveInt = 2048
     """Width of the feed-forward networks."""
-    encoder_layers: int = 6
+    encoder_layers: NonNegativeInt = 6
     """Transformer layers in which the image's cells attend to each other."""
-    decoder_layers: int = 6
+    decoder_layers: PositiveInt = 6
     """Transformer layers in which the queries attend to the image."""
-    queries: int = 100
+    queries: PositiveInt = 100
     """The most segments of an image; of more in the truth the rest is not learnt."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout in the transformer, attention included."""
     pre_norm: bool = False
     """Normalise before attention and feed-forward network instead of after."""
@@ -81,35 +82,35 @@ class DETRConfig:
     """Position embeddings of the image's cells; learned ones know 50 rows and columns."""
     masks: bool = True
     """The panoptic head; without it the model finds boxes (first stage), which are painted as maps."""
-    mask_channels: int = 256
+    mask_channels: PositiveInt = 256
     """Width of the mask head after its first convolution, halved at each finer level."""
     unit_mean_attention: bool = False
     """Attention maps have the mean 1 in the mask head instead of the sum 1 (published): for short trainings."""
-    logits: int = 0
+    logits: NonNegativeInt = 0
     """Logits without "no object"; 0 = one a class. Published: 250 for COCO's panoptic, 91 for its detection ids."""
-    class_hidden: tuple[int, ...] = ()
+    class_hidden: tuple[PositiveInt, ...] = ()
     """Hidden units of the classification head; published: none, a linear layer."""
-    class_dropout: float = 0.0
+    class_dropout: Decay = 0.0
     """Dropout after each of these layers."""
     auxiliary: bool = True
     """Losses of classes and boxes after every decoder layer, not only the last."""
-    class_weight: float = 1.0
+    class_weight: NonNegativeFloat = 1.0
     """Factor of the cross-entropy, and of the probability in the matching cost."""
-    box_weight: float = 5.0
+    box_weight: NonNegativeFloat = 5.0
     """Factor of the L1 distance of boxes, in loss and cost."""
-    giou_weight: float = 2.0
+    giou_weight: NonNegativeFloat = 2.0
     """Factor of the generalised IoU, in loss and cost."""
-    mask_weight: float = 1.0
+    mask_weight: NonNegativeFloat = 1.0
     """Factor of the focal loss of masks."""
-    dice_weight: float = 1.0
+    dice_weight: NonNegativeFloat = 1.0
     """Factor of the dice loss of masks."""
-    no_object_weight: float = 0.1
+    no_object_weight: NonNegativeFloat = 0.1
     """Weight of queries without a segment in the cross-entropy."""
-    threshold: float = 0.85
+    threshold: UnitFloat = 0.85
     """Queries are merged whose class is more probable than this."""
-    min_area: int = 4
+    min_area: NonNegativeInt = 4
     """Merged segments of so many pixels or fewer are removed."""
-    mask_threshold: float = 0.5
+    mask_threshold: UnitFloat = 0.5
     """Probability above which a pixel belongs to an instance; for AP."""
 
     def build(self, categories: Categories) -> DETR:
@@ -122,8 +123,6 @@ class DETRConfig:
             raise ValueError(f"channels: {self.channels} is no multiple of 4 and of heads ({self.heads})")
         if self.masks and self.mask_channels % 32:
             raise ValueError(f"mask_channels: {self.mask_channels} is no multiple of 32; it is halved four times")
-        if min(self.queries, self.decoder_layers) < 1:
-            raise ValueError("queries and decoder_layers: at least 1 of each")
         return DETR(self, categories)
 
 

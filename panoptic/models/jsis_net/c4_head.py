@@ -23,6 +23,7 @@ from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.layers.conv import ConvNormAct
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
+from panoptic.ranges import NonNegativeInt, PositiveInt
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.roi_align import pool
 from panoptic.rcnn.roi_heads import Detection, Detections
@@ -35,19 +36,19 @@ AT_ONCE = 128
 class StageOptions:
     """Sizes and layers of a head made of a residual stage."""
 
-    width: int = 0
+    width: NonNegativeInt = 0
     """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
-    blocks: int = 3
+    blocks: PositiveInt = 3
     """Bottlenecks of that new stage."""
     pooling: Literal["align", "crop"] = "align"
     """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""
-    side: int = 7
+    side: PositiveInt = 7
     """S, of a region's features (sampled at twice the side)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """The head runs outside of `network`, and so outside of the engine's autocast."""
-    mask_channels: int = 256
+    mask_channels: PositiveInt = 256
     """Width of the mask layers."""
-    mask_side: int = 28
+    mask_side: PositiveInt = 28
     """M."""
     mask_upsampling: Literal["bilinear", "deconvolution"] = "bilinear"
     """Bilinear to M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""

@@ -35,7 +35,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,16 @@ from panoptic.models.jsis_net.loss import instance_losses, semantic_loss
 from panoptic.models.jsis_net.postprocess import Conflicts, postprocess
 from panoptic.models.jsis_net.semantic_branch import Deconvolution, SemanticBranch
 from panoptic.models.jsis_net.targets import true_outputs
+from panoptic.ranges import (
+    NOT_EMPTY,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitFloat,
+    UnitFloat,
+)
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import RegionHead, Regions
 from panoptic.segmentation import Categories, Frame, Targets
@@ -81,25 +91,25 @@ class JSISNetConfig:
     """The branches that are trained: both, or one of them as in the paper's table 3."""
     trunks: Literal["shared", "separate"] = "shared"
     """separate: each branch has a backbone of its own, to merge two models that were trained apart (table 3 again)."""
-    divisor: int = 16
+    divisor: PositiveInt = 16
     """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Divides the pixels, scale 0..255."""
     bgr: bool = False
     """Channels enter as blue, green, red; mean and std are then in that order."""
     norm: Norm = "batch"
     """Normalisation in the semantic branch, the mask layers and a stage of the head's own."""
-    norm_momentum: float = 0.1
+    norm_momentum: PositiveUnitFloat = 0.1
     """Weight of the newest batch in running statistics, everywhere."""
     shared_level: Literal["res3", "res4", "res5"] = "res4"
     """The feature that both branches share."""
-    bins: tuple[int, ...] = (1, 2, 3, 6)
+    bins: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (1, 2, 3, 6)
     """Cells a side of each average of the pyramid pooling."""
-    bin_channels: int = 0
+    bin_channels: NonNegativeInt = 0
     """Channels of each average; 0 = the shared map's, shared out."""
-    semantic_channels: int = 512
+    semantic_channels: PositiveInt = 512
     """Width of the semantic branch behind the pyramid pooling."""
     deconvolution: Deconvolution = "double"
     """First step of the hybrid upsampling: 4x4 of stride 2, 3x3 of stride 1, or none."""
@@ -107,7 +117,7 @@ class JSISNetConfig:
     """Corners are aligned in the second, bilinear step of the hybrid upsampling."""
     regions: Regions = field(default_factory=lambda: REGIONS)
     """Anchors, how they learn, and which become proposals."""
-    region_channels: int = 512
+    region_channels: PositiveInt = 512
     """Width of the region proposal network."""
     detection: Detection = field(default_factory=lambda: DETECTION)
     """Choice of the regions that the head learns from, and of the instances among them."""
@@ -117,25 +127,25 @@ class JSISNetConfig:
     """Mask targets are the covered shares of the cells; else those of at least 1/2 count as 1, the others as 0."""
     mask_reduction: Literal["sum", "mean"] = "sum"
     """The mask loss is a sum or a mean over the images of a batch."""
-    objectness_weight: float = 1.0
+    objectness_weight: NonNegativeFloat = 1.0
     """Factor of the objectness loss."""
-    region_weight: float = 1.0
+    region_weight: NonNegativeFloat = 1.0
     """Factor of the loss of the proposals' boxes."""
-    class_weight: float = 1.0
+    class_weight: NonNegativeFloat = 1.0
     """Factor of the loss of the regions' classes."""
-    box_weight: float = 0.15
+    box_weight: NonNegativeFloat = 0.15
     """Factor of the loss of the regions' boxes."""
-    mask_weight: float = 0.3
+    mask_weight: NonNegativeFloat = 0.3
     """Factor of the mask loss."""
-    semantic_weight: float = 1.0
+    semantic_weight: NonNegativeFloat = 1.0
     """Factor of the semantic loss."""
-    regularisation: float = 5.5e-5
+    regularisation: NonNegativeFloat = 5.5e-5
     """Factor of half the sum of the squared kernels; 0 leaves it to optim.weight_decay."""
     background_wins: bool = True
     """A region whose background is more probable than every thing is no instance (not for AP)."""
     conflicts: Conflicts = field(default_factory=Conflicts)
     """Rules by which instances and semantics are merged."""
-    instance_threshold: float = 0.05
+    instance_threshold: UnitFloat = 0.05
     """Instances for AP score more than this (in the merged map: detection.threshold)."""
 
     def build(self, categories: Categories) -> JSISNet:

@@ -19,10 +19,12 @@ Shapes: B images, Q queries, K classes, C channels, D mask channels, h x w strid
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from panoptic.models.base import Outputs
@@ -31,6 +33,7 @@ from panoptic.models.mask2former.transformer_decoder import LEVELS, MaskedDecode
 from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.model import MaskTransformer
 from panoptic.models.mask_transformer.pixel_decoders import Decoded, DeformablePixelDecoder, FPNPixelDecoder
+from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
 from panoptic.segmentation import Categories, Targets
 
 
@@ -38,37 +41,37 @@ from panoptic.segmentation import Categories, Targets
 class Mask2FormerConfig(MaskTransformerConfig):
     """Mask2Former; the defaults are those of COCO panoptic with a ResNet."""
 
-    divisor: int = 32
+    divisor: PositiveInt = 32
     """Batches are padded to a multiple of this."""
     pixel_decoder: Literal["deformable", "fpn"] = "deformable"
     """deformable: attention over three strides; fpn: MaskFormer's pyramid, twice as fast on a CPU."""
-    encoder_layers: int = 6
+    encoder_layers: NonNegativeInt = 6
     """Transformer layers of the pixel decoder (fpn: on the coarsest map, 0 for none)."""
-    encoder_hidden: int = 1024
+    encoder_hidden: PositiveInt = 1024
     """Width of the feed-forward networks in the pixel decoder."""
-    points_per_level: int = 4
+    points_per_level: PositiveInt = 4
     """Points at which each head of deformable attention looks on each stride."""
     full_precision: bool = True
     """The pixel decoder computes in float32 even under autocast, as published."""
-    decoder_layers: int = 9
+    decoder_layers: PositiveInt = 9
     """Layers of the transformer decoder; layer i attends to stride 32, 16, 8 in turn."""
-    decoder_hidden: int = 2048
+    decoder_hidden: PositiveInt = 2048
     """Width of the feed-forward networks in the transformer decoder."""
-    dropout: float = 0.0
+    dropout: Decay = 0.0
     """Dropout in the pixel decoder's transformer."""
     deep_supervision: bool = True
     """The losses count for every decoder layer and for the initial queries, each with a matching of its own."""
-    class_weight: float = 2.0
+    class_weight: NonNegativeFloat = 2.0
     """Factor of the class loss and cost."""
-    mask_weight: float = 5.0
+    mask_weight: NonNegativeFloat = 5.0
     """Factor of the cross-entropy of masks, loss and cost."""
-    dice_weight: float = 5.0
+    dice_weight: NonNegativeFloat = 5.0
     """Factor of the dice loss and cost."""
-    loss_points: int = 12544
+    loss_points: PositiveInt = 12544
     """Points at which masks are compared, for the cost and, others, for each matched mask."""
-    oversample: float = 3.0
+    oversample: Annotated[float, Interval(ge=1, lt=math.inf)] = 3.0
     """Candidates drawn for each point of a matched mask."""
-    importance: float = 0.75
+    importance: UnitFloat = 0.75
     """Share of the points of a matched mask that are the least certain candidates; the others are uniform."""
     inside: bool = True
     """A merged query paints only where its own mask is at least 1/2; otherwise as in MaskFormer."""

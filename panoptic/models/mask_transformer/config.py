@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from panoptic.backbones import Backbone
 from panoptic.layers.norm import Norm
+from panoptic.ranges import Decay, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,43 +15,43 @@ class MaskTransformerConfig:
 
     backbone: Backbone = field(default_factory=Backbone)
     """The backbone; all of res2 to res5 are used."""
-    divisor: int
+    divisor: PositiveInt
     """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Divides the pixels, scale 0..255."""
-    channels: int = 256
+    channels: PositiveInt = 256
     """Width of the pixel decoder and the transformer."""
-    mask_channels: int = 256
+    mask_channels: PositiveInt = 256
     """Channels of the features and embeddings whose product is a mask."""
     norm: Norm = "group"
     """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
-    encoder_layers: int = 6
+    encoder_layers: NonNegativeInt = 6
     """Transformer layers of the pixel decoder."""
-    decoder_layers: int
+    decoder_layers: PositiveInt
     """Layers of the transformer decoder, which turns queries into classes and masks."""
-    heads: int = 8
+    heads: PositiveInt = 8
     """Heads of every attention."""
-    dropout: float
+    dropout: Decay
     """Dropout in transformer layers."""
-    queries: int = 100
+    queries: PositiveInt = 100
     """The most segments of an image."""
     deep_supervision: bool = True
     """The losses count for every decoder layer, each with a matching of its own."""
-    no_object_weight: float = 0.1
+    no_object_weight: NonNegativeFloat = 0.1
     """Weight of queries without a target in the class loss."""
-    class_weight: float
+    class_weight: NonNegativeFloat
     """Factor of the class loss and cost."""
-    mask_weight: float
+    mask_weight: NonNegativeFloat
     """Factor of the mask loss and cost other than dice."""
-    dice_weight: float
+    dice_weight: NonNegativeFloat
     """Factor of the dice loss and cost."""
-    threshold: float = 0.8
+    threshold: UnitFloat = 0.8
     """Queries less certain of their class than this are not merged."""
-    overlap: float = 0.8
+    overlap: UnitFloat = 0.8
     """Queries that win less than this share of their own mask are dropped."""
     inside: bool
     """A merged query paints only where its own mask is at least 1/2."""
-    top_k: int = 100
+    top_k: PositiveInt = 100
     """Pairs of query and class that may become instances (AP)."""

@@ -27,6 +27,7 @@ from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.model import MaskTransformer
 from panoptic.models.mask_transformer.pixel_decoders import FPNPixelDecoder, map_positions, projection
 from panoptic.models.maskformer.loss import maskformer_loss
+from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
 from panoptic.segmentation import Categories, Targets
 
 
@@ -34,23 +35,23 @@ from panoptic.segmentation import Categories, Targets
 class MaskFormerConfig(MaskTransformerConfig):
     """MaskFormer with either pixel decoder; the defaults are those of COCO panoptic with a ResNet."""
 
-    divisor: int = 1
+    divisor: PositiveInt = 1
     """Batches are padded to a multiple of this (published: 1 for COCO panoptic, 32 for the other datasets)."""
-    encoder_layers: int = 6
+    encoder_layers: NonNegativeInt = 6
     """Transformer layers on the coarsest map; 0 = the plain feature pyramid (published with Swin)."""
-    decoder_layers: int = 6
+    decoder_layers: PositiveInt = 6
     """Layers of the transformer decoder, which turns queries into classes and masks."""
-    hidden: int = 2048
+    hidden: PositiveInt = 2048
     """Width of the feed-forward networks."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout in all transformer layers."""
-    class_weight: float = 1.0
+    class_weight: NonNegativeFloat = 1.0
     """Factor of the class loss and cost."""
-    mask_weight: float = 20.0
+    mask_weight: NonNegativeFloat = 20.0
     """Factor of the focal loss and cost."""
-    dice_weight: float = 1.0
+    dice_weight: NonNegativeFloat = 1.0
     """Factor of the dice loss and cost."""
-    loss_stride: int = 1
+    loss_stride: PositiveInt = 1
     """Mask losses count every so-many-th pixel of rows and columns (published: 1, all of them)."""
     inside: bool = False
     """A merged query paints only where its own mask is at least 1/2, as in Mask2Former."""

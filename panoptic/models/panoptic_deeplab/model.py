@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,18 @@ from panoptic.models.panoptic_deeplab.loss import weighted_losses
 from panoptic.models.panoptic_deeplab.postprocess import postprocess
 from panoptic.models.panoptic_deeplab.targets import true_outputs
 from panoptic.models.panoptic_deeplab.upsampling import Upsampling
+from panoptic.ranges import (
+    NOT_EMPTY,
+    Decay,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OddInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveUnitFloat,
+    UnitFloat,
+)
 from panoptic.segmentation import Categories, Frame, Targets
 from panoptic.targets.dense import Rounding, centre_targets
 
@@ -61,85 +73,85 @@ class PanopticDeepLabConfig:
     """The published implementation that is followed in everything that is no option of its own."""
     backbone: Backbone = field(default_factory=Backbone)
     """The network that the features come from."""
-    divisor: int = 1
+    divisor: PositiveInt = 1
     """Batches are padded to a multiple of this (detectron2's COCO configuration: 640)."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Divides the pixels, scale 0..255."""
     bgr: bool = False
     """Channels enter as blue, green, red; mean and std are then in that order."""
     norm: Norm = "batch"
     """Normalisation in decoders and heads (the backbone has its own)."""
-    norm_momentum: float = 0.1
+    norm_momentum: PositiveUnitFloat = 0.1
     """Weight of the newest batch in running statistics, everywhere (standalone: 0.01)."""
     low_level: tuple[str, ...] = ("res4", "res3", "res2")
     """Features that the decoders add, coarse to fine; the last one's stride is the output's."""
-    semantic_projections: tuple[int, ...] = (128, 64, 32)
+    semantic_projections: tuple[PositiveInt, ...] = (128, 64, 32)
     """Channels to which the semantic decoder projects each low-level feature."""
-    instance_projections: tuple[int, ...] = (64, 32, 16)
+    instance_projections: tuple[PositiveInt, ...] = (64, 32, 16)
     """Channels to which the instance decoder projects each low-level feature."""
-    rates: tuple[int, ...] = (3, 6, 9)
+    rates: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (3, 6, 9)
     """Dilations of the pyramid pooling (published: 3 6 9 at output stride 32, 6 12 18 at 16)."""
-    aspp_channels: int = 256
+    aspp_channels: PositiveInt = 256
     """Channels of each branch of the pyramid pooling and of its output."""
     shared_aspp: bool = False
     """One pyramid pooling for both decoders instead of one each."""
-    image_pool: tuple[int, int] | None = None
+    image_pool: tuple[PositiveInt, PositiveInt] | None = None
     """Training crop (height, width) whose extent the image pooling keeps on larger images; None pools globally."""
-    dropout: float = 0.1
+    dropout: Decay = 0.1
     """Dropout after the pyramid pooling (standalone: 0.5)."""
     separable: bool = True
     """Depthwise-separable convolutions in decoders and heads, else two plain 3x3."""
-    kernel: int = 5
+    kernel: OddInt = 5
     """Side of the depthwise ones (on CPU a 3x3 trains several times faster)."""
     aspp_separable: bool = False
     """Depthwise-separable dilated convolutions in the pyramid pooling."""
     centre_separable: bool = True
     """The same as `separable`, for the centre head (detectron2: always plain)."""
-    semantic_channels: int = 256
+    semantic_channels: PositiveInt = 256
     """Width of the semantic decoder."""
-    instance_channels: int = 128
+    instance_channels: PositiveInt = 128
     """Width of the instance decoder."""
-    semantic_head_channels: int = 256
+    semantic_head_channels: PositiveInt = 256
     """Width of the semantic head."""
-    instance_head_channels: int = 32
+    instance_head_channels: PositiveInt = 32
     """Width of the centre, offset and foreground heads."""
     foreground: bool = False
     """Add the branch that keeps instances off ignored regions; void is trained as background."""
     semantic_loss: Literal["top_k", "cross_entropy", "ohem"] = "top_k"
     """top_k: mean of the hardest pixels; cross_entropy: over labelled pixels; ohem: pixels below a probability."""
-    top_k_fraction: float = 0.2
+    top_k_fraction: PositiveUnitFloat = 0.2
     """Share of all pixels that top_k keeps; 1 is the mean over all of them, void included."""
-    ohem_threshold: float = 0.7
+    ohem_threshold: UnitFloat = 0.7
     """ohem keeps pixels whose class is less probable than this."""
-    ohem_min_kept: int = 100_000
+    ohem_min_kept: PositiveInt = 100_000
     """ohem keeps about this many pixels at least."""
-    semantic_weight: float = 1.0
+    semantic_weight: NonNegativeFloat = 1.0
     """Factor of the semantic loss."""
-    centre_weight: float = 200.0
+    centre_weight: NonNegativeFloat = 200.0
     """Factor of the heatmap loss."""
-    offset_weight: float = 0.01
+    offset_weight: NonNegativeFloat = 0.01
     """Factor of the offset loss."""
-    foreground_weight: float = 1.0
+    foreground_weight: NonNegativeFloat = 1.0
     """Factor of the foreground loss."""
-    sigma: int = 8
+    sigma: PositiveInt = 8
     """Standard deviation of the heatmap's Gaussians, in pixels (detectron2 on Cityscapes: 10)."""
-    small_area: int = 4096
+    small_area: NonNegativeInt = 4096
     """Things of fewer pixels weigh more in the semantic loss."""
-    small_weight: float = 3.0
+    small_weight: NonNegativeFloat = 3.0
     """Weight of the pixels of these small things; all others weigh 1."""
     ignore_crowd: bool = False
     """Crowds are void in the semantic loss."""
     stuff_offsets: bool = False
     """Stuff counts in the offset loss, with target 0."""
-    threshold: float = 0.1
+    threshold: UnitFloat = 0.1
     """Centres score strictly more."""
-    nms_kernel: int = 7
+    nms_kernel: OddInt = 7
     """Side of the window in which a centre is the maximum, pixels (COCO: 41)."""
-    top_k: int | None = 200
+    top_k: PositiveInt | None = 200
     """If there are so many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
-    stuff_area: int = 2048
+    stuff_area: NonNegativeInt = 2048
     """Stuff of fewer pixels becomes void (COCO: 4096)."""
     rescale_offset: bool = True
     """detectron2 flavour: offsets grow with the resize to output size; False repeats its published behaviour."""

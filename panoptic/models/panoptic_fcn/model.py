@@ -67,6 +67,7 @@ from panoptic.models.panoptic_fcn.targets import (
     region_classes,
     true_outputs,
 )
+from panoptic.ranges import FiniteFloat, NonNegativeFloat, NonNegativeInt, OddInt, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.segmentation import Categories, Frame, Targets
 
 STRIDE = 32
@@ -82,25 +83,25 @@ class PanopticFCNConfig:
 
     backbone: Backbone = field(default_factory=lambda: Backbone(stride_in_1x1=True, norm="frozen", freeze=2))
     """The network that the features come from."""
-    divisor: int = 32
+    divisor: PositiveInt = 32
     """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     """Divides the pixels, scale 0..255."""
     bgr: bool = True
     """Channels enter as blue, green, red; mean and std are applied in that order, as they stand."""
-    width: int = 256
+    width: PositiveInt = 256
     """Channels of the pyramid."""
     norm: Norm = "group"
     """Normalisation in the heads and the semantic branch (the backbone has its own, the pyramid and encoder none)."""
     feature: Literal["semantic_fpn", "p2", "summed"] = "semantic_fpn"
     """The high-resolution feature: the semantic branch, p2 alone, or p2 to p5 resized and added."""
-    feature_channels: int = 256
+    feature_channels: PositiveInt = 256
     """Width of the semantic branch."""
-    head_convs: int = 3
+    head_convs: PositiveInt = 3
     """Convolutions in the position head and in the kernel head, before their predictors."""
-    head_channels: int = 256
+    head_channels: PositiveInt = 256
     """Width of both heads."""
     position_deform: bool = True
     """Modulated deformable convolutions in the position head."""
@@ -110,9 +111,9 @@ class PanopticFCNConfig:
     """Modulated deformable convolutions in the kernel head."""
     kernel_coordinates: bool = True
     """Two coordinate channels enter the kernel head."""
-    encoder_convs: int = 3
+    encoder_convs: PositiveInt = 3
     """Convolutions of the feature encoder."""
-    encoder_channels: int = 64
+    encoder_channels: PositiveInt = 64
     """Width of the encoder and size of the kernels that draw (starred: 256)."""
     encoder_deform: bool = False
     """Modulated deformable convolutions in the encoder (starred: True)."""
@@ -126,43 +127,43 @@ class PanopticFCNConfig:
     """A region's kernel is a mean over the whole map (published), or over its own cells, which learns far sooner."""
     centre: Centre = "mass"
     """A thing's peak is at the centre of mass of its mask, or of its box."""
-    scales: tuple[tuple[int, int], ...] = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
+    scales: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
     """Smallest and largest square root of a box's area, in pixels, of the things of each level."""
-    most_things: int = 100
+    most_things: PositiveInt = 100
     """Things of an image that a level trains on, the largest ones; bounds the memory."""
-    overlap: float = 0.7
+    overlap: UnitFloat = 0.7
     """Least IoU of a box shifted by the radius of its Gaussian."""
-    points: int = 7
+    points: NonNegativeInt = 7
     """Kernels that the weighted dice loss takes a thing; 0 = not weighted, the one at its centre."""
-    alpha: float = 0.25
+    alpha: UnitFloat = 0.25
     """Weight of positives in the focal loss."""
-    gamma: float = 2.0
+    gamma: NonNegativeFloat = 2.0
     """Exponent of the focal loss."""
-    position_weight: float = 1.0
+    position_weight: NonNegativeFloat = 1.0
     """Factor of both position losses."""
-    mask_weight: float = 3.0
+    mask_weight: NonNegativeFloat = 3.0
     """Factor of both mask losses (Cityscapes: 4)."""
-    pool: tuple[int, ...] = (3, 3, 3, 5, 5)
+    pool: tuple[OddInt, ...] = (3, 3, 3, 5, 5)
     """Side of the window that each level's scores are averaged over."""
-    thing_threshold: float = 0.05
+    thing_threshold: UnitFloat = 0.05
     """Peaks score strictly more (fast variants: 0.2)."""
-    region_threshold: float = 0.05
+    region_threshold: UnitFloat = 0.05
     """Regions of a level score strictly more (fast variants: 0.1)."""
-    most_kernels: int = 100
+    most_kernels: PositiveInt = 100
     """Things that are drawn; a level gives half as many at most."""
-    fusion_threshold: float = 0.9
+    fusion_threshold: UnitFloat = 0.9
     """Kernels of at least this cosine are one."""
     class_aware: bool = True
     """Only kernels of one class are fused."""
-    mask_threshold: float = 0.4
+    mask_threshold: UnitFloat = 0.4
     """A thing is where its probability is strictly higher."""
-    lowest_score: float = 0.05
+    lowest_score: UnitFloat = 0.05
     """Instances score at least this once their masks are evaluated."""
-    merged_score: float = 0.2
+    merged_score: UnitFloat = 0.2
     """Things in the panoptic map score at least this."""
-    most_overlap: float = 0.5
+    most_overlap: UnitFloat = 0.5
     """Things of which a larger share is taken already are dropped."""
-    stuff_area: int = 4096
+    stuff_area: NonNegativeInt = 4096
     """Stuff of fewer pixels becomes void."""
 
     def build(self, categories: Categories) -> PanopticFCN:
@@ -175,12 +176,8 @@ class PanopticFCNConfig:
             raise ValueError(
                 f"scales and pool: {len(self.scales)} and {len(self.pool)} entries, but there are {len(LEVELS)} levels"
             )
-        if any(side % 2 == 0 for side in self.pool):
-            raise ValueError(f"pool: {self.pool}, but a window needs a middle; make every side odd")
         if self.backbone.output_stride != STRIDE:
             raise ValueError(f"backbone.output_stride: {self.backbone.output_stride}, but the pyramid needs {STRIDE}")
-        if min(self.head_convs, self.encoder_convs) < 1:
-            raise ValueError(f"head_convs {self.head_convs}, encoder_convs {self.encoder_convs}: at least one each")
         if not categories.things or not region_classes(categories, self.regions):
             raise ValueError("regions: Panoptic FCN needs a thing class and a region class; without stuff: with_things")
         return PanopticFCN(self, categories)

@@ -44,6 +44,7 @@ from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
 from panoptic.models.panoptic_fpn.loss import weighted_losses
 from panoptic.models.panoptic_fpn.postprocess import postprocess
 from panoptic.models.panoptic_fpn.targets import COARSEST, true_semantic
+from panoptic.ranges import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig
 from panoptic.segmentation import Categories, Frame, Targets
 
@@ -57,33 +58,33 @@ class PanopticFPNConfig:
 
     backbone: Backbone = CAFFE2
     """The network that the features come from."""
-    divisor: int = 32
+    divisor: PositiveInt = 32
     """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[float, float, float] = (103.53, 116.28, 123.675)
+    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (103.53, 116.28, 123.675)
     """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     """Divides the pixels, scale 0..255."""
     bgr: bool = True
     """Channels enter as blue, green, red; mean and std are then in that order."""
-    width: int = 256
+    width: PositiveInt = 256
     """Channels of every level of the pyramid."""
     norm: Norm | None = None
     """Normalisation in the pyramid; None = a bias instead."""
-    semantic_width: int = 128
+    semantic_width: PositiveInt = 128
     """Channels of the semantic branch."""
     semantic_norm: Norm = "group"
     """Normalisation in the semantic branch."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     """Region proposals, box head and mask head."""
-    semantic_weight: float = 0.5
+    semantic_weight: NonNegativeFloat = 0.5
     """Factor of the semantic loss."""
-    instance_weight: float = 1.0
+    instance_weight: NonNegativeFloat = 1.0
     """Factor of the losses of the box and mask heads (not of the proposals)."""
-    confidence: float = 0.5
+    confidence: UnitFloat = 0.5
     """Instances enter the merged map from this score on."""
-    overlap: float = 0.5
+    overlap: UnitFloat = 0.5
     """Share of an instance that better ones may cover."""
-    stuff_area: int = 4096
+    stuff_area: NonNegativeInt = 4096
     """Stuff of fewer pixels becomes void."""
 
     def build(self, categories: Categories) -> PanopticFPN:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from panoptic.ranges import check_ranges
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import POLICIES, Augment, Resize, copy_generator, evaluation_view, generator, training_view
 from panoptic.transforms.geometry import UNLIMITED, SizeRule, jitter_size, ratio_size, short_side_size
@@ -279,4 +280,4 @@ def test_a_second_copy_always_has_the_same_other_colours() -> None:
 )
 def test_a_wrong_option_is_named(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Augment(**wrong)
+        check_ranges(Augment(**wrong))

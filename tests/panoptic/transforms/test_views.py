@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panoptic.ranges import check_ranges
 from panoptic.segmentation import Sample, Segmentation
 from panoptic.transforms import Augment, Resize, evaluation_view, generator, training_view
 from panoptic.transforms import views as transforms
@@ -221,7 +222,7 @@ def test_colour_never_touches_map_or_padding() -> None:
 )
 def test_a_wrong_option_is_named(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Augment(**wrong)
+        check_ranges(Augment(**wrong))
 
 
 def test_a_fixed_size_ignores_the_aspect() -> None:

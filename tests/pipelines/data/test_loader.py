@@ -261,8 +261,6 @@ def test_what_cannot_be_fed_is_refused_at_once(manifest: Manifest) -> None:
         Feed(manifest, stream(batch=6, world=4), AUGMENT)
     with pytest.raises(ValueError, match="23 rows"):
         Feed(manifest, replace(stream(), rows=24), AUGMENT)
-    with pytest.raises(ValueError, match="threads"):
-        FeedConfig(threads=0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 5, 30])

@@ -75,7 +75,6 @@ def test_learning_rates_of_the_paper(small_categories) -> None:
     [
         ({"channels": 30}, "channels: 30 is no multiple"),
         ({"mask_channels": 40}, "mask_channels: 40"),
-        ({"queries": 0}, "at least 1"),
         ({"logits": 3}, "3 cannot stand for 5 classes"),
     ],
 )
