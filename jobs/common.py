@@ -1,4 +1,4 @@
-"""What every command shares: logging, errors in one line, exit codes.
+"""The parts that all commands share: logging, errors in one line, exit codes.
 
 | code | meaning |
 |---|---|

@@ -28,16 +28,16 @@ from pipelines.config import File, Repeated, parse_options
 
 @dataclass(frozen=True)
 class Options:
-    """What is converted."""
+    """A published checkpoint, and the place of ours."""
 
     file: File
     """Published checkpoint, local or s3://."""
     source: str
-    """Which project wrote it: a key of `panoptic.convert.FAMILIES`."""
+    """The project that wrote it: a key of `panoptic.convert.FAMILIES`."""
     categories: str
     """COCO-panoptic JSON in the order of the published head, or its list of categories alone."""
     out: str
-    """Where the checkpoint goes, local or s3://."""
+    """The file that the checkpoint is written to, local or s3://."""
     set: Repeated[tuple[str, ...]] = ()
     """FIELD=JSON: change a field of the configuration; may be repeated."""
 

@@ -49,7 +49,7 @@ SPELLINGS = {
 
 @dataclass(frozen=True)
 class Records:
-    """Where the evaluation is recorded."""
+    """The record of the evaluation in MLflow."""
 
     uri: str = ""
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else the SQLite file in `runs`."""
@@ -59,7 +59,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Options:
-    """Which model, on which images, and what becomes of the figures."""
+    """The model, the images, and the use of the figures."""
 
     model: Model
     """Checkpoint folder, .pt file, models:/name@alias or runs:/id/model."""

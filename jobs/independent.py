@@ -38,7 +38,7 @@ SPELLINGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Which models, on which images."""
+    """The models and the images."""
 
     joint: Model
     """The model that was trained whole."""

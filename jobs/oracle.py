@@ -1,4 +1,4 @@
-"""What a model would score if parts of its output were true: `python jobs/oracle.py MODEL --data.root ROOT`.
+"""The score that a model would have if parts of its output were true: `python jobs/oracle.py MODEL --data.root ROOT`.
 
 MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is evaluated
 unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row has everything true
@@ -40,7 +40,7 @@ SPELLINGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """Which model, on which images, with which outputs swapped."""
+    """The model, the images, and the outputs that are swapped."""
 
     model: Model
     """Checkpoint folder, .pt file, models:/name@alias or runs:/id/model."""

@@ -35,7 +35,7 @@ from pipelines.tracking.runs import Tracking, resolve_uri
 
 @dataclass(frozen=True)
 class Options:
-    """What is predicted, and what is written."""
+    """The images that are predicted, and the files that are written."""
 
     model: Model
     """Checkpoint folder, .pt file, models:/name@alias or runs:/id/model."""
@@ -44,7 +44,7 @@ class Options:
     out: str
     """Folder or s3:// prefix that is written to."""
     formats: tuple[str, ...] = ("coco", "overlay")
-    """What to write: coco, cityscapes, overlay."""
+    """Formats to write: coco, cityscapes, overlay."""
     images_json: str = ""
     """File with the ids of the photographs, see above."""
     actors: Actors = -1

@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Options:
-    """What is prepared, and how."""
+    """The data set that is prepared, and the form of its shards."""
 
     data: Source
     """The data set."""
@@ -62,9 +62,9 @@ class Options:
     shuffle: bool | None = None
     """Shuffle the images; by default where the name of the split begins with train."""
     seed: NonNegativeInt = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
     on_invalid: Literal["stop", "skip"] = "stop"
-    """What an image that fails validation does: stop the preparation, or be left out and listed."""
+    """An image that fails validation stops the preparation, or is left out and listed."""
 
 
 @dataclass(frozen=True)

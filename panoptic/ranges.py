@@ -52,7 +52,7 @@ def check_ranges(config: Any) -> None:
 
 
 def range_problems(config: Any, prefix: str = "") -> Iterator[str]:
-    """What `check_ranges` raises, for each option: `train.steps: -5, but it must be 1 or more`."""
+    """The problem of each option outside of its range: `train.steps: -5, but it must be 1 or more`."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for entry in fields(config):
         yield from _problems(hints[entry.name], getattr(config, entry.name), f"{prefix}{entry.name}")

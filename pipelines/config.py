@@ -65,14 +65,14 @@ class Split:
     split: str = "val"
     """Name of the split."""
     reader: str = "coco"
-    """How `root` is read where it is not prepared: a key of `pipelines.data.readers.READERS`."""
+    """Format of `root` where it is not prepared: a key of `pipelines.data.readers.READERS`."""
     shards: str = "runs/shards"
-    """Where shards are written, and found again, when `root` is not prepared."""
+    """Folder in which shards are written, and found again, when `root` is not prepared."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where models are registered and runs recorded."""
+    """The store in which models are registered and runs recorded."""
 
     uri: str = ""
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else the SQLite file in `runs`."""
@@ -87,12 +87,12 @@ class Scenes:
     val: PositiveInt = 96
     """Number of validation scenes (other seeds than any training scene)."""
     seed: NonNegativeInt = 0
-    """Of the drawing."""
+    """Seed of the drawing."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, and where their shards go."""
+    """The images of an experiment, and the place of their shards."""
 
     root: str = "scenes"
     """A folder in COCO-panoptic form, a folder of prepared shards, or "scenes" for the drawn data set. Local or s3://."""
@@ -101,11 +101,11 @@ class Data:
     val: str = "val"
     """Name of the validation split."""
     reader: str = "coco"
-    """How `root` is read: a key of `pipelines.data.readers.READERS`."""
+    """Format of `root`: a key of `pipelines.data.readers.READERS`."""
     shards: str = ""
-    """Where shards are written, or found when already prepared; empty = `<storage>/shards`."""
+    """Folder in which shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"
-    """What an image that fails validation does to the preparation."""
+    """An image that fails validation stops the preparation, or is left out and listed."""
     classes_of: Literal["both", "train", "val"] = "both"
     """The split whose classes count where they differ: images of the other split may use no class beside them. With
     "both", the classes must be the same; their colours, ids and order may differ."""
@@ -113,9 +113,9 @@ class Data:
     """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
     what a larger one keeps. 0 = all."""
     limit_seed: NonNegativeInt = 0
-    """Of that shuffle; not train.seed, so that runs of several seeds see the same images."""
+    """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     scenes: Scenes = field(default_factory=Scenes)
-    """Of the drawn data set."""
+    """The drawn data set."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class Train:
     sync_bn: bool = False
     """Share batch-norm statistics over workers (GPU only; ignored with a warning on CPU)."""
     compile: bool = False
-    """`torch.compile` the network (losses and merging stay eager)."""
+    """`torch.compile` the network (losses and post-processing stay eager)."""
     seed: NonNegativeInt = 0
-    """Of initialisation, order, augmentation and dropout."""
+    """Seed of initialisation, order, augmentation and dropout."""
     deterministic: bool = False
     """Only deterministic kernels; slower on GPU, where an operation that has none stops the run by its name."""
     log_every: PositiveInt = 20
@@ -157,7 +157,7 @@ class Train:
     score: str = "val/pq"
     """Metric of the validation that says which checkpoint is best."""
     score_mode: Literal["max", "min"] = "max"
-    """Whether more of it is better."""
+    """max where more of it is better, else min."""
     max_failures: NonNegativeInt = 2
     """Worker failures after which the run gives up; each restarts from the last checkpoint."""
     freeze: tuple[str, ...] = ()
@@ -171,7 +171,7 @@ class Train:
     """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
 
     def rank(self, values: Mapping[str, float]) -> float:
-        """What a checkpoint with these metrics is ranked by, more is better; NaN cannot be ranked."""
+        """The rank of a checkpoint with these metrics, more is better; NaN cannot be ranked."""
         value = values.get(self.score, math.nan)
         if value != value:
             return UNRANKED
@@ -185,17 +185,17 @@ class Experiment:
     model: Architecture
     """The architecture; another one is another preset."""
     name: str = ""
-    """Of the run (letters, digits, . _ -): the same name continues where it ended; empty = preset and time."""
+    """Name of the run (letters, digits, . _ -): the same name continues where it ended; empty = preset and time."""
     storage: str = "runs"
     """Folder or s3:// prefix of shards, checkpoints and the local MLflow store."""
     data: Data = field(default_factory=Data)
-    """Which images."""
+    """The images."""
     augment: Augment = field(default_factory=Augment)
     """The training view."""
     resize: Resize = field(default_factory=Resize)
     """The evaluation view."""
     feed: FeedConfig = field(default_factory=FeedConfig)
-    """How data reaches the workers."""
+    """The way of the data to the workers."""
     optim: Optim = field(default_factory=Optim)
     """Optimiser and schedule."""
     engine: Engine = field(default_factory=Engine)

@@ -35,8 +35,8 @@ LAYERS = {"panoptic": (), "pipelines": ("panoptic",), "jobs": ("pipelines", "pan
 LIBRARIES = {
     *("torch", "torchvision", "timm", "numpy", "scipy", "cv2", "PIL", "pycocotools", "safetensors", "annotated_types")
 }
-"""All that panoptic/ may import beside the standard library. annotated_types is pydantic's vocabulary of ranges, one file
-without dependencies: with it the range of an option is part of its type."""
+"""All that panoptic/ may import beside the standard library. annotated_types is pydantic's vocabulary of ranges, one
+file without dependencies: with it the range of an option is part of its type."""
 
 OPTIONAL = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),

@@ -1,1 +1,1 @@
-"""What the work runs on: Ray sessions, storage, leases, pools of actors."""
+"""The ground that the work runs on: Ray sessions, storage, leases, pools of actors."""

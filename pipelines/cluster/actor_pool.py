@@ -27,7 +27,7 @@ MOST_CPU_ACTORS = 16
 """Started by default on a machine without GPU: each holds a model of its own."""
 
 RETRIES = 3
-"""How often an item is tried again after its actor died over it, and an actor that dies while it sets up. Ray would go
+"""Attempts to repeat an item after its actor died over it, and to set up an actor that dies. Ray would go
 on for ever, and its own bounds are on their way out of `map_batches`."""
 
 
@@ -45,7 +45,7 @@ class Killed(ValueError):
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors work, and with what."""
+    """The number of actors, and the resources of each."""
 
     actors: int = -1
     """Processes that each load the model; -1 = one a GPU, or one a core up to 16; 0 = this process, without Ray."""
@@ -115,12 +115,12 @@ class _Journal:
         self._starts = 0
 
     def begin(self, number: int) -> int:
-        """How often this item was begun before."""
+        """The number of times that this item was begun before."""
         self._items[number] += 1
         return self._items[number] - 1
 
     def start(self) -> int:
-        """How many actors began to set up since one was ready."""
+        """The number of actors that began to set up since one was ready."""
         self._starts += 1
         return self._starts - 1
 
@@ -129,7 +129,7 @@ class _Journal:
 
 
 class _Actor:
-    """What Ray Data keeps alive: the built function."""
+    """The function as an actor of Ray Data keeps it: built once, called for every item."""
 
     def __init__(self, build: Callable, arguments: Any, shares: Shares, journal: Any) -> None:
         import ray
@@ -166,7 +166,7 @@ class _Actor:
 
 
 class Shares(NamedTuple):
-    """What a pool comes to on a cluster."""
+    """The actors that a pool comes to on a cluster."""
 
     actors: int
     cpus: float
@@ -174,12 +174,12 @@ class Shares(NamedTuple):
     gpus: float
     """That each reserves."""
     threads: int
-    """Of torch, in each."""
+    """Torch threads of each."""
     retries: int
 
 
 def shares_of(pool: Pool, items: int, cores: int, gpus: int, nodes: int = 1) -> Shares:
-    """What `items` items of work get on a cluster.
+    """The actors that `items` items of work get on a cluster.
 
     Raises:
         ValueError: there are fewer GPUs than actors.

@@ -170,7 +170,7 @@ def _put_if_absent(path: str, data: bytes) -> bool:
 
 
 def _content(filesystem: fs.FileSystem, path: str) -> bytes | None:
-    """Of an object, None where there is none: one whose creation came in between may be gone again."""
+    """The bytes of an object, None where there is none: one whose creation came in between may be gone again."""
     try:
         with filesystem.open_input_stream(path) as stream:
             return stream.read()
@@ -179,7 +179,7 @@ def _content(filesystem: fs.FileSystem, path: str) -> bytes | None:
 
 
 def exists(uri: Uri) -> bool:
-    """Whether there is a file or a folder."""
+    """True if there is a file or a folder."""
     filesystem, path = resolve(uri)
     with _naming(uri, "looked up"):
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
@@ -189,8 +189,8 @@ def list_stamps(uri: Uri) -> dict[str, tuple[int, int]]:
     """Every file below a folder: its path relative to `uri` -> (bytes, time of change in whole seconds)."""
     filesystem, path = resolve(uri)
     with _naming(uri, "listed"):
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    files = (info for info in found if info.type == fs.FileType.File)
+        entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    files = (info for info in entries if info.type == fs.FileType.File)
     return {info.path[len(path) :].lstrip("/"): (info.size, (info.mtime_ns or 0) // 10**9) for info in files}
 
 

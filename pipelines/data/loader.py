@@ -125,7 +125,7 @@ class Feed:
         self.startup = 0.0
         """Seconds that it waited for the first one."""
         self.position = stream.start
-        """Where the stream continues once the micro-batches taken so far are done (whole steps only)."""
+        """The position where the stream goes on once the micro-batches taken so far are done (whole steps only)."""
         self._stream, self._augment, self._config, self._divisor = stream, augment, config, divisor
         in_map = augment if config.decode == "map" else None
         self._reading = Reading(stream, manifest.shard_files, len(manifest.categories), config.cache, in_map)

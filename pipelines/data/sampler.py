@@ -74,9 +74,9 @@ class Stream:
 
     seed: int
     rows: int
-    """Of the dataset."""
+    """Rows of the dataset."""
     batch: int
-    """Global."""
+    """Images of one update over all ranks."""
     steps: int
     """Steps of the optimiser until the stream ends."""
     start: int = 0
@@ -104,12 +104,12 @@ class Stream:
 
     @property
     def size(self) -> int:
-        """Of a micro-batch."""
+        """Images of a micro-batch."""
         return len(self[0])
 
     @property
     def samples(self) -> int:
-        """Of one epoch."""
+        """Positions of one epoch: each image as often as it has copies."""
         return (self.limit or self.rows) * self.copies
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -119,7 +119,7 @@ class Stream:
         return epoch, int(limited(self.rows, self.limit, self.limit_seed)[row]) if self.limit else row
 
     def copy(self, position: int) -> int:
-        """Which of its row's copies stands at a position, from 0."""
+        """The number of the copy of its row that stands at a position, from 0."""
         return order(self.seed, position, self.samples)[1] % self.copies
 
 

@@ -31,12 +31,12 @@ def detr_r50_coco() -> Experiment:
 
 
 def detr_r101_coco() -> Experiment:
-    """As detr-r50-coco with ResNet-101: PQ 45.1 from the paper (two stages)."""
+    """detr-r50-coco with ResNet-101: PQ 45.1 from the paper (two stages)."""
     return _coco(DETRConfig(backbone=Backbone("resnet101", norm="frozen", freeze=2)), epochs=300, drop=200)
 
 
 def detr_r50_dc5_coco() -> Experiment:
-    """As detr-r50-coco with a dilated last stage, 8 images a step: PQ 44.6 from the paper (two stages)."""
+    """detr-r50-coco with a dilated last stage, 8 images a step: PQ 44.6 from the paper (two stages)."""
     model = DETRConfig(backbone=Backbone("resnet50", norm="frozen", freeze=2, output_stride=16))
     return _coco(model, epochs=300, drop=200, batch=8)
 

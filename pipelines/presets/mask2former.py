@@ -24,27 +24,27 @@ def mask2former_r50_coco() -> Experiment:
 
 
 def mask2former_r101_coco() -> Experiment:
-    """As mask2former-r50-coco with ResNet-101: PQ 52.6 from the paper."""
+    """mask2former-r50-coco with ResNet-101: PQ 52.6 from the paper."""
     return _coco(Backbone("resnet101", norm="frozen"))
 
 
 def mask2former_swin_tiny_coco() -> Experiment:
-    """As mask2former-r50-coco with Swin-T: PQ 53.2 from the paper."""
+    """mask2former-r50-coco with Swin-T: PQ 53.2 from the paper."""
     return _coco(Backbone("swin_tiny", drop_path=0.3))
 
 
 def mask2former_swin_small_coco() -> Experiment:
-    """As mask2former-r50-coco with Swin-S: PQ 54.6 from the paper."""
+    """mask2former-r50-coco with Swin-S: PQ 54.6 from the paper."""
     return _coco(Backbone("swin_small", drop_path=0.3))
 
 
 def mask2former_swin_base_coco() -> Experiment:
-    """As mask2former-r50-coco with Swin-B: PQ 56.4 from the paper."""
+    """mask2former-r50-coco with Swin-B: PQ 56.4 from the paper."""
     return _coco(Backbone("swin_base", drop_path=0.3))
 
 
 def mask2former_swin_large_coco() -> Experiment:
-    """As mask2former-r50-coco with Swin-L, 200 queries and 100 epochs: PQ 57.8 from the paper."""
+    """mask2former-r50-coco with Swin-L, 200 queries and 100 epochs: PQ 57.8 from the paper."""
     base = _coco(Backbone("swin_large", drop_path=0.3))
     return replace(
         base,
@@ -60,27 +60,27 @@ def mask2former_r50_cityscapes() -> Experiment:
 
 
 def mask2former_r101_cityscapes() -> Experiment:
-    """As mask2former-r50-cityscapes with ResNet-101: PQ 62.4 from the paper."""
+    """mask2former-r50-cityscapes with ResNet-101: PQ 62.4 from the paper."""
     return _cityscapes(Backbone("resnet101"))
 
 
 def mask2former_swin_tiny_cityscapes() -> Experiment:
-    """As mask2former-r50-cityscapes with Swin-T: PQ 63.9 from the paper."""
+    """mask2former-r50-cityscapes with Swin-T: PQ 63.9 from the paper."""
     return _cityscapes(Backbone("swin_tiny", drop_path=0.3))
 
 
 def mask2former_swin_small_cityscapes() -> Experiment:
-    """As mask2former-r50-cityscapes with Swin-S: PQ 64.8 from the paper."""
+    """mask2former-r50-cityscapes with Swin-S: PQ 64.8 from the paper."""
     return _cityscapes(Backbone("swin_small", drop_path=0.3))
 
 
 def mask2former_swin_base_cityscapes() -> Experiment:
-    """As mask2former-r50-cityscapes with Swin-B: PQ 66.1 from the paper."""
+    """mask2former-r50-cityscapes with Swin-B: PQ 66.1 from the paper."""
     return _cityscapes(Backbone("swin_base", drop_path=0.3))
 
 
 def mask2former_swin_large_cityscapes() -> Experiment:
-    """As mask2former-r50-cityscapes with Swin-L and 200 queries: PQ 66.6 from the paper."""
+    """mask2former-r50-cityscapes with Swin-L and 200 queries: PQ 66.6 from the paper."""
     base = _cityscapes(Backbone("swin_large", drop_path=0.3))
     return replace(base, model=replace(base.model, queries=200))
 

@@ -26,7 +26,7 @@ def maskformer_r50_coco() -> Experiment:
 
 
 def maskformer_r101_coco() -> Experiment:
-    """As maskformer-r50-coco with ResNet-101: PQ 47.6 from the paper."""
+    """maskformer-r50-coco with ResNet-101: PQ 47.6 from the paper."""
     return _coco(Backbone("resnet101", norm="frozen"))
 
 
@@ -36,17 +36,17 @@ def maskformer_swin_tiny_coco() -> Experiment:
 
 
 def maskformer_swin_small_coco() -> Experiment:
-    """As maskformer-swin-tiny-coco with Swin-S: PQ 49.7 from the paper."""
+    """maskformer-swin-tiny-coco with Swin-S: PQ 49.7 from the paper."""
     return _swin("swin_small")
 
 
 def maskformer_swin_base_coco() -> Experiment:
-    """As maskformer-swin-tiny-coco with Swin-B: PQ 51.8 from the paper."""
+    """maskformer-swin-tiny-coco with Swin-B: PQ 51.8 from the paper."""
     return _swin("swin_base")
 
 
 def maskformer_swin_large_coco() -> Experiment:
-    """As maskformer-swin-tiny-coco with Swin-L, images of 1000 pixels at most: PQ 52.7 from the paper."""
+    """maskformer-swin-tiny-coco with Swin-L, images of 1000 pixels at most: PQ 52.7 from the paper."""
     base = _swin("swin_large")
     return replace(base, augment=replace(base.augment, longest=1000))
 

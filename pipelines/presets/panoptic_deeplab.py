@@ -67,7 +67,7 @@ def panoptic_deeplab_r50_cityscapes() -> Experiment:
 
 
 def panoptic_deeplab_r101_cityscapes() -> Experiment:
-    """As panoptic-deeplab-r50-cityscapes with ResNet-101: PQ 60.3 from the reference's model table."""
+    """panoptic-deeplab-r50-cityscapes with ResNet-101: PQ 60.3 from the reference's model table."""
     base = panoptic_deeplab_r50_cityscapes()
     return replace(base, model=replace(base.model, backbone=Backbone(name="resnet101")))
 

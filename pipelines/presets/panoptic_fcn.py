@@ -81,29 +81,29 @@ def panoptic_fcn_r50_coco() -> Experiment:
 
 
 def panoptic_fcn_r50_coco_2x() -> Experiment:
-    """As panoptic-fcn-r50-coco for 180k steps: PQ 43.2 (things 48.8, stuff 34.7) from the paper."""
+    """panoptic-fcn-r50-coco for 180k steps: PQ 43.2 (things 48.8, stuff 34.7) from the paper."""
     return _longer(panoptic_fcn_r50_coco(), 180_000)
 
 
 def panoptic_fcn_r50_coco_3x() -> Experiment:
-    """As panoptic-fcn-r50-coco for 270k steps: PQ 43.6 (AP 34.4, mIoU 43.6) from the reference's table."""
+    """panoptic-fcn-r50-coco for 270k steps: PQ 43.6 (AP 34.4, mIoU 43.6) from the reference's table."""
     return _longer(panoptic_fcn_r50_coco(), 270_000)
 
 
 def panoptic_fcn_r101_coco() -> Experiment:
-    """As panoptic-fcn-r50-coco-3x with ResNet-101: PQ 45.5 on test-dev from the paper."""
+    """panoptic-fcn-r50-coco-3x with ResNet-101: PQ 45.5 on test-dev from the paper."""
     base = panoptic_fcn_r50_coco_3x()
     return replace(base, model=replace(base.model, backbone=replace(base.model.backbone, name="resnet101")))
 
 
 def panoptic_fcn_dcn101_coco() -> Experiment:
-    """As panoptic-fcn-r101-coco with deformable res3 to res5: PQ 47.0 on test-dev from the paper, without a recipe."""
+    """panoptic-fcn-r101-coco with deformable res3 to res5: PQ 47.0 on test-dev from the paper, without a recipe."""
     base = panoptic_fcn_r101_coco()
     return replace(base, model=replace(base.model, backbone=replace(base.model.backbone, deformable="v1")))
 
 
 def panoptic_fcn_star_r50_coco() -> Experiment:
-    """As panoptic-fcn-r50-coco-3x, starred: PQ 44.2 (AP 35.6, mIoU 43.9) from the reference's table."""
+    """panoptic-fcn-r50-coco-3x, starred: PQ 44.2 (AP 35.6, mIoU 43.9) from the reference's table."""
     base = panoptic_fcn_r50_coco_3x()
     return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
 
@@ -152,7 +152,7 @@ def panoptic_fcn_r50_cityscapes() -> Experiment:
 
 
 def panoptic_fcn_star_r50_cityscapes() -> Experiment:
-    """As panoptic-fcn-r50-cityscapes, starred: PQ 61.4 (things 54.8, stuff 66.6) from the paper."""
+    """panoptic-fcn-r50-cityscapes, starred: PQ 61.4 (things 54.8, stuff 66.6) from the paper."""
     base = panoptic_fcn_r50_cityscapes()
     return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
 
@@ -187,7 +187,7 @@ def panoptic_fcn_r50_mapillary() -> Experiment:
 
 
 def panoptic_fcn_star_r50_mapillary() -> Experiment:
-    """As panoptic-fcn-r50-mapillary, starred: PQ 36.9 (things 32.9, stuff 42.3) from the paper."""
+    """panoptic-fcn-r50-mapillary, starred: PQ 36.9 (things 32.9, stuff 42.3) from the paper."""
     base = panoptic_fcn_r50_mapillary()
     return replace(base, model=replace(base.model, encoder_deform=True, encoder_channels=256))
 

@@ -54,7 +54,7 @@ def panoptic_fpn_r50_coco() -> Experiment:
 
 
 def panoptic_fpn_r101_coco() -> Experiment:
-    """As panoptic-fpn-r50-coco with ResNet-101 (R-101.pkl): PQ 43.0 from detectron2's model table."""
+    """panoptic-fpn-r50-coco with ResNet-101 (R-101.pkl): PQ 43.0 from detectron2's model table."""
     base = panoptic_fpn_r50_coco()
     return replace(base, model=PanopticFPNConfig(backbone=replace(CAFFE2, name="resnet101")))
 
@@ -91,7 +91,7 @@ def panoptic_fpn_r50_cityscapes() -> Experiment:
 
 
 def panoptic_fpn_r101_cityscapes() -> Experiment:
-    """As panoptic-fpn-r50-cityscapes with ResNet-101: PQ 58.1 (things 52.0, stuff 62.5) from the paper.
+    """panoptic-fpn-r50-cityscapes with ResNet-101: PQ 58.1 (things 52.0, stuff 62.5) from the paper.
 
     ImageNet weights are needed for that figure: --model.backbone.weights R-101.pkl.
     """

@@ -61,7 +61,7 @@ NAME_TAG = "mlflow.runName"
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where and under which names a run is recorded."""
+    """The server and the names under which a run is recorded."""
 
     uri: str = ""
     """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite file under the run's folder."""

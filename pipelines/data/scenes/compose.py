@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Habit:
-    """Where a thing class stands and how often."""
+    """The places of a thing class, and its frequency."""
 
     on: tuple[str, ...]
     """The stuff on which its foot may stand."""
@@ -42,7 +42,7 @@ HABITS = {
     "sign": Habit(("grass", "sand"), (0.25, 0.7), 1.0, 0.12),
 }
 CROWDS = (("person", 0.14), ("bird", 0.12))
-"""What comes in groups that nobody would outline one by one, and how probable one is in a scene."""
+"""Things that come in groups which nobody would outline one by one, and how probable a group is in a scene."""
 
 
 def render(seed: int, split: str, index: int) -> Scene:
@@ -106,7 +106,7 @@ def place_things(scene: Scene, rng: np.random.Generator) -> None:
 
 
 def _plan(scene: Scene, rng: np.random.Generator) -> list[Placed]:
-    """What stands where, in no order. Neighbours of a class touch or overlap a little."""
+    """The things of a scene and their places, in no order. Neighbours of a class touch or overlap a little."""
     plan: list[Placed] = []
     for name, habit in HABITS.items():
         for _ in range(min(int(rng.poisson(habit.mean)), 4)):

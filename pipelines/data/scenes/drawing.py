@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Light:
-    """Where a scene's light comes from."""
+    """The direction of a scene's light."""
 
     side: float
     """-1 (from the left) .. 1 (from the right)."""

@@ -124,13 +124,13 @@ def _is_written(target: Path, info: dict) -> bool:
     if not target.exists():
         return False
     try:
-        found = json.loads(target.read_text())["info"]
-        ours = found["description"] == DESCRIPTION
+        written = json.loads(target.read_text())["info"]
+        ours = written["description"] == DESCRIPTION
     except (ValueError, KeyError, TypeError):
-        found, ours = None, False
+        written, ours = None, False
     if not ours:
         raise ValueError(f"{target}: not written by write_scenes (field info); give the scenes a folder of their own")
-    return found == info
+    return written == info
 
 
 def _write_split(root: Path, target: Path, info: dict, workers: int) -> None:

@@ -222,4 +222,4 @@ THINGS = {
     "bird": bird,
     "sign": sign,
 }
-"""How each thing class is drawn, in the order of the category ids."""
+"""The function that draws each thing class, in the order of the category ids."""
