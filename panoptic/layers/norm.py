@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 Norm = Literal["batch", "sync", "group", "frozen"]
 """batch: over the worker's batch; sync: over all workers (GPU only when training); group: 32 groups;
@@ -114,12 +116,12 @@ def freeze(
                 model.set_submodule(".".join(filter(None, (name, inner))), frozen(module))
 
 
-def synchronise_norms(model: nn.Module) -> nn.Module:
+def synchronise_norms(model: Model) -> Model:
     """The model with batch norms whose statistics are those of all workers; frozen norms stay.
 
     By timm's conversion: torch's would drop the activations that timm's batch norms hold.
     """
-    return convert_sync_batchnorm(model)
+    return convert_sync_batchnorm(model)  # type: ignore[return-value]
 
 
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from panoptic.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
-from panoptic.rcnn.boxes import clip, decode, encode, match, sample
+from panoptic.rcnn.boxes import clip, encode, match, sample
 from panoptic.rcnn.rpn import Proposals, box_error
 
 
@@ -226,9 +226,3 @@ def detect(boxes: Tensor, probabilities: Tensor, size: tuple[int, int], detectio
     boxes, scores = boxes[region, label], scores[region, label]
     best = batched_nms(boxes, scores, label, detection.nms)[: detection.most]
     return Detections(boxes[best], scores[best], label[best], finite[region[best]])
-
-
-def decode_all(proposals: Sequence[Proposals], deltas: Tensor, detection: Detection) -> list[Tensor]:
-    """For each image float [P, 4 K], its regions moved by their deltas [R, 4 K]."""
-    boxes = torch.cat([proposed.boxes for proposed in proposals])
-    return list(decode(boxes, deltas, detection.code).split([len(proposed.boxes) for proposed in proposals]))

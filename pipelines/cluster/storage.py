@@ -223,24 +223,3 @@ def delete(uri: Uri) -> None:
             filesystem.delete_dir(path)
         elif kind != fs.FileType.NotFound:
             filesystem.delete_file(path)
-
-
-def upload_directory(local: Uri, uri: Uri) -> None:
-    """Copy the files below a local folder to a folder of any kind; files there of the same name are replaced."""
-    _copy(local, uri)
-
-
-def download_directory(uri: Uri, local: Uri) -> None:
-    """Copy the files below a folder of any kind to a local folder."""
-    _copy(uri, local)
-
-
-def _copy(source: Uri, target: Uri) -> None:
-    source_system, source_path = resolve(source)
-    target_system, target_path = resolve(target)
-    with _naming(source, "read"):
-        if source_system.get_file_info(source_path).type != fs.FileType.Directory:
-            raise FileNotFoundError(os.fspath(source))
-    makedirs(target)
-    with _naming(target, f"copied to from {os.fspath(source)}"):
-        fs.copy_files(source_path, target_path, source_filesystem=source_system, destination_filesystem=target_system)

@@ -83,7 +83,7 @@ def build_state(job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) ->
     if frozen and rank == 0:
         _say(f"train.freeze: {len(frozen)} tensors are frozen, {frozen[0]} to {frozen[-1]}")
     if options.sync_bn and job.gpu:
-        model = synchronise_norms(model)  # type: ignore[assignment]
+        model = synchronise_norms(model)
     elif options.sync_bn:
         logger.warning("train.sync_bn: batch norm is not shared over workers on CPU; each normalises its own images")
     return State(

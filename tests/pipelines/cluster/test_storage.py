@@ -61,7 +61,13 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     return f"s3://{name}"
 
 
-def check_round_trip(root: str, tmp_path: Path) -> None:
+def upload(local: Path, uri: str) -> None:
+    """Copy the files below a local folder."""
+    for file in (path for path in local.rglob("*") if path.is_file()):
+        storage.write_bytes(storage.join(uri, file.relative_to(local).as_posix()), file.read_bytes())
+
+
+def check_round_trip(root: str) -> None:
     """Everything that a store must do."""
     file = storage.join(root, "a", "b.bin")
     assert not storage.exists(file)
@@ -73,11 +79,6 @@ def check_round_trip(root: str, tmp_path: Path) -> None:
     assert storage.list_files(storage.join(root, "a")) == ["b.bin", "deep/c"]
     assert storage.list_stamps(storage.join(root, "a"))["b.bin"][0] == 3
 
-    storage.download_directory(storage.join(root, "a"), tmp_path / "down")
-    assert (tmp_path / "down" / "b.bin").read_bytes() == b"two"
-    storage.upload_directory(tmp_path / "down", storage.join(root, "up"))
-    assert storage.list_files(storage.join(root, "up")) == ["b.bin", "deep/c"]
-
     storage.delete(file)
     assert not storage.exists(file)
     storage.delete(storage.join(root, "a"))
@@ -86,11 +87,11 @@ def check_round_trip(root: str, tmp_path: Path) -> None:
 
 
 def test_local(tmp_path: Path) -> None:
-    check_round_trip(str(tmp_path / "root"), tmp_path)
+    check_round_trip(str(tmp_path / "root"))
 
 
-def test_s3(bucket: str, tmp_path: Path) -> None:
-    check_round_trip(storage.join(bucket, "prefix"), tmp_path)
+def test_s3(bucket: str) -> None:
+    check_round_trip(storage.join(bucket, "prefix"))
     with pytest.raises(ValueError, match="whole bucket"):
         storage.delete(bucket)
     with pytest.raises(FileNotFoundError, match=r"s3://.*/nothing"):
@@ -103,7 +104,7 @@ def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     from tests.support.coco_folder import write_folder
 
     write_folder(tmp_path / "data", "val", count=2)
-    storage.upload_directory(tmp_path / "data", storage.join(bucket, "data"))
+    upload(tmp_path / "data", storage.join(bucket, "data"))
     source = coco_panoptic(storage.join(bucket, "data"), "val")
     assert source.rows.num_rows == 2 and not source.problems
     import pyarrow as pa
@@ -146,7 +147,7 @@ def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_cat
     from tests.support.stored import write_model
 
     model, photos, out = (storage.join(bucket, name) for name in ("model", "photos", "out"))
-    storage.upload_directory(write_model(tmp_path / "model", small_categories), model)
+    upload(write_model(tmp_path / "model", small_categories), model)
     picture = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
     for name in ("a.png", "below/b.png"):
         storage.write_bytes(storage.join(photos, name), cv2.imencode(".png", picture)[1].tobytes())

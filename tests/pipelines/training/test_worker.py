@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from panoptic.backbones.config import Backbone
+from panoptic.backbones import Backbone
 from panoptic.layers.norm import FrozenBatchNorm
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
@@ -53,6 +54,17 @@ def job(small_categories: Categories) -> Iterator[Job]:
 def with_options(job: Job, **options: object) -> Job:
     experiment = job.experiment
     return replace(job, experiment=replace(experiment, train=replace(experiment.train, **options)))
+
+
+def test_shared_statistics_keep_the_activations_of_timms_norms(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_device", lambda gpu: torch.device("cpu"))
+    job = replace(with_options(job, sync_bn=True), gpu=True)
+    model = replace(job.experiment.model, backbone=Backbone("regnetx_002"))
+    backbone = build_state(
+        replace(job, experiment=replace(job.experiment, model=model)), rank=1, world=2
+    ).model.backbone
+    norms = [part for part in backbone.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert norms and any(isinstance(getattr(norm, "act", None), nn.ReLU) for norm in norms)
 
 
 def test_frozen_parts_stay_out_of_the_optimiser_and_in_evaluation_mode(job: Job) -> None:
