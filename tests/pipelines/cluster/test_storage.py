@@ -61,9 +61,9 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     return f"s3://{name}"
 
 
-def upload(local: Path, uri: str) -> None:
+def upload(local: str | Path, uri: str) -> None:
     """Copy the files below a local folder."""
-    for file in (path for path in local.rglob("*") if path.is_file()):
+    for file in (path for path in Path(local).rglob("*") if path.is_file()):
         storage.write_bytes(storage.join(uri, file.relative_to(local).as_posix()), file.read_bytes())
 
 
