@@ -1,0 +1,50 @@
+"""Repairs in the manifest, the table of problems, and sets of which nothing is left; no image is read here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.manifest import Manifest, problem_table
+from pipelines.data.prepare import prepare
+from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.readers.source import Problem
+from tests.support.coco_folder import CATEGORIES, write_folder, write_json
+
+
+def test_a_set_without_a_valid_image_ends_in_its_table(tmp_path: Path) -> None:
+    content = write_folder(tmp_path / "data", "val", count=3)
+    for image in content["images"]:
+        image["file_name"] = f"images/{image['file_name']}"
+    write_json(tmp_path / "data", "val", content)
+    with pytest.raises(ValueError, match=r"3 of 3 images failed validation(.|\n)*which holds 000\.jpg") as caught:
+        prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5 and "--data.images" in lines[-1]
+
+
+def test_an_empty_split_says_so(tmp_path: Path) -> None:
+    content = write_folder(tmp_path / "data", "val", count=1)
+    write_json(tmp_path / "data", "val", {**content, "images": [], "annotations": []})
+    with pytest.raises(ValueError, match=r"split val of .*: the annotations hold no annotated image; check the split"):
+        prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")
+
+
+def test_repairs_are_kept_and_printed_and_older_manifests_have_none(tmp_path: Path) -> None:
+    kind = "categories.isthing given as text"
+    manifest = Manifest(1, "val", 0, "h", CATEGORIES, (), 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {}, {kind: 3})
+    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
+    assert Manifest.load(tmp_path) == manifest
+    assert f"note: repaired 3 times: {kind}" in manifest.summary()
+    older = json.loads(manifest.to_json())
+    del older["repairs"]
+    (tmp_path / "manifest.json").write_text(json.dumps(older))
+    assert Manifest.load(tmp_path).repairs == {}
+
+
+def test_a_problem_is_one_line_of_the_table() -> None:
+    table = problem_table([Problem("a.jpg", "cannot be read:\n  error\n"), Problem("b" * 300, "is missing")])
+    assert table == f"  a.jpg{' ' * 55}  cannot be read: error\n  {'b' * 300}  is missing"
+    assert problem_table([]) == ""
