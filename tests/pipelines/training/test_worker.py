@@ -85,19 +85,6 @@ def test_frozen_parts_stay_out_of_the_optimiser_and_in_evaluation_mode(job: Job)
         build_state(with_options(job, freeze=("backbon.*",)), rank=1, world=2)
 
 
-def test_norms_over_all_workers_keep_their_activations(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch norms of some of timm's networks hold the activation that comes after them."""
-    monkeypatch.setattr(worker, "_device", lambda gpu: torch.device("cpu"))
-    model = replace(job.experiment.model, backbone=Backbone(name="mobilenetv3_small_050"))
-    job = replace(job, gpu=True, experiment=replace(job.experiment, model=model))
-    alone, shared = (build_state(with_options(job, sync_bn=on), rank=1, world=2) for on in (False, True))
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected, features = (state.model.get_submodule("backbone").eval()(x) for state in (alone, shared))
-    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in shared.model.modules())
-    assert all(torch.equal(features[name], value) for name, value in expected.items())
-
-
 def test_the_stream_is_cut_and_doubled_as_the_options_say(job: Job) -> None:
     experiment = job.experiment
     augment = replace(experiment.augment, colour="colour004", doubled=True)
