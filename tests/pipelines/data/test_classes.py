@@ -12,9 +12,10 @@ import pytest
 
 from panoptic.segmentation import Categories
 from pipelines.data.classes import with_equal_classes
-from pipelines.data.manifest import Manifest, Shard, verify
+from pipelines.data.manifest import Manifest, Shard
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.shard_writer import write_shard
+from pipelines.data.verify import verify
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
 DOG = {"id": 99, "name": "dog", "isthing": 1}
