@@ -12,12 +12,8 @@ import torch.nn.functional as F
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fpn.model import PanopticFPN, PanopticFPNConfig
 from panoptic.models.panoptic_fpn.postprocess import semantic_classes
-from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
-from panoptic.rcnn.roi_heads import Detection
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation, collate
-from panoptic.training.optim import Optim
 from tests.panoptic.models.test_contract import as_sample, build
-from tests.support.photographs import learn, photographs
 from tests.support.small import SMALL
 
 CONFIG = SMALL[PanopticFPNConfig]["group_norm"]
@@ -164,32 +160,3 @@ def test_any_pyramid_of_timm_is_a_backbone(small_categories) -> None:
     with torch.no_grad():
         outputs = model.network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert outputs["semantic"].shape == (1, 3, 16, 16)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_four_photographs_are_learnt(shared) -> None:
-    """Of COCO, with its crowd and its void, from scratch at 96 pixels, things of a few pixels included.
-
-    Measured: PQ 72.6 after 200 steps.
-    """
-    config = replace(
-        CONFIG,
-        pixel_mean=(123.675, 116.28, 103.53),
-        pixel_std=(58.395, 57.12, 57.375),
-        bgr=False,
-        width=32,
-        norm="group",
-        semantic_width=32,
-        semantic_weight=1.0,
-        confidence=0.5,
-        detector=DetectorConfig(
-            replace(CONFIG.detector.regions, train_before=200, train_after=100, test_before=200, test_after=100),
-            Detection(samples=64),
-            Heads(box_width=64, mask_width=32, mask_layers=2),
-        ),
-    )
-    optim = Optim(optimiser="adamw", lr=2e-3, schedule="poly", warmup_steps=20, clip_norm=5.0)
-    losses, pq = learn(config, *photographs(shared), steps=200, optim=optim)
-    assert losses[-1] < 0.1 * losses[0]
-    assert pq > 60
