@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
-from pipelines.data.manifest import MANIFEST, Manifest, Shard, is_shards
-from pipelines.data.shard_writer import ROW_GROUP
+from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, is_shards
+from pipelines.data.prepare import read_row
+from pipelines.data.shard_file import ROW_GROUP
+from pipelines.data.shard_writer import row_digest
 
 ClassesOf = Literal["both", "train", "val"]
 
@@ -78,7 +80,7 @@ def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: sto
     out = storage.join(storage.absolute(cache), f"{manifest.split}-classes-{key[:16]}")
     if is_shards(out):
         return Manifest.load(out)
-    shards = []
+    shards, digests = [], []
     for shard, file in zip(manifest.shards, manifest.files, strict=True):
         table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
         index = table.schema.get_field_index("labels")
@@ -91,11 +93,13 @@ def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: sto
         data = memoryview(sink.getvalue())
         storage.write_bytes(storage.join(out, shard.path), data)
         shards.append(Shard(shard.path, shard.rows, hashlib.sha256(data).hexdigest()))
+        digests += [row_digest(row, read_row(row).truth) for row in table.to_pylist()]
     segments = [0] * len(target)
     for old, count in enumerate(manifest.segments):
         if count:
             segments[mapping[old]] += count
-    copy = replace(manifest, hash=key, categories=target, shards=tuple(shards), segments=tuple(segments), uri=out)
+    content = content_hash(target, digests)
+    copy = replace(manifest, hash=content, categories=target, shards=tuple(shards), segments=tuple(segments), uri=out)
     storage.write_bytes(storage.join(out, MANIFEST), copy.to_json())
     return copy
 

@@ -12,7 +12,7 @@ import pytest
 
 from panoptic.segmentation import Categories
 from pipelines.data.classes import with_equal_classes
-from pipelines.data.manifest import Manifest, Shard
+from pipelines.data.manifest import Manifest, Shard, content_hash
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.shard_writer import write_shard
 from pipelines.data.verify import verify
@@ -38,7 +38,8 @@ def shards(root: Path, split: str, categories: list[dict]) -> Manifest:
     assert not report["problems"]
     written = (Shard(report["path"], report["rows"], report["sha256"]),)
     segments = tuple(report["segments"])
-    manifest = Manifest(1, split, 3, split, source.categories, written, 20, 30, segments, 2, 1, 0, (), 0, {}, {})
+    digest = content_hash(source.categories, report["digests"])
+    manifest = Manifest(1, split, 3, digest, source.categories, written, 20, 30, segments, 2, 1, 0, (), 0, {}, {})
     (out / "manifest.json").write_bytes(manifest.to_json())
     return Manifest.load(out)
 

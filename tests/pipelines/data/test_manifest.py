@@ -52,7 +52,10 @@ def shard(number: int, **values: Any) -> Callable[[dict], Any]:
         (lambda content: content.update(categories={}), "categories: "),
         (lambda content: content["categories"][1].update(isthing="0"), r"categories\[1\]\.isthing: "),
         (lambda content: content["categories"][1].pop("name"), r"categories\[1\]\.name: Field required"),
-        (lambda content: content["categories"][1].update(id=24), r"categories: .*the ids \[24\] appear more than once"),
+        (
+            lambda content: content["categories"][1].update(id=24),
+            r"categories: .*the id 24 .* appears more than once",
+        ),
         (lambda content: content.update(maximum_height=10**30, split=3), "split: "),
         (lambda content: content.update(schema_version=2), "schema_version is 2, this software reads 1"),
         (lambda content: content.update(schema_version="1"), "schema_version: "),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from pipelines.data.manifest import Manifest, problem_table
 from pipelines.data.prepare import prepare
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.readers.source import Problem
-from tests.support.coco_folder import CATEGORIES, write_folder, write_json
+from tests.support.coco_folder import write_folder, write_json
+from tests.support.shards import change_manifest, write_shards
 
 
 def test_a_set_without_a_valid_image_ends_in_its_table(tmp_path: Path) -> None:
@@ -34,14 +34,13 @@ def test_an_empty_split_says_so(tmp_path: Path) -> None:
 
 def test_repairs_are_kept_and_printed_and_older_manifests_have_none(tmp_path: Path) -> None:
     kind = "categories.isthing given as text"
-    manifest = Manifest(1, "val", 0, "h", CATEGORIES, (), 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {}, {kind: 3})
-    (tmp_path / "manifest.json").write_bytes(manifest.to_json())
-    assert Manifest.load(tmp_path) == manifest
-    assert f"note: repaired 3 times: {kind}" in manifest.summary()
-    older = json.loads(manifest.to_json())
-    del older["repairs"]
-    (tmp_path / "manifest.json").write_text(json.dumps(older))
-    assert Manifest.load(tmp_path).repairs == {}
+    folder = write_shards(tmp_path)
+    assert Manifest.load(folder).repairs == {}
+    change_manifest(folder, lambda content: content.update(repairs={kind: 3}))
+    manifest = Manifest.load(folder)
+    assert manifest.repairs == {kind: 3} and f"note: repaired 3 times: {kind}" in manifest.summary()
+    change_manifest(folder, lambda content: content.pop("repairs"))
+    assert Manifest.load(folder).repairs == {}
 
 
 def test_a_problem_is_one_line_of_the_table() -> None:

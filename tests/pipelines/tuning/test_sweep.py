@@ -28,7 +28,7 @@ from pipelines.tuning.sweep import split_preset, sweep
         (["train.steps=uniform(100,200)"], r"cannot take train\.steps=uniform\(100, 200\): .*use randint"),
         (["train.batch=grid(4,x)"], r"train\.batch"),
         (["optim.optimiser=choice(adam,adagrad)"], r"optim\.optimiser=adagrad"),
-        (["model.backbone.freeze=grid(0,7)"], r"freeze=7.*7 is not within 0\.\.5"),
+        (["model.backbone.freeze=grid(0,7)"], r"freeze=7.*7, but it must be 0 or more and at most 5"),
         (["model.backbone.freeze=grid(0,2)"], r"freeze=2.*frozen noise measures nothing.*--model\.backbone\.weights"),
         (["model.backbone.freeze=grid(0,'2 0@9')"], r"frozen noise"),
         (["train.freeze=grid((),('backbone.*',))"], r"frozen noise"),
