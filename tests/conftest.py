@@ -47,11 +47,15 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "ML
     os.environ.pop(name, None)
 
 
+SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devices.py")
+"""Files whose tests run in any process."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in one process when there are several (`make test`).
 
     All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. The other
-    tests of a file share its fixtures, but for the contract tests, which have none and would be one long block.
+    tests of a file share its fixtures, but for those of `SCATTERED`, which have none and would be one long block.
     """
     for item in items:
         path = item.path.relative_to(ROOT)
@@ -61,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or item.get_closest_marker("ray")
         ):
             item.add_marker(pytest.mark.xdist_group("ray"))
-        elif path.name != "test_contract.py":
+        elif path.name not in SCATTERED:
             item.add_marker(pytest.mark.xdist_group(path.as_posix()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,13 +39,13 @@ def photographs(shared: Callable[[str], Path], short: int = 96) -> tuple[list[Sa
 def learn(
     config: Any, samples: Sequence[Sample], categories: Categories, steps: int, optim: Optim
 ) -> tuple[list[float], float]:
-    """Train from scratch on all of them in every step, with both threads of a small machine.
+    """Train from scratch on all of them in every step, with both threads of a small machine if it has no other test.
 
     Returns:
         the loss of each step, and PQ (0 to 100) on the same photographs at the end.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     try:
         return _learn(config, samples, categories, steps, optim)
     finally:
