@@ -1,7 +1,7 @@
 """How each architecture learns four photographs of COCO by heart: a size, a small model, a training, and the PQ.
 
-What is in the way of a PQ of 100, measured without any network: masks of stride 4, fitted to the truth at every
-pixel and enlarged, reach 94.3 at 160 pixels and 94.8 at 192. Fitted at every second pixel of rows and columns they
+What is in the way of a PQ of 100, measured without any network: masks of stride 4, fitted to the truth at every pixel
+and enlarged, reach 94.3 at 160 pixels and 94.8 at 192. Fitted at every second pixel of rows and columns they
 reach 81.3 at 160 and 87.7 at 256, fitted at stride 4 itself (as Panoptic FCN learns its masks) 76.7 and 84.5.
 At 160 pixels 14 of the 83 segments, and all segments of 5 of the 31 classes that occur, have less than 60 pixels.
 """
@@ -41,7 +41,7 @@ class Recipe:
     steps: int
     lr: float
     measured: float
-    """PQ on a CPU with two threads."""
+    """PQ on a CPU."""
     least: float
     """PQ that the test asks for: what was measured, less what other rounding may cost."""
 
@@ -79,7 +79,8 @@ DEEPLAB = Recipe(
     measured=79.8,
     least=74,
 )
-""""""
+"""Stuff reaches 93.1, things 67.3. In the way: neither classes nor centres of most things below 60 pixels are learnt
+after as many steps; and the offsets of a crowd, which nobody trains, make persons of it."""
 
 FPN = Recipe(
     PanopticFPNConfig(
@@ -105,7 +106,8 @@ FPN = Recipe(
     measured=85.0,
     least=80,
 )
-""""""
+"""In the way: three things whose visible part is a fifth to a half of their box (a truck behind people, a table behind
+chairs, a potted plant) get no mask of an IoU above 0.5; the mask loss is still 0.16. Two classes stand at 0 for it."""
 
 FCN = Recipe(
     PanopticFCNConfig(
@@ -130,7 +132,8 @@ FCN = Recipe(
     measured=49.5,
     least=42,
 )
-""""""
+"""In the way: masks are learnt at stride 4 only. Were each exactly its target, PQ would be 84.5 at this size and 88.3
+at 320 pixels. And the length of the training: the position losses are still at 0.31, 32 of 83 segments are missed."""
 
 DETR = Recipe(
     DETRConfig(
@@ -152,7 +155,8 @@ DETR = Recipe(
     measured=71.2,
     least=65,
 )
-""""""
+"""In the way: the length of the training (67.8 after 385 of these steps), since masks are still being learnt (dice loss
+0.23, mean IoU 0.74) where RQ is 90; and false persons and horses beside the true ones."""
 
 JSIS = Recipe(
     JSISNetConfig(
@@ -181,7 +185,8 @@ JSIS = Recipe(
     measured=73.0,
     least=67,
 )
-""""""
+"""In the way: the mask loss is still 0.28. The three things that Panoptic FPN misses are missed here too, four persons,
+two horses and two remotes with them; where the couch's mask is too small, false stuff is left, as there is no void."""
 
 MASKFORMER = Recipe(
     MaskFormerConfig(
@@ -200,13 +205,13 @@ MASKFORMER = Recipe(
         overlap=0.5,
         inside=True,
     ),
-    short=176,
-    steps=380,
+    short=160,
+    steps=400,
     lr=3e-3,
-    measured=91.8,
+    measured=93.5,
     least=90,
 )
-""""""
+"""At 176 pixels, where masks of stride 4 fit the thin blanket badly, it is 91.8 after 380 steps."""
 
 MASK2FORMER = Recipe(
     Mask2FormerConfig(
@@ -230,7 +235,8 @@ MASK2FORMER = Recipe(
     measured=86.5,
     least=81,
 )
-""""""
+"""Stuff reaches 92.2, things 81.1. In the way: four things of 26 to 37 pixels are not learnt yet, in classes with few
+others (a microwave, a chair, two vases). At 160 pixels, 300 steps with 1536 points gave 78.9."""
 
 RECIPES: dict[type, Recipe] = {
     type(recipe.config): recipe for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER)
