@@ -39,7 +39,7 @@ def check_photograph(data: bytes, name: str, size: tuple[int, int]) -> tuple[byt
         raise ValueError("the image file is empty (0 bytes); copy it again from its source")
     if is_cut(data):
         raise ValueError("the JPEG ends before its image does (partial download?)")
-    image = decode_image(data, name)
+    image = decode_image(data, name, size)  # which compares the sizes before it decodes
     repairs = [TWELVE_BITS] if holds_12_bits(data) else []
     stored = decode_stored(data, name) if any(mark in data for mark in _EXIF) else image
     if stored.shape[:2] == size and image.shape[:2] != size:

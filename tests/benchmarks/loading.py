@@ -89,6 +89,8 @@ def _draw(rng: np.random.Generator, size: tuple[int, int], classes: Any, augment
         "segments": encode_segments(truth.segments),
         "labels": truth.labels.tolist(),
         "crowd": truth.is_crowd().tolist(),
+        "height": truth.size[0],
+        "width": truth.size[1],
     }
     draws = generator(0, 0, k)
     window, _ = draw_geometry(size, augment, draws)

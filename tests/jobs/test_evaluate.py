@@ -81,7 +81,10 @@ def test_once_twice_and_worse_once(
         (["--promote"], "--promote needs --once"),
         (["--once", "--promote"], "--promote needs --reference"),
         (["--once", "--margin", "2"], "--margin needs --reference"),
-        (["--once", "--reference", "models:/street@champion", "--margin", "nan"], "--margin nan: give points of PQ"),
+        (
+            ["--once", "--reference", "models:/street@champion", "--margin", "nan"],
+            "margin: nan, but it must be 0 or more and finite",
+        ),
         (["--once", "--against", "other"], "--against cannot be given with --once"),
         (["--once", "--no-log"], "--no-log cannot be given with --once"),
         (["--once", "--examples", "0"], "--examples cannot be given with --once"),

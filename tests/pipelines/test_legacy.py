@@ -5,6 +5,7 @@ The files stay as they are: they are what people have on their disks and in thei
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import lzma
@@ -17,6 +18,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -28,6 +31,7 @@ from panoptic.training.device import Engine
 from panoptic.training.optim import Optim, build_ema, build_optimiser
 from panoptic.training.plain import from_plain, read_config
 from panoptic.training.step import SkipCounter, train_step
+from pipelines.data.shard_file import ROW_GROUP, shard_schema
 from tests.panoptic.models.traces import CATEGORIES, drawn, predict
 
 LEGACY = Path(__file__).resolve().parents[1] / "data/legacy"
@@ -171,6 +175,20 @@ def test_a_run_is_continued(expected: dict[str, Any], ray_cluster: None, mlflow_
     assert losses[1][1] == pytest.approx(second, rel=1e-2)  # Adam has amplified rounding by then
 
 
+def as_prepared(shards: Path) -> str:
+    """The hash of a manifest, once shard and manifest are what `jobs/prepare.py` wrote: a test's helper wrote these,
+    without hashes and the ids of the images."""
+    data, file = shards / "shard.parquet", shards / "manifest.json"
+    table, schema = pq.read_table(data), shard_schema(pa.int64())
+    table = table.append_column("image_id", pa.array(range(table.num_rows), pa.int64())).select(schema.names)
+    pq.write_table(table.cast(schema), data, row_group_size=ROW_GROUP, compression="none")
+    content = json.loads(file.read_text())
+    content["hash"] = hashlib.sha256(content["hash"].encode()).hexdigest()
+    content["shards"][0]["sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    file.write_text(json.dumps(content))
+    return content["hash"]
+
+
 def continued(store: str, folder: Path) -> list[tuple[int, float]]:
     """Step and total loss of every step that was taken. The working directory is `folder`, as `mlflow_store` has it."""
     from jobs import train
@@ -182,7 +200,8 @@ def continued(store: str, folder: Path) -> list[tuple[int, float]]:
     experiment = client.create_experiment("panoptic", artifact_location=(folder / "artifacts").as_uri())
     run_id = client.create_run(experiment, run_name="legacy").info.run_id
     file = folder / "runs/legacy/run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "run_id": run_id}))
+    hashes = {f"{split}_hash": as_prepared(folder / "shards" / split) for split in ("train", "val")}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "run_id": run_id, **hashes}))
     arguments = json.loads((LEGACY / "expected.json").read_text())["run"]["arguments"]
     outcome = train.main([*arguments, "--tracking.uri", store, "--train.steps", "4"])
     assert outcome.run.run_id == run_id and outcome.model.startswith("models:/")

@@ -60,7 +60,7 @@ def write_shards(root: Path, categories: Any, count: int) -> Manifest:
     pq.write_table(table, root / "shard.parquet", row_group_size=4, compression="none")
     digest = hashlib.sha256((root / "shard.parquet").read_bytes()).hexdigest()
     shard, empty = (Shard("shard.parquet", count, digest),), (0,) * len(categories)
-    manifest = Manifest(1, "val", count, digest, categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, str(root))
+    manifest = Manifest(1, "val", count, digest, categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, uri=str(root))
     (root / "manifest.json").write_bytes(manifest.to_json())
     return manifest
 

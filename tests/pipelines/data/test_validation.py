@@ -136,7 +136,7 @@ def test_files_without_an_image_are_refused() -> None:
     for data, message in (
         (b"", r"the image file is empty \(0 bytes\)"),
         (jpeg()[:-9], "JPEG ends before"),
-        (jpeg(), "is 120x160 but the JSON says 120x161"),
+        (jpeg(), "is 120x160 but the record says 120x161"),
     ):
         with pytest.raises(ValueError, match=message):
             check_photograph(data, "a", (120, 161))
