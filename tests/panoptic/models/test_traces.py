@@ -28,6 +28,7 @@ def test_twenty_steps_and_a_batch_are_what_they_were(name: str) -> None:
     assert not differences(recorded()[name], measured(name), rtol, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_threads_make_the_same_of_a_batch(name: str) -> None:
     before = recorded()[name]

@@ -156,7 +156,11 @@ def on_loopback(address: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "variables", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"}], ids=["none", "wrong"]
+    "variables",
+    [
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, id="none"),
+        pytest.param({"RAY_AUTH_MODE": "token"}, id="wrong", marks=pytest.mark.slow),  # Ray takes 20 s to give up
+    ],
 )
 def test_nobody_joins_a_local_session_without_its_token(ray_cluster, variables: dict[str, str]) -> None:
     import ray
