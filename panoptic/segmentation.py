@@ -177,7 +177,7 @@ def whole_number(value: object) -> int:
 
 
 def flag(value: object) -> bool:
-    """What a value of a JSON means where 0 or 1 is asked for: 0, 1, true, false, or one of them as text.
+    """A value of a JSON as a flag: 0, 1, true, false, or one of them as text.
 
     Raises:
         ValueError: it means neither; begins with the value.

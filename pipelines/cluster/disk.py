@@ -70,7 +70,7 @@ def size(count: int) -> str:
 
 
 def find_full(error: BaseException) -> BaseException | None:
-    """What says in an error, or in one of those that it began with, that a disk is full: a `DiskFull` if there is one.
+    """The error of a full disk among an error and those that it began with: a `DiskFull` if there is one.
 
     Errors of Ray name the ones that they began with in attributes of their own.
     """

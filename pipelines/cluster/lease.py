@@ -49,10 +49,10 @@ class Lease:
     owner: str
     seconds: float
     about: dict[str, Any] = field(default_factory=dict, compare=False)
-    """What a follower may want to know of this holder, beside who it is."""
+    """Facts about this holder for a follower, beside who it is."""
 
     def held(self) -> bool:
-        """Whether nobody has followed."""
+        """True while nobody has followed."""
         return _numbers(self.folder)[-1:] == [self.number]
 
     def renew(self, seconds: float | None = None) -> None:
@@ -146,7 +146,7 @@ def _acquire_unless_alive(folder: storage.Uri, seconds: float) -> Lease | None:
 
 
 def last(folder: storage.Uri) -> dict[str, Any]:
-    """What the last lease of a folder says of its holder; {} where there is none, or none that can be read."""
+    """The last lease's facts about its holder; {} where a folder has none, or none that can be read."""
     folder = storage.absolute(folder)
     numbers = _numbers(folder)
     try:
@@ -157,7 +157,7 @@ def last(folder: storage.Uri) -> dict[str, Any]:
 
 
 def is_gone(holding: Mapping[str, Any]) -> bool:
-    """Whether a holder was a process of this machine that exists no more."""
+    """True if a holder was a process of this machine that exists no more."""
     return _alive(holding) is False
 
 
@@ -217,7 +217,7 @@ def _began(pid: int) -> str | None:
 
 
 def _alive(holding: Mapping[str, Any]) -> bool | None:
-    """Whether the holder's process exists; None where that cannot be seen from here."""
+    """True if the holder's process exists; None where that cannot be seen from here."""
     if holding.get("machine") != _machine() or "pid" not in holding:
         return None
     return _began(int(holding["pid"])) == holding.get("began")
@@ -239,7 +239,7 @@ def _numbers(folder: str) -> list[int]:
 
 
 def _expires(folder: str, number: int, seconds: float) -> float:
-    """Of a file that was created but not yet filled: `seconds` from then."""
+    """The end of a lease; of a file that was created but not yet filled, `seconds` from then."""
     try:
         return float(json.loads(storage.read_bytes(_file(folder, number)))["expires"])
     except ValueError:

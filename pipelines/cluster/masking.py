@@ -6,7 +6,7 @@ import logging
 import re
 
 USER = re.compile(r"(?<=://)[^\s/?#'\"]*@")
-"""What stands before the host of a URI: user, password or both."""
+"""The part before the host of a URI: user, password or both."""
 
 PARAMETER = re.compile(
     r"(?<=[?&])([\w.-]*(?:password|passwd|pwd|secret|token|access_?key|signature)[\w.-]*=)[^&\s'\")]+", re.IGNORECASE

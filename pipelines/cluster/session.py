@@ -47,7 +47,7 @@ OBJECT_STORE = 1 << 30
 """Bytes of a local session's object store: only encoded images and compact maps cross it. Pages are taken as used."""
 
 ATTEMPTS = 2
-"""How often a local session is started before that is an error."""
+"""Starts of a local session that may fail before that is an error."""
 
 
 SESSION_FOLDER = re.compile(r"/session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d{6}_\d+/?$")
@@ -189,7 +189,7 @@ def _processes_of(folder: str) -> list[int]:
 
 
 def _belongs(process: Path, folder: str) -> bool:
-    """Whether a process, by its folder in /proc, is Ray's and names a session's folder or has a file in it open."""
+    """True if a process, by its folder in /proc, is Ray's and names a session's folder or has a file in it open."""
     try:
         command = (process / "cmdline").read_bytes().decode(errors="replace")
         # somebody who reads the session's logs is not of the session

@@ -79,13 +79,13 @@ class Manifest:
     split: str
     rows: Positive
     hash: Sha256
-    """Of the content (names, image bytes, maps, labels, order, categories), whatever wrote it."""
+    """Hash of the content (names, image bytes, maps, labels, order, categories), whatever wrote it."""
     categories: CocoCategories
     shards: Annotated[tuple[Shard, ...], Len(1)]
     maximum_height: Positive
     maximum_width: Positive
     segments: tuple[Count, ...]
-    """Of each class."""
+    """Number of segments of each class."""
     crowds: Count
     empty: Count
     """Images without a segment."""
@@ -98,7 +98,7 @@ class Manifest:
     source: dict[str, Any]
     """reader, root, split and the fingerprint of files and options."""
     repairs: Mapping[str, int] = field(default_factory=dict)
-    """How many values and images were read although they are not as the format asks, by kind."""
+    """Number of values and images that were read although they are not as the format asks, by kind."""
     uri: str = field(default="", compare=False)
     """The folder it was loaded from."""
 

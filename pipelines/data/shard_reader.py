@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ROWS_PER_TASK = 64
 """Rows that one Ray task reads, so that it works for some 50 ms; more where a run would need too many tasks."""
 MOST_TASKS = 2000
-"""Of one execution: Ray Data takes about 1 ms each before the first row."""
+"""Most tasks of one execution: Ray Data takes about 1 ms each before the first row."""
 BLOCK_BYTES = 4 << 20
 """Size at which a task hands on what it has read."""
 

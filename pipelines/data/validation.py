@@ -14,7 +14,7 @@ STORED_FRAME = "photographs whose map lies over the stored pixels, freed of thei
 """Kinds of repairs, as the manifest counts them."""
 
 _EXIF = (b"Exif", b"eXIf", b"EXIF")
-"""Of which a JPEG, PNG or WebP with an EXIF orientation holds one."""
+"""Marks of EXIF, of which a JPEG, PNG or WebP with an orientation holds one."""
 
 
 def check_photograph(data: bytes, name: str, size: tuple[int, int]) -> tuple[bytes, list[str]]:
@@ -89,7 +89,7 @@ def _shape(image: np.ndarray) -> str:
 
 
 MARKERS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")
-"""What begins a segment of a JPEG, the image or its end. None of them can stand in the coded pixels between segments:
+"""Markers that begin a segment of a JPEG, the image or its end. None can stand in the coded pixels between segments:
 there a byte 0xff is followed by 0 or is a restart marker (0xd0 to 0xd7)."""
 
 

@@ -86,7 +86,7 @@ class DataSet:
     source: str
     """URI of its shards."""
     context: str
-    """What the run uses it for: train, val or eval."""
+    """Use that the run makes of it: train, val or eval."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run has yet to send to MLflow, kept in the run's folder until it is delivered.
+"""Metrics and artifacts that a run has yet to send to MLflow, kept in the run's folder until they are delivered.
 
 | file | content |
 |---|---|
@@ -38,7 +38,7 @@ class Spool:
         """
         place = None if folder is None else storage.absolute(folder)
         self.local = place is not None and "://" not in place
-        """Whether to save before every delivery, because it costs next to nothing."""
+        """True where saving before every delivery costs next to nothing."""
         self.records: list[dict[str, Any]] = []
         """Not yet delivered, in the order of writing."""
         self._lines = None if place is None else storage.join(place, f"{PREFIX}{run_id}.jsonl")
@@ -82,7 +82,7 @@ class Spool:
         self._files[name] = data
 
     def describe(self) -> list[str]:
-        """What is undelivered: a line for all metrics, tags and artifacts by name."""
+        """The undelivered: a line for all metrics, tags and artifacts by name."""
         return [*_summary(self.records), *self._files]
 
     def names(self) -> list[str]:
@@ -176,7 +176,7 @@ def read_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def undelivered(folder: str | Path) -> list[str]:
-    """What a run's folder, local or s3://, holds that MLflow does not: a line for all metrics, each artifact by name.
+    """The content of a run's folder, local or s3://, that MLflow lacks: a line for all metrics, each artifact by name.
 
     Empty where everything is delivered. Of a run that is training, it names what was written in the last seconds, too.
 

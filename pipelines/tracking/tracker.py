@@ -1,4 +1,4 @@
-"""What one worker writes to a run: metrics, tables, pictures and tags, delivered by a thread.
+"""The writes of one worker to a run: metrics, tables, pictures and tags, delivered by a thread.
 
 The caller only puts into a queue. A thread takes from it, keeps what it took in the run's folder (`spool`) and sends
 it to MLflow: metrics every `INTERVAL` seconds in one request, artifacts at once. A store that is slow, away or broken
@@ -79,7 +79,7 @@ class Tracker:
         """Held while the spool is used; never while MLflow is asked."""
         self._loaded = False
         self._queue: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        """What the thread does with the spool or with itself, in order."""
+        """Calls for the thread, in order."""
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()
         """Tells the present thread to leave the spool alone."""

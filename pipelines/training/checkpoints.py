@@ -91,7 +91,7 @@ def checkpoint_bytes(model: nn.Module, optim: Optim) -> int:
 
 
 def optimiser_slots(optim: Optim) -> int:
-    """How many numbers the optimiser keeps of each parameter, counted after a step of a layer of its own."""
+    """Count of the numbers that the optimiser keeps of each parameter, after a step of a layer of its own."""
     layer = nn.Linear(2, 2, bias=False)
     optimiser = build_optimiser(layer, optim)
     layer.weight.grad = torch.ones(2, 2)
@@ -101,7 +101,7 @@ def optimiser_slots(optim: Optim) -> int:
 
 
 def most_at_once(options: Train) -> int:
-    """How many checkpoints lie in a run's folder at most: the best, the last, and the next while it is written."""
+    """The most checkpoints that lie in a run's folder: the best, the last, and the next while it is written."""
     return min(options.keep + 2, -(-options.steps // options.validate_every))
 
 

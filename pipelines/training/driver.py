@@ -76,7 +76,7 @@ class Outcome:
     no_model: str = ""
     """Why there is no model."""
     undelivered: tuple[str, ...] = ()
-    """What MLflow lacks; the same command again sends it."""
+    """Records that MLflow lacks; the same command again sends them."""
 
 
 @dataclass(frozen=True)
@@ -420,7 +420,7 @@ def closing_lines(outcome: Outcome) -> str:
 
 
 def _warning(outcome: Outcome) -> list[str]:
-    """What MLflow lacks, and the command that delivers it."""
+    """A line that names the records that MLflow lacks, and the command that delivers them."""
     if not outcome.undelivered:
         return []
     name = [] if any(a.split("=")[0] == "--name" for a in sys.argv) else ["--name", outcome.name]

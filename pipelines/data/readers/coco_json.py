@@ -89,9 +89,9 @@ class Content:
     categories: Any
     """As the file holds them, for `Categories.from_coco`."""
     faults: dict[int, str]
-    """What is wrong with the segments of single annotations, by position; those are left as they are."""
+    """Faults of the segments of single annotations, by position; those are left as they are."""
     repairs: dict[str, int]
-    """How many values were read although they are not written as the format asks, by kind."""
+    """Number of values that were read although they are not written as the format asks, by kind."""
 
 
 def parse(text: bytes, file: str) -> Content:
@@ -224,7 +224,7 @@ def _problems(adapter: TypeAdapter, entry: Any, place: str, id_rule: str) -> lis
 
 
 def _place(loc: tuple[int | str, ...], place: str) -> tuple[str, str]:
-    """Where an error lies: the entry that holds the value, and the name of its field, "" for the entry itself."""
+    """The place of an error: the entry that holds the value, and the name of its field, "" for the entry itself."""
     field = ""
     for part in loc:
         if isinstance(part, int):
@@ -235,7 +235,7 @@ def _place(loc: tuple[int | str, ...], place: str) -> tuple[str, str]:
 
 
 _PARTS_OF_UNIONS = ("str", "int", "constrained-int")
-"""What pydantic appends to the place of a value that may be of several types."""
+"""Words that pydantic appends to the place of a value that may be of several types."""
 
 
 def _needed(fields: list[str], id_rule: str) -> str:

@@ -186,7 +186,7 @@ def _check(content: Content, known: set[int], images: _Folder, pngs: _Folder) ->
 
 
 def _repeated(values: Iterable[int | str]) -> dict[int | str, int]:
-    """How often each value occurs that occurs more than once."""
+    """The count of each value that occurs more than once."""
     return {value: count for value, count in Counter(values).items() if count > 1}
 
 

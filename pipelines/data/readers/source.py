@@ -1,4 +1,4 @@
-"""What a reader of a data set gives: light rows, problems, a fingerprint."""
+"""The result of a reader of a data set: light rows, problems, a fingerprint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from panoptic.segmentation import Categories
 
 Stamps = dict[str, tuple[int, int]]
-"""Of each file of a folder: bytes, time of change."""
+"""Size in bytes and time of change of each file of a folder."""
 
 
 COLUMNS = ("name", "image", "png", "record", "height", "width", "image_id")
@@ -27,7 +27,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found: one light row per image that passed the checks, in the order of the annotations."""
+    """The result of a reader: one light row per image that passed the checks, in the order of the annotations."""
 
     reader: str
     root: str
@@ -40,8 +40,8 @@ class Source:
     unannotated: tuple[str, ...]
     """Images that the annotations list without annotating them; they are left out."""
     bytes: int
-    """Of all images and maps."""
+    """Size of all images and maps."""
     fingerprint: str
     """Changes whenever the annotations, or the size or time of a file, change."""
     repairs: Mapping[str, int] = field(default_factory=dict)
-    """How many values were read although they are not written as the format asks, by kind."""
+    """Number of values that were read although they are not written as the format asks, by kind."""
