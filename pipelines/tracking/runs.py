@@ -208,9 +208,19 @@ def ending(run: Run) -> Iterator[None]:
             finish(run, "FINISHED" if asked else "KILLED")
             raise
         except BaseException:
-            finish(run, "FAILED")
+            _fail(run)
             raise
         finish(run, "FINISHED")
+
+
+def _fail(run: Run) -> None:
+    """Set FAILED, but not over KILLED: an interrupted sweep closes the runs of trials whose workers it has ended."""
+
+    def write(client: MlflowClient) -> None:
+        if client.get_run(run.run_id).info.status != "KILLED":
+            client.set_terminated(run.run_id, "FAILED")
+
+    _write(run, "set to FAILED", write)
 
 
 def finish(run: Run, status: str) -> None:

@@ -99,6 +99,13 @@ def test_the_final_status_tells_how_the_run_ended(run):
     assert status(run) == "KILLED"
 
 
+def test_a_run_that_its_sweep_has_closed_stays_killed(run):
+    with pytest.raises(ValueError, match="died"), ending(run):
+        runs.finish(run, "KILLED")
+        raise ValueError("its worker died")
+    assert status(run) == "KILLED"
+
+
 def test_a_run_is_described(run):
     runs.describe(run, "PQ 50")
     assert client_module.connect(run.tracking_uri).get_run(run.run_id).data.tags["mlflow.note.content"] == "PQ 50"
