@@ -242,11 +242,16 @@ def _file_problems(shards: Sequence[Shard], stamps: Mapping[str, tuple[int, int]
 
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
-    """A line of file name and reason for each of the first `limit` problems, and how many more there are."""
+    """A line of file name, reason and remedy for each of the first `limit` problems, and how many more there are."""
     shown = problems[:limit]
     width = min(max((len(problem.name) for problem in shown), default=0), 60)
-    lines = [f"  {problem.name:{width}}  {' '.join(problem.reason.split())}" for problem in shown]
+    lines = [f"  {problem.name:{width}}  {_one_line(problem)}" for problem in shown]
     return "\n".join(lines + [f"  and {len(problems) - limit} more"] * (len(problems) > limit))
+
+
+def _one_line(problem: Problem) -> str:
+    """Reason and remedy, separated by an arrow."""
+    return " → ".join(" ".join(part.split()) for part in (problem.reason, problem.remedy) if part)
 
 
 class _Version(TypedDict):

@@ -72,7 +72,7 @@ def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
         crowds=sum(int(row["crowd"].sum()) for row in columns),
         empty=sum(len(row["labels"]) == 0 for row in columns),
         area_mismatches=sum(entry.area_mismatches for entry in good),
-        problems=[[entry.name, entry.reason] for entry in checked if isinstance(entry, Problem)],
+        problems=[[entry.name, entry.reason, entry.remedy] for entry in checked if isinstance(entry, Problem)],
         repairs=Counter(kind for entry in good for kind in entry.repairs),
     )
     return pa.table({"report": [json.dumps(report._asdict())]})

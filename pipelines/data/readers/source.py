@@ -23,6 +23,9 @@ class Problem:
     name: str
     """File name of the image, or of what stands for it in the annotations."""
     reason: str
+    """The fault, in words that name the file, the field and the value."""
+    remedy: str = ""
+    """The action that mends it; "" where the reason says it already, as in manifests of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,12 @@ def test_a_problem_is_one_line_of_the_table() -> None:
     table = problem_table([Problem("a.jpg", "cannot be read:\n  error\n"), Problem("b" * 300, "is missing")])
     assert table == f"  a.jpg{' ' * 55}  cannot be read: error\n  {'b' * 300}  is missing"
     assert problem_table([]) == ""
+    assert problem_table([Problem("a.jpg", "is cut", "copy it\nagain")]) == "  a.jpg  is cut → copy it again"
+
+
+def test_remedies_are_kept_and_older_manifests_have_none(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path)
+    listed = [{"name": "a.jpg", "reason": "is cut"}, {"name": "b.jpg", "reason": "is cut", "remedy": "copy it again"}]
+    change_manifest(folder, lambda content: content.update(skipped=listed))
+    skipped = Manifest.load(folder).skipped
+    assert skipped == (Problem("a.jpg", "is cut"), Problem("b.jpg", "is cut", "copy it again"))
