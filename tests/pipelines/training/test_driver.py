@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 from pipelines.tracking import client as client_module
+from tests.support.train_record import committed
 
 if TYPE_CHECKING:
     import torch
@@ -286,6 +287,13 @@ def wait_for(ready: Callable[[], Any], seconds: float) -> Any:
     return None
 
 
+def last_step(folder: Path, places: list[str]) -> int:
+    """The last step whose loss has reached MLflow, which comes after the step."""
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    steps = client_module.connect(places[-1]).get_metric_history(run_id, "train/loss/total")
+    return max((metric.step for metric in steps), default=0)
+
+
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 
 
@@ -343,9 +351,8 @@ def test_a_killed_worker_costs_nothing_but_time(run: Callable[..., Outcome], pla
     folder, killed = Path(places[1]) / "worker-killed", []
 
     def kill() -> None:
-        if not wait_for((folder / "step_000010" / "metrics.json").exists, 200):
+        if not wait_for(lambda: "step_000010" in committed(folder) and last_step(folder, places) >= 12, 200):
             return
-        time.sleep(1)  # some steps on
         workers = [pid for pid, command in descendants(os.getpid()).items() if "RayTrainWorker" in command]
         if workers and not (folder / "step_000030").exists():
             os.kill(workers[-1], signal.SIGKILL)
@@ -387,9 +394,8 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
     folder, log = Path(places[1]) / "driver-killed", tmp_path / "log"
     arguments = [*places, *TINY.split(), "--name", "driver-killed", "--train.steps", "30", "--train.workers", "1"]
     with driver(arguments, log) as process:
-        assert wait_for((folder / "step_000010" / "metrics.json").exists, 150), log.read_text()
-        time.sleep(0.5)
-        assert process.poll() is None and not (folder / "step_000030").exists()
+        ready = wait_for(lambda: "step_000010" in committed(folder) and last_step(folder, places) >= 12, 150)
+        assert ready and process.poll() is None and not (folder / "step_000030").exists(), log.read_text()
     first = json.loads((folder / "run.json").read_text())
     with driver(arguments, log) as process:
         assert process.wait(timeout=200) == 0, log.read_text()
