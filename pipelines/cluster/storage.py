@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 from pipelines.cluster.masking import masked
 
@@ -102,6 +102,13 @@ def read_bytes(uri: Uri) -> bytes:
     filesystem, path = resolve(uri)
     with _naming(uri, "read"), filesystem.open_input_stream(path) as stream:
         return stream.read()
+
+
+def open_file(uri: Uri) -> NativeFile:
+    """A file open at random access: `read_at(bytes, offset)` may be called by several threads at once."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "read"):
+        return filesystem.open_input_file(path)
 
 
 def write_bytes(uri: Uri, data: bytes | memoryview) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_left
 from collections import Counter
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
-from pipelines.data.readers.coco_json import Annotation, Content, Image, parse
+from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId, parse
 from pipelines.data.readers.source import COLUMNS, Problem, Source, Stamps
 
 
@@ -44,8 +43,8 @@ def coco_panoptic(
     """
     root = storage.absolute(root)
     file = _first([json_file] if json_file else _json_places(root, split), "annotation file", "--data.json-file")
-    text = storage.read_bytes(file)
-    content = parse(text, file)
+    with storage.open_file(file) as stream:
+        content = parse(stream, file)
     repairs = content.repairs
     categories = Categories.from_coco(content.categories, file, repairs)
     png_folder = _first([pngs] if pngs else _png_places(file), "folder of PNG id maps", "--data.pngs")
@@ -53,22 +52,22 @@ def coco_panoptic(
     image_folder = _images_folder([images] if images else _image_places(root, split), names)
     image_stamps, png_stamps = storage.list_stamps(image_folder), storage.list_stamps(png_folder)
     folders = _Folder(image_folder, image_stamps), _Folder(png_folder, png_stamps)
-    rows, problems = _check(content, set(categories.ids), *folders)
-    annotated = {annotation["image_id"] for annotation in content.annotations}
+    rows, problems, annotated = _check(content, set(categories.ids), *folders)
     stamps: list = [(entry["file_name"], image_stamps[entry["file_name"]], png_stamps[png]) for entry, png, _ in rows]
     size = sum(image[0] + png[0] for _, image, png in stamps)
     if repairs:  # what an earlier version made of such values is not used again
         stamps.append(sorted(repairs.items()))
+    content.digest.update(json.dumps(stamps).encode())
     return Source(
         reader="coco",
         root=root,
         split=split,
         categories=categories,
-        rows=_table(rows, image_folder, png_folder, file),
+        rows=_table(rows, content, image_folder, png_folder, file),
         problems=tuple(problems),
         unannotated=tuple(entry["file_name"] for entry in content.images if entry["id"] not in annotated),
         bytes=size,
-        fingerprint=hashlib.sha256(text + json.dumps(stamps).encode()).hexdigest(),
+        fingerprint=content.digest.hexdigest(),
         repairs=repairs,
     )
 
@@ -144,16 +143,23 @@ def _common_letters(a: str, b: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
-Row = tuple[Image, str, Annotation]
-"""Image entry, name of the PNG, annotation."""
+Row = tuple[Image, str, int]
+"""Image entry, name of the PNG, position of the annotation."""
 
 
-def _check(content: Content, known: set[int], images: _Folder, pngs: _Folder) -> tuple[list[Row], list[Problem]]:
-    """The annotations sorted into good rows and problems, from the JSON and the lists of files alone."""
+def _check(
+    content: Content, known: set[int], images: _Folder, pngs: _Folder
+) -> tuple[list[Row], list[Problem], set[ImageId]]:
+    """The annotations sorted into good rows and problems, from the JSON and the lists of files alone.
+
+    Returns:
+        the rows, the problems, and the ids of all images that are annotated.
+    """
     entries = {entry["id"]: entry for entry in content.images}
     repeated_ids = _repeated(entry["id"] for entry in content.images)
     repeated_names = _repeated(entry["file_name"] for entry in content.images)
-    annotated, maps = set(), set()
+    annotated: set[ImageId] = set()
+    maps = set()
     rows, problems = [], []
     for position, annotation in enumerate(content.annotations):
         key = annotation["image_id"]
@@ -181,8 +187,8 @@ def _check(content: Content, known: set[int], images: _Folder, pngs: _Folder) ->
         if reason or not entry:
             problems.append(Problem(name, reason))
         else:
-            rows.append((entry, png, annotation))
-    return rows, problems
+            rows.append((entry, png, position))
+    return rows, problems, annotated
 
 
 def _repeated(values: Iterable[int | str]) -> dict[int | str, int]:
@@ -196,7 +202,7 @@ def _unknown_categories(annotation: Annotation, known: set[int]) -> str:
     return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there" if unknown else ""
 
 
-def _table(rows: Sequence[Row], images: str, pngs: str, file: str) -> pa.Table:
+def _table(rows: Sequence[Row], content: Content, images: str, pngs: str, file: str) -> pa.Table:
     """The light rows, column by column."""
     ids = [entry["id"] for entry, _, _ in rows]
     if len({type(i) for i in ids}) > 1:
@@ -205,7 +211,7 @@ def _table(rows: Sequence[Row], images: str, pngs: str, file: str) -> pa.Table:
         pa.array([entry["file_name"] for entry, _, _ in rows], pa.string()),
         pa.array([storage.join(images, entry["file_name"]) for entry, _, _ in rows], pa.string()),
         pa.array([storage.join(pngs, png) for _, png, _ in rows], pa.string()),
-        pa.array([json.dumps(annotation) for _, _, annotation in rows], pa.string()),
+        content.annotations.texts.take(pa.array([position for _, _, position in rows], pa.int64())).cast(pa.string()),
         pa.array([entry["height"] for entry, _, _ in rows], pa.int32()),
         pa.array([entry["width"] for entry, _, _ in rows], pa.int32()),
         pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()),

@@ -45,7 +45,7 @@ def replaced(place: tuple, value: Any) -> Any:
 
 def test_a_sound_file_is_read_as_it_is() -> None:
     content = parse(text(CONTENT), "val.json")
-    assert content.images == CONTENT["images"] and content.annotations == CONTENT["annotations"]
+    assert content.images == CONTENT["images"] and list(content.annotations) == CONTENT["annotations"]
     assert content.categories == CONTENT["categories"] and not content.faults and not content.repairs
 
 
@@ -69,7 +69,7 @@ def test_wrong_types_anywhere_are_refused_by_place(place: tuple) -> None:
             else:
                 assert parsed.images == content["images"]
                 assert (
-                    parsed.annotations
+                    list(parsed.annotations)
                     == [
                         {key: value for key, value in a.items() if key in CONTENT["annotations"][0]}
                         for a in content["annotations"]
