@@ -195,11 +195,11 @@ def _parse(data: bytes, file: str) -> Manifest:
             )
         return _SCHEMA.validate_json(data, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{file}: {_readable(error)}; {REMEDY}") from error
+        raise ValueError(f"{file}: {readable(error)}; {REMEDY}") from error
 
 
-def _readable(error: ValidationError) -> str:
-    """The first problems that pydantic lists: place, value and what is wrong."""
+def readable(error: ValidationError) -> str:
+    """The first problems that pydantic lists: place, value and what is wrong, for a message of one line."""
     problems = error.errors(include_url=False, include_context=False)
     lines = []
     for problem in problems[:SHOWN]:
