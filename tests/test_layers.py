@@ -41,6 +41,7 @@ file without dependencies: with it the range of an option is part of its type.""
 OPTIONAL = {
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),
     "faster_coco_eval": "panoptic.metrics.average_precision",
+    "kornia_rs": "panoptic.png",
 }
 """Libraries of extras, each for one module of panoptic/ alone, which does without them or says what to install."""
 

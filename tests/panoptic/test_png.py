@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,7 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
+from panoptic import png as module
 from panoptic.png import (
     MAX_ID,
     MAX_JPEG,
@@ -68,6 +72,65 @@ def test_segments_survive_in_8_or_16_bits(segments: np.ndarray) -> None:
     back = decode_segments(png)
     assert back.dtype == np.int32
     np.testing.assert_array_equal(back, segments)
+
+
+def adam7(pixels: np.ndarray) -> bytes:
+    """An interlaced PNG of uint8 [H, W] or [H, W, 3], without filters."""
+    height, width = pixels.shape[:2]
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+    parts = [pixels[y::down, x::right] for x, y, right, down in passes]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 1)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return PNG_SIGNATURE + b"".join(packed)
+
+
+@pytest.mark.parametrize("library", ["kornia-rs", "OpenCV"])
+def test_both_libraries_read_the_same_maps(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "OpenCV":
+        monkeypatch.setattr(module, "compiled", None)
+    elif module.compiled is None:
+        pytest.skip("kornia-rs is not installed (extra `fast`)")
+    else:  # OpenCV must not stand in for it
+        monkeypatch.setattr(module, "_decode", None)
+    rgb = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    ids = rgb.astype(np.int32) @ [1, 256, 65536]
+    for kind in ("RGB", "RGBA"):
+        with io.BytesIO() as file:
+            Image.fromarray(rgb).convert(kind).save(file, "PNG")
+            np.testing.assert_array_equal(decode_ids(file.getvalue()), ids)
+    with io.BytesIO() as file:  # a colour that stands for "transparent" is an id like any other
+        Image.fromarray(rgb).save(file, "PNG", transparency=tuple(rgb[0, 0].tolist()))
+        np.testing.assert_array_equal(decode_ids(file.getvalue()), ids)
+    np.testing.assert_array_equal(decode_ids(adam7(rgb)), ids)
+    for segments in (ids % 256, ids % 65536):
+        back = decode_segments(encode_segments(segments))
+        assert back.dtype == np.int32 and back.flags.writeable
+        np.testing.assert_array_equal(back, segments)
+    np.testing.assert_array_equal(decode_segments(adam7(rgb[..., 0])), rgb[..., 0])
+
+
+def test_what_the_compiled_reader_refuses_is_read_or_refused_by_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> np.ndarray:
+        raise Exception("unknown chunk")
+
+    monkeypatch.setattr(module, "compiled", SimpleNamespace(decode_image_png_u8=refuse, decode_image_png_u16=refuse))
+    ids = np.arange(20).reshape(4, 5) * 70_000
+    np.testing.assert_array_equal(decode_ids(encode_ids(ids)), ids)
+    np.testing.assert_array_equal(decode_segments(encode_segments(ids // 70)), ids // 70)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        decode_ids(encode_ids(ids)[:-20])
+
+
+def test_segments_are_stored_without_filters() -> None:
+    segments = np.add.outer(np.arange(64) // 9, np.arange(80) // 11)
+    data = encode_segments(segments)
+    start = data.index(b"IDAT")
+    length = int.from_bytes(data[start - 4 : start])
+    rows = np.frombuffer(zlib.decompress(data[start + 4 : start + 4 + length]), np.uint8).reshape(64, 81)
+    np.testing.assert_array_equal(rows[:, 0], 0)
+    np.testing.assert_array_equal(rows[:, 1:], segments)
 
 
 def test_encoding_takes_views_and_any_integer_type() -> None:
