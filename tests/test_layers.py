@@ -50,6 +50,7 @@ OWNERS = {
     "mlflow": "pipelines/tracking/",
     "boto3": "pipelines/cluster/storage.py",
     "botocore": "pipelines/cluster/storage.py",
+    "tqdm": "pipelines/cluster/progress.py",
 }
 """Libraries that live behind one file or folder each."""
 

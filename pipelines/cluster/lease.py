@@ -113,7 +113,9 @@ def acquire(folder: storage.Uri, seconds: float = EXPIRY) -> Lease | None:
 
 
 @contextmanager
-def hold(folder: storage.Uri, what: str, seconds: float = HOLD_EXPIRY) -> Iterator[Lease]:
+def hold(
+    folder: storage.Uri, what: str, seconds: float = HOLD_EXPIRY, otherwise: str = "give another --name"
+) -> Iterator[Lease]:
     """Hold the lease of a place for as long as this lasts; only one process works there.
 
     A holder on this machine is asked whether it lives. One on another machine shows it by renewing its lease, for
@@ -123,6 +125,7 @@ def hold(folder: storage.Uri, what: str, seconds: float = HOLD_EXPIRY) -> Iterat
         folder: as for `acquire`.
         what: the place, for messages.
         seconds: without a renewal after which it expires.
+        otherwise: the remedy beside waiting, for messages.
 
     Raises:
         Busy: another process works there; the message names it.
@@ -131,7 +134,7 @@ def hold(folder: storage.Uri, what: str, seconds: float = HOLD_EXPIRY) -> Iterat
     while (lease := _acquire_unless_alive(folder, seconds)) is None:
         holding = last(folder)
         if _alive(holding) or holding.get("expires") != first.get("expires"):
-            raise Busy(f"{what} is in use by {_name(holding)}; wait until it has ended, or give another --name")
+            raise Busy(f"{what} is in use by {_name(holding)}; wait until it has ended, or {otherwise}")
         if holding.get("owner") == first.get("owner"):
             logger.info("%s was in use by %s; waiting for a sign of its life", what, _name(holding))
         time.sleep(min(1.0, seconds / 10))
