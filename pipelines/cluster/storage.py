@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from urllib.parse import unquote
 
 from pyarrow import NativeFile, fs
 
@@ -54,12 +55,27 @@ def absolute(uri: Uri) -> str:
         if not path:
             raise ValueError(f"{masked(text)}: no bucket; write s3://bucket/key")
         return f"s3://{path}"
-    text = text.removeprefix("file://")
+    if text.startswith("file://"):
+        text = _local_path(text)
     if "://" in text:
         raise ValueError(f"{masked(text)}: unknown kind of storage; give a local path or s3://bucket/key")
     if not text:
         raise ValueError("an empty path was given where a folder or file is needed")
     return os.path.abspath(os.path.expanduser(text))
+
+
+def _local_path(uri: str) -> str:
+    """The path of a file:// URI, whose characters may be quoted as RFC 8089 has it: %20 is a blank.
+
+    Relative paths and `~` behind file:// are no such URIs, but were always taken.
+
+    Raises:
+        ValueError: it names another machine.
+    """
+    host, slash, path = uri.removeprefix("file://").partition("/")
+    if host not in ("", "localhost", ".", "..", "~"):
+        raise ValueError(f"{uri}: names the machine {host!r}; write file:///absolute/path, or the path alone")
+    return unquote(f"{'' if host == 'localhost' else host}{slash}{path}")
 
 
 def check_lasting(uri: Uri, option: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipelines.cluster import storage
+from pipelines.cluster.file_names import free, shortened
 from pipelines.data.manifest import Manifest
 from pipelines.data.shard_file import open_shard
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of the files that are taken for photographs."""
+
+ENDINGS = (".png", ".jpg", "_labelIds.png", "_instanceIds.png")
+"""Endings of the files that are written under a stem."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def stems(names: Sequence[str]) -> list[str]:
     """For each file name the path without suffix under which predictions are written; no two are equal.
 
     `a.jpg` is written as `a`; beside `a.png` the two are `a_jpg` and `a_png`, and where one of these is taken, too, a
-    number follows. The answer depends on the names and their order alone.
+    number follows. So are images whose files would have the names of folders of others. A name that is too long for a
+    file is cut and ends in a hash. The answer depends on the names and their order alone.
 
     Raises:
         ValueError: a name is absolute or leads out of the folder it is joined to.
@@ -95,13 +100,16 @@ def stems(names: Sequence[str]) -> list[str]:
     if outside:
         listed = ", ".join(map(repr, outside[:8]))
         raise ValueError(f"file names that lead out of the folder of the predictions: {listed}; rename these images")
-    plain = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    plain = [_without_suffix(name) for name in names]
+    folders = {parent.as_posix() for stem in plain for parent in PurePosixPath(stem).parents}
+    hidden = {folder.removesuffix(ending) for folder in folders for ending in ENDINGS if folder.endswith(ending)}
     times = Counter(plain)
-    taken = {stem for stem, number in times.items() if number == 1}
+    shared = {stem for stem, number in times.items() if number > 1 or stem in hidden}
+    taken = (set(times) - shared) | hidden
     unique = []
     for name, stem in zip(names, plain, strict=True):
-        if times[stem] > 1:
-            stem = _free(f"{stem}_{PurePosixPath(name).suffix[1:]}", taken)
+        if stem in shared:
+            stem = free(f"{stem}_{PurePosixPath(name).suffix[1:]}", taken)
             taken.add(stem)
         unique.append(stem)
     if len(set(unique)) != len(names):
@@ -109,13 +117,11 @@ def stems(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _free(wanted: str, taken: set[str]) -> str:
-    """`wanted`, with the first number behind it that makes it a name of its own where it is none."""
-    name, number = wanted, 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
+def _without_suffix(name: str) -> str:
+    """The path without suffix, its last part no longer than a file's name may be."""
+    path = PurePosixPath(name)
+    stem = path.name.removesuffix(path.suffix).strip(".") and path.name.removesuffix(path.suffix)
+    return path.with_name(shortened(stem or path.name)).as_posix()  # `.` and `..` are no names
 
 
 def _inside(name: str) -> bool:

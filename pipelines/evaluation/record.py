@@ -30,6 +30,7 @@ from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
 from pipelines.tracking import tracker as tracker_module
+from pipelines.tracking.client import sqlite_file
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +130,8 @@ def record(evaluated: EvaluatedTask, places: Places, report: str, asked: Task) -
     tags |= {"model": task.uri, "model_identity": task.identity, "data_hash": task.manifest.hash}
     data = [runs.DataSet(task.manifest.split, task.manifest.hash, task.manifest.uri, "eval")]
     options = runs.Tracking(uri=places.tracking_uri, experiment=places.experiment, name=title_of(task))
-    local = places.tracking_uri.removeprefix("sqlite:///")
-    root = Path(local).parent if local != places.tracking_uri else "runs"  # artifacts beside the database
+    local = sqlite_file(places.tracking_uri)
+    root = Path(local).parent if local else "runs"  # artifacts beside the database
     run = runs.start(options, root, params={"model": task.uri, **_options(task)}, tags=tags, data=data)
     counts = counts_of(evaluated.tally)
     with runs.ending(run):

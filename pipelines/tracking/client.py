@@ -38,6 +38,10 @@ class Refused(ValueError):
     """The store answered that it does not take something; sending it again does not help."""
 
 
+class Unwritten(ValueError):
+    """Something could not be written although the store answers; it alone is tried again."""
+
+
 @dataclass
 class Outage:
     """One store that does not answer, as this process knows it."""
@@ -72,8 +76,8 @@ def _alone(uri: str) -> Iterator[None]:
     Of several that do so at once all but one fail. The lock is a file beside the database and ends with its process;
     where it cannot be created, neither can the database, and MLflow says so.
     """
-    path = uri.removeprefix("sqlite:///").split("?")[0]
-    if path == uri or not os.access(os.path.dirname(path) or ".", os.W_OK):
+    path = sqlite_file(uri)
+    if not path or not os.access(os.path.dirname(path) or ".", os.W_OK):
         yield
         return
     import fcntl
@@ -81,6 +85,31 @@ def _alone(uri: str) -> Iterator[None]:
     with open(f"{path}.lock", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def sqlite_uri(path: str) -> str:
+    """The URI of a SQLite file, with what SQLAlchemy would take for something else (`?`, `%20`) quoted.
+
+    Raises:
+        ValueError: SQLAlchemy would open another file, whatever is quoted.
+    """
+    if "?" not in path and "%" not in path:
+        return f"sqlite:///{path}"
+    uri = f"sqlite:///{path.replace('%', '%25').replace('?', '%3F')}"
+    if sqlite_file(uri) != path:
+        raise ValueError(f"{path}: MLflow cannot open a store in a folder with ? or % in its name; give another folder")
+    return uri
+
+
+def sqlite_file(uri: str) -> str:
+    """The file of a SQLite store as SQLAlchemy opens it; "" of other stores and of those in memory."""
+    if not uri.startswith("sqlite:///"):
+        return ""
+    if "?" not in uri and "%" not in uri:
+        return uri.removeprefix("sqlite:///")
+    from sqlalchemy.engine import make_url
+
+    return make_url(uri).database or ""
 
 
 @contextmanager
@@ -137,6 +166,7 @@ def attempt(uri: str, write: Callable[[], object], timeout: int, *, at_once: boo
 
     Raises:
         Refused: the store is there and does not take it.
+        Unwritten: `write` found that the store answers.
     """
     with _lock:
         outage = _outages.get(uri)
@@ -145,8 +175,11 @@ def attempt(uri: str, write: Callable[[], object], timeout: int, *, at_once: boo
     try:
         with patience(0, timeout):
             write()
+    except Unwritten:
+        _answered(uri)
+        raise
     except Exception as error:  # whatever MLflow, requests, boto3 or SQLAlchemy raise: training goes on
-        if _status(error) in REFUSALS:
+        if status(error) in REFUSALS:
             _answered(uri)
             raise Refused(first_line(error)) from error
         _failed(uri, error)
@@ -171,7 +204,7 @@ def reach(uri: str, timeout: int = LAST_WORDS) -> MlflowClient:
         return clients[-1]
     outage = _outages.get(uri)
     reason = "" if outage is None else f" ({outage.reason})"
-    raise ConnectionError(f"MLflow at {uri} does not answer{reason}")
+    raise ConnectionError(f"MLflow at {masked(uri)} does not answer{reason}")
 
 
 @contextmanager
@@ -193,7 +226,9 @@ def _failed(uri: str, error: Exception) -> None:
         known = _outages.get(uri)
         _outages[uri] = Outage(now if known is None else known.began, now + PAUSE, reason)
     if known is None:
-        logger.warning("tracking: MLflow at %s does not answer (%s); what it lacks is sent when it does", uri, reason)
+        logger.warning(
+            "tracking: MLflow at %s does not answer (%s); what it lacks is sent when it does", masked(uri), reason
+        )
 
 
 def _answered(uri: str) -> None:
@@ -201,7 +236,7 @@ def _answered(uri: str) -> None:
     with _lock:
         outage = _outages.pop(uri, None)
     if outage is not None:
-        logger.warning("tracking: MLflow at %s is back after %.0f s", uri, time.monotonic() - outage.began)
+        logger.warning("tracking: MLflow at %s is back after %.0f s", masked(uri), time.monotonic() - outage.began)
 
 
 def _root(error: BaseException) -> BaseException:
@@ -211,7 +246,7 @@ def _root(error: BaseException) -> BaseException:
     return error
 
 
-def _status(error: Exception) -> int:
+def status(error: Exception) -> int:
     """The HTTP status of an answer; 0 where there was no answer."""
     response = getattr(error, "response", None)
     if response is not None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster import session, storage
+from pipelines.cluster.file_names import safe_name
 from pipelines.cluster.masking import masked
 from pipelines.tracking.provenance import code_version, origin
 
@@ -36,6 +37,8 @@ from pipelines.tracking.client import (
     logger,
     metric_name,
     patience,
+    sqlite_file,
+    sqlite_uri,
 )
 
 Result = TypeVar("Result")
@@ -106,7 +109,7 @@ def resolve_uri(tracking: Tracking, root: str | Path) -> str:
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri:
         return uri
-    return f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
+    return sqlite_uri(str(Path(root).resolve() / "mlflow.db"))
 
 
 def check_store(tracking: Tracking, root: str | Path) -> None:
@@ -116,8 +119,8 @@ def check_store(tracking: Tracking, root: str | Path) -> None:
         ValueError: it lies in Ray's temporary copy of the code of a submitted job.
     """
     uri = resolve_uri(tracking, root)
-    if uri.startswith("sqlite:///"):
-        storage.check_lasting(uri.removeprefix("sqlite:///"), "--tracking.uri")
+    if file := sqlite_file(uri):
+        storage.check_lasting(file, "--tracking.uri")
 
 
 def start(
@@ -146,8 +149,8 @@ def start(
             an unreachable server stops a run, before any time is spent.
     """
     uri = resolve_uri(tracking, root)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if file := sqlite_file(uri):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     labels = {**code_version(), **origin(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
     try:
         with patience(2, 30):
@@ -260,7 +263,7 @@ def _experiment(client: MlflowClient, name: str, uri: str, root: str | Path) -> 
         if experiment.lifecycle_stage == "deleted":
             raise ValueError(f"the experiment {name!r} was deleted; restore it or set another --tracking.experiment")
         return experiment.experiment_id
-    where = (Path(root).resolve() / "mlruns").as_uri() + f"/{name}" if uri.startswith("sqlite:") else None
+    where = (Path(root).resolve() / "mlruns" / safe_name(name)).as_uri() if uri.startswith("sqlite:") else None
     return client.create_experiment(name, artifact_location=where, tags=KIND)
 
 

@@ -108,19 +108,25 @@ class Spool:
         return storage.read_bytes(storage.join(self._folder, name))
 
     def save(self) -> None:
-        """Write what the folder lacks.
+        """Write what the folder lacks; one artifact that cannot be written does not keep the others from it.
 
         Raises:
-            OSError: the folder cannot be written, such as a full disk; everything stays in memory.
+            OSError: something cannot be written, such as on a full disk; it stays in memory.
         """
         if self._lines is None or self._folder is None:
             return
         if self._saved < len(self.records):
             self._save_records(self._lines)
+        failed: OSError | None = None
         for name, data in list(self._files.items()):
             if data is not None:
-                storage.write_bytes(storage.join(self._folder, name), data)
-                self._files[name] = None
+                try:
+                    storage.write_bytes(storage.join(self._folder, name), data)
+                    self._files[name] = None
+                except OSError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _save_records(self, uri: str) -> None:
         append, self._append = self._append, False  # until it has succeeded

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from panoptic.png import encode_image
+from pipelines.cluster.file_names import safe_name
 from pipelines.tracking import client as client_module
-from pipelines.tracking.client import Refused, attempt, connect, logger, metric_name, patience
+from pipelines.tracking.client import REFUSALS, Refused, Unwritten, attempt, connect, logger, metric_name, patience
 from pipelines.tracking.runs import TAG_LENGTH, Run
 from pipelines.tracking.spool import Spool, undelivered
 
@@ -47,6 +48,9 @@ LONGEST_CLOSING = 60.0
 
 LONGEST_DELIVERY = 300.0
 """The same for `deliver`, which keeps no GPU waiting."""
+
+ATTEMPTS = 5
+"""Attempts at an artifact that fails while the store answers, before it is left to another process."""
 
 RETRY = 1.0
 """Seconds between attempts while a tracker closes; before that, they are `client.PAUSE`."""
@@ -92,6 +96,8 @@ class Tracker:
         """Monotonic time before which nothing is sent, after a failure."""
         self._refused: set[str] = set()
         """Artifacts that the store does not take; another process tries them again."""
+        self._again: dict[str, tuple[int, float]] = {}
+        """Artifacts that failed although the store answers: how often, and the monotonic time of the next attempt."""
         self._warned: set[str] = set()
         """Warnings that were given, each once."""
         self._metrics: set[str] | None = None
@@ -145,8 +151,11 @@ class Tracker:
             self.text(f"{name}.txt", text)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Keep a picture, uint8 [H, W, 3] RGB, as overlays/step_000123/`name`.png. It must not change afterwards."""
-        path = f"overlays/step_{step:06d}/{Path(name).stem}.png"
+        """Keep a picture, uint8 [H, W, 3] RGB, as overlays/step_000123/`name`.png. It must not change afterwards.
+
+        Characters of the name that would mean something in a URI become `_`.
+        """
+        path = f"overlays/step_{step:06d}/{safe_name(name)}.png"
         self._put(lambda: self._spool.put(path, encode_image(picture)))
 
     def flush(self) -> None:
@@ -200,6 +209,7 @@ class Tracker:
 
     def _hurry_to_close(self) -> None:
         self._closing, self._records_due, self._retry = True, 0.0, 0.0
+        self._again = {name: (failed, 0.0) for name, (failed, _) in self._again.items()}
 
     def _work(self, given_up: threading.Event) -> None:
         """The thread: take what is new, keep it, send what is due."""
@@ -261,22 +271,28 @@ class Tracker:
         try:
             self._spool.save()
         except OSError as error:
-            self._warn(f"what MLflow lacks cannot be kept in {self._spool.place}, only in memory ({error})")
+            text = f"what MLflow lacks cannot be kept in {self._spool.place}, only in memory"
+            self._warn(f"{text} ({error})", text)
 
     def _due(self) -> float:
         """Monotonic time of the next sending; infinite where there is nothing to send."""
         records = self._records_due if self._spool.records else math.inf
-        artifacts = 0.0 if self._next_artifact() else math.inf
-        return max(self._retry, min(records, artifacts))
+        return max(self._retry, min(records, self._next_artifact()[0]))
 
-    def _next_artifact(self) -> str:
-        return next((name for name in self._spool.names() if name not in self._refused), "")
+    def _next_artifact(self) -> tuple[float, str]:
+        """Monotonic time at which the next artifact is sent, and its name; the oldest of those that are due."""
+        now = time.monotonic()
+        names = [name for name in self._spool.names() if name not in self._refused]
+        times = [(max(now, self._again[name][1]) if name in self._again else 0.0, name) for name in names]
+        return min(times, key=lambda entry: entry[0], default=(math.inf, ""))
 
     def _send(self, given_up: threading.Event) -> None:
         """One request: the records that are due, else an artifact. Records of a long outage take several."""
         records_due = self._spool.records and time.monotonic() >= self._records_due
-        if self._send_records(given_up) if records_due else self._send_artifact(self._next_artifact(), given_up):
+        done = self._send_records(given_up) if records_due else self._send_artifact(self._next_artifact()[1], given_up)
+        if done:
             self._progress = time.monotonic()
+        if done is not False:
             return
         self._retry = time.monotonic() + (RETRY if self._closing else client_module.PAUSE)
         with self._lock:
@@ -350,7 +366,8 @@ class Tracker:
             self._progress = time.monotonic()
         return self._histories[key]
 
-    def _send_artifact(self, name: str, given_up: threading.Event) -> bool:
+    def _send_artifact(self, name: str, given_up: threading.Event) -> bool | None:
+        """False where the store does not answer, None where this artifact alone failed."""
         with self._lock:
             path = self._spool.path(name)
             try:
@@ -369,14 +386,34 @@ class Tracker:
                 file.write_bytes(data)
                 self._client.log_artifact(self.run.run_id, str(file), place)
 
+        def write_or_ask() -> None:
+            try:
+                write()
+            except Exception as error:  # of this artifact alone, or of the whole store?
+                if client_module.status(error) in REFUSALS:
+                    raise
+                self._client.get_run(self.run.run_id)
+                raise Unwritten(client_module.first_line(error)) from error
+
         try:
-            done = attempt(self.run.tracking_uri, write, TIMEOUT, at_once=True)
+            done = attempt(self.run.tracking_uri, write_or_ask, TIMEOUT, at_once=True)
         except Refused as error:
             return self._refuse(name, error)
+        except Unwritten as error:
+            return self._postpone(name, error)
         if done and not given_up.is_set():
             with self._lock:
                 self._forget(lambda: self._spool.removed(name))
         return done
+
+    def _postpone(self, name: str, error: Exception) -> bool | None:
+        """Try an artifact again later, a few times; the others go on meanwhile."""
+        failed = 1 + self._again.get(name, (0, 0.0))[0]
+        if failed == ATTEMPTS:
+            return self._refuse(name, error)
+        pause = RETRY if self._closing else client_module.PAUSE
+        self._again[name] = (failed, time.monotonic() + pause)
+        return None
 
     def _refuse(self, name: str, error: Exception) -> bool:
         """Leave an artifact in the folder for another process; the others go on."""
@@ -390,9 +427,10 @@ class Tracker:
         except OSError as error:
             self._warn(f"what was delivered cannot be removed from {self._spool.place} ({error})")
 
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def _warn(self, text: str, about: str = "") -> None:
+        """Log a warning once, or once for what it is `about` where its text varies."""
+        if (about or text) not in self._warned:
+            self._warned.add(about or text)
             logger.warning("tracking: %s", text)
 
 

@@ -345,8 +345,11 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)
     shown = experiment.train.overlays if log_model else 0
-    for name, picture in pictures(build_model(record), job.val, experiment, shown):
-        storage.write_bytes(storage.join(overlays, f"{PurePosixPath(name).stem}.png"), encode_image(picture))
+    try:
+        for name, picture in pictures(build_model(record), job.val, experiment, shown):
+            storage.write_bytes(storage.join(overlays, f"{name}.png"), encode_image(picture))
+    except Exception as error:  # of OpenCV or of the storage; the training is done and goes on to its end
+        logger.warning("%s: not all pictures were written (%s)", overlays, masked(error))
     undelivered = deliver(job.run, job.folder)
     model, no_model = "", "the run has not come to its last step"
     if finished and log_model:
@@ -400,8 +403,9 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> tuple[str, str]:
 def closing_lines(outcome: Outcome) -> str:
     """The last lines on the console: the best table, where things lie, what to type next, what MLflow lacks."""
     uri, val, python = outcome.run.tracking_uri, outcome.val, Path(os.path.relpath(sys.executable))
-    data = f"--data.root {val.uri} --data.split {val.split}"
-    server = masked(uri if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {uri}")
+    data = f"--data.root {shlex.quote(val.uri)} --data.split {shlex.quote(val.split)}"
+    store = shlex.quote(masked(uri))
+    server = store if uri.startswith("http") else f"{python.parent / 'mlflow'} ui --backend-store-uri {store}"
     return "\n".join(
         [
             "",
@@ -412,7 +416,7 @@ def closing_lines(outcome: Outcome) -> str:
             f"checkpoint  {outcome.checkpoint}",
             f"overlays    {outcome.overlays}",
             f"model       {outcome.model or f'not logged: {outcome.no_model}'}",
-            f"evaluate    {python} jobs/evaluate.py {outcome.checkpoint} {data}",
+            f"evaluate    {python} jobs/evaluate.py {shlex.quote(outcome.checkpoint)} {data}",
             f"MLflow      {server}",
             *_warning(outcome),
         ]

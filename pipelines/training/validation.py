@@ -7,6 +7,7 @@ stored model (`pipelines.evaluation.evaluate`) on the rows that an actor is give
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,11 +21,15 @@ from panoptic.evaluation.step import evaluation_step
 from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.models.base import PanopticModel
+from panoptic.segmentation import Sample, Targets
 from panoptic.visualization import side_by_side
+from pipelines.cluster.file_names import PictureNames
 from pipelines.config import Experiment
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.training.state import State
+
+logger = logging.getLogger(__name__)
 
 
 def validate(state: State) -> Evaluation:
@@ -96,16 +101,42 @@ def share_batches(
 def pictures(
     model: PanopticModel, manifest: Manifest, experiment: Experiment, count: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Image, truth and prediction side by side, of the first `count` rows: (name, uint8 [H, W, 3])."""
+    """Image, truth and prediction side by side, of the first `count` rows: (name, uint8 [H, W, 3]).
+
+    The names are safe as names of files, and no two are equal. A picture that cannot be drawn is a warning: it is worth
+    less than the training that it shows.
+    """
     if count < 1:
         return
-    batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
-    for images, targets, samples in itertools.islice(batches, count):
-        maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
-        truth = samples[0].original
-        assert maps is not None and truth is not None
-        image = cv2.resize(samples[0].image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)
-        yield samples[0].name, side_by_side(image, truth, maps[0], manifest.categories)
+    names = PictureNames()
+    try:
+        batches = evaluation_batches(manifest, experiment.resize, 1, divisor=model.divisor, threads=1)
+        for images, targets, samples in itertools.islice(batches, count):
+            name = names.add(samples[0].name)
+            try:
+                picture = _picture(model, manifest, experiment, images, targets, samples[0])
+            except Exception as error:  # whatever torch or OpenCV raise
+                logger.warning("the picture of %s could not be drawn (%s)", samples[0].name, error)
+                continue
+            yield name, picture
+    except Exception as error:  # the same of those that read the images
+        logger.warning("the pictures of the validation could not be drawn (%s)", error)
+
+
+def _picture(
+    model: PanopticModel,
+    manifest: Manifest,
+    experiment: Experiment,
+    images: torch.Tensor,
+    targets: Targets,
+    sample: Sample,
+) -> np.ndarray:
+    """Image, truth and prediction of one sample side by side, uint8 [H, W, 3]."""
+    maps = evaluation_step(model, images, targets, experiment.engine, ("maps",), losses=False).prediction.maps
+    truth = sample.original
+    assert maps is not None and truth is not None
+    image = cv2.resize(sample.image, truth.size[::-1], interpolation=cv2.INTER_LINEAR)
+    return side_by_side(image, truth, maps[0], manifest.categories)
 
 
 def _record(state: State, model: PanopticModel, evaluation: Evaluation) -> None:

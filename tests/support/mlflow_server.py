@@ -28,6 +28,8 @@ class MlflowServer:
         """So many writes are done, and then answered with 500."""
         self.refused = ""
         """Artifacts of this name are answered with 400."""
+        self.broken = ""
+        """Artifacts of this name are answered with 500."""
         self.metrics: list[tuple[str, int, float, int]] = []
         """(key, step, value, timestamp) as the store holds them: an equal one is stored once, as MLflow does."""
         self.received: Counter[tuple[str, int]] = Counter()
@@ -112,6 +114,8 @@ def _handler(server: MlflowServer) -> type[BaseHTTPRequestHandler]:
             status, content = server.status, {}
             if status == 200 and server.refused and url.path.endswith(server.refused):
                 status, content = 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "not this one"}
+            elif status == 200 and server.broken and url.path.endswith(server.broken):
+                status = 500
             elif status == 200:
                 content = server.answer(url.path, {k: v[0] for k, v in parse_qs(url.query).items()}, body)
                 if server.lost_answers and self.command != "GET":

@@ -37,8 +37,8 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
     return str(folder)
 
 
-def write_shards(root: Path, categories: Any, count: int) -> Manifest:
-    """A split of drawn images of two sizes in no order, written without Ray."""
+def write_shards(root: Path, categories: Any, count: int, names: Sequence[str] = ()) -> Manifest:
+    """A split of drawn images of two sizes in no order, written without Ray; called 0.jpg, 1.jpg, ... by default."""
     rng, rows = np.random.default_rng(1), []
     for number in range(count):
         height, width = [(48, 64), (48, 64), (64, 48)][rng.integers(3)]
@@ -46,7 +46,7 @@ def write_shards(root: Path, categories: Any, count: int) -> Manifest:
         pixels = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (width, height))
         rows.append(
             {
-                "name": f"{number}.jpg",
+                "name": names[number] if names else f"{number}.jpg",
                 "image": cv2.imencode(".jpg", pixels)[1].tobytes(),
                 "segments": encode_segments(truth.segments),
                 "labels": truth.labels.tolist(),

@@ -167,6 +167,9 @@ def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert storage.absolute("a/../b") == str(tmp_path / "b")
     assert storage.resolve("b")[1] == str(tmp_path / "b")
     assert storage.absolute(f"file://{tmp_path}/b") == str(tmp_path / "b")
+    assert storage.absolute(f"file://{tmp_path}/a%20b%23") == str(tmp_path / "a b#")
+    assert storage.absolute(f"file://localhost{tmp_path}/b") == str(tmp_path / "b")
+    assert storage.absolute(f"{tmp_path}/a%20b?#") == str(tmp_path / "a%20b?#")  # a path, and no URI
     assert storage.absolute("~/x") == os.path.join(os.path.expanduser("~"), "x")
     assert storage.absolute("s3://bucket/key/") == "s3://bucket/key"
 
@@ -179,9 +182,9 @@ def test_writing_leaves_no_part(tmp_path: Path) -> None:
     assert storage.read_bytes(tmp_path / "file") == b"old"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/key", "s3://", ""])
+@pytest.mark.parametrize("uri", ["gs://bucket/key", "s3://", "", "file://server/share"])
 def test_bad_uris(uri: str) -> None:
-    with pytest.raises(ValueError, match=r"local path or s3|no bucket|empty path"):
+    with pytest.raises(ValueError, match=r"local path or s3|no bucket|empty path|names the machine 'server'"):
         storage.resolve(uri)
 
 

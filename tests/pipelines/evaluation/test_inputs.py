@@ -140,3 +140,10 @@ def test_places_without_photographs(tmp_path: Path) -> None:
         photographs(str(tmp_path / "x"))
     with pytest.raises(ValueError, match=r"no photograph there; looked for \.jpg"):
         photographs(str(tmp_path))
+
+
+def test_names_that_no_file_can_have_beside_others_are_changed() -> None:
+    """A folder may be called as a file that is written, and a name may be too long with what is added to it."""
+    found = stems(["a.jpg", "a.png/b.jpg", "c.jpg", "c_labelIds.png/d.jpg", "..jpg", "x" * 250 + ".jpg", ".jpg"])
+    assert found[:4] == ["a_jpg", "a.png/b", "c_jpg", "c_labelIds.png/d"]
+    assert len(found[5]) < 200 and len(set(found)) == len(found)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import create_engine
 
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
@@ -204,3 +205,23 @@ def test_a_refusal_of_the_store_shows_no_password(tmp_path, monkeypatch):
     with pytest.raises(ConnectionError, match=r"tracking: http://\*\*\*@127\.0\.0\.1:9 does not take") as refused:
         start(Tracking(uri="http://me:hunter2@127.0.0.1:9"), tmp_path)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "a%b", "ä日 ;&='", "file%3Fx"])
+def test_a_store_lies_in_the_folder_that_was_named(tmp_path, monkeypatch, name):
+    """SQLAlchemy took what follows `?` for options and `%20` for a blank: the store lay elsewhere, or nowhere."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / name
+    uri = runs.resolve_uri(Tracking(), root)
+    assert client_module.sqlite_file(uri) == str(root / "mlflow.db")
+    database = create_engine(uri).url.database
+    assert database == str(root / "mlflow.db")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b#c", "../../x", "e"])
+def test_artifacts_stay_beside_their_store(mlflow_store, tmp_path, name):
+    root = tmp_path / "a#b %3F"
+    run = start(Tracking(experiment=name), root, config={"a": 1})
+    client = client_module.connect(run.tracking_uri)
+    assert [file.path for file in client.list_artifacts(run.run_id)] == ["config.json"]
+    assert [path.name for path in root.rglob("config.json")] == ["config.json"]

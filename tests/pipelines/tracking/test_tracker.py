@@ -17,7 +17,7 @@ from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.runs import Run, Tracking, start
-from pipelines.tracking.spool import undelivered
+from pipelines.tracking.spool import Spool, undelivered
 from pipelines.tracking.tracker import Tracker, deliver
 from tests.support.mlflow_server import MlflowServer
 
@@ -291,6 +291,61 @@ def test_an_artifact_that_is_refused_does_not_hold_up_the_others(server, remote,
     assert undelivered(tmp_path) == ["bad.txt"] and caplog.text.count("bad.txt is not written") == 1
     server.refused = ""
     assert deliver(remote, tmp_path) == [] and "bad.txt" in server.artifacts
+
+
+def test_an_artifact_that_fails_silences_nothing_else(server, remote, tmp_path, caplog, monkeypatch):
+    """No outage of the store is made of it: metrics and other artifacts, of everything in the process, go on at once.
+
+    Before, all waited for `PAUSE` after each attempt.
+    """
+    monkeypatch.setattr(client_module, "PAUSE", 60.0)
+    server.broken = "bad.txt"
+    tracker = Tracker(remote, tmp_path)
+    tracker.text("bad.txt", "bad.txt")
+    wait_for(lambda: any(path.endswith("bad.txt") for path in server.requests))
+    tracker.text("good.txt", "good.txt")
+    tracker.metrics(1, {"loss": 1.0})
+    wait_for(lambda: "good.txt" in server.artifacts and server.steps("loss") == [1], 5)
+    assert runs.describe(remote, "at once") and "does not answer" not in caplog.text
+    assert not tracker.close() and undelivered(tmp_path) == ["bad.txt"]
+    assert caplog.text.count("bad.txt is not written") == 1
+    server.broken = ""
+    assert deliver(remote, tmp_path) == [] and server.artifacts["bad.txt"] == b"bad.txt"
+
+
+def test_an_artifact_that_fails_for_a_moment_is_sent_again(server, remote, tmp_path):
+    server.broken = "bad.txt"
+    tracker = Tracker(remote, tmp_path)
+    tracker.text("bad.txt", "bad.txt")
+    wait_for(lambda: any(path.endswith("bad.txt") for path in server.requests))
+    server.broken = ""
+    wait_for(lambda: "bad.txt" in server.artifacts)
+    assert tracker.close()
+
+
+def test_pictures_whose_names_mean_something_in_uris(server, remote, tmp_path, run):
+    """The server once got `a` for `a#1`, and nothing where a name held a percent sign."""
+    names = ["a#1", "a?2", "a%203", "../b", "ä 日", "c\nd", "e" * 300]
+    for one in (remote, run):
+        tracker = Tracker(one, tmp_path / one.run_id)
+        for name in names:
+            tracker.image(1, name, PICTURE)
+        assert tracker.close()
+    safe = ["a_1", "a_2", "a_203", "_._b", "ä 日", "c_d"]
+    found = sorted(path.split("/")[-1] for path in server.artifacts)
+    assert set(found) >= {f"{name}.png" for name in safe} and len(found) == len(names)
+    assert sorted(path.split("/")[-1] for path in artifacts(run, "overlays/step_000001")) == found
+
+
+def test_one_file_that_cannot_be_kept_does_not_keep_others_from_it(tmp_path):
+    spool = Spool(tmp_path, "run")
+    (tmp_path / "mlflow-run").mkdir()
+    (tmp_path / "mlflow-run" / "folder").write_text("a file")
+    spool.put("folder/a.txt", b"a")
+    spool.put("b.txt", b"b")
+    with pytest.raises(OSError, match=r"folder/a\.txt: could not be written"):
+        spool.save()
+    assert (tmp_path / "mlflow-run" / "b.txt").read_bytes() == b"b" and spool.path("folder/a.txt") is None
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(server, remote, tmp_path, caplog):

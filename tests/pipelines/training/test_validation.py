@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,9 @@ from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.presets import PRESETS
+from pipelines.training import validation
 from pipelines.training.validation import share_batches
-from tests.support.small import SMALL
+from tests.support.small import SMALL, SMALL_DEEPLAB
 from tests.support.stored import write_shards
 
 ROWS = 7
@@ -71,3 +75,26 @@ def test_batches_are_those_of_one_worker(shards: Manifest, batch: int) -> None:
     chunks = [range(k, min(k + window, ROWS)) for k in range(0, ROWS, window)]
     pieces = [evaluation_batches(shards, demo.resize, batch, divisor=8, rows=chunk) for chunk in chunks]
     assert [[s.position for s in samples] for piece in pieces for _, _, samples in piece] == alone
+
+
+def test_pictures_of_one_stem_have_names_of_their_own_and_one_that_fails_is_a_warning(
+    tmp_path: Path, small_categories: Categories, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = write_shards(tmp_path, small_categories, 3, names=["d/x.jpg", "e/x.png", "a#1?.jpg"])
+    experiment, model = PRESETS["demo"](), SMALL_DEEPLAB.build(small_categories)
+    found = dict(validation.pictures(model.eval(), shards, experiment, 3))
+    assert list(found) == ["x", "x_png", "a_1_"]
+
+    drawn = validation.side_by_side
+
+    def failing(*given: Any) -> np.ndarray:
+        monkeypatch.setattr(validation, "side_by_side", drawn)
+        raise cv2.error("not this one")
+
+    monkeypatch.setattr(validation, "side_by_side", failing)
+    assert list(dict(validation.pictures(model, shards, experiment, 3))) == ["x_png", "a_1_"]
+    assert "the picture of d/x.jpg could not be drawn (not this one)" in caplog.text
+
+    monkeypatch.setattr(validation, "evaluation_batches", lambda *_, **__: iter([("too", "few")]))
+    assert list(validation.pictures(model, shards, experiment, 3)) == []
+    assert "the pictures of the validation could not be drawn" in caplog.text
