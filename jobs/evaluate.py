@@ -31,6 +31,7 @@ from panoptic.metrics.report import Evaluation
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Model, Split, parse_options
+from pipelines.data.class_map import load
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import ask, evaluate, resolved
 from pipelines.evaluation.record import Places, html, key_of, record, text
@@ -79,6 +80,8 @@ class Options:
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
     threads: NonNegativeInt = 0
     """Torch threads of each; 0 = one."""
+    map_prediction: str = ""
+    """Class map (JSON, see the README) that makes the data's classes of the model's."""
     once: bool = False
     """Scheduled, see above."""
     reference: str | None = None
@@ -101,12 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     places = Places(tracking_uri, options.tracking.experiment, options.out)
     data = options.data
+    class_map = load(options.map_prediction) if options.map_prediction else None
     manifest = ensure_shards(data.root, data.split, data.shards, reader=data.reader)
     measures = Measures(boundary=not options.quick, instances=not options.quick, losses=False)
     pool = Pool(options.actors, options.threads)
 
     def task(uri: str):
-        return ask(uri, manifest, PRESETS["demo"](), places.tracking_uri, measures)
+        return ask(uri, manifest, PRESETS["demo"](), places.tracking_uri, measures, class_map)
 
     if options.once:
         margin = 1.0 if options.margin is None else options.margin

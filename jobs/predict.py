@@ -25,6 +25,7 @@ from jobs.common import command
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Images, Model, Store, parse_options
+from pipelines.data.class_map import load
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.evaluation.evaluate import assign_images
 from pipelines.evaluation.inputs import photographs, rows
@@ -47,6 +48,8 @@ class Options:
     """Formats to write: coco, cityscapes, overlay."""
     images_json: str = ""
     """File with the ids of the photographs, see above."""
+    map_prediction: str = ""
+    """Class map (JSON, see the README) on the model's classes: the files hold those that it makes of them."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
     threads: NonNegativeInt = 0
@@ -71,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Predicted]:
     if manifest is not None and options.images_json:
         raise ValueError("--images-json is for photographs; shards have the ids of their data set")
     images = rows(manifest) if manifest is not None else photographs(options.images, options.images_json)
-    task = assign_images(
-        options.model, manifest, PRESETS["demo"](), resolve_uri(Tracking(uri=options.tracking.uri), "runs")
-    )
+    class_map = load(options.map_prediction) if options.map_prediction else None
+    tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
+    task = assign_images(options.model, manifest, PRESETS["demo"](), tracking_uri, class_map)
     pool = Pool(options.actors, options.threads)
     results = list(predict(task, images, Output(options.out, options.formats), pool))
     for result in results:

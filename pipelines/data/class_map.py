@@ -88,7 +88,7 @@ class TargetClass:
 
 
 @dataclass(frozen=True)
-class ClassMap:
+class Content:
     """The content of a class map's file."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -103,10 +103,25 @@ class ClassMap:
     """The classes of the source that no entry names."""
 
 
-KEEP = ClassMap(version=1, classes=(), rest="keep")
-"""The map that changes nothing: sets that are joined by the names of their classes."""
+_SCHEMA: TypeAdapter[Content] = TypeAdapter(Content)
 
-_SCHEMA: TypeAdapter[ClassMap] = TypeAdapter(ClassMap)
+
+@dataclass(frozen=True)
+class ClassMap:
+    """A class map as it was read."""
+
+    content: Content
+    file: str
+    """Its name, for messages."""
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of what the file says, whatever its name and its blanks."""
+        return hashlib.sha256(_SCHEMA.dump_json(self.content)).hexdigest()
+
+
+KEEP = ClassMap(Content(version=1, classes=(), rest="keep"), "class map")
+"""The map that changes nothing: sets that are joined by the names of their classes."""
 
 
 class ClassesOf(NamedTuple):
@@ -148,7 +163,7 @@ def parse(data: bytes, file: str) -> ClassMap:
         ValueError: it is no JSON, or a field is missing, unknown or of another kind; in one line.
     """
     try:
-        return _SCHEMA.validate_json(data)
+        return ClassMap(_SCHEMA.validate_json(data), file)
     except ValidationError as error:
         raise ValueError(f"{file}: {readable(error)}; README, Class maps, shows the form") from error
 
@@ -158,19 +173,18 @@ def fold(name: str) -> str:
     return " ".join(re.split(r"[\s_-]+", name.lower())).strip()
 
 
-def resolve(class_map: ClassMap, sets: Sequence[ClassesOf], file: str = "class map") -> Resolved:
+def resolve(class_map: ClassMap, sets: Sequence[ClassesOf]) -> Resolved:
     """The map of each set's classes to one list.
 
     Args:
         class_map: what is asked for.
         sets: the classes of the data sets (or of the model); one, or several that are joined.
-        file: the map's name, for messages.
 
     Raises:
         ValueError: a class is unknown (near names are named), stands in two places or in none, or changes between thing
             and stuff without a rule; a line for each problem, with the field.
     """
-    resolution = _Resolution(class_map, sets)
+    resolution, file = _Resolution(class_map.content, sets), class_map.file
     if resolution.problems:
         shown = [f"{file}: {problem}" for problem in resolution.problems[:SHOWN]]
         rest = len(resolution.problems) - SHOWN
@@ -231,10 +245,10 @@ class _Target:
 class _Resolution:
     """The steps of `resolve`, with what they find."""
 
-    def __init__(self, class_map: ClassMap, sets: Sequence[ClassesOf]) -> None:
+    def __init__(self, content: Content, sets: Sequence[ClassesOf]) -> None:
         self.problems: list[str] = []
         self.notes: list[str] = []
-        self._map, self._sets = class_map, sets
+        self._map, self._sets = content, sets
         self._targets: list[_Target] = []
         self._taken: dict[_Place, str] = {}  # the field that names each class
         self._splits: dict[_Place, Split] = {}

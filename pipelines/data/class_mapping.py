@@ -56,6 +56,18 @@ class ClassMapping:
         """Names of the target's classes that no class of the source becomes."""
         return tuple(name for k, name in enumerate(self.categories.names) if k not in self.targets)
 
+    def describe(self, own: Categories) -> str:
+        """The classes of the source that each class of the target has, in a line: "flat = road + sidewalk"."""
+        parts = []
+        for k, name in enumerate(self.categories.names):
+            of = [one for one, target in zip(own.names, self.targets, strict=True) if target == k]
+            parts.append(name if of == [name] else f"{name} = {' + '.join(of) or 'none'}")
+        return ", ".join(parts)
+
+    def removed(self, own: Categories) -> str:
+        """The classes of the source that become void, in a line."""
+        return ", ".join(n for n, target in zip(own.names, self.targets, strict=True) if target == VOID) or "none"
+
     def segmentation(self, source: Segmentation) -> Segmentation:
         """The segmentation in the target's classes.
 

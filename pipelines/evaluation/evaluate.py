@@ -21,14 +21,18 @@ import torch
 from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
+from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model, check_categories
 from panoptic.training.device import prepare
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override
+from pipelines.data.class_map import ClassMap
+from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.data.shard_reader import Rows
+from pipelines.evaluation.mapped_model import MappedModel, mapping_of
 from pipelines.training.checkpoints import checkpoint_file, load_checkpoint
 from pipelines.training.validation import evaluate_share
 
@@ -93,19 +97,31 @@ class Task:
     """The measures to count, and the outputs of the network that the truth takes the place of."""
     stored: Stored | None = None
     """The model itself where it lies in no file (two that were merged, say): actors receive it in place of loading."""
+    class_map: ClassMap | None = None
+    """What the model's predictions are mapped by before anything is counted or written."""
+    mapping: ClassMapping | None = None
+    """The same on the model's classes; None until the model is loaded."""
 
 
 def ask(
-    uri: str, manifest: Manifest, base: Experiment, tracking_uri: str = "", measures: Measures | None = None
+    uri: str,
+    manifest: Manifest,
+    base: Experiment,
+    tracking_uri: str = "",
+    measures: Measures | None = None,
+    class_map: ClassMap | None = None,
 ) -> Task:
     """A task whose model is not loaded yet: with the options of `base` in place of the model's own, see `resolved`.
+
+    Args:
+        class_map: makes the data's classes of the model's.
 
     Raises:
         ValueError: nothing is there.
     """
     fixed, identity = identify(uri, tracking_uri)
     measures = measures or Measures(boundary=True, instances=True, losses=False)
-    return Task(fixed, tracking_uri, identity, manifest, base, measures)
+    return Task(fixed, tracking_uri, identity, manifest, base, measures, class_map=class_map)
 
 
 def resolved(asked: Task) -> Task:
@@ -114,9 +130,18 @@ def resolved(asked: Task) -> Task:
     Raises:
         ValueError: it is no model of this project, or the classes of model and data differ.
     """
-    stored = stored_of(asked)
-    check_categories(stored.model.categories, asked.manifest.categories)
-    return replace(asked, experiment=options_of(stored, asked.experiment))
+    stored, data = stored_of(asked), asked.manifest.categories
+    mapping = None
+    if asked.class_map is not None:
+        mapping = mapping_of(asked.class_map, stored.model.categories, data)
+    try:
+        check_categories(stored.model.categories if mapping is None else data, data)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}. To evaluate it all the same, bring both to one list of classes: --map-prediction FILE for the "
+            "model's, --data.class-map FILE for the data's"
+        ) from error
+    return replace(asked, experiment=options_of(stored, asked.experiment), mapping=mapping)
 
 
 def assign(
@@ -145,16 +170,27 @@ def assign_stored(
     return Task("", "", "", manifest, experiment, measures, stored)
 
 
-def assign_images(uri: str, manifest: Manifest | None, base: Experiment, tracking_uri: str = "") -> Task:
+def assign_images(
+    uri: str,
+    manifest: Manifest | None,
+    base: Experiment,
+    tracking_uri: str = "",
+    class_map: ClassMap | None = None,
+) -> Task:
     """The task of predicting images, of a split (whose categories may be others) or of none.
 
+    Args:
+        class_map: on the model's classes; its result's classes are those of the files.
+
     Raises:
-        ValueError: nothing is there.
+        ValueError: nothing is there, or the map does not fit the model's classes.
     """
     fixed, identity = identify(uri, tracking_uri)
     stored = _load_once(fixed, tracking_uri, identity)
     images = manifest or _empty_manifest(stored)
-    return Task(fixed, tracking_uri, identity, images, options_of(stored, base), Measures())
+    mapping = None if class_map is None else mapping_of(class_map, stored.model.categories, None)
+    options = options_of(stored, base)
+    return Task(fixed, tracking_uri, identity, images, options, Measures(), class_map=class_map, mapping=mapping)
 
 
 def _empty_manifest(stored: Stored) -> Manifest:
@@ -298,9 +334,16 @@ def stored_of(task: Task) -> Stored:
     return task.stored or _load_once(task.uri, task.tracking_uri, task.identity)
 
 
+def classes_of(task: Task) -> Categories:
+    """The classes of the task's predictions."""
+    return stored_of(task).model.categories if task.mapping is None else task.mapping.categories
+
+
 def placed(task: Task) -> PanopticModel:
-    """The task's model in evaluation mode, on the GPU where there is one."""
-    return prepare(stored_of(task).model, "cuda" if torch.cuda.is_available() else "cpu", task.experiment.engine).eval()
+    """The task's model in evaluation mode, on the GPU where there is one; its predictions are mapped where they are."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = prepare(stored_of(task).model, device, task.experiment.engine).eval()
+    return model if task.mapping is None else MappedModel(model, task.mapping)
 
 
 @lru_cache(maxsize=2)

@@ -33,7 +33,7 @@ from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool, each
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.validation import is_cut
-from pipelines.evaluation.evaluate import Task, placed, stored_of
+from pipelines.evaluation.evaluate import Task, classes_of, placed
 from pipelines.evaluation.inputs import Image
 
 FORMATS = ("coco", "cityscapes", "overlay")
@@ -76,7 +76,7 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
     unknown = [name for name in output.formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"formats {', '.join(unknown)}: there are {', '.join(FORMATS)}")
-    categories = stored_of(task).model.categories
+    categories = classes_of(task)
     if "cityscapes" in output.formats:
         check_cityscapes(categories)
     output = replace(output, folder=storage.absolute(output.folder))

@@ -25,7 +25,7 @@ from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.masking import masked
 from pipelines.config import flatten
-from pipelines.evaluation.evaluate import VIEW, EvaluatedTask, Task, evaluate, resolved
+from pipelines.evaluation.evaluate import VIEW, EvaluatedTask, Task, evaluate, resolved, stored_of
 from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
@@ -104,10 +104,19 @@ def facts(evaluated: EvaluatedTask) -> dict[str, str]:
         "data": f"{manifest.rows} images of {manifest.split}, {manifest.uri}",
         "data content": manifest.hash,
         "evaluation": key_of(task),
+        **_mapped(task),
         **{name: str(value) for name, value in _options(task).items()},
         "device": evaluated.device,
         "code": ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in runs.code_version().items()),
     }
+
+
+def _mapped(task: Task) -> dict[str, str]:
+    """The fate of the model's classes under a class map, for people."""
+    if task.mapping is None:
+        return {}
+    own = stored_of(task).model.categories
+    return {"predictions": task.mapping.describe(own), "removed before anything is counted": task.mapping.removed(own)}
 
 
 def text(evaluated: EvaluatedTask) -> str:
@@ -214,6 +223,8 @@ def check(model: Record, reference: Record, categories: Categories, margin: floa
 def _options(task: Task) -> dict[str, Any]:
     """The options that decide the figures, as plain values."""
     flat = {name: value for name, value in flatten(task.experiment).items() if name.startswith(VIEW)}
+    if task.class_map is not None:
+        flat["map_prediction"] = task.class_map.digest
     return json.loads(json.dumps({**flat, **{f"measures.{k}": v for k, v in vars(task.measures).items()}}))
 
 

@@ -173,7 +173,7 @@ def test_a_mistake_is_one_line_with_its_field(case: str) -> None:
     content, words = WRONG[case]
     with pytest.raises(ValueError) as error:
         class_map = parse(json.dumps({"version": 1, **content}).encode(), "classes.json")
-        resolve(class_map, [ClassesOf("street", STREET)], "classes.json")
+        resolve(class_map, [ClassesOf("street", STREET)])
     (line,) = str(error.value).splitlines()
     assert line.startswith("classes.json: ") and words in line
 
