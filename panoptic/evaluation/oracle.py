@@ -12,7 +12,7 @@ from itertools import combinations
 
 import torch
 
-from panoptic.metrics.report import Evaluation, metrics
+from panoptic.metrics.report import Evaluation, markdown_table, metrics
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Frame, Targets
 
@@ -99,11 +99,7 @@ def table(names: Sequence[str], rows: Sequence[tuple[Sequence[str], Evaluation]]
     for chosen, figures in evaluated:
         marks = ["x" if name in chosen else "" for name in names]
         cells.append([*marks, *(_figure(figures.get(f"/{name}", float("nan"))) for name in columns)])
-    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown_table(cells)
 
 
 def _figure(value: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from panoptic.metrics.report import text_table
+from panoptic.metrics.report import markdown_table, text_table
 from pipelines.studies.statistics import ROUNDING, SIGNIFICANCE, Cell, compare, holm, pooled_deviation
 from pipelines.studies.study import Study
 
@@ -55,7 +55,7 @@ def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: s
     title = f"{name}: {study.title}. Ours: {budget}"
     return Table(
         text="\n".join([title, text_table([head, *body]), *notes]),
-        markdown="\n".join([f"**{title}**", "", *_markdown([head, *body]), "", *(f"- {note}" for note in notes)]),
+        markdown="\n".join([f"**{title}**", "", markdown_table([head, *body]), "", *(f"- {note}" for note in notes)]),
         rows=[csv_row(label, study.columns, row) for label, row in zip(labels, cells, strict=True)],
         plot=plot(title, labels, [row[place] for row in cells], leading),
     )
@@ -108,12 +108,6 @@ def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) 
 def _paper(value: float | None) -> str:
     """The paper's figure as it prints it."""
     return "-" if value is None else f"{value:g}"
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first row is the header."""
-    head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from panoptic.metrics.report import markdown_table
+
 Figures = dict[str, Any]
 """Of one case at one precision, by name."""
 
@@ -57,7 +59,4 @@ def row(figures: Figures, peak: float) -> list[str]:
 
 def table(rows: list[list[str]]) -> str:
     """Rows as Markdown under `COLUMNS`."""
-    lines = [list(COLUMNS), *rows]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
-    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+    return markdown_table([COLUMNS, *rows])

@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 import torch
 
+from panoptic.metrics.report import markdown_table
+
 SLOW = 60.0
 """Seconds of CPU after which a case stops repeating once it has three rounds: one peer takes 10 s a call."""
 
@@ -152,11 +154,7 @@ def table(rows: Sequence[Row]) -> str:
         theirs = "-" if row.theirs is None else f"{_digits(row.theirs)} {row.unit}"
         ratio = "-" if row.ratio is None else f"{_digits(row.ratio)}x"
         cells.append((row.name, row.work, f"{_digits(row.ours)} {row.unit}", row.peer or "-", theirs, ratio))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [
-        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return markdown_table(cells)
 
 
 def _digits(value: float) -> str:

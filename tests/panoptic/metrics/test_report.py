@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
-from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, safe_name, table
+from panoptic.metrics.report import Evaluation, class_rows, class_table, markdown_table, metrics, safe_name, table
 from panoptic.metrics.semantic import mean_iou
 from panoptic.segmentation import Categories
 
@@ -111,3 +111,8 @@ def test_worst_classes_come_first_and_absent_ones_not_at_all(evaluation: Evaluat
     worst = [line.split()[0] for line in class_table(evaluation, worst=2).splitlines()[1:]]
     assert worst == ["car", "sky"]
     assert [line.split()[0] for line in class_table(evaluation, worst=9).splitlines()[1:]] == ["car", "sky", "person"]
+
+
+def test_markdown_tables_are_straight_in_plain_text_too() -> None:
+    told = markdown_table([("", "PQ"), ("a long name", "1")]).splitlines()
+    assert told == ["|             | PQ  |", "| ----------- | --- |", "| a long name | 1   |"]
