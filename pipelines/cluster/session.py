@@ -21,6 +21,8 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 ENVIRONMENT = {
@@ -146,8 +148,6 @@ def _start_patiently(start: Callable[[], Any]) -> Any:
 
 def _children() -> set[int]:
     """Ids of the processes that this one started and that still run."""
-    import psutil  # Ray carries it along
-
     return {process.pid for process in psutil.Process().children()}
 
 

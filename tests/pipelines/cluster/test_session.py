@@ -127,8 +127,8 @@ def test_what_another_attempt_would_not_mend_is_told_at_once(stubbed: pytest.Mon
 
 
 def test_no_process_of_a_local_session_listens_beyond_the_machine(ray_cluster) -> None:
-    import ray  # brings psutil, so first
-    import psutil  # isort: skip
+    import psutil
+    import ray
 
     @ray.remote
     def identify() -> int:
