@@ -208,13 +208,35 @@ def exists(uri: Uri) -> bool:
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
 
+def is_folder(uri: Uri) -> bool:
+    """True if there is a folder."""
+    filesystem, path = resolve(uri)
+    with _naming(uri, "looked up"):
+        return filesystem.get_file_info(path).type == fs.FileType.Directory
+
+
 def list_stamps(uri: Uri) -> dict[str, tuple[int, int]]:
     """Every file below a folder: its path relative to `uri` -> (bytes, time of change in whole seconds)."""
+    return _list(uri, recursive=True)[0]
+
+
+def list_folder(uri: Uri) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """The files right in a folder, as `list_stamps` gives them, and the names of the folders in it, sorted."""
+    return _list(uri, recursive=False)
+
+
+def _list(uri: Uri, recursive: bool) -> tuple[dict[str, tuple[int, int]], list[str]]:
     filesystem, path = resolve(uri)
     with _naming(uri, "listed"):
-        entries = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    files = (info for info in entries if info.type == fs.FileType.File)
-    return {info.path[len(path) :].lstrip("/"): (info.size, (info.mtime_ns or 0) // 10**9) for info in files}
+        entries = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
+    files, folders = {}, []
+    for info in entries:
+        name = info.path[len(path) :].lstrip("/")
+        if info.type == fs.FileType.File:
+            files[name] = (info.size, (info.mtime_ns or 0) // 10**9)
+        elif info.type == fs.FileType.Directory:
+            folders.append(name)
+    return files, sorted(folders)
 
 
 def list_files(uri: Uri) -> list[str]:

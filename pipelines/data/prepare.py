@@ -25,7 +25,7 @@ from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import disk, session, storage
 from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, content_hash, is_shards, problem_table
 from pipelines.data.readers import READERS
-from pipelines.data.readers.source import Problem, Source
+from pipelines.data.readers.source import Decode, Orientation, Problem, Source
 from pipelines.data.shard_file import ROW_GROUP
 from pipelines.data.shard_writer import Report, write_shard
 
@@ -107,7 +107,7 @@ def prepare(
         rows = rows.take(np.random.default_rng(seed).permutation(rows.num_rows))
     _check_room(source, out)
     try:
-        reports = _write_all(rows, out, rows_per_shard, source.categories)
+        reports = _write_all(rows, out, rows_per_shard, source)
     except disk.DiskFull as error:
         raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
     manifest = _manifest(source, origin, reports)
@@ -202,10 +202,12 @@ def _check_room(source: Source, out: str) -> None:
     disk.check_room(out, source.bytes - written, f"the shards of split {source.split}")
 
 
-def _write_or_tell(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
+def _write_or_tell(
+    rows: pa.Table, out: str, categories: Categories, decode: Decode, orientation: Orientation
+) -> pa.Table:
     """`write_shard`; a disk that is full comes back as a row, where an error would make Ray Data print pages."""
     try:
-        return write_shard(rows, out, categories)
+        return write_shard(rows, out, categories, decode, orientation)
     except OSError as error:
         if disk.find_full(error) is None:
             raise
@@ -260,7 +262,7 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manife
     )
 
 
-def _write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: Categories) -> list[Report]:
+def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) -> list[Report]:
     """Ray Data over the light rows, one block a shard; the reports in the order of the shards."""
     if not rows.num_rows:
         return []
@@ -273,7 +275,12 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: Catego
         _write_or_tell,  # pyright: ignore[reportArgumentType]  # Ray's type leaves out functions with fn_kwargs
         batch_size=None,  # a whole block
         batch_format="pyarrow",
-        fn_kwargs={"out": out, "categories": categories},
+        fn_kwargs={
+            "out": out,
+            "categories": source.categories,
+            "decode": source.decode,
+            "orientation": source.orientation,
+        },
     )
     reports = []
     for row in _narrated(dataset.iter_rows(), len(blocks)):

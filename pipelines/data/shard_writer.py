@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoptic.png import area_mismatches, encode_segments, from_coco, silence_opencv
+from panoptic.png import encode_segments, image_size, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
 from pipelines.data.manifest import SCHEMA_VERSION
-from pipelines.data.readers.source import Problem
+from pipelines.data.readers.archive import read_file
+from pipelines.data.readers.source import Decode, Orientation, Problem, decode_coco
 from pipelines.data.shard_file import ROW_GROUP, shard_schema
 from pipelines.data.validation import check_photograph
 
@@ -38,13 +41,20 @@ class Report(NamedTuple):
     repairs: dict[str, int]  # images by the kind of repair that they need
 
 
-def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
+def write_shard(
+    rows: pa.Table,
+    out: str,
+    categories: Categories,
+    decode: Decode = decode_coco,
+    orientation: Orientation = "applied",
+) -> pa.Table:
     """Read, check and write the images of one shard: a Ray Data batch function.
 
     Args:
         rows: light rows of a `Source`, with a column `shard`, the number of the shard.
         out: the folder of the shards.
         categories: of the dataset.
+        decode, orientation: of its `Source`.
 
     Returns:
         One row with one column, `report`: a `Report` as JSON.
@@ -55,7 +65,7 @@ def write_shard(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
     path = f"shard-{numbers.pop():05d}.parquet"
     silence_opencv()
     with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
-        checked = list(pool.map(lambda row: _check(row, categories), rows.to_pylist()))
+        checked = list(pool.map(lambda row: _check(row, categories, decode, orientation), rows.to_pylist()))
     good = [entry for entry in checked if isinstance(entry, _Good)]
     columns = [entry.columns for entry in good]
     data = _parquet(columns, rows.schema.field("image_id").type, categories) if good else b""
@@ -87,26 +97,59 @@ class _Good(NamedTuple):
     repairs: list[str]
 
 
-def _check(row: dict, categories: Categories) -> _Good | Problem:
-    """Open the two files of a light row and check them against each other and the record."""
-    name, size, record = row["name"], (row["height"], row["width"]), json.loads(row["record"])
+def _check(row: dict, categories: Categories, decode: Decode, orientation: Orientation) -> _Good | Problem:
+    """Open the files of a light row and check them against each other and the record."""
+    name = row["name"]
     try:
-        image, repairs = check_photograph(storage.read_bytes(row["image"]), name, size)
-        truth = from_coco(storage.read_bytes(row["png"]), record, categories, name, size)
-        segments = encode_segments(truth.segments)
+        photograph = read_file(row["image"])
+        stated = image_size(photograph, name)
+        with DECODING.share(stated[0] * stated[1]):
+            truth, kinds, mismatches = decode(row, read_file, categories)
+            image, repairs = check_photograph(photograph, name, truth.size, orientation)
+            segments = encode_segments(truth.segments)
+            columns = {
+                "name": name,
+                "image": image,
+                "segments": segments,
+                "labels": truth.labels,
+                "crowd": truth.is_crowd(),
+                "height": truth.size[0],
+                "width": truth.size[1],
+                "image_id": row["image_id"],
+            }
+            return _Good(columns, row_digest(columns, truth), mismatches, [*repairs, *kinds])
     except (ValueError, OSError) as error:
         return Problem(name, str(error).removeprefix(f"{name}: "))
-    columns = {
-        "name": name,
-        "image": image,
-        "segments": segments,
-        "labels": truth.labels,
-        "crowd": truth.is_crowd(),
-        "height": size[0],
-        "width": size[1],
-        "image_id": row["image_id"],
-    }
-    return _Good(columns, row_digest(columns, truth), len(area_mismatches(truth, record)), repairs)
+
+
+class _Share:
+    """A number of pixels that threads decode at the same time: large photographs wait for each other.
+
+    Args:
+        pixels: so many at once; an image of more is decoded alone.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free, self._all = pixels, pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def share(self, pixels: int) -> Iterator[None]:
+        """Wait until so many pixels are free, and hold them."""
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+DECODING = _Share(25_000_000)
+"""One photograph of 22 megapixels at a time, or many small ones: some 30 bytes a pixel are held while it is checked."""
 
 
 def row_digest(columns: dict, truth: Segmentation) -> str:

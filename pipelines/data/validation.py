@@ -3,65 +3,80 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from panoptic.png import decode_image, decode_stored, holds_12_bits
+from panoptic.png import PNG_SIGNATURE, decode_image, decode_stored, holds_12_bits, image_size
+from pipelines.data.readers.source import Orientation
 
 TWELVE_BITS = "16-bit photographs without a value from 4096, read as 12 bits"
 STORED_FRAME = "photographs whose map lies over the stored pixels, freed of their EXIF orientation"
+UPRIGHT_FRAME = "photographs that EXIF turns or mirrors within their size; their maps are taken to lie over the result"
 """Kinds of repairs, as the manifest counts them."""
 
 _EXIF = (b"Exif", b"eXIf", b"EXIF")
 """Marks of EXIF, of which a JPEG, PNG or WebP with an orientation holds one."""
 
 
-def check_photograph(data: bytes, name: str, size: tuple[int, int]) -> tuple[bytes, list[str]]:
-    """Check an image file against its record.
+def check_photograph(
+    data: bytes, name: str, size: tuple[int, int], orientation: Orientation = "applied"
+) -> tuple[bytes, list[str]]:
+    """Check an image file against its map.
 
     An EXIF orientation is applied wherever images are read, so the map must lie over the upright image. Where the
-    sizes show that it lies over the stored pixels instead, the orientation is removed from the file.
+    sizes show that it lies over the stored pixels instead, the orientation is removed from the file. Where EXIF turns
+    or mirrors the image within its size, `orientation` says which it is.
 
     Args:
         data: the file's bytes.
         name: of the file, for messages.
-        size: (H, W) that the record states.
+        size: (H, W) of the map.
+        orientation: "stored" as in the public data sets, or "applied".
 
     Returns:
         The bytes to keep, and the kinds of repairs that their reading needs.
 
     Raises:
-        ValueError: empty, cut or unreadable, of another size, or turned within its size, so that nothing tells
-            whether the map is turned, too.
+        ValueError: empty, cut or unreadable, of another size, or of a kind whose orientation cannot be removed.
     """
     if not data:
         raise ValueError("the image file is empty (0 bytes); copy it again from its source")
     if is_cut(data):
         raise ValueError("the JPEG ends before its image does (partial download?)")
-    image = decode_image(data, name, size)  # which compares the sizes before it decodes
+    header = image_size(data, name)
+    if tuple(size) not in (header, header[::-1]):
+        raise ValueError(_unequal(size, header, header))
+    image = decode_image(data, name)
     repairs = [TWELVE_BITS] if holds_12_bits(data) else []
     stored = decode_stored(data, name) if any(mark in data for mark in _EXIF) else image
-    if stored.shape[:2] == size and image.shape[:2] != size:
+    turned = (image.shape == stored.shape and not np.array_equal(image, stored)) or _turned_tiff(data, image)
+    if image.shape[:2] != size and stored.shape[:2] != size:
+        raise ValueError(_unequal(size, stored.shape, image.shape))
+    if image.shape[:2] != size or (turned and orientation == "stored"):
         data = without_exif(data)
-        if not np.array_equal(decode_image(data, name), stored):
+        if _turned_tiff(data, image) or not np.array_equal(decode_image(data, name), stored):
             raise ValueError(
-                f"its EXIF orientation makes the image {_shape(image)} but the JSON says {_shape(stored)} (height x "
-                "width), as the pixels are stored; remove the orientation from the file"
+                f"its map lies over the stored pixels ({_shape(stored.shape)}, height x width), but its EXIF "
+                f"orientation turns the image ({_shape(image.shape)}) and cannot be removed from a file of this kind; "
+                "save it as JPEG or PNG without the orientation"
             )
         repairs.append(STORED_FRAME)
-    elif image.shape[:2] != size:
-        raise ValueError(f"the image is {_shape(image)} but the JSON says {size[0]}x{size[1]} (height x width)")
-    elif (image.shape == stored.shape and not np.array_equal(image, stored)) or _turned_tiff(data, image):
-        raise ValueError(
-            "an EXIF orientation turns or mirrors the image within its size, so nothing tells whether its map is "
-            "turned, too; turn the stored pixels if so, and remove the orientation from the file"
-        )
+    elif turned:
+        repairs.append(UPRIGHT_FRAME)
     return data, repairs
 
 
+def _unequal(size: Sequence[int], stored: Sequence[int], upright: Sequence[int]) -> str:
+    exif = f" (by its EXIF orientation {_shape(upright)})" if tuple(stored[:2]) != tuple(upright[:2]) else ""
+    return f"the map is {_shape(size)} but the photograph {_shape(stored)}{exif}, height x width"
+
+
 def without_exif(jpeg: bytes) -> bytes:
-    """A JPEG without the segments that hold EXIF, and so without its orientation; other files stay as they are."""
+    """A JPEG or PNG without the parts that hold EXIF, and so without its orientation; other files stay as they are."""
+    if jpeg.startswith(PNG_SIGNATURE):
+        return _png_without_exif(jpeg)
     parts, place = [jpeg[:2]], 2
     while jpeg.startswith(b"\xff\xd8") and jpeg[place : place + 1] == b"\xff" and jpeg[place + 1] not in (0xDA, 0xD9):
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
@@ -69,6 +84,16 @@ def without_exif(jpeg: bytes) -> bytes:
             parts.append(jpeg[place:end])
         place = end
     return b"".join(parts) + jpeg[place:]
+
+
+def _png_without_exif(png: bytes) -> bytes:
+    parts, place = [png[:8]], 8
+    while place < len(png):
+        end = place + 12 + int.from_bytes(png[place : place + 4])
+        if png[place + 4 : place + 8] != b"eXIf":
+            parts.append(png[place:end])
+        place = end
+    return b"".join(parts)
 
 
 def _turned_tiff(data: bytes, image: np.ndarray) -> bool:
@@ -84,8 +109,8 @@ def _turned_tiff(data: bytes, image: np.ndarray) -> bool:
     return False
 
 
-def _shape(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
+def _shape(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 MARKERS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")

@@ -1,13 +1,16 @@
-"""The result of a reader of a data set: light rows, problems, a fingerprint."""
+"""The result of a reader of a data set: light rows, problems, a fingerprint, and the function that decodes a row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from panoptic.segmentation import Categories
+from panoptic.png import area_mismatches, from_coco
+from panoptic.segmentation import Categories, Segmentation
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -28,6 +31,58 @@ class Problem:
     """The action that mends it; "" where the reason says it already, as in manifests of earlier versions."""
 
 
+Orientation = Literal["stored", "applied"]
+"""The frame of the maps where a photograph's EXIF turns or mirrors it within its size: its stored pixels, as in the
+public data sets, or the upright image that people see."""
+
+
+class Truth(NamedTuple):
+    """One image's map, and what its reading brought to light."""
+
+    segmentation: Segmentation
+    repairs: tuple[str, ...] = ()
+    """Kinds of repairs, as the manifest counts them, one for each image or value that needed it."""
+    area_mismatches: int = 0
+    """Segments whose stated area their pixels deny."""
+
+
+Decode = Callable[[Mapping[str, Any], Callable[[str], bytes], Categories], Truth]
+"""From a light row, the function that reads an address, and the categories to the truth of the image. It travels to the
+workers, so it is a function of a module, or a `functools.partial` of one. It raises ValueError, naming the file, where
+the label files are not what the format asks; sizes that the row states are compared, not used."""
+
+SWAPPED = "width and height swapped in the JSON"
+"""Kind of repair of an image whose record states (W, H) as (H, W)."""
+
+
+def decode_coco(row: Mapping[str, Any], read: Callable[[str], bytes], categories: Categories) -> Truth:
+    """The truth of a row of COCO-panoptic: `png` is its id map, `record` its annotation.
+
+    Raises:
+        ValueError: the map and the record do not agree; begins with the name of the image.
+    """
+    record = json.loads(row["record"])
+    truth = from_coco(read(row["png"]), record, categories, row["name"])
+    return Truth(truth, check_size(row, truth), len(area_mismatches(truth, record)))
+
+
+def check_size(row: Mapping[str, Any], truth: Segmentation) -> tuple[str, ...]:
+    """Compare the size that a record states, if it does, with that of the map; the repairs that reading it needs.
+
+    Raises:
+        ValueError: they differ by more than the order of height and width.
+    """
+    stated = (row["height"], row["width"])
+    if None in stated or stated == truth.size:
+        return ()
+    if stated == truth.size[::-1]:
+        return (SWAPPED,)
+    height, width = truth.size
+    raise ValueError(
+        f"{row['name']}: the map is {height}x{width} but the JSON says {stated[0]}x{stated[1]} (height x width)"
+    )
+
+
 @dataclass(frozen=True)
 class Source:
     """The result of a reader: one light row per image that passed the checks, in the order of the annotations."""
@@ -37,8 +92,9 @@ class Source:
     split: str
     categories: Categories
     rows: pa.Table
-    """Columns: name (file name, unique), image and png (URIs), record (JSON text of the annotation), height,
-    width (as the annotations state them), image_id (int64, or string where the dataset's ids are text)."""
+    """Columns: name (file name, unique), image and png (addresses of the photograph and of the label file), record
+    (JSON of the annotation, or of what else `decode` takes), height, width (as the annotations state them; null where they
+    do not), image_id (int64, or string where the dataset's ids are text)."""
     problems: tuple[Problem, ...]
     unannotated: tuple[str, ...]
     """Images that the annotations list without annotating them; they are left out."""
@@ -48,3 +104,7 @@ class Source:
     """Changes whenever the annotations, or the size or time of a file, change."""
     repairs: Mapping[str, int] = field(default_factory=dict)
     """Number of values that were read although they are not written as the format asks, by kind."""
+    decode: Decode = decode_coco
+    """From a row to the truth of its image; the workers call it."""
+    orientation: Orientation = "applied"
+    """The frame of the maps where sizes do not tell it (see `Orientation`)."""

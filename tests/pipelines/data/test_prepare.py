@@ -30,13 +30,13 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 WRITE = preparation._write_or_tell
 
 
-def on_a_full_disk(rows: pa.Table, out: str, categories: Categories) -> pa.Table:
+def on_a_full_disk(rows: pa.Table, out: str, categories: Categories, **how) -> pa.Table:
     """What a worker does whose disk is full when it writes the second of three shards."""
     if rows["shard"][0].as_py() != 1:
-        return WRITE(rows, out, categories)
+        return WRITE(rows, out, categories, **how)
     full = OSError(errno.ENOSPC, "No space left on device")
     with mock.patch("pipelines.cluster.storage.os.replace", side_effect=full):
-        return WRITE(rows, out, categories)
+        return WRITE(rows, out, categories, **how)
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(

@@ -11,7 +11,14 @@ import pytest
 from PIL import Image as PIL
 
 from panoptic.png import decode_image
-from pipelines.data.validation import STORED_FRAME, TWELVE_BITS, check_photograph, is_cut, without_exif
+from pipelines.data.validation import (
+    STORED_FRAME,
+    TWELVE_BITS,
+    UPRIGHT_FRAME,
+    check_photograph,
+    is_cut,
+    without_exif,
+)
 
 
 def picture(height: int = 120, width: int = 160) -> np.ndarray:
@@ -101,8 +108,7 @@ def with_orientation(orientation: int, kind: str = "JPEG", height: int = 120, wi
 def test_maps_over_the_upright_image_fit(orientation: int, kind: str) -> None:
     data = with_orientation(orientation, kind)
     if orientation in (2, 3, 4):
-        with pytest.raises(ValueError, match="EXIF orientation turns or mirrors the image within its size"):
-            check_photograph(data, "a", (120, 160))
+        assert check_photograph(data, "a", (120, 160)) == (data, [UPRIGHT_FRAME])
     else:
         size = (160, 120) if orientation > 4 else (120, 160)
         assert check_photograph(data, "a", size) == (data, [])
@@ -114,10 +120,26 @@ def test_maps_over_the_stored_pixels_free_the_jpeg_of_its_orientation(orientatio
     kept, repairs = check_photograph(data, "a", (120, 160))
     assert repairs == [STORED_FRAME]
     np.testing.assert_array_equal(decode_image(kept), decode_image(with_orientation(1)))
-    with pytest.raises(ValueError, match=r"orientation makes the image 160x120 but the JSON says 120x160"):
-        check_photograph(with_orientation(orientation, "PNG"), "a", (120, 160))
-    with pytest.raises(ValueError, match="within its size"):
-        check_photograph(with_orientation(orientation, height=64, width=64), "a", (64, 64))
+    kept, repairs = check_photograph(with_orientation(orientation, "PNG"), "a", (120, 160))
+    assert repairs == [STORED_FRAME]
+    np.testing.assert_array_equal(decode_image(kept), decode_image(with_orientation(1, "PNG")))
+
+
+@pytest.mark.parametrize(("orientation", "side"), [(2, 160), (3, 160), (4, 160), (6, 120), (8, 120)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_where_sizes_do_not_tell_the_frame_the_data_set_does(orientation: int, side: int, kind: str) -> None:
+    data, size = with_orientation(orientation, kind, 120, side), (120, side)
+    assert check_photograph(data, "a", size, "applied") == (data, [UPRIGHT_FRAME])
+    kept, repairs = check_photograph(data, "a", size, "stored")
+    assert repairs == [STORED_FRAME]
+    np.testing.assert_array_equal(decode_image(kept), decode_image(with_orientation(1, kind, 120, side)))
+
+
+def test_sizes_that_fit_neither_frame_are_told_with_both() -> None:
+    with pytest.raises(ValueError, match="cannot be removed from a file of this kind"):
+        check_photograph(with_orientation(2, "TIFF"), "a", (120, 160), "stored")
+    with pytest.raises(ValueError, match=r"map is 160x161 but the photograph 120x160, height"):
+        check_photograph(with_orientation(6), "a", (160, 161))
 
 
 def test_only_exif_is_removed() -> None:
@@ -136,7 +158,7 @@ def test_files_without_an_image_are_refused() -> None:
     for data, message in (
         (b"", r"the image file is empty \(0 bytes\)"),
         (jpeg()[:-9], "JPEG ends before"),
-        (jpeg(), "is 120x160 but the record says 120x161"),
+        (jpeg(), "map is 120x161 but the photograph 120x160"),
     ):
         with pytest.raises(ValueError, match=message):
             check_photograph(data, "a", (120, 161))

@@ -1,0 +1,258 @@
+"""Files inside zip archives, addressed and read one by one, without unpacking.
+
+The address of a member is text, so that it travels in a column beside plain paths:
+
+    zip:CONTAINER!/PATH#length of CONTAINER,offset,packed bytes,bytes,method,CRC
+
+It says where in the container the member lies, so a worker reads it with one range request and never lists the archive.
+A zip that is stored in a zip is a range of bytes of the outer file, and its members are addressed in the outer file;
+one that is compressed is unpacked once a machine into the folder for temporary files.
+
+Format: PKWARE, APPNOTE.TXT (.ZIP File Format Specification), sections 4.3.7 (local header) and 4.4.5 (methods).
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import io
+import os
+import struct
+import tempfile
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipelines.cluster import storage
+
+_PREFIX = "zip:"
+_HEADER = struct.Struct("<4s5H3I2H")  # a local header up to its name
+_SPARE = 256  # bytes read beyond a member, for the extra field of its local header
+_CHUNK = 8 << 20
+_STORED, _DEFLATED, _BZIP2 = 0, 8, 12
+_ENCRYPTED = 1  # bit of the general purpose flags
+
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
+"""Files and folders that file managers leave; those that begin with `._` are such, too."""
+
+
+class Member(NamedTuple):
+    """The place of a file in its container."""
+
+    container: str
+    """A path, a URI, or the address of a compressed zip in a zip."""
+    offset: int
+    """Of the local header."""
+    packed: int
+    """Bytes in the container."""
+    size: int
+    """Bytes when unpacked."""
+    method: int
+    crc: int
+
+    def address(self, path: str) -> str:
+        """The address of this member, whose name for messages is `path`."""
+        numbers = [len(self.container), *self[1:]]
+        return f"{_PREFIX}{self.container}!/{path}#{','.join(map(str, numbers))}"
+
+
+def is_junk(path: str) -> bool:
+    """True if a part of a path is what a file manager leaves beside the files of a person."""
+    return any(part in JUNK or part.startswith("._") for part in path.split("/"))
+
+
+def read_file(address: storage.Uri) -> bytes:
+    """The bytes of a file: of a member of an archive, of a local path or of S3.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: the archive is damaged there, or packs the file by a method that is not read; names both.
+    """
+    text = os.fspath(address)
+    if not text.startswith(_PREFIX):
+        return storage.read_bytes(text)
+    member, _ = _parse(text)
+    return b"".join(_unpacked(member, _contained(member.container), readable(text)))
+
+
+def readable(address: storage.Uri) -> str:
+    """An address as messages show it: `/data/train2017.zip!/train2017/000000000009.jpg`."""
+    text = os.fspath(address)
+    if not text.startswith(_PREFIX):
+        return text
+    member, path = _parse(text)
+    return f"{readable(member.container)}!/{path}"
+
+
+def list_members(container: str) -> dict[str, Member]:
+    """Every file of an archive by its path, without what file managers left.
+
+    The central directory is walked to its end, whatever count the end record states: archivers that write more than
+    65 535 files without zip64 wrap it.
+
+    Args:
+        container: the archive: a path, a URI or the address of a member.
+
+    Raises:
+        ValueError: it is no complete zip archive, or holds encrypted files; names it and the file.
+    """
+    base, name = 0, readable(container)
+    member = _parse(container)[0] if container.startswith(_PREFIX) else None
+    if member and is_stored(member):
+        container = member.container
+        file = _contained(container)
+        base = member.offset + _header_length(file.read_at(_HEADER.size, member.offset), name)
+        stream = _as_file(file, base, member.size)
+    else:
+        file = _contained(container)
+        stream = _as_file(file, 0, file.size())
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OverflowError, struct.error) as error:
+        raise ValueError(
+            f"{name}: is not a complete zip archive ({error}); is the download complete, and are all "
+            "parts of a split archive joined?"
+        ) from error
+    members = {}
+    for entry in entries:
+        path = "/".join(part for part in entry.filename.replace("\\", "/").split("/") if part not in ("", "."))
+        if entry.is_dir() or not path or ".." in path.split("/") or is_junk(path):
+            continue
+        if entry.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{name}: {path} is encrypted; unpack it with its password")
+        members[path] = Member(
+            container, base + entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC
+        )
+    return members
+
+
+def is_stored(member: Member) -> bool:
+    """True where the bytes of a member lie in its container as they are."""
+    return member.method == _STORED
+
+
+def is_zip(uri: storage.Uri) -> bool:
+    """True if a file has the end of a zip archive."""
+    file = storage.open_file(uri)
+    return zipfile.is_zipfile(_as_file(file, 0, file.size()))
+
+
+def _parse(address: str) -> tuple[Member, str]:
+    """The member and its path."""
+    body, _, numbers = address.removeprefix(_PREFIX).rpartition("#")
+    length, *rest = map(int, numbers.split(","))
+    return Member(body[:length], *rest), body[length + 2 :]
+
+
+def _contained(container: str) -> pa.NativeFile:
+    """The open file that holds a container's bytes."""
+    if container.startswith(_PREFIX):
+        return storage.open_file(_spooled(container))
+    return _remote(container) if container.startswith("s3://") else storage.open_file(container)
+
+
+@lru_cache(maxsize=16)
+def _remote(uri: str) -> pa.NativeFile:
+    """An open object: opening it asks the store for its size, which one file after another need not repeat."""
+    return storage.open_file(uri)
+
+
+@lru_cache(maxsize=16)
+def _spooled(address: str) -> str:
+    """The path of a member unpacked into the folder for temporary files: once a machine, as its name is its address."""
+    folder = os.path.join(tempfile.gettempdir(), f"panoptic-ray-{os.getuid()}")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    path = os.path.join(folder, f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.zip")
+    member, _ = _parse(address)
+    if not os.path.exists(path) or os.path.getsize(path) != member.size:
+        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                for chunk in _unpacked(member, _contained(member.container), readable(address)):
+                    file.write(chunk)
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+    return path
+
+
+def _as_file(file: pa.NativeFile, start: int, size: int) -> io.BufferedReader:
+    """A range of bytes of a file, as a file of its own."""
+    return io.BufferedReader(_Range(file, start, size), 1 << 16)
+
+
+class _Range(io.RawIOBase):
+    """A range of bytes of a file, as a file."""
+
+    def __init__(self, file: pa.NativeFile, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(f"seek to {base + offset}")
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer) -> int:  # type: ignore[override]
+        count = max(0, min(len(buffer), self._size - self._place))
+        data = self._file.read_at(count, self._start + self._place) if count else b""
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+def _header_length(header: bytes, name: str) -> int:
+    """The length of a local header with its name and extra field."""
+    if len(header) < _HEADER.size or header[:4] != b"PK\3\4":
+        raise ValueError(f"{name}: the archive is damaged there; copy it again from its source")
+    *_, path, extra = _HEADER.unpack(header[: _HEADER.size])
+    return _HEADER.size + path + extra
+
+
+def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]:
+    """The content of a member, piece by piece, compared with its size and CRC at the end."""
+    if member.method not in (_STORED, _DEFLATED, _BZIP2):
+        raise ValueError(f"{name}: is packed by the zip method {member.method}, which is not read; unpack the archive")
+    # one request where the member is small: header, name, extra field and content
+    first = file.read_at(_HEADER.size + len(name.encode()) + _SPARE + min(member.packed, _CHUNK), member.offset)
+    start = _header_length(first, name)
+    crc = size = 0
+    unpack = {_DEFLATED: lambda: zlib.decompressobj(-15), _BZIP2: bz2.BZ2Decompressor}.get(member.method)
+    machine = unpack() if unpack else None
+    place = 0
+    while place < member.packed:
+        piece = first[start : start + member.packed] if not place else b""
+        if not piece:
+            piece = file.read_at(min(_CHUNK, member.packed - place), member.offset + start + place)
+        if not piece:
+            break
+        place += len(piece)
+        try:
+            # no more than the directory states, so that a crafted archive cannot fill the memory
+            data = machine.decompress(piece, member.size - size + 1) if machine else piece
+        except (zlib.error, OSError) as error:
+            raise ValueError(f"{name}: the archive is damaged there ({error}); copy it again") from error
+        crc, size = zlib.crc32(data, crc), size + len(data)
+        if size > member.size:
+            break
+        yield data
+    if size != member.size or crc != member.crc:
+        raise ValueError(f"{name}: does not have the size and CRC that its archive states; copy the archive again")
