@@ -45,8 +45,9 @@ A PNG of a few kilobytes may state a picture of gigabytes, so the size is read f
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 """The first bytes of every PNG."""
 
-_GREY, _RGB, _RGBA = 0, 2, 6
-_COLOUR_TYPES = {_GREY: "greyscale", _RGB: "RGB", 3: "palette", 4: "greyscale with alpha", _RGBA: "RGBA"}
+_GREY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6
+_TRANSPARENCY = b"tRNS"
+_COLOUR_TYPES = {_GREY: "greyscale", _RGB: "RGB", _PALETTE: "palette", 4: "greyscale with alpha", _RGBA: "RGBA"}
 
 
 def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
@@ -97,6 +98,63 @@ def decode_ids(png: bytes) -> np.ndarray:
     # four bytes R G B A are one little-endian integer, so one mask (in place) replaces three multiply-adds
     ids = rgba.view("<i4")[..., 0]
     return np.bitwise_and(ids, MAX_ID, out=ids).astype(np.int32, copy=False)
+
+
+def decode_labels(png: bytes) -> np.ndarray:
+    """The values of a label map that has one channel.
+
+    A palette is not looked up: the index is the label. 16 bits stay 16.
+
+    Returns:
+        int32 [H, W].
+
+    Raises:
+        ValueError: not a PNG, damaged, larger than `MAX_PIXELS`, or of several channels.
+    """
+    colour, depth = _header(png)
+    if colour not in (_GREY, _PALETTE):
+        raise ValueError(
+            f"a {depth}-bit {_COLOUR_TYPES.get(colour, '?')} PNG is no label map; the labels are the values of one "
+            "channel (a PNG of colours is for eyes only)"
+        )
+    if colour == _GREY and depth >= 8 and _TRANSPARENCY not in png:
+        return _decode(png, cv2.IMREAD_UNCHANGED).astype(np.int32)
+    values = _pillow(png).astype(np.int32)
+    if colour == _GREY and 1 < depth < 8:
+        values //= 255 // ((1 << depth) - 1)  # Pillow spreads 2 and 4 bits over 0 to 255
+    return values
+
+
+def decode_channels(png: bytes, channels: int) -> np.ndarray:
+    """The bytes of a label map that keeps its values in 3 or 4 channels; alpha is a value like the others.
+
+    Returns:
+        uint8 [H, W, channels], in the order red, green, blue, alpha.
+
+    Raises:
+        ValueError: not a PNG, damaged, larger than `MAX_PIXELS`, or not 8-bit with so many channels.
+    """
+    colour, depth = _header(png)
+    wanted = {3: _RGB, 4: _RGBA}[channels]
+    if colour != wanted or depth != 8:
+        raise ValueError(
+            f"a {depth}-bit {_COLOUR_TYPES.get(colour, '?')} PNG, where the labels need 8-bit {_COLOUR_TYPES[wanted]}; "
+            "give the file as its owner ships it, since a converted one has lost a part of them"
+        )
+    if _TRANSPARENCY in png:
+        return _pillow(png)
+    swap = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(_decode(png, cv2.IMREAD_UNCHANGED), swap)
+
+
+def _pillow(png: bytes) -> np.ndarray:
+    """The stored values of a PNG, in its own mode: OpenCV looks palettes up and makes transparency a channel."""
+    image_size(png, "PNG")
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"PNG: cannot be decoded ({error}); the file is damaged") from error
 
 
 def encode_ids(ids: np.ndarray) -> bytes:

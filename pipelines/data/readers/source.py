@@ -93,8 +93,8 @@ class Source:
     categories: Categories
     rows: pa.Table
     """Columns: name (file name, unique), image and png (addresses of the photograph and of the label file), record
-    (JSON of the annotation, or of what else `decode` takes), height, width (as the annotations state them; null where they
-    do not), image_id (int64, or string where the dataset's ids are text)."""
+    (JSON of the annotation, or of what else `decode` takes), height, width (as the annotations state them; null where
+    they do not), image_id (int64, or string where the dataset's ids are text)."""
     problems: tuple[Problem, ...]
     unannotated: tuple[str, ...]
     """Images that the annotations list without annotating them; they are left out."""

@@ -152,10 +152,10 @@ def test_problems_stop_the_job_with_a_table(tmp_path: Path) -> None:
         prepare(source, tmp_path / "out")
     lines = {line.split()[0]: line for line in str(error.value).splitlines()}
     assert "JPEG ends before" in lines["000.jpg"] or "cannot be decoded" in lines["000.jpg"]
-    assert "20x30 but the record says 21x30" in lines["001.jpg"]
+    assert "map is 20x30 but the JSON says 21x30" in lines["001.jpg"]
     assert "9" in lines["002.jpg"] and "3" in lines["003.jpg"]
     assert "004.png is missing" in lines["004.jpg"]
-    assert "8x9 but the record says 20x30" in lines["005.jpg"]
+    assert "map is 20x30 but the photograph 8x9" in lines["005.jpg"]
     assert "--on-invalid skip" in str(error.value)
     assert not is_shards(tmp_path / "out") and not list((tmp_path / "out").iterdir())
 
