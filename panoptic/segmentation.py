@@ -302,6 +302,13 @@ def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.nda
     return segments.reshape(id_map.shape), unlisted, present[1:]
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The sorted distinct values of an integer map [H, W]; looks at runs of equal pixels, as `renumber` does."""
+    flat = np.ascontiguousarray(values).ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))[: flat.size]
+    return np.unique(flat[starts])
+
+
 @dataclass(frozen=True)
 class Frame:
     """The place of the images within a batch, and the size of their maps.

@@ -5,7 +5,14 @@ checked without pixels and gives what it finds wrong as `problems`; `prepare` op
 checks the rest and reports both together.
 """
 
-from pipelines.data.readers.coco_panoptic import coco_panoptic
+from collections.abc import Callable
 
-READERS = {"coco": coco_panoptic}
+from pipelines.data.readers.cityscapes import cityscapes
+from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.readers.source import Source
+
+READERS: dict[str, Callable[..., Source]] = {
+    "coco": coco_panoptic,
+    "cityscapes": cityscapes,
+}
 """The formats that `jobs/prepare.py` reads, by name."""

@@ -80,6 +80,35 @@ def read_file(address: storage.Uri) -> bytes:
     return b"".join(_unpacked(member, _contained(member.container), readable(text)))
 
 
+class Stream:
+    """A file read from its beginning on, in pieces: `read_file` for what is too large to be held."""
+
+    def __init__(self, address: storage.Uri) -> None:
+        text = os.fspath(address)
+        if text.startswith(_PREFIX):
+            member, _ = _parse(text)
+            self._pieces = _unpacked(member, _contained(member.container), readable(text))
+        else:
+            self._pieces = _pieces(storage.open_file(text))
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes, none only at the end."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return b""
+            self._rest = piece
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+
+def _pieces(file: pa.NativeFile) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_CHUNK):
+            yield piece
+
+
 def readable(address: storage.Uri) -> str:
     """An address as messages show it: `/data/train2017.zip!/train2017/000000000009.jpg`."""
     text = os.fspath(address)

@@ -56,8 +56,8 @@ class Image(TypedDict):
 
     id: ImageId
     file_name: Annotated[str, Field(min_length=1)]
-    height: Length
-    width: Length
+    height: NotRequired[Length | None]  # never used, only compared with the files
+    width: NotRequired[Length | None]
 
 
 _IMAGE, _ANNOTATION = TypeAdapter(Image), TypeAdapter(Annotation)
@@ -208,8 +208,20 @@ class _Parser:
         try:
             entries = _ANNOTATIONS.validate_json(text)
         except ValidationError:
-            entries = [self._repaired(e, place) for place, e in enumerate(self._parsed(text), position)]
+            raw = self._parsed(text)
+            self._refuse_instances(raw)
+            entries = [self._repaired(e, place) for place, e in enumerate(raw, position)]
         self._content.annotations.append(map(pydantic_core.to_json, entries))
+
+    def _refuse_instances(self, entries: list) -> None:
+        """Raise ValueError for a file of instances, which people take for the panoptic one of the same download."""
+        first = entries[0] if entries else None
+        if isinstance(first, dict) and "segments_info" not in first and {"segmentation", "bbox"} & set(first):
+            raise ValueError(
+                f"{self._file}: this is the instance form (annotations have a segmentation and no segments_info); read "
+                "it with --data.reader coco-instances, or give the panoptic file (of COCO: "
+                "panoptic_annotations_trainval2017.zip)"
+            )
 
     def _repaired(self, entry: Any, position: int) -> Any:
         place = f"annotations[{position}]"

@@ -55,14 +55,20 @@ SWAPPED = "width and height swapped in the JSON"
 """Kind of repair of an image whose record states (W, H) as (H, W)."""
 
 
-def decode_coco(row: Mapping[str, Any], read: Callable[[str], bytes], categories: Categories) -> Truth:
+def decode_coco(
+    row: Mapping[str, Any], read: Callable[[str], bytes], categories: Categories, written: Categories | None = None
+) -> Truth:
     """The truth of a row of COCO-panoptic: `png` is its id map, `record` its annotation.
+
+    Args:
+        row, read, categories: see `Decode`.
+        written: the same classes with the ids that the record uses, where those of `categories` are others.
 
     Raises:
         ValueError: the map and the record do not agree; begins with the name of the image.
     """
     record = json.loads(row["record"])
-    truth = from_coco(read(row["png"]), record, categories, row["name"])
+    truth = from_coco(read(row["png"]), record, written or categories, row["name"])
     return Truth(truth, check_size(row, truth), len(area_mismatches(truth, record)))
 
 

@@ -93,7 +93,8 @@ class Tree:
         members = ((name, stamp) for name, (_, _, stamp) in self._members.items() if name.startswith(head))
         found = {name.removeprefix(head): stamp for name, stamp in members}
         if not self._is_zip and self._has_folder(path):
-            stamps = storage.list_stamps(storage.join(self.root, path) if path else self.root)
+            files, folders = self._list(path)
+            stamps = storage.list_stamps(storage.join(self.root, path) if path else self.root) if folders else files
             found |= {name: stamp for name, stamp in stamps.items() if not is_junk(name)}
         return found
 
@@ -229,7 +230,30 @@ class Tree:
 
 
 def _below(above: str, name: str) -> str:
-    return f"{above}/{name}" if above else name
+    return f"{above}/{name}" if above and name else above or name
+
+
+def given(tree: Tree, place: storage.Uri, option: str) -> tuple[Tree, str]:
+    """A file or folder that an option names: where it is, or within the data set and its archives.
+
+    Returns:
+        a tree, and the path in it.
+
+    Raises:
+        ValueError: it is neither; names both places.
+    """
+    text = storage.absolute(place)
+    if storage.exists(text):
+        if storage.is_folder(text) or is_zip(text):
+            return Tree(text), ""
+        above, name = text.rsplit("/", 1)
+        return Tree(above or "/"), name
+    path = str(place).replace("\\", "/").strip("/")
+    tree.mount()
+    tree.unpack([path])
+    if tree.is_file(path) or tree.is_folder(path):
+        return tree, path
+    raise ValueError(f"{option} {place}: neither {text} nor {storage.join(tree.root, path)} is there")
 
 
 class Folder:
@@ -246,6 +270,10 @@ class Folder:
     def address(self, name: str) -> str:
         """The address of one of the files."""
         return self.tree.address(_below(self.path, name))
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of the files."""
+        return read_file(self.address(name))
 
     def match(self, name: str) -> str | None:
         """The file that a name means, None where none is, or several are, like it.

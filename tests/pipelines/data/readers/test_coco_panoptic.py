@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.readers import READERS
+from pipelines.data.readers import READERS, coco_source
 from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.readers.coco_source import RENAMED, RESPELT_IDS
 from pipelines.data.readers.source import Source
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
@@ -78,17 +79,17 @@ def test_places_given(tmp_path: Path) -> None:
     ],
 )
 def test_missing_places_name_what_was_looked_for(tmp_path: Path, gone: str, message: str) -> None:
-    write_folder(tmp_path, "val", count=1)
-    shutil.move(tmp_path / gone, tmp_path / "elsewhere")
+    write_folder(tmp_path / "set", "val", count=1)
+    shutil.move(tmp_path / "set" / gone, tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=message):
-        coco_panoptic(tmp_path, "val")
+        coco_panoptic(tmp_path / "set", "val")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda content: content.pop("categories"), "has no categories"),
-        (lambda content: content["images"][1].pop("height"), r"images\[1\] has no height"),
+        (lambda content: content["images"][1].pop("file_name"), r"images\[1\] has no file_name"),
         (lambda content: content["annotations"][0].pop("image_id"), r"annotations\[0\] has no image_id"),
         (lambda content: content["categories"][0].pop("isthing"), "has no isthing"),
         (lambda content: content["images"][0].update(id="one"), "mixes numbers and text"),
@@ -112,6 +113,57 @@ def test_cut_json(tmp_path: Path) -> None:
         coco_panoptic(tmp_path, "val")
 
 
+def test_ids_as_text_where_they_are_numbers(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=3)
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert source.rows.num_rows == 3 and source.repairs == {RESPELT_IDS: 3}
+    for annotation in content["annotations"]:
+        annotation["image_id"] += "x"
+    write_json(tmp_path, "val", content)
+    with pytest.raises(ValueError, match=r"images\[0\].id is 100, annotations\[0\].image_id is '100x'"):
+        coco_panoptic(tmp_path, "val")
+
+
+def test_the_instance_form_is_told_with_the_reader_for_it(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    content["annotations"] = [{"id": 1, "image_id": 100, "category_id": 3, "bbox": [0, 0, 1, 1], "segmentation": []}]
+    write_json(tmp_path, "val", content)
+    with pytest.raises(
+        ValueError, match=r"panoptic_val\.json: this is the instance form.*--data.reader coco-instances"
+    ):
+        coco_panoptic(tmp_path, "val")
+
+
+def test_things_can_be_named(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=2)
+    for category in content["categories"]:
+        del category["isthing"]
+    write_json(tmp_path, "val", content)
+    with pytest.raises(ValueError, match=r"name them with --data.things, of person, sky, car"):
+        coco_panoptic(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"--data.things cat: .* has no such class; it has person, sky, car"):
+        coco_panoptic(tmp_path, "val", things=("cat",))
+    assert coco_panoptic(tmp_path, "val", things=("person", "car")).categories == CATEGORIES
+
+
+def test_maps_lost_by_the_count_of_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, "val", count=4)
+    for k in (1, 2):
+        (tmp_path / f"annotations/panoptic_val/00{k}.png").unlink()
+    monkeypatch.setattr(coco_source, "WRAPPED", 2)
+    with pytest.raises(ValueError, match=r"2 of 4 id maps found in .*; this is what is left when an unpacker stops"):
+        coco_panoptic(tmp_path, "val")
+
+
+def test_a_json_may_be_the_root(tmp_path: Path) -> None:
+    write_folder(tmp_path, "val", count=2)
+    source = coco_panoptic(tmp_path / "annotations/panoptic_val.json", "val", images=tmp_path / "images/val")
+    assert source.rows.num_rows == 2
+
+
 def test_partial_download(tmp_path: Path) -> None:
     write_folder(tmp_path, "val", count=4)
     (tmp_path / "images/val/001.jpg").unlink()
@@ -124,31 +176,37 @@ def test_partial_download(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "looked_for"),
-    [("images/{}", "000.jpg"), ("images\\train\\{}", "000.jpg"), ("http://host/{}", "000.jpg"), ("{}.png", "000.jpg")],
+    "written", ["images/{}", "images\\train\\{}", "http://host/{}", "/home/anna/{}", "{stem}.png", "{stem}.JPG"]
 )
-def test_missing_images_say_where_they_were_looked_for_and_what_is_there(
-    tmp_path: Path, written: str, looked_for: str
-) -> None:
+def test_images_are_found_by_the_name_of_the_file_alone(tmp_path: Path, written: str) -> None:
     content = write_folder(tmp_path, "val", count=3)
     for image in content["images"]:
-        image["file_name"] = written.format(image["file_name"])
-    content["annotations"][0].pop("file_name")
+        image["file_name"] = written.format(image["file_name"], stem=image["file_name"][:3])
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    assert source.rows["name"].to_pylist() == ["000.jpg", "001.jpg", "002.jpg"] and not source.problems
+    assert source.repairs == {RENAMED: 3}
+
+
+def test_missing_images_say_where_they_were_looked_for_and_what_is_there(tmp_path: Path) -> None:
+    content = write_folder(tmp_path, "val", count=3)
+    for image in content["images"]:
+        image["file_name"] += ".png"
     write_json(tmp_path, "val", content)
     source = coco_panoptic(tmp_path, "val")
     assert not source.rows.num_rows and len(source.problems) == 3
-    name = content["images"][0]["file_name"]
-    where = f"{name} was looked for in {tmp_path}/images/val, which holds {looked_for}"
-    assert where in reasons(source)[name]
+    where = f"000.jpg.png was looked for in {tmp_path}/images/val, which holds 000.jpg"
+    assert where in reasons(source)["000.jpg.png"]
 
 
 def test_missing_maps_say_where_they_were_looked_for_and_what_is_there(tmp_path: Path) -> None:
     content = write_folder(tmp_path, "val", count=2)
-    content["annotations"][0]["file_name"] = "000.jpg"
+    content["annotations"][0]["file_name"] = "000_map.png"
     write_json(tmp_path, "val", content)
     folder = tmp_path / "annotations/panoptic_val"
     assert (
-        f"000.jpg was looked for in {folder}, which holds 000.png" in coco_panoptic(tmp_path, "val").problems[0].reason
+        f"000_map.png was looked for in {folder}, which holds 000.png"
+        in coco_panoptic(tmp_path, "val").problems[0].reason
     )
     for file in folder.iterdir():
         file.unlink()

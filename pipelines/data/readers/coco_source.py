@@ -1,0 +1,253 @@
+"""The content of a COCO-panoptic JSON against the files that it names: light rows, problems, repairs.
+
+Three formats share this form: COCO's own, the one that Cityscapes' scripts write, and Mapillary's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from panoptic.segmentation import Categories, count_repair, shown
+from pipelines.data.readers.archive import Stream, readable
+from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId, parse
+from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source, decode_coco
+from pipelines.data.readers.tables import table
+from pipelines.data.readers.tree import Folder
+
+RENAMED = "images.file_name read by the name of a file that is there"
+RESPELT_IDS = "annotations.image_id given as text where images.id is a number, or the other way round"
+"""Kinds of repairs, as the manifest counts them."""
+
+
+WRAPPED = 1 << 16
+"""Zips count their files in 16 bits, and some unpackers stop at that count."""
+
+
+def read_json(address: str) -> Content:
+    """The content of a COCO-panoptic JSON at an address.
+
+    Raises:
+        ValueError: it cannot be read as such; begins with its name.
+    """
+    return parse(Stream(address), readable(address))
+
+
+def categories_of(content: Content, file: str, things: Collection[str] = ()) -> Categories:
+    """The classes of a JSON.
+
+    Args:
+        content: of the JSON; its repairs are added to.
+        file: its name, for messages.
+        things: the names of the classes that are things, in place of what the JSON says of them.
+
+    Raises:
+        ValueError: the list cannot be read, or does not say which classes are things and nobody else does.
+    """
+    entries = content.categories
+    if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
+        names = [str(entry.get("name")) for entry in entries]
+        if unknown := [name for name in things if name not in names]:
+            raise ValueError(f"--data.things {', '.join(unknown)}: {file} has no such class; it has {', '.join(names)}")
+        if things:
+            entries = [{**entry, "isthing": int(entry.get("name") in things)} for entry in entries]
+        elif entries and not any("isthing" in entry for entry in entries):
+            raise ValueError(
+                f"{file}: categories do not say which classes are things (isthing); name them with --data.things, of "
+                f"{', '.join(names)}"
+            )
+    return Categories.from_coco(entries, file, content.repairs)
+
+
+def orientation_of(categories: Categories) -> Orientation:
+    """The frame of a data set's maps: the stored pixels where its classes are those of a public data set."""
+    own = set(zip(categories.ids, categories.names, strict=True))
+    public = [{(entry["id"], entry["name"]) for entry in table(name)["categories"]} for name in ("coco", "ade20k")]
+    return "stored" if own in public else "applied"
+
+
+class Row(NamedTuple):
+    """What is known of one image without opening a file."""
+
+    name: str
+    """Path of the photograph in its folder."""
+    png: str
+    entry: Image
+    position: int
+    """Of the annotation."""
+
+
+def coco_source(
+    content: Content,
+    file: str,
+    images: Folder,
+    pngs: Folder,
+    categories: Categories,
+    *,
+    reader: str,
+    root: str,
+    split: str,
+    orientation: Orientation,
+    decode: Decode = decode_coco,
+    known: Collection[int] | None = None,
+    image_of: Callable[[Image], str | None] | None = None,
+    png_of: Callable[[Annotation], str | None] | None = None,
+) -> Source:
+    """The source that a COCO-panoptic JSON and two folders make.
+
+    Args:
+        content: of the JSON.
+        file: its name, for messages.
+        images, pngs: the folders of photographs and of id maps.
+        categories: the classes of the source.
+        reader, root, split, orientation, decode: of the source.
+        known: the ids of categories that the file uses, where those of `categories` are others.
+        image_of, png_of: the file of an image entry and of an annotation; by default the one that `file_name` means.
+
+    Raises:
+        ValueError: the JSON as a whole does not fit the folders.
+    """
+    _match_ids(content, file)
+    check = _Check(content, images, pngs, set(categories.ids if known is None else known), image_of, png_of)
+    rows = check.rows
+    found = len(content.annotations) - check.missing_maps
+    if check.missing_maps and not check.missing_maps % WRAPPED:
+        raise ValueError(
+            f"{found} of {len(content.annotations)} id maps found in {pngs.uri}; this is what is left when an unpacker "
+            "stops at the zip's 16-bit count: unpack the zip again with unzip, or give the zip itself"
+        )
+    repairs = content.repairs
+    if check.renamed:
+        count_repair(repairs, RENAMED, check.renamed)
+    stamps: list = [(row.name, images.stamps[row.name], pngs.stamps[row.png]) for row in rows]
+    if repairs:  # what an earlier version made of such values is not used again
+        stamps.append(sorted(repairs.items()))
+    content.digest.update(json.dumps(stamps).encode())
+    unannotated = (entry["file_name"] for entry in content.images if entry["id"] not in check.annotated)
+    return Source(
+        reader=reader,
+        root=root,
+        split=split,
+        categories=categories,
+        rows=_table(rows, content, images, pngs, file),
+        problems=tuple(check.problems),
+        unannotated=tuple(unannotated),
+        bytes=sum(images.stamps[row.name][0] + pngs.stamps[row.png][0] for row in rows),
+        fingerprint=content.digest.hexdigest(),
+        repairs=repairs,
+        decode=decode,
+        orientation=orientation,
+    )
+
+
+def _match_ids(content: Content, file: str) -> None:
+    """Give images the ids by which annotations know them where one writes as text what the other writes as number.
+
+    Raises:
+        ValueError: annotations know none of the images, or two ids are the same as text.
+    """
+    own = {entry["id"] for entry in content.images}
+    used = {annotation["image_id"] for annotation in content.annotations}
+    if not used or not own or own & used:
+        return
+    spelt = {str(key): key for key in used}
+    if len({str(key) for key in own}) == len(own) and len(spelt) == len(used) and spelt.keys() & map(str, own):
+        for entry in content.images:
+            entry["id"] = spelt.get(str(entry["id"]), entry["id"])
+        count_repair(content.repairs, RESPELT_IDS, len(used))
+        return
+    raise ValueError(
+        f"{file}: no annotation belongs to an image: images[0].id is {shown(content.images[0]['id'])}, "
+        f"annotations[0].image_id is {shown(next(iter(content.annotations))['image_id'])}; are the two lists of the "
+        "same data set?"
+    )
+
+
+class _Check:
+    """The annotations sorted into good rows and problems, from the JSON and the lists of files alone."""
+
+    def __init__(
+        self,
+        content: Content,
+        images: Folder,
+        pngs: Folder,
+        known: set[int],
+        image_of: Callable[[Image], str | None] | None,
+        png_of: Callable[[Annotation], str | None] | None,
+    ) -> None:
+        self.rows: list[Row] = []
+        self.problems: list[Problem] = []
+        self.annotated: set[ImageId] = set()
+        self.missing_maps = self.renamed = 0
+        entries = {entry["id"]: entry for entry in content.images}
+        repeated_ids = _repeated(entry["id"] for entry in content.images)
+        repeated_names = _repeated(entry["file_name"] for entry in content.images)
+        taken: dict[str, str] = {}
+        maps = set()
+        for position, annotation in enumerate(content.annotations):
+            key = annotation["image_id"]
+            entry = entries.get(key)
+            name = entry["file_name"] if entry else annotation.get("file_name") or f"annotations[{position}]"
+            png = annotation.get("file_name") or f"{name.rsplit('.', 1)[0]}.png"
+            photograph = (image_of(entry) if image_of else images.match(name)) if entry else None
+            id_map = png_of(annotation) if png_of else pngs.match(png)
+            self.missing_maps += id_map is None
+            if not entry:
+                reason = f"annotation of image id {shown(key)}, which images does not list; add the image, or drop it"
+            elif key in repeated_ids:
+                reason = f"image id {shown(key)} belongs to {repeated_ids[key]} images; ids must be unique"
+            elif name in repeated_names:
+                reason = f"file name appears {repeated_names[name]} times in images; names must be unique"
+            elif key in self.annotated:
+                reason = "image has a second annotation; keep one per image"
+            elif png in maps:
+                reason = f"PNG {png} already belongs to another image"
+            elif photograph is None:
+                reason = f"image is missing: {images.lacks(name)} (partial download?)"
+            elif id_map is None:
+                reason = f"id map {png} is missing: {pngs.lacks(png)} (partial download?)"
+            elif photograph in taken:
+                reason = f"the file {photograph} is that of {taken[photograph]}, too; correct images[].file_name"
+            else:
+                reason = content.faults.get(position) or _unknown_categories(annotation, known)
+            self.annotated.add(key)
+            maps.add(png)
+            if reason or photograph is None or id_map is None or not entry:
+                self.problems.append(Problem(name, reason))
+            else:
+                taken[photograph] = name
+                self.renamed += image_of is None and photograph != name
+                self.rows.append(Row(photograph, id_map, entry, position))
+
+
+def _repeated(values: Iterable[int | str]) -> dict[int | str, int]:
+    """The count of each value that occurs more than once."""
+    return {value: count for value, count in Counter(values).items() if count > 1}
+
+
+def _unknown_categories(annotation: Annotation, known: set[int]) -> str:
+    """A reason if a segment's category is not the dataset's."""
+    unknown = {str(s["category_id"]) for s in annotation["segments_info"] if s["category_id"] not in known}
+    return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there" if unknown else ""
+
+
+def _table(rows: Sequence[Row], content: Content, images: Folder, pngs: Folder, file: str) -> pa.Table:
+    """The light rows, column by column."""
+    ids = [row.entry["id"] for row in rows]
+    if len({type(i) for i in ids}) > 1:
+        raise ValueError(f"{file}: images[].id mixes numbers and text; use one of them throughout")
+    records = content.annotations.texts.take(pa.array([row.position for row in rows], pa.int64())).cast(pa.string())
+    columns = (
+        pa.array([row.name for row in rows], pa.string()),
+        pa.array([images.address(row.name) for row in rows], pa.string()),
+        pa.array([pngs.address(row.png) for row in rows], pa.string()),
+        records,
+        pa.array([row.entry.get("height") for row in rows], pa.int32()),
+        pa.array([row.entry.get("width") for row in rows], pa.int32()),
+        pa.array(ids, pa.string() if ids and isinstance(ids[0], str) else pa.int64()),
+    )
+    return pa.table(list(columns), names=list(COLUMNS))
