@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -193,7 +194,7 @@ def no_labels(split: str, maps: str, images: str) -> str:
     )
 
 
-def decode_instances(row: dict[str, Any], read: Any, categories: Categories) -> Truth:
+def decode_instances(row: Mapping[str, Any], read: Callable[[str], bytes], categories: Categories) -> Truth:
     """The truth of a row whose `png` is an `instanceIds` map.
 
     Raises:

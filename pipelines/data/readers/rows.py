@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from panoptic.segmentation import Segmentation, distinct, renumber
+from panoptic.segmentation import Segmentation, renumber
 from pipelines.data.readers.source import COLUMNS, Stamps
 from pipelines.data.readers.tree import Folder
 
@@ -41,7 +41,7 @@ def fingerprint_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def by_key(folder: Folder, key: Mapping[str, str] | Any) -> dict[str, str]:
+def by_key(folder: Folder, key: Callable[[str], str | None]) -> dict[str, str]:
     """The file of each key, where `key(path)` gives the key of a file, or None for files of another kind.
 
     Raises:
@@ -98,17 +98,3 @@ def counted(values: np.ndarray, wrong: Sequence[int], limit: int = 10) -> str:
     counts = [(value, int((values == value).sum())) for value in wrong[:limit]]
     rest = f" and {len(wrong) - limit} more" if len(wrong) > limit else ""
     return ", ".join(f"{value} ({count} pixel{'s' * (count != 1)})" for value, count in counts) + rest
-
-
-__all__ = [
-    "Kept",
-    "Row",
-    "by_key",
-    "counted",
-    "distinct",
-    "fingerprint_of",
-    "segmentation_of",
-    "size_of",
-    "stamps_of",
-    "table_of",
-]
