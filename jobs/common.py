@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.cluster.masking import Masking, masked
+from pipelines.cluster.masking import Masking, mask_output, masked
 from pipelines.evaluation.record import Worse
 
 INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
@@ -24,6 +24,7 @@ INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
 
 def command(main: Callable[[Sequence[str] | None], Any], arguments: Sequence[str] | None = None) -> None:
     """Run a job's `main` as a program: what is wrong with the input is one line and an exit code."""
+    mask_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(Masking())

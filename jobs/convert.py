@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,6 +23,7 @@ from panoptic.ranges import check_ranges
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from panoptic.training.plain import from_plain, to_plain
+from pipelines.cluster.json_file import read_json
 from pipelines.cluster.storage import read_bytes, write_bytes
 from pipelines.config import File, Repeated, parse_options
 
@@ -48,8 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     options: Options = parse_options(Options, given, str(__doc__), {})
     if options.source not in FAMILIES:
         raise ValueError(f"--source {options.source}: unknown; there are {', '.join(FAMILIES)}")
-    entries = json.loads(read_bytes(options.categories))
-    entries = entries["categories"] if isinstance(entries, dict) else entries
+    remedy = "give a COCO-panoptic JSON, or its list of categories"
+    entries = read_json(options.categories, dict[str, Any] | list[Any], remedy)
+    if isinstance(entries, dict):
+        if "categories" not in entries:
+            raise ValueError(f"{options.categories}: has no categories; {remedy}")
+        entries = entries["categories"]
     categories = Categories.from_coco(entries, options.categories)
     state = read_checkpoint(io.BytesIO(read_bytes(options.file)), options.file)
     config, weights = convert(state, options.source, categories)

@@ -37,7 +37,7 @@ from pipelines.evaluation.evaluate import ask, evaluate, resolved
 from pipelines.evaluation.record import Places, html, key_of, record, text
 from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, check_store, resolve_uri
+from pipelines.tracking.runs import Tracking, check_answers, check_store, resolve_uri
 
 SPELLINGS = {
     "--data": "--data.root",
@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     check(options)
     storage.check_lasting(options.out, "--out")
     check_store(Tracking(uri=options.tracking.uri), "runs")
+    if not options.no_log:
+        check_answers(Tracking(uri=options.tracking.uri), "runs")
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     places = Places(tracking_uri, options.tracking.experiment, options.out)
     data = options.data

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -20,9 +21,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic takes typing's from Python 3.12 on
+)
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
 
 from pipelines.cluster import storage
+from pipelines.cluster.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +41,23 @@ EXPIRY = 300.0
 HOLD_EXPIRY = 60.0
 """Seconds without a sign of life after which the holder of a place counts as dead on another machine."""
 
+FARTHEST = 12
+"""An expiry that lies more than so many times ahead as it may, is none: `EXPIRY` at the least, an hour."""
+
 PATIENCE = 60.0
 """Seconds that `wait` waits for a lease that is held for moments."""
+
+
+@with_config(ConfigDict(extra="allow"))
+class Content(TypedDict):
+    """The content of a lease's file, as far as it is relied on."""
+
+    owner: str
+    expires: float
+    pid: NotRequired[Annotated[int, Field(gt=0)]]
+    since: NotRequired[Annotated[float, Field(ge=0, lt=1e11)]]
+    session: NotRequired[str]
+    machine: NotRequired[str]
 
 
 class Busy(OSError):
@@ -152,11 +176,15 @@ def last(folder: storage.Uri) -> dict[str, Any]:
     """The last lease's facts about its holder; {} where a folder has none, or none that can be read."""
     folder = storage.absolute(folder)
     numbers = _numbers(folder)
+    return _read(_file(folder, numbers[-1])) if numbers else {}
+
+
+def _read(file: str) -> dict[str, Any]:
+    """The content of a lease's file; {} where it is not filled yet, cut short or was edited."""
     try:
-        content = json.loads(storage.read_bytes(_file(folder, numbers[-1])))
-    except (ValueError, IndexError, OSError):
+        return read_json(file, Content, "")
+    except (ValueError, OSError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_gone(holding: Mapping[str, Any]) -> bool:
@@ -190,7 +218,7 @@ def _name(holding: Mapping[str, Any]) -> str:
     if "since" not in holding:
         return str(holding.get("owner", "another process"))
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holding["since"]))
-    return f"process {holding['pid']} on {holding['owner'].split(':')[0]} since {since}"
+    return f"process {holding.get('pid', '?')} on {holding['owner'].split(':')[0]} since {since}"
 
 
 def _machine() -> str:
@@ -242,8 +270,11 @@ def _numbers(folder: str) -> list[int]:
 
 
 def _expires(folder: str, number: int, seconds: float) -> float:
-    """The end of a lease; of a file that was created but not yet filled, `seconds` from then."""
-    try:
-        return float(json.loads(storage.read_bytes(_file(folder, number)))["expires"])
-    except ValueError:
-        return storage.list_stamps(folder)[f"{number:06d}.json"][1] + seconds
+    """The end of a lease; of a file that is not filled yet, or whose end cannot be meant, `seconds` from its writing.
+
+    An end that lies further ahead than any holder sets it comes of an edited file, or of a clock that was wrong.
+    """
+    expires = _read(_file(folder, number)).get("expires", math.inf)
+    if expires < time.time() + FARTHEST * max(seconds, EXPIRY):
+        return expires
+    return storage.list_stamps(folder)[f"{number:06d}.json"][1] + seconds

@@ -9,15 +9,19 @@ An image id comes from
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipelines.cluster import storage
 from pipelines.cluster.file_names import free, shortened
+from pipelines.cluster.json_file import read_json
 from pipelines.data.manifest import Manifest
 from pipelines.data.shard_file import open_shard
 
@@ -28,6 +32,20 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 ENDINGS = (".png", ".jpg", "_labelIds.png", "_instanceIds.png")
 """Endings of the files that are written under a stem."""
+
+
+@with_config(ConfigDict(strict=True))
+class ListedImage(TypedDict):
+    """An entry of COCO's `images`, as far as it is used."""
+
+    id: Annotated[int, Field(ge=-(2**63), lt=2**63)] | str
+    file_name: str
+
+
+class ListedImages(TypedDict):
+    """A JSON with COCO's `images`, as far as it is used."""
+
+    images: list[ListedImage]
 
 
 @dataclass(frozen=True)
@@ -161,12 +179,12 @@ def _listed_ids(names: Sequence[str], file: str) -> dict[str, int | str]:
 
 def _images(file: str) -> dict[str, int | str]:
     """File name to id of COCO's `images`."""
+    remedy = "it is no JSON with COCO's images, each with id and file_name; give another file"
     try:
-        entries = json.loads(storage.read_bytes(file))["images"]
-        listed = {str(entry["file_name"]): entry["id"] for entry in entries}
-        unique = len(set(listed.values())) == len(entries)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: no JSON with COCO's images, each with id and file_name ({error})") from error
-    if not unique:
+        entries = read_json(file, ListedImages, remedy)["images"]
+    except OSError as error:
+        raise ValueError(f"--images-json {error}") from error
+    listed = {entry["file_name"]: entry["id"] for entry in entries}
+    if len(set(listed.values())) != len(entries):
         raise ValueError(f"{file}: an id or a file name appears more than once among its images")
     return listed

@@ -17,6 +17,7 @@ from panoptic.metrics.report import metrics
 from panoptic.training import plain
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.cluster.json_file import read_json
 from pipelines.config import Experiment, override
 from pipelines.evaluation.evaluate import assign, evaluate, load
 from pipelines.evaluation.merge_branches import merge, save
@@ -110,7 +111,7 @@ def merged_pq(semantic: str, instances: str, base: Experiment, folder: str) -> f
         uri = save(merge(load(semantic), load(instances)), storage.join(folder, "evaluated", f"merged-{digest}.pt"))
         quality = evaluate_checkpoint(uri, {}, base, folder)["val/pq"]
         storage.write_bytes(figure, json.dumps(quality).encode())
-    return float(json.loads(storage.read_bytes(figure)))
+    return read_json(figure, float, "remove it, and it is counted again")
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.cluster import session, storage
 from pipelines.cluster.file_names import safe_name
-from pipelines.cluster.masking import masked
+from pipelines.cluster.masking import masked, masked_values
 from pipelines.tracking.provenance import code_version, origin
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 DIGEST_LENGTH = 36
 """Characters of a data set's digest: MLflow's limit."""
+
+REMEDY = "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
+"""Ends the message about a store that does not answer."""
 
 NAME_TAG = "mlflow.runName"
 """Tag by which a run is called in MLflow's lists."""
@@ -123,6 +127,42 @@ def check_store(tracking: Tracking, root: str | Path) -> None:
         storage.check_lasting(file, "--tracking.uri")
 
 
+def check_answers(tracking: Tracking, root: str | Path) -> None:
+    """Ask a store for something, before any work: it must be there, and a file must be one that can be written.
+
+    Raises:
+        ConnectionError: it does not answer.
+        ValueError: the file or its folder is none for a store.
+    """
+    uri = resolve_uri(tracking, root)
+    if file := sqlite_file(uri):
+        _check_file(Path(file))
+        return
+    try:
+        with patience(1, 30):
+            connect(uri).search_experiments(max_results=1)
+    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
+        raise ConnectionError(f"tracking: {masked(uri)} does not answer ({first_line(error)}). {REMEDY}") from error
+
+
+def _check_file(file: Path) -> None:
+    """Refuse a file that SQLite cannot write; MLflow would try for minutes."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        there = file.exists()
+        with closing(sqlite3.connect(file, timeout=5)) as database:
+            database.execute("BEGIN IMMEDIATE")
+        if not there and not file.stat().st_size:  # it was only tried
+            file.unlink()
+    except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):  # another process is writing
+            return
+        raise ValueError(
+            f"tracking: {file}: no SQLite file can be written there ({error}). Give another --storage, or another "
+            "--tracking.uri; check MLFLOW_TRACKING_URI"
+        ) from error
+
+
 def start(
     tracking: Tracking,
     root: str | Path,
@@ -151,6 +191,7 @@ def start(
     uri = resolve_uri(tracking, root)
     if file := sqlite_file(uri):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
+    params, config, tags = masked_values(params), masked_values(config), masked_values(tags)
     labels = {**code_version(), **origin(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
     try:
         with patience(2, 30):
@@ -169,7 +210,7 @@ def start(
     except Exception as error:
         raise ConnectionError(
             f"tracking: {masked(uri)} does not take the run{f' {run_id}' if run_id else ''} ({first_line(error)}). "
-            "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
+            f"{REMEDY}"
         ) from error
     return Run(uri, run.info.run_id, experiment)
 
@@ -240,7 +281,7 @@ def tag(run: Run, values: Mapping[str, str]) -> None:
     """Set tags of a run that another process writes, at once; a store that is away is a warning."""
     from mlflow.entities import RunTag
 
-    tags = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in values.items()]
+    tags = [RunTag(key, masked(value)[:TAG_LENGTH]) for key, value in values.items()]
     _write(run, f"tagged with {', '.join(values)}", lambda client: client.log_batch(run.run_id, tags=tags))
 
 
@@ -280,7 +321,7 @@ def _log_data(client: MlflowClient, run_id: str, data: Sequence[DataSet]) -> Non
 
     inputs = [
         DatasetInput(
-            Dataset(entry.name, entry.digest[:DIGEST_LENGTH], "local", json.dumps({"uri": entry.source})),
+            Dataset(entry.name, entry.digest[:DIGEST_LENGTH], "local", json.dumps({"uri": masked(entry.source)})),
             [InputTag("mlflow.data.context", entry.context)],
         )
         for entry in data

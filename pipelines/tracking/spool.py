@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from pipelines.cluster import storage
 
@@ -24,6 +26,40 @@ logger = logging.getLogger("pipelines.tracking")
 
 PREFIX = "mlflow-"
 """Begins the name of every file and folder of a spool."""
+
+
+class Metric(TypedDict):
+    """A metric of a step."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+class Figure(TypedDict):
+    """A metric without a step."""
+
+    figure: str
+    value: float
+    timestamp: int
+
+
+class Tag(TypedDict):
+    """A tag."""
+
+    tag: str
+    value: str
+
+
+class Rewind(TypedDict):
+    """The step to which the run went back."""
+
+    rewind: int
+
+
+RECORD: TypeAdapter[Any] = TypeAdapter(Metric | Figure | Tag | Rewind)
+"""One line of the file."""
 
 
 class Spool:
@@ -170,14 +206,12 @@ def read_lines(data: bytes) -> list[dict[str, Any]]:
     """The records of a file, without lines that were torn."""
     records = []
     for line in data.decode(errors="replace").split("\n"):
+        if not line.strip("\0 "):
+            continue
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif line.strip("\0 "):
-            logger.warning("tracking: a spooled line was torn and is left out: %.60s", line)
+            records.append(RECORD.validate_python(json.loads(line)))
+        except (ValueError, RecursionError):
+            logger.warning("tracking: a spooled line was torn or changed and is left out: %.60s", line)
     return records
 
 

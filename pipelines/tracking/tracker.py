@@ -26,6 +26,7 @@ import numpy as np
 
 from panoptic.png import encode_image
 from pipelines.cluster.file_names import safe_name
+from pipelines.cluster.masking import masked
 from pipelines.tracking import client as client_module
 from pipelines.tracking.client import REFUSALS, Refused, Unwritten, attempt, connect, logger, metric_name, patience
 from pipelines.tracking.runs import TAG_LENGTH, Run
@@ -127,7 +128,7 @@ class Tracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags; an existing one is overwritten."""
-        self._add([{"tag": key, "value": str(value)[:TAG_LENGTH]} for key, value in values.items()])
+        self._add([{"tag": key, "value": masked(value)[:TAG_LENGTH]} for key, value in values.items()])
 
     def figures(self, values: Mapping[str, float]) -> None:
         """Set metrics that have no step; an existing one is overwritten."""

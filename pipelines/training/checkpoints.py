@@ -19,6 +19,8 @@ from panoptic.training.checkpoint import load, restore, save
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.transfer import transfer_training
 from pipelines.cluster import disk, storage
+from pipelines.cluster.json_file import read_json
+from pipelines.cluster.masking import masked_values
 from pipelines.config import Train, flatten
 from pipelines.training.state import State
 
@@ -105,6 +107,16 @@ def most_at_once(options: Train) -> int:
     return min(options.keep + 2, -(-options.steps // options.validate_every))
 
 
+def read_metrics(folder: str) -> dict[str, float]:
+    """The metrics of the validation that a checkpoint's folder holds.
+
+    Raises:
+        ValueError: the file is empty, cut short or edited.
+    """
+    remedy = f"remove {folder}, which is damaged, and the run goes on from the checkpoint before"
+    return read_json(storage.join(folder, METRICS), dict[str, float], remedy)
+
+
 def written_bytes(folder: str) -> int:
     """Bytes of the checkpoints that a run has in its folder already."""
     if not storage.exists(folder):
@@ -139,7 +151,7 @@ def _is_whole(folder: str) -> bool:
     if not all(storage.exists(storage.join(folder, name)) for name in (CHECKPOINT, METRICS, REPORT)):
         return False
     try:
-        json.loads(storage.read_bytes(storage.join(folder, METRICS)))
+        read_metrics(folder)
     except ValueError:
         return False
     # a zip archive whose directory stands at its end; an object on S3 is there as a whole or not at all
@@ -157,7 +169,7 @@ def write(folder: Path, state: State, evaluation: Evaluation) -> None:
         step=state.step,
         position=state.position,
         run_id=state.job.run.run_id,
-        experiment=flatten(state.experiment),
+        experiment=masked_values(flatten(state.experiment)),
     )
     (folder / REPORT).write_text(f"step {state.step}\n{table(evaluation)}\n")
     (folder / METRICS).write_text(json.dumps(metrics(evaluation), indent=1))

@@ -22,7 +22,7 @@ from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import disk, lease, session, storage
-from pipelines.cluster.masking import masked
+from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.manifest import Manifest, is_shards
@@ -32,7 +32,7 @@ from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.tracker import deliver, enumerate_briefly
-from pipelines.training.checkpoints import METRICS, REPORT, drop_torn, load_checkpoint
+from pipelines.training.checkpoints import REPORT, drop_torn, load_checkpoint, read_metrics
 from pipelines.training.preflight import (
     STAND_IN,
     check_cluster,
@@ -43,6 +43,7 @@ from pipelines.training.preflight import (
     local_cpus,
     worker_cpus,
 )
+from pipelines.training.record import RECORD, read_record
 from pipelines.training.state import Job
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
@@ -122,6 +123,10 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     check_disk(experiment, categories)
     runs.check_store(experiment.tracking, _local_root(experiment))
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
+    if child is None:
+        runs.check_answers(experiment.tracking, _local_root(experiment))
+    if child is None and (before := read_record(folder)):
+        check_continuation(before, _stored_options(experiment), {}, experiment.name)
     # the trials of a sweep are Tune's to start and to end
     with (
         nullcontext()
@@ -254,14 +259,12 @@ def _open_run(
     experiment: Experiment, preset: str, child: Child | None, folder: str, train_set: Manifest, val_set: Manifest
 ) -> runs.Run:
     """A new MLflow run, or the one that this name had."""
-    flat = json.loads(json.dumps(flatten(experiment)))
-    flat = {key: masked(value) if isinstance(value, str) else value for key, value in flat.items()}
+    flat = _stored_options(experiment)
     hashes = {"train_hash": train_set.hash, "val_hash": val_set.hash}
-    record = storage.join(folder, "run.json")
+    record = storage.join(folder, RECORD)
     root = _local_root(experiment)
     options = replace(experiment.tracking, name=experiment.name)
-    if storage.exists(record):
-        before = json.loads(storage.read_bytes(record))
+    if before := read_record(folder):
         check_continuation(before, flat, hashes, experiment.name)
         return runs.start(options, root, run_id=before["run_id"])
     tags = {"preset": preset, "seed": str(experiment.train.seed), **hashes}
@@ -281,6 +284,11 @@ def _open_run(
         runs.finish(run, "FAILED")
         raise
     return run
+
+
+def _stored_options(experiment: Experiment) -> dict[str, Any]:
+    """The options as a run's records keep them: flat, as JSON has them, without passwords."""
+    return masked_values(json.loads(json.dumps(flatten(experiment))))
 
 
 def told_full(error: BaseException, folder: str) -> disk.DiskFull:
@@ -340,7 +348,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
     best = ranked[-1][0]
     uri = best.path if "://" not in experiment.storage else f"s3://{best.path}"
-    metrics = json.loads(storage.read_bytes(storage.join(uri, METRICS)))
+    metrics = read_metrics(uri)
     finished = _last_step(result) >= experiment.train.steps
     overlays = storage.join(job.folder, "overlays")
     record = load_checkpoint(uri)

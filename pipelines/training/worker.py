@@ -31,6 +31,7 @@ from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_
 from panoptic.training.step import Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
 from pipelines.cluster import session, storage
+from pipelines.cluster.masking import mask_output
 from pipelines.config import Experiment, Train
 from pipelines.data.loader import Feed
 from pipelines.data.sampler import Stream
@@ -48,6 +49,7 @@ def loop(config: dict[str, Any]) -> None:
 
     job: Job = config["job"]
     session.data_context()
+    mask_output()
     _silence()
     with session.printing_to(job.local_folder if job.quiet else ""):
         context = ray.train.get_context()

@@ -16,6 +16,7 @@ import torch
 from ray import exceptions as ray_exceptions
 
 from pipelines.cluster import storage
+from pipelines.cluster.masking import masked
 from pipelines.tracking import client, runs
 from pipelines.tuning.plan import Plan, TrialConfig, failed_run_file, failure_file, run_id
 
@@ -104,6 +105,7 @@ def _leaves(error: BaseException, seen: frozenset[int] = frozenset()) -> list[Ba
 
 def record_failure(plan: Plan, config: TrialConfig, trial_id: str, reason: str) -> None:
     """Write the reason beside the trial and into its MLflow run, which is opened where the trial failed before that."""
+    reason = masked(reason)
     storage.write_bytes(failure_file(plan.folder, trial_id), reason.encode())
     known = run_id(plan.folder, trial_id)
     parent = plan.parent

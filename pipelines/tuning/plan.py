@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from panoptic.ranges import NonNegativeInt, PositiveInt
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs
+from pipelines.training.record import Opened, read_record
 from pipelines.tuning.search_space import Space
 
 
@@ -114,8 +114,7 @@ def failed_run_file(folder: str, trial_id: str) -> str:
 
 def run_id(folder: str, trial_id: str) -> str:
     """The MLflow run id of a trial, "" before it has one."""
-    record = storage.join(folder, trial_name(trial_id), "run.json")
-    if storage.exists(record):
-        return json.loads(storage.read_bytes(record))["run_id"]
+    if record := read_record(storage.join(folder, trial_name(trial_id)), Opened):
+        return record["run_id"]
     failed = failed_run_file(folder, trial_id)
     return storage.read_bytes(failed).decode() if storage.exists(failed) else ""

@@ -21,6 +21,7 @@ from ray.tune import Callback
 
 from panoptic.metrics.report import text_table
 from pipelines.cluster import storage
+from pipelines.cluster.json_file import read_json
 from pipelines.tracking import runs
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import record_failure
@@ -301,4 +302,5 @@ def rows(results: Sequence[TrialResult], metric: str) -> list[dict[str, Any]]:
 
 def read(folder: str) -> list[TrialResult]:
     """The trials of a sweep as they stood when it last ended."""
-    return [TrialResult(**entry) for entry in json.loads(storage.read_bytes(storage.join(folder, TRIALS)))]
+    remedy = "the sweep goes on with --resume, which writes it anew"
+    return read_json(storage.join(folder, TRIALS), list[TrialResult], remedy)

@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
+
 from pipelines.cluster import storage
+from pipelines.cluster.json_file import read_json
+from pipelines.cluster.masking import masked_values
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +28,13 @@ SAVED = re.compile(r"experiment_state-.*\.json")
 """Names of the files of Tune's state, one a start."""
 
 
+@with_config(ConfigDict(extra="allow"))
+class SweepRecord(TypedDict):
+    """The one entry that every sweep's record has; its options stand beside."""
+
+    run_id: str
+
+
 def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool) -> dict[str, Any]:
     """The options that the sweep of this name was started with; {} for a new one.
 
@@ -33,7 +45,8 @@ def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool)
         resume: it is to be gone on with.
 
     Raises:
-        ValueError: the name is taken, or there is no such sweep, or it was started with other options.
+        ValueError: the name is taken, or there is no such sweep, or it was started with other options, or its record
+            is damaged.
     """
     file = storage.join(folder, RECORD)
     if not storage.exists(file):
@@ -42,7 +55,8 @@ def read_record(folder: str, name: str, record: Mapping[str, Any], resume: bool)
         if storage.exists(folder):
             raise ValueError(f"{folder} exists and is no sweep; choose another --name")
         return {}
-    before = json.loads(storage.read_bytes(file))
+    remedy = "restore the file, or choose another --name"
+    before = masked_values(read_json(file, SweepRecord, remedy))  # earlier versions kept users and passwords
     if not resume:
         raise ValueError(f"a sweep {name!r} is there already; go on with --resume, or choose another --name")
     differing = [key for key in record if key in before and before[key] != record[key]]

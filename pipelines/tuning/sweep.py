@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.cluster import storage
+from pipelines.cluster.masking import masked_values
 from pipelines.config import Experiment, check_run_name, parse
 from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
@@ -92,6 +93,7 @@ def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[st
     """
     first = next(iter(trials.bases.values()))
     check_storage(trials.bases.values())
+    runs.check_answers(first.tracking, first.storage if "://" not in first.storage else "runs")
     folder = storage.join(storage.absolute(first.storage), name)
     # beside the folder, which does not exist before a sweep has been opened
     with occupied(f"{folder}.lease", f"the sweep {name}") as note:
@@ -125,9 +127,9 @@ def _execute(
 
 
 def record_of(options: SweepOptions, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that make a sweep this one and no other, as `sweep.json` keeps them."""
+    """The options that make a sweep this one and no other, as `sweep.json` keeps them: without passwords."""
     given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
-    return json.loads(json.dumps({**given, **more}))
+    return masked_values(json.loads(json.dumps({**given, **more})))
 
 
 def prepare_bases(options: SweepOptions, trials: Trials, concurrent: int) -> dict[str, Experiment]:

@@ -22,7 +22,7 @@ from typing import Any
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs
-from pipelines.training.checkpoints import METRICS
+from pipelines.training.checkpoints import METRICS, read_metrics
 from pipelines.training.driver import Child, train
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import (
@@ -283,10 +283,8 @@ def last_checkpoint(folder: str) -> str:
 def checkpoints(folder: str) -> dict[str, dict[str, float]]:
     """URI and metrics of every checkpoint that a run kept."""
     files = [name for name in storage.list_files(folder) if name.startswith("step_") and name.endswith("/" + METRICS)]
-    return {
-        storage.join(folder, name.split("/")[0]): json.loads(storage.read_bytes(storage.join(folder, name)))
-        for name in files
-    }
+    uris = [storage.join(folder, name.split("/")[0]) for name in files]
+    return {uri: read_metrics(uri) for uri in uris}
 
 
 def best_of(kept: Mapping[str, Mapping[str, float]], metric: str, mode: str) -> str:

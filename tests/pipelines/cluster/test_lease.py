@@ -187,3 +187,33 @@ def test_a_holder_on_another_machine_that_shows_no_life_is_followed(tmp_path: Pa
     write_foreign(tmp_path, 0.5)
     with hold(tmp_path, "the run", 1) as held:
         assert held.number == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"owner": 3, "expires": 0}',
+        b'{"owner": "x", "expires": null}',
+        b'{"owner": "x", "expires": "soon"}',
+        b'{"owner": "x", "expires": NaN}',
+        b'{"owner": "x", "expires": Infinity}',
+        b'{"owner": "x", "expires": 1e18}',
+        b'{"owner": "x", "expires": 1e400, "pid": "many", "since": []}',
+    ],
+)
+def test_a_lease_that_was_edited_holds_for_its_time_from_its_writing(content: bytes, tmp_path):
+    """It neither ends whoever asks, nor holds the place for ever, as one that expires in a thousand years did."""
+    file = tmp_path / "000001.json"
+    file.write_bytes(content)
+    assert acquire(tmp_path, 30.0) is None
+    assert isinstance(holder(tmp_path), str)
+    os.utime(file, (time.time() - 40, time.time() - 40))
+    held = acquire(tmp_path, 30.0)
+    assert held is not None and held.number == 2
+    with pytest.raises(Busy, match="the run is in use by process"), hold(tmp_path, "the run", 1.0):
+        raise AssertionError

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
 from jobs.common import command
 from pipelines.cluster import storage
-from pipelines.cluster.masking import Masking, masked
+from pipelines.cluster.masking import Masking, masked, masked_values
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,33 @@ def test_storage_that_is_refused_shows_no_password(uri: str) -> None:
     with pytest.raises(ValueError, match=r"://\*\*\*@host.*unknown kind of storage") as refused:
         storage.resolve(uri)
     assert "hunter2" not in str(refused.value)
+
+
+def test_what_a_process_prints_is_masked_tracebacks_included() -> None:
+    """Also what other libraries print, and lines of Ray's workers that pass through."""
+    program = textwrap.dedent(
+        """
+        import sys, threading
+        from pipelines.cluster.masking import mask_output
+        mask_output()
+        mask_output()
+        print("http://me:hunter2@host", ["s3://me:hunter2@b/x"])
+        sys.stderr.writelines(["postgresql://me:hunter2@host/db\\n"])
+        def fail():
+            raise ValueError("in a thread, http://me:hunter2@host")
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        assert sys.stdout.isatty() is False and sys.stdout.encoding
+        raise RuntimeError("broke at https://me:hunter2@host?token=" + "hunter2")
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and done.stdout == "http://***@host ['s3://***@b/x']\n"
+    assert "RuntimeError: broke at https://***@host?token=***\n" in done.stderr
+    assert "postgresql://***@host/db" in done.stderr and "in a thread, http://***@host" in done.stderr
+
+
+def test_options_are_masked_however_deep_they_lie() -> None:
+    given = {"a": ("s3://k:s@b", 1), "b": [{"c": "http://u:p@h"}], "d": None, "e": 0.5}
+    assert masked_values(given) == {"a": ("s3://***@b", 1), "b": [{"c": "http://***@h"}], "d": None, "e": 0.5}

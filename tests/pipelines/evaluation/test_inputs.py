@@ -104,7 +104,7 @@ def test_jsons_that_say_nothing(tmp_path: Path, content: str, message: str) -> N
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=rf"x\.json: .*{message}"):
         photographs(root, str(tmp_path / "x.json"))
-    with pytest.raises(ValueError, match=r"none\.json: no JSON"):
+    with pytest.raises(ValueError, match=r"--images-json .*none\.json: no such file"):
         photographs(root, str(tmp_path / "none.json"))
 
 

@@ -225,3 +225,47 @@ def test_artifacts_stay_beside_their_store(mlflow_store, tmp_path, name):
     client = client_module.connect(run.tracking_uri)
     assert [file.path for file in client.list_artifacts(run.run_id)] == ["config.json"]
     assert [path.name for path in root.rglob("config.json")] == ["config.json"]
+
+
+@pytest.mark.parametrize("kind", ["a folder", "no database", "below a file", "no folder can be"])
+def test_a_store_that_cannot_be_written_is_refused_at_once(tmp_path, kind):
+    """MLflow tried for 100 seconds, a paragraph each time."""
+    file = tmp_path / "store.db"
+    if kind == "a folder":
+        file.mkdir()
+    elif kind == "no database":
+        file.write_text("text, and more than a hundred characters of it, " * 9)
+    elif kind == "below a file":
+        file.write_text("")
+        file = file / "store.db"
+    else:
+        file = Path("/proc/none/store.db")
+    with pytest.raises(ValueError, match=r"tracking: .*no SQLite file can be written there") as refused:
+        runs.check_answers(Tracking(uri=f"sqlite:///{file}"), tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_store_that_can_be_written_is_not_touched(tmp_path, mlflow_store):
+    runs.check_answers(Tracking(uri=f"sqlite:///{tmp_path}/new/store.db"), tmp_path)
+    assert not list((tmp_path / "new").iterdir())
+    before = Path(client_module.sqlite_file(mlflow_store)).read_bytes()
+    runs.check_answers(Tracking(uri=mlflow_store), tmp_path)
+    assert Path(client_module.sqlite_file(mlflow_store)).read_bytes() == before
+
+
+@pytest.mark.parametrize("uri", ["http://me:hunter2@127.0.0.1:9", "htp://x", "postgresql://me:hunter2@127.0.0.1:9/x"])
+def test_a_store_that_is_none_is_one_line_before_any_work(tmp_path, uri, monkeypatch):
+    monkeypatch.setattr(runs, "patience", lambda retries, timeout: client_module.patience(0, 1))
+    with pytest.raises(ConnectionError, match=r"tracking: .* does not answer .*Start the server") as refused:
+        runs.check_answers(Tracking(uri=uri), tmp_path)
+    assert "hunter2" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_no_password_is_stored_with_a_run(mlflow_store, tmp_path):
+    secret = "s3://me:hunter2@bucket/x"
+    run = start(Tracking(), tmp_path, params={"a": secret}, config={"a": [secret]}, tags={"a": secret})
+    runs.tag(run, {"b": secret})
+    stored = client_module.connect(run.tracking_uri)
+    data = stored.get_run(run.run_id).data
+    assert {data.params["a"], data.tags["a"], data.tags["b"]} == {"s3://***@bucket/x"}
+    assert "hunter2" not in Path(stored.download_artifacts(run.run_id, "config.json")).read_text()

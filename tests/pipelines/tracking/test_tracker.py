@@ -110,7 +110,7 @@ def test_a_run_that_goes_back_to_another_training_writes_its_steps_again(run):
 def test_tables_texts_overlays_tags_and_figures(run, tmp_path):
     tracker = Tracker(run, tmp_path / "run")
     tracker.table("classes", [{"name": "person", "pq": 1.5}, {"name": "sky", "pq": 2.0}], "person 1.5")
-    tracker.image(123, "000.jpg", PICTURE)
+    tracker.image(123, "000", PICTURE)
     tracker.tags({"state": "bad"})
     tracker.tags({"state": "good"})
     tracker.figures({"best/val/pq": 50.0})
@@ -410,3 +410,24 @@ def test_last_words_heed_one_outage(server, remote, caplog, monkeypatch):
     with client_module.answering(remote.tracking_uri) as client:
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
         assert client.get_run(remote.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[]",
+        '{"key": 1, "value": 0.5, "step": 1, "timestamp": 1}',
+        '{"key": "loss", "value": "much", "step": 1, "timestamp": 1}',
+        '{"tag": "x"}',
+        '{"rewind": null}',
+        "[" * 100_000,
+    ],
+    ids=lambda line: line[:20],
+)
+def test_a_line_of_the_spool_that_was_edited_is_left_out_and_the_rest_sent(line, server, remote, tmp_path, caplog):
+    """The request would fail for ever, as if the store were away."""
+    good = '{"key": "loss", "value": 0.5, "step": 2, "timestamp": 1}'
+    (tmp_path / f"mlflow-{remote.run_id}.jsonl").write_text(f"{line}\n{good}\n")
+    assert deliver(remote, tmp_path) == [] and server.steps("loss") == [2]
+    assert "was torn or changed and is left out" in caplog.text and "does not answer" not in caplog.text
