@@ -19,7 +19,15 @@ ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
         *(("ranges",), ("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
         *(("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
         *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",), ("models.interface",)),
-        *(("training",), ("checkpoint",), ("evaluation",), ("convert",), ("export",), ("visualization",)),
+        *(
+            ("training",),
+            ("checkpoint",),
+            ("evaluation",),
+            ("convert",),
+            ("export",),
+            ("visualization",),
+            ("predictor",),
+        ),
     ),
     "pipelines": (
         *(("cluster",), ("data", "tracking"), ("config",), ("presets",), ("training",)),

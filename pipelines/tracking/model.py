@@ -35,7 +35,6 @@ import mlflow
 import mlflow.artifacts
 import mlflow.models
 import mlflow.pyfunc
-import numpy as np
 import pandas as pd
 import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
@@ -45,10 +44,11 @@ from safetensors.torch import load_file, save_file
 import panoptic
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
-from panoptic.segmentation import Sample, Segmentation, collate
+from panoptic.predictor import as_sample, name_segments, segment
 from panoptic.training.checkpoint import build_model, check_entries, check_finite
+from panoptic.training.device import Engine
 from panoptic.training.plain import from_plain, to_plain
-from panoptic.transforms import Resize, evaluation_view
+from panoptic.transforms import Resize
 
 if TYPE_CHECKING:
     from pipelines.tracking.runs import Run
@@ -145,26 +145,17 @@ def _read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: empty, cut short or no JSON ({error}); {LOG_AGAIN}") from error
 
 
-@torch.inference_mode()
 def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> tuple[bytes, list[dict[str, Any]]]:
     """PNG of segment ids at the size of the image, and its segments.
 
     Raises:
         ValueError: the bytes are no image.
     """
-    image = decode_image(data, name)
-    nothing = Segmentation(np.zeros(image.shape[:2], np.int32), np.zeros(0, np.int64))
-    view = evaluation_view(Sample(image, nothing, name), packaged.resize)
-    model = packaged.model
-    images, targets = collate([view], model.divisor, packaged.resize.canvas)
-    _, maps = model(images.to(next(model.parameters()).device), frame=targets.frame, segment=True)
-    segmentation = maps[0].compact()
-    categories = model.categories
+    image = as_sample(decode_image(data, name), name)
+    (segmentation,) = segment(packaged.model, [image], packaged.resize, Engine())
+    categories = packaged.model.categories
     png, record = to_coco(segmentation, categories, name, f"{name}.png")
-    for entry in record["segments_info"]:
-        index = categories.ids.index(entry["category_id"])
-        entry["category"], entry["isthing"] = categories.names[index], int(categories.is_thing[index])
-    return png, record["segments_info"]
+    return png, name_segments(record, categories)
 
 
 # MLflow warns at every class whose `predict` has no type hints, of which it would make a second, different
