@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -288,11 +288,7 @@ def from_coco(
     Raises:
         ValueError: one message that starts with `name` and lists every problem.
     """
-    infos = record.get("segments_info")
-    if not isinstance(infos, list):
-        what = f"has segments_info {shown(infos)}" if infos is not None else "has no segments_info"
-        raise ValueError(f"{name}: the record {what}; each annotation needs the list of its segments")
-    entries, problems = _read_entries(infos, categories)
+    problems = []
     try:
         _header(png)
         stated = image_size(png, "PNG")
@@ -303,6 +299,28 @@ def from_coco(
         id_map = decode_ids(png)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return from_ids(id_map, record, categories, name, problems)
+
+
+def from_ids(
+    id_map: np.ndarray, record: Mapping, categories: Categories, name: str, problems: Sequence[str] = ()
+) -> Segmentation:
+    """`from_coco` of a PNG that is decoded already.
+
+    Args:
+        id_map: int [H, W], as `decode_ids` gives it.
+        record, categories, name: see `from_coco`.
+        problems: what is wrong with the image already.
+
+    Raises:
+        ValueError: one message that starts with `name` and lists every problem.
+    """
+    infos = record.get("segments_info")
+    if not isinstance(infos, list):
+        what = f"has segments_info {shown(infos)}" if infos is not None else "has no segments_info"
+        raise ValueError(f"{name}: the record {what}; each annotation needs the list of its segments")
+    entries, found = _read_entries(infos, categories)
+    problems = [*problems, *found]
     ids = [entry.id for entry in entries]
     segments, unlisted, present = renumber(id_map, ids)
     if len(unlisted):

@@ -104,3 +104,72 @@ def overlaps(predictions: Sequence[dict], truths: Sequence[dict], crowd: np.ndar
         return np.zeros((len(predictions), len(truths)))
     table = coco.iou(list(predictions), list(truths), crowd.astype(np.uint8).tolist())  # type: ignore[arg-type]
     return np.asarray(table)
+
+
+def run_lengths(counts: bytes) -> list[int]:
+    """The lengths of the runs of a compressed RLE, which pycocotools decodes without looking whether they fit.
+
+    Each number stands in groups of 5 bits, the lowest first; bit 6 says that another group follows, and from the
+    fourth number on it is the difference to the number two before (cocodataset/cocoapi, common/maskApi.h).
+
+    Raises:
+        ValueError: the text ends within a number, holds a character that is no group, or a run is negative.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        group = byte - 48
+        if not 0 <= group < 64:
+            raise ValueError(f"the character {chr(byte)!r} is none of a compressed RLE")
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if not group & 0x20:
+            if group & 0x10:  # negative
+                value -= 1 << shift
+            if len(lengths) > 2:
+                value += lengths[-2]
+            if value < 0:
+                raise ValueError(f"a run of {value} pixels")
+            lengths.append(value)
+            value = shift = 0
+    if shift:
+        raise ValueError("the compressed RLE ends within a number")
+    return lengths
+
+
+def from_run_lengths(lengths: Sequence[int], size: tuple[int, int]) -> dict:
+    """The RLE of runs that go down the columns, the first of them outside the mask.
+
+    Raises:
+        ValueError: a run is negative, or they do not add up to the pixels of `size`, (H, W).
+    """
+    height, width = size
+    if any(length < 0 for length in lengths) or sum(lengths) != height * width:
+        raise ValueError(
+            f"the runs add up to {sum(lengths)} pixels, and the image has {height}x{width} (height x width), which is "
+            f"{height * width}"
+        )
+    mask = {"size": [height, width], "counts": list(lengths)}
+    return coco.frPyObjects(mask, height, width)  # type: ignore[arg-type,return-value]
+
+
+def from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> dict:
+    """The RLE of the union of polygons, as pycocotools fills them: other fillers differ by the border.
+
+    Args:
+        polygons: each x0 y0 x1 y1 …, of at least three points; pixel i covers [i, i + 1).
+        size: H and W of the image; what lies outside is cut off.
+    """
+    height, width = size
+    parts = coco.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width)  # type: ignore[arg-type]
+    return coco.merge(parts)  # type: ignore[arg-type,return-value]
+
+
+def decode(mask: dict) -> np.ndarray:
+    """The bool [H, W] mask of an RLE."""
+    return coco.decode(mask).astype(bool)  # type: ignore[arg-type]
+
+
+def area(mask: dict) -> int:
+    """The pixels of an RLE."""
+    return int(coco.area(mask))  # type: ignore[arg-type]

@@ -38,7 +38,7 @@ class Report(NamedTuple):
     empty: int
     area_mismatches: int
     problems: list[list[str]]
-    repairs: dict[str, int]  # images by the kind of repair that they need
+    repairs: dict[str, int]  # values, segments or pixels by the kind of repair that they need
 
 
 def write_shard(
@@ -83,7 +83,7 @@ def write_shard(
         empty=sum(len(row["labels"]) == 0 for row in columns),
         area_mismatches=sum(entry.area_mismatches for entry in good),
         problems=[[entry.name, entry.reason, entry.remedy] for entry in checked if isinstance(entry, Problem)],
-        repairs=Counter(kind for entry in good for kind in entry.repairs),
+        repairs=sum((entry.repairs for entry in good), Counter()),
     )
     return pa.table({"report": [json.dumps(report._asdict())]})
 
@@ -94,7 +94,7 @@ class _Good(NamedTuple):
     columns: dict[str, Any]
     digest: str
     area_mismatches: int
-    repairs: list[str]
+    repairs: Counter[str]
 
 
 def _check(row: dict, categories: Categories, decode: Decode, orientation: Orientation) -> _Good | Problem:
@@ -102,9 +102,13 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
     name = row["name"]
     try:
         photograph = read_file(row["image"])
+
+        def read(address: str) -> bytes:  # a format whose labels have no size of their own asks for the photograph
+            return photograph if address == row["image"] else read_file(address)
+
         stated = image_size(photograph, name)
         with DECODING.share(stated[0] * stated[1]):
-            truth, kinds, mismatches = decode(row, read_file, categories)
+            truth, kinds, mismatches = decode(row, read, categories)
             image, repairs = check_photograph(photograph, name, truth.size, orientation)
             segments = encode_segments(truth.segments)
             columns = {
@@ -117,7 +121,7 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
                 "width": truth.size[1],
                 "image_id": row["image_id"],
             }
-            return _Good(columns, row_digest(columns, truth), mismatches, [*repairs, *kinds])
+            return _Good(columns, row_digest(columns, truth), mismatches, Counter(kinds) + Counter(repairs))
     except (ValueError, OSError) as error:
         return Problem(name, str(error).removeprefix(f"{name}: "))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import PIL.Image
 
 from panoptic.png import PNG_SIGNATURE, decode_image, decode_stored, holds_12_bits, image_size
 from pipelines.data.readers.source import Orientation
@@ -71,6 +73,18 @@ def check_photograph(
 def _unequal(size: Sequence[int], stored: Sequence[int], upright: Sequence[int]) -> str:
     exif = f" (by its EXIF orientation {_shape(upright)})" if tuple(stored[:2]) != tuple(upright[:2]) else ""
     return f"the map is {_shape(size)} but the photograph {_shape(stored)}{exif}, height x width"
+
+
+def exif_orientation(data: bytes) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1 where it has none. From 5 on, height and width are exchanged."""
+    if not any(mark in data for mark in _EXIF) and not data.startswith((b"II*\0", b"MM\0*")):
+        return 1
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            orientation = image.getexif().get(274, 1)
+    except (OSError, ValueError, SyntaxError):  # a file that cannot be read at all is told by who decodes it
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def without_exif(jpeg: bytes) -> bytes:

@@ -23,18 +23,8 @@ from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_json import Annotation, Image
 from pipelines.data.readers.coco_source import coco_source, read_json
-from pipelines.data.readers.rows import (
-    Kept,
-    Row,
-    by_key,
-    counted,
-    fingerprint_of,
-    segmentation_of,
-    size_of,
-    stamps_of,
-    table_of,
-)
-from pipelines.data.readers.source import Orientation, Problem, Source, Truth, decode_coco
+from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of
+from pipelines.data.readers.source import Orientation, Source, Truth, decode_coco
 from pipelines.data.readers.tables import classes
 from pipelines.data.readers.tree import Folder, Tree, given
 
@@ -137,32 +127,13 @@ def _from_instances(tree: Tree, split: str, images: Folder, maps: Folder, orient
     photographs = by_key(images, lambda path: _key(path) if path.lower().endswith((".png", ".jpg")) else None)
     labels = by_key(maps, lambda path: _key(path) if _is_map(path) else None)
     _look_at(maps, list(labels.values())[:_LOOKED_AT], split, images)
-    keys = sorted(photographs.keys() | labels.keys())
-    rows, problems = [], []
-    for key in keys:
-        if key not in photographs:
-            problems.append(Problem(labels[key], f"its image is missing: {images.lacks(f'{key}_leftImg8bit.png')}"))
-        elif key not in labels:
-            reason = f"its label map is missing: {maps.lacks(f'{key}_gtFine_instanceIds.png')} (partial download?)"
-            problems.append(Problem(photographs[key], reason))
-        else:
-            image, label = photographs[key], labels[key]
-            rows.append(Row(image, images.address(image), maps.address(label), key))
-    if not rows:
-        raise ValueError(
-            f"no image of {images.uri} has a label map in {maps.uri}: {problems[0].reason}; are both of one split?"
-        )
-    used = [photographs[row.image_id] for row in rows], [labels[row.image_id] for row in rows]
-    return Source(
-        reader="cityscapes",
-        root=tree.root,
-        split=split,
-        categories=classes("cityscapes"),
-        rows=table_of(rows),
-        problems=tuple(problems),
-        unannotated=(),
-        bytes=size_of([(images, used[0]), (maps, used[1])]),
-        fingerprint=fingerprint_of("cityscapes", stamps_of(images, used[0]), stamps_of(maps, used[1])),
+    return label_files(
+        "cityscapes",
+        tree.root,
+        split,
+        classes("cityscapes"),
+        (images, photographs),
+        (maps, labels),
         decode=decode_instances,
         orientation=orientation,
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
-from pipelines.data.readers.coco_source import categories_of, coco_source, orientation_of, read_json
-from pipelines.data.readers.source import Orientation, Source
-from pipelines.data.readers.tree import Folder, Tree, given
+from pipelines.data.readers.coco_source import categories_of, coco_source, public_set, read_json
+from pipelines.data.readers.places import holding, image_places, prefixes, root_of_json
+from pipelines.data.readers.source import Orientation, Source, decode_coco
+from pipelines.data.readers.tree import Folder, given
 
 
 def coco_panoptic(
@@ -58,12 +60,12 @@ def coco_panoptic(
         png_folder = Folder(*given(tree, pngs, "--data.pngs"))
     else:
         places = _png_places(beside, path.rsplit("/", 1)[-1].removesuffix(".json"))
-        png_folder = Folder(at, _holding(at, places, [beside], maps, "folder of PNG id maps", "--data.pngs"))
+        png_folder = Folder(at, holding(at, places, [beside], maps, "folder of PNG id maps", "--data.pngs"))
     if images:
         image_folder = Folder(*given(tree, images, "--data.images"))
     else:
-        places = _image_places(split)
-        image_folder = Folder(tree, _holding(tree, places, [beside], names, "folder of images", "--data.images"))
+        places = image_places(split)
+        image_folder = Folder(tree, holding(tree, places, [beside], names, "folder of images", "--data.images"))
     return coco_source(
         content,
         file,
@@ -73,22 +75,9 @@ def coco_panoptic(
         reader="coco",
         root=tree.root,
         split=split,
-        orientation=exif or orientation_of(categories),
+        orientation=exif or ("stored" if public_set(categories) else "applied"),
+        decode=partial(decode_coco, covered=True) if public_set(categories) == "ade20k" else decode_coco,
     )
-
-
-def root_of_json(root: storage.Uri, json_file: storage.Uri) -> tuple[Tree, storage.Uri]:
-    """The tree of a data set, and its JSON: a JSON may be given as the root, and then its folder is the data set."""
-    text = storage.absolute(root)
-    if text.lower().endswith(".json") and not json_file and not storage.is_folder(text):
-        return Tree(text.rsplit("/", 1)[0] or "/"), text
-    return Tree(text), json_file
-
-
-def _prefixes(name: str) -> list[str]:
-    """`val_novel` -> [`val_novel`, `val`]: a subset of a split keeps its files with the split's."""
-    parts = name.split("_")
-    return ["_".join(parts[:count]) for count in range(len(parts), 0, -1)]
 
 
 def _json_places(split: str) -> list[str]:
@@ -96,28 +85,7 @@ def _json_places(split: str) -> list[str]:
 
 
 def _png_places(folder: str, stem: str) -> list[str]:
-    prefixes = [prefix for prefix in _prefixes(stem) if prefix != "panoptic"] or [stem]
-    beside = [f"{folder}/{prefix}".lstrip("/") for prefix in prefixes]
+    stems = [prefix for prefix in prefixes(stem) if prefix != "panoptic"] or [stem]
+    beside = [f"{folder}/{prefix}".lstrip("/") for prefix in stems]
     twice = [f"{place}/{place.rsplit('/', 1)[-1]}" for place in beside]
-    return [*beside, *twice, *(f"annotations/{prefix}" for prefix in prefixes), *prefixes]
-
-
-def _image_places(split: str) -> list[str]:
-    prefixes = _prefixes(split)
-    return [*(f"images/{prefix}" for prefix in prefixes), *prefixes, "images"]
-
-
-def _holding(
-    tree: Tree, places: Sequence[str], further: Iterable[str], names: Sequence[str], what: str, option: str
-) -> str:
-    """The place that holds one of some files, else one of `further` that does, else the first place that exists."""
-    names = [name.replace("\\", "/") for name in names if "://" not in name and "\0" not in name]
-
-    def holds(path: str) -> bool:
-        return any(tree.is_file(f"{path}/{name}".lstrip("/")) for name in names)
-
-    places = list(dict.fromkeys(places))
-    hits = tree.find(places, holds) or [place for place in further if holds(place)]
-    if hits and len(hits) == 1:
-        return hits[0]
-    return tree.one(places, what, option, holds if hits else tree.is_folder)
+    return [*beside, *twice, *(f"annotations/{prefix}" for prefix in stems), *stems]

@@ -63,11 +63,11 @@ def categories_of(content: Content, file: str, things: Collection[str] = ()) -> 
     return Categories.from_coco(entries, file, content.repairs)
 
 
-def orientation_of(categories: Categories) -> Orientation:
-    """The frame of a data set's maps: the stored pixels where its classes are those of a public data set."""
+def public_set(categories: Categories) -> str:
+    """The name of the public data set whose classes these are (see `tables`), "" where they are of none."""
     own = set(zip(categories.ids, categories.names, strict=True))
-    public = [{(entry["id"], entry["name"]) for entry in table(name)["categories"]} for name in ("coco", "ade20k")]
-    return "stored" if own in public else "applied"
+    sets = {name: {(entry["id"], entry["name"]) for entry in table(name)["categories"]} for name in ("coco", "ade20k")}
+    return next((name for name, classes in sets.items() if classes == own), "")
 
 
 class Row(NamedTuple):

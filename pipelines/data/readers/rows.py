@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from panoptic.segmentation import Segmentation, renumber
-from pipelines.data.readers.source import COLUMNS, Stamps
+from panoptic.segmentation import Categories, Segmentation, renumber
+from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source
 from pipelines.data.readers.tree import Folder
 
 
@@ -60,14 +61,10 @@ def by_key(folder: Folder, key: Callable[[str], str | None]) -> dict[str, str]:
     return found
 
 
-def size_of(folders: Sequence[tuple[Folder, Sequence[str]]]) -> int:
-    """Bytes of some files."""
-    return sum(folder.stamps[path][0] for folder, paths in folders for path in paths)
-
-
-def stamps_of(folder: Folder, paths: Sequence[str]) -> Stamps:
-    """Size and time of some files of a folder."""
-    return {path: folder.stamps[path] for path in paths}
+def stem(path: str, endings: tuple[str, ...]) -> str | None:
+    """The name of a file without folders and ending; None where it has none of some endings."""
+    name = path.rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if name.lower().endswith(endings) else None
 
 
 class Kept(NamedTuple):
@@ -98,3 +95,61 @@ def counted(values: np.ndarray, wrong: Sequence[int], limit: int = 10) -> str:
     counts = [(value, int((values == value).sum())) for value in wrong[:limit]]
     rest = f" and {len(wrong) - limit} more" if len(wrong) > limit else ""
     return ", ".join(f"{value} ({count} pixel{'s' * (count != 1)})" for value, count in counts) + rest
+
+
+def label_files(
+    reader: str,
+    root: str,
+    split: str,
+    categories: Categories,
+    photographs: tuple[Folder, Mapping[str, str]],
+    maps: tuple[Folder, Mapping[str, str]],
+    *,
+    decode: Decode,
+    orientation: Orientation,
+    records: Mapping[str, str] = MappingProxyType({}),
+    names: Callable[[str], str] | None = None,
+    extra: Any = None,
+) -> Source:
+    """The source of a format with a photograph and a label file for each key.
+
+    Args:
+        reader, root, split, categories, decode, orientation: of the source.
+        photographs, maps: a folder, and its file of each key.
+        records: the record of each key, where `decode` needs one.
+        names: the name of a key's row; by default the path of its photograph.
+        extra: what the content depends on beside the files, for the fingerprint; a value that JSON can hold.
+
+    Raises:
+        ValueError: no key has both files.
+    """
+    (images, image_of), (labels, label_of) = photographs, maps
+    rows, problems, used = [], [], []
+    for key in sorted(image_of.keys() | label_of.keys()):
+        if key not in image_of:
+            reason = f"its image is missing: {images.lacks(key)} (partial download?)"
+            problems.append(Problem(label_of[key], reason))
+        elif key not in label_of:
+            reason = f"its label map is missing: {labels.lacks(key)} (partial download?)"
+            problems.append(Problem(image_of[key], reason))
+        else:
+            image, label = image_of[key], label_of[key]
+            name = names(key) if names else image
+            rows.append(Row(name, images.address(image), labels.address(label), key, records.get(key, "{}")))
+            used.append((images.stamps[image], labels.stamps[label]))
+    if not rows:
+        why = problems[0].reason if problems else "both are empty"
+        raise ValueError(f"no image of {images.uri} has a label map in {labels.uri}: {why}; are both of one split?")
+    return Source(
+        reader=reader,
+        root=root,
+        split=split,
+        categories=categories,
+        rows=table_of(rows),
+        problems=tuple(problems),
+        unannotated=(),
+        bytes=sum(image[0] + label[0] for image, label in used),
+        fingerprint=fingerprint_of(reader, [row.name for row in rows], used, dict(records), extra),
+        decode=decode,
+        orientation=orientation,
+    )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
-from panoptic.png import area_mismatches, from_coco
-from panoptic.segmentation import Categories, Segmentation
+from panoptic.png import area_mismatches, decode_ids, from_ids
+from panoptic.segmentation import Categories, Segmentation, count_repair, distinct
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -40,8 +42,8 @@ class Truth(NamedTuple):
     """One image's map, and what its reading brought to light."""
 
     segmentation: Segmentation
-    repairs: tuple[str, ...] = ()
-    """Kinds of repairs, as the manifest counts them, one for each image or value that needed it."""
+    repairs: Mapping[str, int] = MappingProxyType({})
+    """Number of values, segments or pixels that needed a repair, by kind, as the manifest adds them up."""
     area_mismatches: int = 0
     """Segments whose stated area their pixels deny."""
 
@@ -52,27 +54,66 @@ workers, so it is a function of a module, or a `functools.partial` of one. It ra
 the label files are not what the format asks; sizes that the row states are compared, not used."""
 
 SWAPPED = "width and height swapped in the JSON"
-"""Kind of repair of an image whose record states (W, H) as (H, W)."""
+REPEATED = "segment id listed twice with the same category"
+COVERED = "segments without a pixel, left out"
+"""Kinds of repairs, as the manifest adds them up."""
 
 
 def decode_coco(
-    row: Mapping[str, Any], read: Callable[[str], bytes], categories: Categories, written: Categories | None = None
+    row: Mapping[str, Any],
+    read: Callable[[str], bytes],
+    categories: Categories,
+    *,
+    written: Categories | None = None,
+    covered: bool = False,
 ) -> Truth:
     """The truth of a row of COCO-panoptic: `png` is its id map, `record` its annotation.
 
     Args:
         row, read, categories: see `Decode`.
         written: the same classes with the ids that the record uses, where those of `categories` are others.
+        covered: leave out segments without a pixel, which ADE20K's prepared form lists where things cover stuff.
 
     Raises:
         ValueError: the map and the record do not agree; begins with the name of the image.
     """
-    record = json.loads(row["record"])
-    truth = from_coco(read(row["png"]), record, written or categories, row["name"])
-    return Truth(truth, check_size(row, truth), len(area_mismatches(truth, record)))
+    name = row["name"]
+    try:
+        id_map = decode_ids(read(row["png"]))
+        record, repairs = sound_record(json.loads(row["record"]), id_map, covered)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    truth = from_ids(id_map, record, written or categories, name)
+    return Truth(truth, {**repairs, **check_size(row, truth)}, len(area_mismatches(truth, record)))
 
 
-def check_size(row: Mapping[str, Any], truth: Segmentation) -> tuple[str, ...]:
+def sound_record(record: dict, id_map: np.ndarray, covered: bool) -> tuple[dict, dict[str, int]]:
+    """A record without the entries that can be repaired, and the number of each kind of repair.
+
+    Args:
+        record: the annotation of one image.
+        id_map: int [H, W], its map.
+        covered: see `decode_coco`.
+    """
+    repairs: dict[str, int] = {}
+    entries: dict[int, dict] = {}
+    kept = []
+    for info in record["segments_info"]:
+        same = entries.setdefault(info["id"], info)
+        if same is info or same["category_id"] != info["category_id"]:
+            kept.append(info)
+            continue
+        count_repair(repairs, REPEATED)
+        position = next(k for k, entry in enumerate(kept) if entry["id"] == info["id"])
+        both = int(bool(same.get("iscrowd", 0)) and bool(info.get("iscrowd", 0)))
+        entries[info["id"]] = kept[position] = {**same, "iscrowd": both}
+    if covered and (absent := {info["id"] for info in kept} - set(distinct(id_map).tolist())):
+        count_repair(repairs, COVERED, sum(info["id"] in absent for info in kept))
+        kept = [info for info in kept if info["id"] not in absent]
+    return {**record, "segments_info": kept}, repairs
+
+
+def check_size(row: Mapping[str, Any], truth: Segmentation) -> dict[str, int]:
     """Compare the size that a record states, if it does, with that of the map; the repairs that reading it needs.
 
     Raises:
@@ -80,9 +121,9 @@ def check_size(row: Mapping[str, Any], truth: Segmentation) -> tuple[str, ...]:
     """
     stated = (row["height"], row["width"])
     if None in stated or stated == truth.size:
-        return ()
+        return {}
     if stated == truth.size[::-1]:
-        return (SWAPPED,)
+        return {SWAPPED: 1}
     height, width = truth.size
     raise ValueError(
         f"{row['name']}: the map is {height}x{width} but the JSON says {stated[0]}x{stated[1]} (height x width)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.source import Source, Truth
 from pipelines.data.validation import check_photograph
 
+SEMANTIC = {"semantic": "@instances/semantic", "semantic_classes": "@instances/semantic_classes.json"}
+
 CASES: dict[str, tuple[str, str, dict]] = {
     "coco": ("coco", "coco", {"split": "train2017"}),
     "coco_zip": ("coco", "coco_zip", {"split": "train2017"}),
@@ -24,6 +27,26 @@ CASES: dict[str, tuple[str, str, dict]] = {
     "cityscapes_val, zips": ("cityscapes", "cityscapes_zip", {"split": "val"}),
     "cityscapes_train, JSON": ("cityscapes", "cityscapes_coco", {"split": "train"}),
     "cityscapes_val, JSON": ("cityscapes", "cityscapes_coco", {"split": "val"}),
+    "mapillary_v1": ("mapillary", "mapillary_v1", {"split": "training"}),
+    "mapillary_v1, zip": ("mapillary", "mapillary_v1_zip", {"split": "training"}),
+    "mapillary_v1_instances": ("mapillary", "mapillary_v1", {"split": "training", "labels": "instances"}),
+    "mapillary_v2": ("mapillary", "mapillary_v2", {"split": "training", "version": "2.0"}),
+    "mapillary_v2, zip": ("mapillary", "mapillary_v2_zip/An_fixture.zip", {"split": "train"}),
+    "mapillary_v2_instances": ("mapillary", "mapillary_v2", {"split": "training", "labels": "instances"}),
+    "instances": ("coco-instances", "instances", SEMANTIC),
+    "instances_later": ("coco-instances", "instances/instances.json", {**SEMANTIC, "overlap": "later-wins"}),
+    "instances_void": ("coco-instances", "instances", {**SEMANTIC, "overlap": "void"}),
+    "instances_alone": ("coco-instances", "instances", {}),
+    "bdd100k": ("bdd100k", "bdd100k", {}),
+    "kitti_step": ("kitti-step", "kitti_step", {}),
+    "ade20k": ("ade20k", "ade20k", {"split": "training"}),
+    "ade20k, prepared": ("ade20k", "ade20k", {"split": "train", "labels": "panoptic"}),
+    "ade20k_prepared": (
+        "coco",
+        "ade20k/ADEChallengeData2016/ade20k_panoptic_train.json",
+        {"images": "@ade20k/ADEChallengeData2016/images/training"},
+    ),
+    "segments_ai": ("coco", "segments_ai/export_coco-panoptic_me_set_v1.json", {}),
     "exif": ("coco", "exif", {"split": "train"}),
     "faults": ("coco", "faults", {"split": "train"}),
 }
@@ -39,7 +62,7 @@ def decoded(source: Source) -> tuple[dict[str, Truth], dict[str, str]]:
             _, kinds = check_photograph(
                 read_file(row["image"]), row["name"], truth.segmentation.size, source.orientation
             )
-            truths[row["name"]] = truth._replace(repairs=(*truth.repairs, *kinds))
+            truths[row["name"]] = truth._replace(repairs=Counter(truth.repairs) + Counter(kinds))
         except ValueError as error:
             faults[row["name"]] = str(error)
     return truths, faults
@@ -57,8 +80,9 @@ def test_exactly_the_stored_segmentations(case: str, shared: Callable[[str], Pat
     reader, folder, options = CASES[case]
     expected = json.loads((root / "expected" / f"{case.split(',')[0]}.json").read_text())
     arrays = np.load(root / "expected" / f"{case.split(',')[0]}.npz")
+    options = {"split": "train", **options}
     options = {key: str(root / value[1:]) if str(value).startswith("@") else value for key, value in options.items()}
-    source = READERS[reader](str(root / folder), options.pop("split", "train"), **options)
+    source = READERS[reader](str(root / folder), options.pop("split"), **options)
     categories = source.categories
     assert list(categories.names) == [entry["name"] for entry in expected["categories"]]
     assert list(categories.ids) == [entry["id"] for entry in expected["categories"]]
