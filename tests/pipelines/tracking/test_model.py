@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import panoptic
 from panoptic.backbones import Backbone
 from panoptic.models import PanopticDeepLabConfig
 from panoptic.png import decode_ids
@@ -99,6 +100,7 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
             assert entry["isthing"] == small_categories.is_thing[index]
             assert entry["area"] == (ids == entry["id"]).sum()
         assert mlflow_model.predict_image(packaged, data)[0] == png
+        assert panoptic.load("models:/tiny@champion", device="cpu")(data).to_coco("image")[0] == png
     assert loaded.predict(images).equals(frame)
     assert loaded.predict([{"image": data} for data in images]).equals(frame)
 
