@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from pipelines.cluster import storage
-from pipelines.config import parse_options
+from pipelines.config import OneOrMore, parse_options
+from pipelines.data.join import Roots
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers import READERS
 from pipelines.data.verify import verify
@@ -35,12 +36,14 @@ SPELLINGS = {
 class Source:
     """The data set, and its parts where they are not found by themselves."""
 
-    root: str
-    """Folder of the data set, local or s3://."""
-    split: str
-    """Name of the split: train, val, train2017 …"""
-    reader: str = "coco"
-    """Format of the data set: a key of `pipelines.data.readers.READERS`."""
+    root: OneOrMore
+    """Folder of the data set, local or s3://. Several, each alone or as NAME=FOLDER, are joined."""
+    split: OneOrMore
+    """Name of the split: train, val, train2017 …; or one for each root."""
+    reader: OneOrMore = "coco"
+    """Format of the data set, or of each: a key of `pipelines.data.readers.READERS`."""
+    class_map: str = ""
+    """Class map (JSON, see the README): what becomes of the classes."""
     json_file: str = ""
     """Annotation file, where it is not found by itself."""
     pngs: str = ""
@@ -92,11 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     options: Options = parse_options(Options, arguments, str(__doc__), SPELLINGS)
     storage.check_lasting(options.out, "--out")
     data = options.data
-    if data.reader not in READERS:
-        raise ValueError(f"--data.reader {data.reader}: unknown; there are {', '.join(READERS)}")
+    roots = Roots.of(data.root, data.reader, data.class_map)
     places = {key: value for key in ("json_file", "pngs", "images") if (value := getattr(data, key))}
     manifest = prepare(
-        READERS[data.reader](data.root, data.split, **places),
+        roots.open(data.split, places),
         options.out,
         rows_per_shard=options.rows_per_shard,
         shuffle=options.shuffle,

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from annotated_types import Ge
+from tyro.constructors import PrimitiveConstructorSpec
 
 from panoptic.models import Architecture
 from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, check_ranges
@@ -37,6 +38,25 @@ File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 Actors = Annotated[int, Ge(-1)]
 """Processes; -1 = one a GPU or core, 0 = none."""
+
+
+def _one_or_more(words: Sequence[str]) -> str | tuple[str, ...]:
+    if not words:
+        raise ValueError("give one at least")
+    return words[0] if len(words) == 1 else tuple(words)
+
+
+OneOrMore = Annotated[
+    str | tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="STR [STR …]",
+        instance_from_str=_one_or_more,
+        is_instance=lambda value: isinstance(value, str | tuple),
+        str_from_instance=lambda value: [value] if isinstance(value, str) else list(value),
+    ),
+]
+"""A text, or several after one option; one alone is stored as it always was."""
 
 Repeated = tyro.conf.UseAppendAction
 """`changes: Repeated[tuple[str, ...]]` is an option that may be given several times."""
@@ -68,6 +88,8 @@ class Split:
     """Format of `root` where it is not prepared: a key of `pipelines.data.readers.READERS`."""
     shards: str = "runs/shards"
     """Folder in which shards are written, and found again, when `root` is not prepared."""
+    class_map: str = ""
+    """Class map (JSON, see the README) on the classes of the data set."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +116,17 @@ class Scenes:
 class Data:
     """The images of an experiment, and the place of their shards."""
 
-    root: str = "scenes"
-    """A folder in COCO-panoptic form, a folder of prepared shards, or "scenes" for the drawn data set. Local or s3://."""
+    root: OneOrMore = "scenes"
+    """A folder in the form of `reader`, a folder of prepared shards, or "scenes" for the drawn data set. Local or s3://.
+    Several folders, each alone or as NAME=FOLDER, are joined."""
     train: str = "train"
     """Name of the training split."""
     val: str = "val"
     """Name of the validation split."""
-    reader: str = "coco"
-    """Format of `root`: a key of `pipelines.data.readers.READERS`."""
+    reader: OneOrMore = "coco"
+    """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`."""
+    class_map: str = ""
+    """Class map (JSON, see the README) on the classes of the data sets."""
     shards: str = ""
     """Folder in which shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"

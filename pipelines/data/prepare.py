@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +22,8 @@ import pyarrow as pa
 from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import disk, session, storage
+from pipelines.data.join import Roots
 from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, content_hash, is_shards, problem_table
-from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Decode, Orientation, Problem, Source
 from pipelines.data.shard_file import ROW_GROUP
 from pipelines.data.shard_writer import Report, write_shard
@@ -95,7 +94,7 @@ def prepare(
     shuffle = source.split.startswith("train") if shuffle is None else shuffle
     rows_per_shard = rows_per_shard or _rows_per_shard(source)
     options = [SCHEMA_VERSION, source.fingerprint, rows_per_shard, seed if shuffle else None, on_invalid]
-    origin = {"reader": source.reader, "root": source.root, "split": source.split}
+    origin = {"reader": source.reader, "root": source.root, "split": source.split, **source.about}
     origin["fingerprint"] = hashlib.sha256(json.dumps(options).encode()).hexdigest()
     finished = _finished(out, origin)
     if finished:
@@ -121,25 +120,34 @@ def prepare(
 
 
 def ensure_shards(
-    root: storage.Uri,
+    root: storage.Uri | Sequence[str],
     split: str,
     cache: storage.Uri,
-    reader: str = "coco",
+    reader: str | Sequence[str] = "coco",
     seed: int = 0,
     on_invalid: Literal["stop", "skip"] = "stop",
+    class_map: str = "",
 ) -> Manifest:
     """The shards of a split, prepared on the fly where `root` is a dataset that is not shards yet.
 
     Args:
-        root: a folder of shards of this split, a folder with one such folder per split, or a dataset.
+        root: a folder of shards of this split, a folder with one such folder per split, or a dataset; several datasets
+            (each alone or as NAME=FOLDER) are joined.
         split: which split.
         cache: where shards prepared on the fly go; the same dataset finds them again.
-        reader: the format of a dataset.
+        reader: the format of a dataset, or of each.
         seed: of the shuffle.
+        class_map: file of a class map; "" = the classes as they are.
 
     Raises:
-        ValueError: `root` holds neither, or shards of another split, or an image fails validation.
+        ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards are to be
+            joined or mapped.
     """
+    roots = Roots.of(root, reader, class_map)
+    if roots.changed:
+        _refuse_shards(roots, split)
+        return _prepare_in_cache(roots, split, cache, seed, on_invalid)
+    (root,) = roots.places
     if is_shards(storage.join(root, split)):
         return Manifest.load(storage.join(root, split))
     if is_shards(root):
@@ -149,16 +157,27 @@ def ensure_shards(
         return manifest
     if storage.exists(storage.join(root, "shard-00000.parquet")):
         raise ValueError(f"{root}: shards without a {MANIFEST}; their preparation did not finish, run it again")
-    if reader not in READERS:
-        raise ValueError(f"reader {reader!r} is unknown; there are {', '.join(READERS)}")
-    root = storage.absolute(root)
-    folder = f"{PurePosixPath(root).name}-{hashlib.sha256(root.encode()).hexdigest()[:8]}"
-    manifest = prepare(
-        READERS[reader](root, split), storage.join(cache, folder, split), seed=seed, on_invalid=on_invalid
-    )
+    return _prepare_in_cache(roots, split, cache, seed, on_invalid)
+
+
+def _prepare_in_cache(
+    roots: Roots, split: str, cache: storage.Uri, seed: int, on_invalid: Literal["stop", "skip"]
+) -> Manifest:
+    out = storage.join(cache, roots.folder, split)
+    manifest = prepare(roots.open(split), out, seed=seed, on_invalid=on_invalid)
     for note in manifest.notes:
-        logger.warning("%s of %s: %s", split, root, note)
+        logger.warning("%s of %s: %s", split, ", ".join(roots.places), note)
     return manifest
+
+
+def _refuse_shards(roots: Roots, split: str) -> None:
+    """Refuse to join or map shards: their images would be written once more."""
+    for place in roots.places:
+        if is_shards(storage.join(place, split)) or is_shards(place):
+            raise ValueError(
+                f"{place}: holds prepared shards; class maps and joins are for data sets: give the folder that these "
+                "were prepared from"
+            )
 
 
 def _rows_per_shard(source: Source) -> int:

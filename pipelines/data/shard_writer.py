@@ -109,7 +109,7 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
         stated = image_size(photograph, name)
         with DECODING.share(stated[0] * stated[1]):
             truth, kinds, mismatches = decode(row, read, categories)
-            image, repairs = check_photograph(photograph, name, truth.size, orientation)
+            image, repairs = check_photograph(photograph, name, truth.size, row.get("orientation", orientation))
             segments = encode_segments(truth.segments)
             columns = {
                 "name": name,

@@ -25,9 +25,9 @@ from pipelines.cluster import disk, lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
+from pipelines.data.join import Roots
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.data.prepare import ensure_shards
-from pipelines.data.readers import READERS
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
@@ -202,7 +202,8 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     root = _draw_scenes(experiment, base) if data.root == "scenes" else data.root
     cache = data.shards or storage.join(base, "shards")
     train_set, val_set = (
-        ensure_shards(root, s, cache, data.reader, on_invalid=data.on_invalid) for s in (data.train, data.val)
+        ensure_shards(root, s, cache, data.reader, on_invalid=data.on_invalid, class_map=data.class_map)
+        for s in (data.train, data.val)
     )
     train_set, val_set = with_equal_classes(train_set, val_set, data.classes_of, cache)
     if data.limit:
@@ -220,12 +221,11 @@ def data_categories(experiment: Experiment) -> Categories | None:
     _require_root(experiment)
     if data.root == "scenes":
         return None
-    for folder in (storage.join(data.root, data.val), data.root):
+    roots = Roots.of(data.root, data.reader, data.class_map)
+    for folder in () if roots.changed else (storage.join(roots.places[0], data.val), roots.places[0]):
         if is_shards(folder):
             return Manifest.load(folder).categories
-    if data.reader not in READERS:
-        raise ValueError(f"data.reader {data.reader}: unknown; there are {', '.join(READERS)}")
-    return READERS[data.reader](data.root, data.val).categories
+    return roots.open(data.val).categories
 
 
 def _require_root(experiment: Experiment) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.cluster import storage
 from pipelines.cluster.masking import masked_values
 from pipelines.config import Experiment, check_run_name, parse
+from pipelines.data.join import absolute
 from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
@@ -172,7 +173,8 @@ def prepare_base(
     root = storage.absolute(first.storage)
     data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
     if data.root != "scenes":
-        data = replace(data, root=storage.absolute(data.root)) if data.root else data
+        class_map = storage.absolute(data.class_map) if data.class_map else ""
+        data = replace(data, root=absolute(data.root), class_map=class_map) if data.root else data
     local = first.storage if "://" not in first.storage else "runs"
     uri = runs.resolve_uri(first.tracking, local)
     threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))

@@ -154,4 +154,6 @@ class Source:
     decode: Decode = decode_coco
     """From a row to the truth of its image; the workers call it."""
     orientation: Orientation = "applied"
-    """The frame of the maps where sizes do not tell it (see `Orientation`)."""
+    """The frame of the maps where sizes do not tell it (see `Orientation`); a column of this name overrules it."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the manifest keeps of class maps and joined sets, beside reader, root and split."""
