@@ -11,15 +11,14 @@ import json
 from dataclasses import replace
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
-from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, is_shards
+from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, former_manifest, is_shards
 from pipelines.data.prepare import read_row
-from pipelines.data.shard_file import ROW_GROUP
-from pipelines.data.shard_writer import row_digest
+from pipelines.data.shard_file import encode_shard
+from pipelines.data.shard_index import Entries, load_index, write_index
+from pipelines.data.shard_reader import Rows
+from pipelines.data.shard_writer import row_digest, stored_schema
 
 ClassesOf = Literal["both", "train", "val"]
 
@@ -78,28 +77,35 @@ def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: sto
     """A copy of shards in which class k of the old list is class `mapping[k]` of the new one."""
     key = hashlib.sha256(json.dumps([manifest.hash, target.to_coco()]).encode()).hexdigest()
     out = storage.join(storage.absolute(cache), f"{manifest.split}-classes-{key[:16]}")
-    if is_shards(out):
+    if is_shards(out) and not former_manifest(out):
         return Manifest.load(out)
-    shards, digests = [], []
-    for shard, file in zip(manifest.shards, manifest.files, strict=True):
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(file)))
-        index = table.schema.get_field_index("labels")
-        labels = [[mapping[label] for label in row] for row in table["labels"].to_pylist()]
-        column = pa.array(labels, table.schema.field(index).type)
-        metadata = {**(table.schema.metadata or {}), b"panoptic.categories": json.dumps(target.to_coco()).encode()}
-        table = table.set_column(index, table.schema.field(index), column).replace_schema_metadata(metadata)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="none")
-        data = memoryview(sink.getvalue())
+    reader, starts = Rows(manifest.shard_set), load_index(manifest.shard_set).starts.tolist()
+    schema = stored_schema(load_index(manifest.shard_set).image_id, target)
+    shards, digests, entries = [], [], []
+    for shard, first, end in zip(manifest.shards, starts[:-1], starts[1:], strict=True):
+        rows = reader.rows(range(first, end))
+        for row in rows:
+            row["labels"] = [mapping[label] for label in row["labels"]]
+        data, spans = encode_shard(rows, schema)
         storage.write_bytes(storage.join(out, shard.path), data)
-        shards.append(Shard(shard.path, shard.rows, hashlib.sha256(data).hexdigest()))
-        digests += [row_digest(row, read_row(row).truth) for row in table.to_pylist()]
+        shards.append(Shard(shard.path, shard.rows, len(data), hashlib.sha256(data).hexdigest()))
+        entries.append(Entries(spans, [row["name"] for row in rows], [row["image_id"] for row in rows]))
+        digests += [row_digest(row, read_row(row).truth) for row in rows]
+    index = write_index(out, entries, load_index(manifest.shard_set).image_id)
     segments = [0] * len(target)
     for old, count in enumerate(manifest.segments):
         if count:
             segments[mapping[old]] += count
     content = content_hash(target, digests)
-    copy = replace(manifest, hash=content, categories=target, shards=tuple(shards), segments=tuple(segments), uri=out)
+    copy = replace(
+        manifest,
+        hash=content,
+        categories=target,
+        shards=tuple(shards),
+        index=index,
+        segments=tuple(segments),
+        uri=out,
+    )
     storage.write_bytes(storage.join(out, MANIFEST), copy.to_json())
     return copy
 

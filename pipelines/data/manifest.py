@@ -18,8 +18,10 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.readers.source import Problem
 from pipelines.data.shard_file import ShardFile
+from pipelines.data.shard_index import INDEX, ShardSet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 was Parquet files without an index."""
 MANIFEST = "manifest.json"
 
 REMEDY = "it was changed, cut or replaced after it was written: prepare the shards again"
@@ -33,7 +35,7 @@ SMALLEST_ROW = 67
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.parquet$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*\.arrow$")]
 """A file of the manifest's own folder."""
 
 
@@ -59,13 +61,15 @@ CocoCategories = Annotated[
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of a set."""
+    """One Arrow file of a set."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     path: FileName
     """Relative to the manifest."""
     rows: Positive
+    size: Positive
+    """Bytes of the file."""
     sha256: Sha256
 
 
@@ -82,6 +86,8 @@ class Manifest:
     """Hash of the content (names, image bytes, maps, labels, order, categories), whatever wrote it."""
     categories: CocoCategories
     shards: Annotated[tuple[Shard, ...], Len(1)]
+    index: Sha256
+    """Hash of the file that says where each row lies."""
     maximum_height: Positive
     maximum_width: Positive
     segments: tuple[Count, ...]
@@ -138,9 +144,10 @@ class Manifest:
         return tuple(storage.join(self.uri, shard.path) for shard in self.shards)
 
     @property
-    def shard_files(self) -> tuple[ShardFile, ...]:
-        """Each shard, in order, as whoever opens it needs it."""
-        return tuple(ShardFile(f, s.rows, s.sha256) for f, s in zip(self.files, self.shards, strict=True))
+    def shard_set(self) -> ShardSet:
+        """The shards as whoever reads them needs them."""
+        files = (ShardFile(f, s.rows, s.size, s.sha256) for f, s in zip(self.files, self.shards, strict=True))
+        return ShardSet(self.uri, tuple(files), self.index, len(self.categories))
 
     @property
     def notes(self) -> list[str]:
@@ -172,6 +179,27 @@ class Manifest:
 def is_shards(uri: storage.Uri) -> bool:
     """True where a finished set of shards is there."""
     return storage.exists(storage.join(uri, MANIFEST))
+
+
+class Former(TypedDict):
+    """The part of a manifest of an earlier schema version that is still read."""
+
+    schema_version: int
+    hash: str
+    categories: CocoCategories
+    source: dict[str, Any]
+
+
+def former_manifest(uri: storage.Uri) -> Former | None:
+    """The manifest of a folder of shards of an earlier schema version; None of the present one and of anything else."""
+    file = storage.join(uri, MANIFEST)
+    try:
+        data = storage.read_bytes(file)
+        if not 0 < _VERSION.validate_json(data, strict=True)["schema_version"] < SCHEMA_VERSION:
+            return None
+        return _FORMER.validate_json(data)
+    except (FileNotFoundError, ValidationError):
+        return None
 
 
 def content_hash(categories: Categories, digests: Iterable[str]) -> str:
@@ -230,14 +258,16 @@ def _contradictions(manifest: Manifest) -> list[str]:
 
 
 def _file_problems(shards: Sequence[Shard], stamps: Mapping[str, tuple[int, int]]) -> list[str]:
-    """Shards that are not in the folder, or that are too small for the rows that they are said to have."""
-    problems = []
+    """Files that are missing or have another size, and shards too small for the rows that they are said to have."""
+    problems = [] if INDEX in stamps else [f"index: {INDEX} is missing from the folder"]
     for place, shard in enumerate(shards):
         size = stamps.get(shard.path, (-1, 0))[0]
         if size < 0:
             problems.append(f"shards[{place}].path: {shard.path} is missing from the folder")
         elif shard.rows * SMALLEST_ROW > size:
             problems.append(f"shards[{place}].rows: {shard.rows} rows cannot lie in {shard.path} ({size} bytes)")
+        elif size != shard.size:
+            problems.append(f"shards[{place}].size: is {shard.size}, but {shard.path} has {size} bytes")
     return problems
 
 
@@ -255,8 +285,11 @@ def _one_line(problem: Problem) -> str:
 
 
 class _Version(TypedDict):
+    """The field that says how to read the others."""
+
     schema_version: int
 
 
 _VERSION: TypeAdapter[_Version] = TypeAdapter(_Version)
+_FORMER: TypeAdapter[Former] = TypeAdapter(Former)
 _SCHEMA: TypeAdapter[Manifest] = TypeAdapter(Manifest)

@@ -1,4 +1,4 @@
-"""Shards: a dataset checked once and written as Parquet, with a manifest that says what is in it.
+"""Shards: a dataset checked once and written as Arrow files, with a manifest that says what is in it.
 
 A shard row is one image: its bytes as they came, and its id map renumbered 1..N as a single-channel PNG
 (segment k is entry k of `labels` and `crowd`). `manifest.json` is written last, so a folder without one is
@@ -23,14 +23,31 @@ from panoptic.png import decode_image, decode_segments
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import disk, session, storage
 from pipelines.data.join import Roots
-from pipelines.data.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Shard, content_hash, is_shards, problem_table
+from pipelines.data.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    Shard,
+    content_hash,
+    former_manifest,
+    is_shards,
+    problem_table,
+)
+from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Decode, Orientation, Problem, Source
-from pipelines.data.shard_file import ROW_GROUP
+from pipelines.data.shard_file import SUFFIX
+from pipelines.data.shard_index import INDEX, write_index
 from pipelines.data.shard_writer import Report, write_shard
 
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row"]
 
 logger = logging.getLogger(__name__)
+
+FEWEST_ROWS = 16
+"""Rows of a shard at least, where there are so many."""
+
+FORMER_SUFFIX = ".parquet"
+"""Of the shards of schema version 1."""
 
 FULL = "full"
 """Key of a report that says only that the disk is full."""
@@ -109,10 +126,11 @@ def prepare(
         reports = _write_all(rows, out, rows_per_shard, source)
     except disk.DiskFull as error:
         raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
-    manifest = _manifest(source, origin, reports)
+    index = write_index(out, (report.entries for report in reports if report.rows), rows.schema.field("image_id").type)
+    manifest = _manifest(source, origin, reports, index)
     if (manifest.skipped and on_invalid == "stop") or not manifest.rows:
-        for shard in manifest.shards:
-            storage.delete(storage.join(out, shard.path))
+        for name in (INDEX, *(shard.path for shard in manifest.shards)):
+            storage.delete(storage.join(out, name))
         raise ValueError(_refusal(source, manifest.skipped))
     _drop_leftovers(out, manifest)
     storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json())
@@ -141,13 +159,16 @@ def ensure_shards(
 
     Raises:
         ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards are to be
-            joined or mapped.
+            joined or mapped, or shards of an earlier version whose data set is not there.
     """
     roots = Roots.of(root, reader, class_map)
     if roots.changed:
         _refuse_shards(roots, split)
         return _prepare_in_cache(roots, split, cache, seed, on_invalid)
     (root,) = roots.places
+    for folder in (storage.join(root, split), root):
+        if former_manifest(folder):
+            return _prepare_again(folder, split, cache, seed, on_invalid)
     if is_shards(storage.join(root, split)):
         return Manifest.load(storage.join(root, split))
     if is_shards(root):
@@ -155,7 +176,7 @@ def ensure_shards(
         if manifest.split != split:
             raise ValueError(f"{root}: these are shards of split {manifest.split!r}, not of {split!r}")
         return manifest
-    if storage.exists(storage.join(root, "shard-00000.parquet")):
+    if any(storage.exists(storage.join(root, f"shard-00000{suffix}")) for suffix in (SUFFIX, FORMER_SUFFIX)):
         raise ValueError(f"{root}: shards without a {MANIFEST}; their preparation did not finish, run it again")
     return _prepare_in_cache(roots, split, cache, seed, on_invalid)
 
@@ -180,35 +201,77 @@ def _refuse_shards(roots: Roots, split: str) -> None:
             )
 
 
+def _prepare_again(
+    folder: str, split: str, cache: storage.Uri, seed: int, on_invalid: Literal["stop", "skip"]
+) -> Manifest:
+    """Shards of the present version in place of those of an earlier one, which stay as they are."""
+    old = former_manifest(folder)
+    assert old is not None
+    version, source = old["schema_version"], old["source"]
+    said = f"{folder}: shards of schema version {version}, while this software reads {SCHEMA_VERSION}"
+    if source.get("split") != split:
+        raise ValueError(f"{folder}: these are shards of split {source.get('split')!r}, not of {split!r}")
+    root, reader = source.get("root") or "", source.get("reader")
+    if reader not in READERS or "class_map" in source or not root or not storage.exists(root):
+        where = f"{root} that they were prepared from is not there" if root else "they were prepared from is unknown"
+        raise ValueError(f"{said}, and the data set {where}; prepare the shards again with jobs/prepare.py")
+    logger.warning("%s. Preparing them again from %s", said, root)
+    manifest = ensure_shards(root, split, cache, reader, seed, on_invalid)
+    if manifest.hash != old["hash"]:
+        logger.warning(
+            "%s: other content than the shards of schema version %d had (hash %s, then %s): a run that began on those "
+            "cannot go on with these",
+            *(manifest.uri, version, manifest.hash[:16], old["hash"][:16]),
+        )
+    return manifest
+
+
 def _rows_per_shard(source: Source) -> int:
     """Shards of about 64 MiB, but enough of them to keep a few workers busy."""
     count = max(1, source.rows.num_rows)
     by_size = (64 << 20) * count // max(1, source.bytes)
-    return min(max(by_size, ROW_GROUP), max(-(-count // 8), ROW_GROUP), 256)
+    return min(max(by_size, FEWEST_ROWS), max(-(-count // 8), FEWEST_ROWS), 256)
 
 
 def _finished(out: str, origin: dict) -> Manifest | None:
     """The manifest at `out` if it is of this source and complete. Otherwise makes way for a new preparation."""
     names = set(storage.list_files(out)) if storage.exists(out) else set()
-    foreign = sorted(name for name in names if not name.lstrip(".").startswith((MANIFEST, "shard-")))
+    foreign = sorted(name for name in names if not name.lstrip(".").startswith((MANIFEST, INDEX, "shard-")))
     if foreign:
         raise ValueError(f"{out}: holds other files ({', '.join(foreign[:3])}); give the shards a folder of their own")
     if MANIFEST not in names:
+        return None
+    old = former_manifest(out)
+    if old:
+        _require_same(out, old["source"], origin)
+        logger.warning(
+            "%s: shards of schema version %d, while this software reads %d. Preparing them again from %s",
+            *(out, old["schema_version"], SCHEMA_VERSION, origin["root"]),
+        )
+        storage.delete(storage.join(out, MANIFEST))
+        for name in names:
+            if name.endswith(FORMER_SUFFIX):  # not later: the disk may not hold both
+                storage.delete(storage.join(out, name))
         return None
     try:
         manifest = Manifest.load(out, files=False)
     except ValueError as error:
         logger.warning("%s", error)
     else:
-        whole = names.issuperset(shard.path for shard in manifest.shards)
+        whole = names.issuperset((INDEX, *(shard.path for shard in manifest.shards)))
         if whole and manifest.source.get("fingerprint") == origin["fingerprint"]:
             return manifest
-        if any(manifest.source.get(key) != origin[key] for key in ("reader", "root", "split")):
-            there = f"split {manifest.source.get('split')} of {manifest.source.get('root')}"
-            raise ValueError(f"{out}: holds the shards of {there}; give another folder, or delete this one first")
+        _require_same(out, manifest.source, origin)
         logger.warning("%s: files or options changed since these shards were written; writing them again", out)
     storage.delete(storage.join(out, MANIFEST))
     return None
+
+
+def _require_same(out: str, there: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+    """Refuse to replace the shards of another data set."""
+    if any(there.get(key) != origin[key] for key in ("reader", "root", "split")):
+        what = f"split {there.get('split')} of {there.get('root')}"
+        raise ValueError(f"{out}: holds the shards of {what}; give another folder, or delete this one first")
 
 
 def _check_room(source: Source, out: str) -> None:
@@ -235,7 +298,7 @@ def _write_or_tell(
 
 def _drop_leftovers(out: str, manifest: Manifest) -> None:
     """Remove what an earlier preparation with more shards, or an interrupted one, left behind."""
-    for name in set(storage.list_files(out)) - {shard.path for shard in manifest.shards}:
+    for name in set(storage.list_files(out)) - {INDEX, *(shard.path for shard in manifest.shards)}:
         storage.delete(storage.join(out, name))
 
 
@@ -252,8 +315,8 @@ def _refusal(source: Source, problems: Sequence[Problem]) -> str:
     )
 
 
-def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manifest:
-    """The reports of all shards, in order, added up."""
+def _manifest(source: Source, origin: dict, reports: Sequence[Report], index: str) -> Manifest:
+    """The reports of all shards, in order, added up; `index` is the hash of the index that lists their rows."""
     sizes = [size for report in reports for size in report.sizes]
     segments = np.zeros(len(source.categories), int)  # the sum over no report, too, has an entry for each class
     repairs = Counter(source.repairs)
@@ -267,7 +330,8 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report]) -> Manife
         rows=sum(report.rows for report in reports),
         hash=content_hash(source.categories, [digest for report in reports for digest in report.digests]),
         categories=source.categories,
-        shards=tuple(Shard(report.path, report.rows, report.sha256) for report in reports if report.rows),
+        shards=tuple(Shard(r.path, r.rows, r.size, r.sha256) for r in reports if r.rows),
+        index=index,
         maximum_height=max((height for height, _ in sizes), default=0),
         maximum_width=max((width for _, width in sizes), default=0),
         segments=tuple(segments.tolist()),

@@ -1,25 +1,32 @@
-"""The file of one shard: its schema, and what is checked when a process opens it.
+"""The file of one shard: an Arrow IPC file with a record batch for each row, so that a row is read alone.
 
-A shard is trusted as far as its manifest is: before anything in it is used, its bytes are compared with the manifest's
-sha256, and its footer with the schema, the rows and the layout that `shard_writer` writes. As columns are not
-compressed and row groups are small, what is read is bounded by the size of the file.
+Any Arrow tool reads it as a table. We read rows by position: `shard_index` says where each lies, and a row is one
+Arrow message, which is decoded by the schema of this software. Nothing is compressed, as images and maps are already.
 
-Torch is not imported: Ray's tasks that only move bytes start without it.
+A shard is trusted as far as its manifest is. When a process first opens a file, its size and its schema are compared
+with the manifest; each row that is read is compared with its CRC-32 in the index, whose sha256 the manifest holds.
+`prepare --verify` compares the sha256 of whole files too. So a row costs one read of its own bytes, and every byte
+that is used has been checked; hashing a file when it is first opened would read all of it for the sake of one row.
+
+Torch is not imported: processes that only move bytes start without it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
-from typing import NamedTuple
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
 
-ROW_GROUP = 16
-"""The most rows of a row group: what a reader must hold at once."""
+SUFFIX = ".arrow"
+
+MAGIC = b"ARROW1\0\0"
+"""First bytes of an Arrow IPC file; the schema follows, then the rows."""
 
 REMEDY = "delete this file and prepare the shards again"
 
@@ -29,7 +36,24 @@ class ShardFile(NamedTuple):
 
     uri: str
     rows: int
+    size: int
+    """Bytes of the file."""
     sha256: str
+
+
+class Span(NamedTuple):
+    """The place of a row in its file."""
+
+    offset: int
+    length: int
+    crc32: int
+
+
+class Encoded(NamedTuple):
+    """The content of a shard's file, and where its rows lie in it."""
+
+    data: memoryview
+    spans: list[Span]
 
 
 def shard_schema(image_id: pa.DataType) -> pa.Schema:
@@ -48,89 +72,145 @@ def shard_schema(image_id: pa.DataType) -> pa.Schema:
     )
 
 
-def open_shard(shard: ShardFile) -> pq.ParquetFile:
-    """The open file, of which sha256, schema, rows and layout are those of the manifest.
+def encode_shard(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> Encoded:
+    """The file of some rows, whose keys are the columns of the schema."""
+    sink = pa.BufferOutputStream()
+    ends = []
+    with pa.ipc.new_file(sink, schema) as writer:
+        for row in rows:
+            columns = [pa.array([row[field.name]], field.type) for field in schema]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            ends.append(sink.tell())
+    data = memoryview(sink.getvalue())
+    starts = [_header_size(data), *ends[:-1]]
+    return Encoded(data, [Span(a, b - a, zlib.crc32(data[a:b])) for a, b in zip(starts, ends, strict=True)])
 
-    A process hashes a file once, and again where its size or its time of change are others: about 0.05 s for 64 MiB.
+
+def open_shard(shard: ShardFile, header: int, schema: pa.Schema) -> pa.NativeFile:
+    """The open file, of which size and schema are those of the manifest. One request for the size, one read.
+
+    Args:
+        shard: the file.
+        header: bytes before its first row.
+        schema: that it must have.
 
     Raises:
-        ValueError: the file is missing, is not what was written, or is no shard; names it and the remedy.
+        ValueError: the file is missing, has another size than was written, or is no shard; names it and the remedy.
+        OSError: it could not be read.
     """
     filesystem, path = storage.resolve(shard.uri)
     try:
-        info = filesystem.get_file_info(path)
-        if not info.is_file:
-            raise ValueError(f"{shard.uri}: the shard is missing; prepare the shards again")
-        _check_hash(shard, info.size, info.mtime_ns or 0)
-        file = pq.ParquetFile(filesystem.open_input_file(path))
-        _check_footer(shard, file)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{shard.uri}: cannot be read as a shard ({_first_line(error)}); {REMEDY}") from error
+        file = filesystem.open_input_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{shard.uri}: the shard is missing; prepare the shards again") from error
+    size = file.size()
+    if size != shard.size:
+        raise ValueError(
+            f"{shard.uri}: has {size} bytes where the manifest says {shard.size}: it was changed, cut or replaced "
+            f"after it was written; {REMEDY}"
+        )
+    _check_schema(shard, file.read_at(header, 0), schema)
     return file
 
 
-def read_group(shard: ShardFile, file: pq.ParquetFile, group: int, classes: int) -> pa.Table:
-    """The rows of a row group of an open shard.
+def read_shard(shard: ShardFile) -> memoryview:
+    """The whole file, compared with its sha256.
+
+    Raises:
+        ValueError: the file is missing or is not what was written.
+    """
+    try:
+        data = storage.read_bytes(shard.uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"{shard.uri}: the shard is missing; prepare the shards again") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != shard.sha256:
+        raise ValueError(
+            f"{shard.uri}: has another sha256 than the manifest says ({len(data)} bytes; {digest[:16]}, not "
+            f"{shard.sha256[:16]}): it was changed, cut or replaced after it was written; {REMEDY}"
+        )
+    return memoryview(data)
+
+
+def decode_row(data: bytes | memoryview, schema: pa.Schema, classes: int) -> dict[str, Any]:
+    """The row that the bytes of its message hold; nothing in them is trusted.
 
     Args:
+        data: as the row's span gives them.
+        schema: of the shards.
         classes: of the manifest: labels are below it.
 
     Raises:
-        ValueError: the group cannot be read, lacks values, or has labels of classes that do not exist.
+        ValueError: it is no row of a shard, lacks values, or has labels of classes that do not exist; says why.
     """
     try:
-        table = file.read_row_group(group, use_threads=False)
+        message = pa.ipc.read_message(data)
+        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+            raise ValueError("its columns are compressed, which those of shards are not")
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{shard.uri}: row group {group} cannot be read ({_first_line(error)}); {REMEDY}") from error
-    for name in table.column_names:
-        values = table[name]
-        if values.null_count or (pa.types.is_list(values.type) and values.combine_chunks().flatten().null_count):
-            raise ValueError(f"{shard.uri}: row group {group} has no value in a row of the column {name}; {REMEDY}")
-    labels = table["labels"].combine_chunks().flatten().to_numpy()
-    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"{shard.uri}: row group {group} has labels from {labels.min()} to {labels.max()}, the manifest has "
-            f"{classes} classes; {REMEDY}"
-        )
-    return table
+        raise ValueError(f"cannot be read as a row of a shard ({first_line(error)})") from error
+    if batch.num_rows != 1:
+        raise ValueError(f"is a record batch of {batch.num_rows} rows, not of one")
+    (row,) = batch.to_pylist()
+    for name, value in row.items():
+        if value is None or (isinstance(value, list) and None in value):
+            raise ValueError(f"has no value in the column {name}")
+    labels = row["labels"]
+    if labels and not 0 <= min(labels) <= max(labels) < classes:
+        raise ValueError(f"has labels from {min(labels)} to {max(labels)}, the manifest has {classes} classes")
+    return row
 
 
-@lru_cache(maxsize=1 << 16)
-def _check_hash(shard: ShardFile, size: int, changed: int) -> None:
-    """Compare the file with the manifest's sha256; `size` and `changed` (ns) are there so that another is read anew."""
-    filesystem, path = storage.resolve(shard.uri)
-    with filesystem.open_input_stream(path) as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-    if digest != shard.sha256:
-        raise ValueError(
-            f"{shard.uri}: has another sha256 than the manifest says ({size} bytes; {digest[:16]}, not "
-            f"{shard.sha256[:16]}): it was changed, cut or replaced after it was written; {REMEDY}"
-        )
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, else its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_footer(shard: ShardFile, file: pq.ParquetFile) -> None:
-    """Check what the footer says before a row is read: columns, rows, and how much memory reading them takes."""
-    schema, metadata = file.schema_arrow, file.metadata
-    index = schema.get_field_index("image_id")
-    image_id = pa.string() if index >= 0 and schema.field(index).type == pa.string() else pa.int64()
-    expected = shard_schema(image_id)
+def _header_size(data: memoryview) -> int:
+    """Bytes before the first row: the magic and the schema."""
+    reader = pa.BufferReader(data)
+    reader.seek(len(MAGIC))
+    pa.ipc.read_schema(reader)
+    return reader.tell()
+
+
+def _check_schema(shard: ShardFile, header: bytes, expected: pa.Schema) -> None:
+    """Check the columns that the file states, before a row is read."""
+    try:
+        if not header.startswith(MAGIC):
+            raise pa.ArrowInvalid("not an Arrow IPC file")
+        schema = pa.ipc.read_schema(pa.py_buffer(header[len(MAGIC) :]))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{shard.uri}: cannot be read as a shard ({first_line(error)}); {REMEDY}") from error
     differing = [
         f"{name} is {schema.field(name).type if schema.get_field_index(name) >= 0 else 'missing'}, not {kind}"
         for name, kind in zip(expected.names, expected.types, strict=True)
         if schema.get_field_index(name) < 0 or schema.field(name).type != kind
     ]
     differing += [f"{name} is unknown or there twice" for name in set(schema.names) - set(expected.names)]
-    if differing or len(schema.names) != len(expected.names):
+    if not differing and schema.names != expected.names:
+        differing = [f"their order is {', '.join(schema.names)}"]
+    if differing:
         raise ValueError(f"{shard.uri}: its columns are not those of a shard ({'; '.join(differing)}); {REMEDY}")
-    groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
-    rows = sum(group.num_rows for group in groups)
-    if rows != shard.rows or metadata.num_rows != rows:
-        raise ValueError(f"{shard.uri}: has {rows} rows where the manifest says {shard.rows}; prepare it again")
-    if any(group.num_rows > ROW_GROUP for group in groups):
-        raise ValueError(f"{shard.uri}: has row groups of more than {ROW_GROUP} rows; {REMEDY}")
-    if any(group.column(k).compression != "UNCOMPRESSED" for group in groups for k in range(group.num_columns)):
-        raise ValueError(f"{shard.uri}: has compressed columns, which shards do not have; {REMEDY}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _is_compressed(metadata: bytes) -> bool:
+    """True for a message of a record batch whose buffers are compressed: a few bytes could become any number.
+
+    Arrow decompresses when it reads the batch and has no option against it, so the metadata is looked at before: the
+    field `compression` of the RecordBatch, in the flatbuffer that Message.fbs describes and that Arrow has verified.
+    """
+    (message,) = struct.unpack_from("<I", metadata, 0)
+    place = message + _field(metadata, message, 2)  # Message.header
+    batch = place + struct.unpack_from("<I", metadata, place)[0]
+    return _field(metadata, batch, 3) != 0  # RecordBatch.compression
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """The offset of a field within a flatbuffer's table; 0 where it is absent."""
+    vtable = table - struct.unpack_from("<i", metadata, table)[0]
+    (size,) = struct.unpack_from("<H", metadata, vtable)
+    entry = 4 + 2 * number
+    return struct.unpack_from("<H", metadata, vtable + entry)[0] if entry < size else 0

@@ -1,9 +1,6 @@
-"""Reads the rows of a training stream at random from the shards, through Ray Data.
+"""Reads rows of shards by position: one read of its own bytes for each, from disk or S3.
 
-A Ray Data source whose tasks read row by row in stream order. Every worker executes its own: Ray's split of
-one dataset over the workers gives no say in who gets which row, drops the tail and starts 8 s later.
-
-Torch is imported inside the functions that need it: Ray's tasks that only move bytes start without it.
+Torch is imported inside the functions that need it: processes that only move bytes start without it.
 
 Shapes: H x W pixels.
 """
@@ -11,79 +8,129 @@ Shapes: H x W pixels.
 from __future__ import annotations
 
 import json
+import threading
+import time
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipelines.cluster import session
 from pipelines.data.sampler import Stream
-from pipelines.data.shard_file import ShardFile, open_shard, read_group
+from pipelines.data.shard_file import REMEDY, Span, decode_row, first_line, open_shard, shard_schema
+from pipelines.data.shard_index import Index, ShardSet, load_index
 
 if TYPE_CHECKING:
     from panoptic.segmentation import Sample
     from panoptic.transforms import Augment
 
-ROWS_PER_TASK = 64
-"""Rows that one Ray task reads, so that it works for some 50 ms; more where a run would need too many tasks."""
-MOST_TASKS = 2000
-"""Most tasks of one execution: Ray Data takes about 1 ms each before the first row."""
-BLOCK_BYTES = 4 << 20
-"""Size at which a task hands on what it has read."""
+OPEN_FILES = 128
+"""Local files that a process keeps open. Those on S3 are no descriptors, so many more of them are kept."""
+OPEN_OBJECTS = 1 << 14
+
+PAUSES = (0.1, 0.5, 2.0, 5.0)
+"""Seconds before each further attempt of a read that failed. Arrow's S3 client has tried three times by then."""
 
 
 # Rows at random from shards
 
 
 class Rows:
-    """Reads rows of a set of shards in any order; keeps the row groups read last."""
+    """Reads rows of a set of shards in any order, in any number of threads."""
 
-    def __init__(self, shards: Sequence[ShardFile], classes: int, cache: int) -> None:
-        """Args: the shards and the number of classes of their manifest, and bytes to keep."""
-        self._shards = shards
-        self._classes = classes
-        self._ends = np.cumsum([shard.rows for shard in shards])
-        self._room = cache
-        self._open = lru_cache(maxsize=64)(self._open_shard)
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+    def __init__(self, shards: ShardSet) -> None:
+        """Nothing is read yet; the index is, with the first row."""
+        self.shards = shards
+        self._limit = OPEN_OBJECTS if shards.uri.startswith("s3://") else OPEN_FILES
+        self._files: OrderedDict[int, pa.NativeFile] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def table(self, rows: Sequence[int]) -> pa.Table:
-        """These rows, in this order."""
-        return pa.concat_tables([self._row(row) for row in rows]).combine_chunks()
+    @property
+    def index(self) -> Index:
+        """Where each row lies."""
+        return load_index(self.shards)
 
-    def _row(self, row: int) -> pa.Table:
-        shard = int(np.searchsorted(self._ends, row, side="right"))
-        offset = row - (int(self._ends[shard - 1]) if shard else 0)
-        _, ends = self._open(shard)
-        group = int(np.searchsorted(ends, offset, side="right"))
-        return self._group(shard, group).slice(offset - (int(ends[group - 1]) if group else 0), 1)
+    def row(self, number: int) -> dict[str, Any]:
+        """One row of the set, its columns by name.
 
-    def _group(self, shard: int, group: int) -> pa.Table:
-        table = self._groups.get((shard, group))
-        if table is None:
-            table = read_group(self._shards[shard], self._open(shard)[0], group, self._classes)
-            self._groups[shard, group] = table
-            self._room -= table.nbytes
-            while self._room < 0 and len(self._groups) > 1:
-                self._room += self._groups.popitem(last=False)[1].nbytes
-        self._groups.move_to_end((shard, group))
-        return table
+        Raises:
+            ValueError: the row or its shard is not what was written, or could not be read in several attempts; names
+                the shard, the row and the remedy.
+        """
+        index = self.index
+        shard, span = index.shard(number), index.span(number)
+        return self._decode(shard, number, span, self._read(shard, number, span))
 
-    def _open_shard(self, shard: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """The open file, checked, and the end of each of its row groups."""
-        file = open_shard(self._shards[shard])
-        return file, np.cumsum([file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)])
+    def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """These rows, in this order; those that are neighbours in a shard come in one read.
 
+        Args:
+            numbers: of rows. Rows between the first and the last of a shard are read too, so they should be few.
 
-@lru_cache(maxsize=2)
-def _shared_rows(shards: tuple[ShardFile, ...], classes: int, cache: int) -> Rows:
-    """One reader a task process: its cache outlives the task."""
-    return Rows(shards, classes, cache << 20)
+        Raises:
+            ValueError: as `row`.
+        """
+        index, found = self.index, {}
+        parts: dict[int, list[int]] = {}
+        for number in sorted(set(numbers)):
+            parts.setdefault(index.shard(number), []).append(number)
+        for shard, part in parts.items():
+            first, last = index.span(part[0]), index.span(part[-1])
+            whole = Span(first.offset, last.offset + last.length - first.offset, 0)
+            data = memoryview(self._read(shard, part[0], whole))
+            for number in part:
+                span = index.span(number)
+                begin = span.offset - first.offset
+                found[number] = self._decode(shard, number, span, data[begin : begin + span.length])
+        return [found[number] for number in numbers]
+
+    def _decode(self, shard: int, number: int, span: Span, data: bytes | memoryview) -> dict[str, Any]:
+        if zlib.crc32(data) != span.crc32:  # once more: it may have been a fault on the way
+            data = self._read(shard, number, span)
+        try:
+            if zlib.crc32(data) != span.crc32:
+                raise ValueError("has another checksum than the index says: it was changed after it was written")
+            return decode_row(data, shard_schema(self.index.image_id), self.shards.classes)
+        except ValueError as error:
+            raise ValueError(f"{self._place(shard, number)} {error}; {REMEDY}") from error
+
+    def _read(self, shard: int, number: int, span: Span) -> bytes:
+        """The bytes of a span, tried again a few times where reading fails."""
+        for pause in (*PAUSES, None):
+            try:
+                data = self._open(shard).read_at(span.length, span.offset)
+            except OSError as error:
+                with self._lock:
+                    self._files.pop(shard, None)
+                if pause is None or isinstance(error, PermissionError):
+                    place = self._place(shard, number)
+                    raise ValueError(f"{place} could not be read ({first_line(error)}); try again later") from error
+                time.sleep(pause)
+            else:
+                if len(data) != span.length:
+                    raise ValueError(f"{self._place(shard, number)} ends too early: the file was cut; {REMEDY}")
+                return data
+        raise AssertionError("unreachable")
+
+    def _open(self, shard: int) -> pa.NativeFile:
+        """The open file, checked when it was opened. Two threads may open one at once; the files are alike."""
+        with self._lock:
+            file = self._files.get(shard)
+            if file is not None:
+                self._files.move_to_end(shard)
+                return file
+        file = open_shard(self.shards.files[shard], self.index.header(shard), shard_schema(self.index.image_id))
+        with self._lock:
+            self._files[shard] = file
+            if len(self._files) > self._limit:
+                self._files.popitem(last=False)  # closed once no thread reads from it any more
+        return file
+
+    def _place(self, shard: int, number: int) -> str:
+        return f"{self.shards.files[shard].uri}: row {number - int(self.index.starts[shard])}"
 
 
 # One sample
@@ -143,89 +190,3 @@ def single_threaded() -> None:
     import cv2
 
     cv2.setNumThreads(0)
-
-
-# The execution
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The rows that Ray's tasks read, and what they do with them."""
-
-    stream: Stream
-    shards: tuple[ShardFile, ...]
-    classes: int
-    cache: int
-    augment: Augment | None
-    """None = hand on the rows as they are."""
-
-    def tables(self, indices: range) -> Iterator[pa.Table]:
-        """One table for each of these micro-batches."""
-        rows = _shared_rows(self.shards, self.classes, self.cache)
-        if self.augment is not None:
-            single_threaded()
-        for index in indices:
-            positions = self.stream[index]
-            table = rows.table([self.stream.locate(position)[1] for position in positions])
-            table = table.append_column("position", pa.array(positions, pa.int64()))
-            if self.augment is not None:
-                table = pack([view(row, self.stream, self.augment) for row in table.to_pylist()])
-            yield table
-
-
-def execute(reading: Reading, part: range, tasks: int, cpus: float) -> list[pa.Table]:
-    """The rows of some micro-batches, one table each, in order: one Ray Data execution, run to its end.
-
-    Args:
-        reading: what to read.
-        part: which micro-batches of the stream.
-        tasks: how many Ray tasks run at a time.
-        cpus: that each of them reserves.
-    """
-    import ray
-
-    rows = pa.concat_tables(ray.get(dataset(reading, part, tasks, cpus).to_arrow_refs()))
-    size = reading.stream.size
-    return [rows.slice(first, size) for first in range(0, rows.num_rows, size)]
-
-
-def dataset(reading: Reading, part: range, tasks: int, cpus: float) -> Any:
-    """The lazy Ray Data dataset of some micro-batches, in order; see `execute`."""
-    import ray
-    from ray.data import DataContext, Datasource, ExecutionResources
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import ReadTask
-
-    stream = reading.stream
-    per_task = max(1, ROWS_PER_TASK // stream.size, -(-len(part) // MOST_TASKS))
-    chunks = [part[first : first + per_task] for first in range(0, len(part), per_task)]
-    shared = ray.put(reading)
-
-    def task(indices: range) -> ReadTask:
-        rows = len(indices) * stream.size
-        metadata = BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=None)
-        return ReadTask(lambda: ray.get(shared).tables(indices), metadata)
-
-    class StreamSource(Datasource):
-        """Ray Data's view of the stream: one read task for each chunk of micro-batches."""
-
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
-        ) -> list[ReadTask]:
-            return [task(indices) for indices in chunks]
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-    session.data_context()
-    context = DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus)
-    context.target_max_block_size = BLOCK_BYTES
-    with DataContext.current(context):
-        return ray.data.read_datasource(
-            StreamSource(),
-            num_cpus=cpus,
-            concurrency=min(tasks, len(chunks)),
-            override_num_blocks=len(chunks),
-        )

@@ -1,4 +1,4 @@
-"""One worker writes one shard: it reads and checks its images and writes one Parquet file."""
+"""One worker writes one shard: it reads and checks its images and writes one Arrow file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments, image_size, silence_opencv
 from panoptic.segmentation import Categories, Segmentation
@@ -21,7 +20,8 @@ from pipelines.cluster import storage
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.source import Decode, Orientation, Problem, decode_coco
-from pipelines.data.shard_file import ROW_GROUP, shard_schema
+from pipelines.data.shard_file import SUFFIX, Encoded, encode_shard, shard_schema
+from pipelines.data.shard_index import Entries
 from pipelines.data.validation import check_photograph
 
 
@@ -30,7 +30,11 @@ class Report(NamedTuple):
 
     path: str
     rows: int
+    size: int
     sha256: str
+    spans: list[list[int]]  # of each row, as the index has them
+    names: list[str]
+    image_ids: list[int] | list[str]
     digests: list[str]  # of the content of each row
     sizes: list[list[int]]
     segments: list[int]  # of each class
@@ -39,6 +43,11 @@ class Report(NamedTuple):
     area_mismatches: int
     problems: list[list[str]]
     repairs: dict[str, int]  # values, segments or pixels by the kind of repair that they need
+
+    @property
+    def entries(self) -> Entries:
+        """The rows as the index lists them."""
+        return Entries(self.spans, self.names, self.image_ids)
 
 
 def write_shard(
@@ -62,20 +71,25 @@ def write_shard(
     numbers = set(rows["shard"].to_pylist())
     if len(numbers) != 1:
         raise RuntimeError(f"one task got rows of the shards {sorted(numbers)}; Ray Data must give it whole blocks")
-    path = f"shard-{numbers.pop():05d}.parquet"
+    path = f"shard-{numbers.pop():05d}{SUFFIX}"
     silence_opencv()
     with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
         checked = list(pool.map(lambda row: _check(row, categories, decode, orientation), rows.to_pylist()))
     good = [entry for entry in checked if isinstance(entry, _Good)]
     columns = [entry.columns for entry in good]
-    data = _parquet(columns, rows.schema.field("image_id").type, categories) if good else b""
+    schema = stored_schema(rows.schema.field("image_id").type, categories)
+    encoded = encode_shard(columns, schema) if good else Encoded(memoryview(b""), [])
     if good:
-        storage.write_bytes(storage.join(out, path), data)
+        storage.write_bytes(storage.join(out, path), encoded.data)
     labels = np.concatenate([np.zeros(0, np.int64), *(row["labels"] for row in columns)])
     report = Report(
         path=path,
         rows=len(good),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(encoded.data),
+        sha256=hashlib.sha256(encoded.data).hexdigest(),
+        spans=[list(span) for span in encoded.spans],
+        names=[row["name"] for row in columns],
+        image_ids=[row["image_id"] for row in columns],
         digests=[entry.digest for entry in good],
         sizes=[[row["height"], row["width"]] for row in columns],
         segments=np.bincount(labels, minlength=len(categories)).tolist(),
@@ -165,14 +179,10 @@ def row_digest(columns: dict, truth: Segmentation) -> str:
     return digest.hexdigest()
 
 
-def _parquet(rows: Sequence[dict], image_id: pa.DataType, categories: Categories) -> memoryview:
-    """The file of one shard. No compression: the payload is compressed already."""
+def stored_schema(image_id: pa.DataType, categories: Categories) -> pa.Schema:
+    """The schema of a shard with what a reader of the file alone needs to know: version and classes."""
     metadata = {
         "panoptic.schema_version": str(SCHEMA_VERSION),
         "panoptic.categories": json.dumps(categories.to_coco()),
     }
-    schema = shard_schema(image_id).with_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    columns = {field.name: [row[field.name] for row in rows] for field in schema}
-    pq.write_table(pa.table(columns, schema=schema), sink, row_group_size=ROW_GROUP, compression="none")
-    return memoryview(sink.getvalue())
+    return shard_schema(image_id).with_metadata(metadata)

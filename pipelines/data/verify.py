@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
 
 from pipelines.cluster import storage
 from pipelines.data.manifest import Manifest, content_hash, problem_table
 from pipelines.data.prepare import read_row
 from pipelines.data.readers.source import Problem
-from pipelines.data.shard_file import ShardFile, open_shard, read_group
+from pipelines.data.shard_file import REMEDY, ShardFile, decode_row, open_shard, read_shard, shard_schema
+from pipelines.data.shard_index import Index, load_index
 from pipelines.data.shard_writer import row_digest
 
 THREADS = 4
@@ -24,12 +28,14 @@ def verify(uri: storage.Uri) -> Manifest:
             differ.
     """
     manifest = Manifest.load(uri, files=False)
+    shards = manifest.shard_set
+    index = load_index(shards)
     problems: list[Problem] = []
     digests: list[str] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for shard, file in zip(manifest.shards, manifest.shard_files, strict=True):
+        for number, (shard, file) in enumerate(zip(manifest.shards, shards.files, strict=True)):
             try:
-                digests += _digests(file, len(manifest.categories), pool)
+                digests += _digests(number, file, index, shards.classes, pool)
             except (ValueError, OSError) as error:
                 problems.append(Problem(shard.path, str(error).removeprefix(f"{file.uri}: ")))
     if problems:
@@ -43,14 +49,23 @@ def verify(uri: storage.Uri) -> Manifest:
     return manifest
 
 
-def _digests(shard: ShardFile, classes: int, pool: ThreadPoolExecutor) -> Sequence[str]:
-    """The digest of each row of a shard."""
-    file = open_shard(shard)
-    digests: list[str] = []
-    for group in range(file.num_row_groups):
-        digests += pool.map(_digest, read_group(shard, file, group, classes).to_pylist())
-    return digests
+def _digests(number: int, shard: ShardFile, index: Index, classes: int, pool: ThreadPoolExecutor) -> Sequence[str]:
+    """The digest of each row of a shard, of which the file, the columns and the place of every row are checked."""
+    data, schema = read_shard(shard), shard_schema(index.image_id)
+    open_shard(shard, index.header(number), schema)
+    try:
+        batches = pa.ipc.open_file(pa.py_buffer(data)).num_record_batches
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read as an Arrow file ({error}); {REMEDY}") from error
+    if batches != shard.rows:
+        raise ValueError(f"has {batches} rows where the manifest says {shard.rows}; {REMEDY}")
 
+    def digest(row: int) -> str:
+        span = index.span(row)
+        part = data[span.offset : span.offset + span.length]
+        if zlib.crc32(part) != span.crc32:
+            raise ValueError(f"row {row - index.starts[number]} has another checksum than the index says; {REMEDY}")
+        columns = decode_row(part, schema, classes)
+        return row_digest(columns, read_row(columns).truth)
 
-def _digest(row: dict) -> str:
-    return row_digest(row, read_row(row).truth)
+    return list(pool.map(digest, range(index.starts[number], index.starts[number + 1])))

@@ -31,7 +31,7 @@ from pipelines.data.class_map import ClassMap
 from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
-from pipelines.data.shard_reader import Rows
+from pipelines.data.shard_index import list_images
 from pipelines.evaluation.mapped_model import MappedModel, mapping_of
 from pipelines.training.checkpoints import checkpoint_file, load_checkpoint
 from pipelines.training.validation import evaluate_share
@@ -197,7 +197,7 @@ def _empty_manifest(stored: Stored) -> Manifest:
     """A split without images, of the model's classes."""
     categories = stored.model.categories
     empty = (0,) * len(categories)
-    return Manifest(0, "", 0, "", categories, (), 0, 0, empty, 0, 0, 0, (), 0, {})
+    return Manifest(0, "", 0, "", categories, (), "", 0, 0, empty, 0, 0, 0, (), 0, {})
 
 
 def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
@@ -360,8 +360,8 @@ def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Par
         if error.item is None:
             raise
         manifest = tasks[error.item.task].manifest
-        table = Rows(manifest.shard_files, len(manifest.categories), cache=0).table(error.item.rows)
-        names = table["name"].to_pylist()
+        listed = list_images(manifest.shard_set)
+        names = [listed[row][0] for row in error.item.rows]
         raise ValueError(f"one of {len(names)} images, {', '.join(names)}: {error}") from error
 
 

@@ -23,7 +23,7 @@ from pipelines.cluster import storage
 from pipelines.cluster.file_names import free, shortened
 from pipelines.cluster.json_file import read_json
 from pipelines.data.manifest import Manifest
-from pipelines.data.shard_file import open_shard
+from pipelines.data.shard_index import list_images
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,10 @@ def rows(manifest: Manifest) -> list[Image]:
     """Every image of the shards, under the ids of its dataset.
 
     Raises:
-        ValueError: a shard is not what its manifest says, or a file name of the dataset leads out of a folder.
+        ValueError: the index is not what its manifest says, or a file name of the dataset leads out of a folder.
     """
-    images = []
-    for shard in manifest.shard_files:
-        for entry in open_shard(shard).read(columns=["name", "image_id"]).to_pylist():
-            images.append(Image("", "", entry["image_id"], entry["name"], len(images)))
+    listed = list_images(manifest.shard_set)
+    images = [Image("", "", image_id, name, row) for row, (name, image_id) in enumerate(listed)]
     unique = stems([image.file_name for image in images])
     return [replace(image, stem=stem) for image, stem in zip(images, unique, strict=True)]
 

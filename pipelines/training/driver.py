@@ -26,7 +26,7 @@ from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.join import Roots
-from pipelines.data.manifest import Manifest, is_shards
+from pipelines.data.manifest import SCHEMA_VERSION, Manifest, former_manifest, is_shards
 from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
@@ -224,7 +224,8 @@ def data_categories(experiment: Experiment) -> Categories | None:
     roots = Roots.of(data.root, data.reader, data.class_map)
     for folder in () if roots.changed else (storage.join(roots.places[0], data.val), roots.places[0]):
         if is_shards(folder):
-            return Manifest.load(folder).categories
+            former = former_manifest(folder)
+            return former["categories"] if former else Manifest.load(folder).categories
     return roots.open(data.val).categories
 
 
@@ -277,7 +278,7 @@ def _open_run(
         for m, context in ((train_set, "train"), (val_set, "val"))
     ]
     run = runs.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
-    content = {"run_id": run.run_id, "preset": preset, "options": flat, **hashes}
+    content = {"run_id": run.run_id, "preset": preset, "options": flat, "schema_version": SCHEMA_VERSION, **hashes}
     try:
         storage.write_bytes(record, json.dumps(content, indent=1).encode())
     except BaseException:

@@ -27,6 +27,7 @@ from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
 from pipelines.cluster import disk, storage
 from pipelines.config import Experiment, Train
+from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
 from pipelines.training.state import accumulation
 
@@ -224,14 +225,14 @@ def check_cluster(experiment: Experiment) -> bool:
     import ray
 
     resources = ray.cluster_resources()
-    options, feed = experiment.train, experiment.feed
+    options = experiment.train
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
     if options.gpu == "yes" and gpus < options.workers:
         raise ValueError(
             f"train.gpu yes: {options.workers} workers need {options.workers} GPUs, the cluster has {gpus:g}; lower "
             "train.workers or train on CPU with --train.gpu no"
         )
-    own, data = worker_cpus(experiment), feed.tasks * feed.cpus
+    own, data = worker_cpus(experiment), experiment.feed.reserved_cpus
     needed = options.workers * (own + data)
     if needed > cpus:
         raise ValueError(
@@ -275,7 +276,13 @@ def check_continuation(
     differing = [
         f"{path} was {old.get(path)!r}, is {options[path]!r}" for path in fixed if old.get(path) != options[path]
     ]
-    differing += [f"the data changed ({key})" for key in hashes if before.get(key) != hashes[key]]
+    version = before.get("schema_version", 1)
+    shards = f", whose shards had schema version {version} while this software reads {SCHEMA_VERSION}"
+    differing += [
+        f"the data changed ({key}){shards if version != SCHEMA_VERSION else ''}"
+        for key in hashes
+        if before.get(key) != hashes[key]
+    ]
     if differing:
         raise ValueError(
             f"run {name!r} began with other options: {'; '.join(differing)}. Choose another --name for a new run"

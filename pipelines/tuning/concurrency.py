@@ -64,7 +64,7 @@ def join_cluster(limit: int, experiments: Sequence[Experiment]) -> int:
 
 def _data_cpus(experiment: Experiment) -> float:
     """The CPUs that Ray Data takes for one worker."""
-    return experiment.feed.tasks * experiment.feed.cpus
+    return experiment.feed.reserved_cpus
 
 
 def max_concurrent_trials(resources: Mapping[str, float], workers: int, cpus: float, gpu: bool, limit: int = 0) -> int:

@@ -100,7 +100,7 @@ class ShardRows(Dataset):
     """Positions of a stream as augmented samples: what one would write without Ray."""
 
     def __init__(self, manifest: Manifest, stream: Stream, augment: Augment) -> None:
-        self.shards, self.classes = manifest.shard_files, len(manifest.categories)
+        self.shards = manifest.shard_set
         self.stream, self.augment = stream, augment
         self.reader: Rows | None = None
 
@@ -109,8 +109,8 @@ class ShardRows(Dataset):
 
     def __getitem__(self, position: int) -> Sample:
         if self.reader is None:  # open files do not go to another process
-            self.reader = Rows(self.shards, self.classes, cache=256 << 20)
-        (row,) = self.reader.table([self.stream.locate(position)[1]]).to_pylist()
+            self.reader = Rows(self.shards)
+        row = self.reader.row(self.stream.locate(position)[1])
         return view(row | {"position": position}, self.stream, self.augment)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -31,8 +30,8 @@ from panoptic.training.device import Engine
 from panoptic.training.optim import Optim, build_ema, build_optimiser
 from panoptic.training.plain import from_plain, read_config
 from panoptic.training.step import SkipCounter, train_step
-from pipelines.data.shard_file import ROW_GROUP, shard_schema
 from tests.panoptic.models.traces import CATEGORIES, drawn, predict
+from tests.support.shards import store
 
 LEGACY = Path(__file__).resolve().parents[1] / "data/legacy"
 
@@ -176,15 +175,14 @@ def test_a_run_is_continued(expected: dict[str, Any], ray_cluster: None, mlflow_
 
 
 def as_prepared(shards: Path) -> str:
-    """The hash of a manifest, once shard and manifest are what `jobs/prepare.py` wrote: a test's helper wrote these,
-    without hashes and the ids of the images."""
-    data, file = shards / "shard.parquet", shards / "manifest.json"
-    table, schema = pq.read_table(data), shard_schema(pa.int64())
-    table = table.append_column("image_id", pa.array(range(table.num_rows), pa.int64())).select(schema.names)
-    pq.write_table(table.cast(schema), data, row_group_size=ROW_GROUP, compression="none")
+    """The hash of a manifest, once shards and manifest are what `jobs/prepare.py` writes now, of the same rows: a
+    test's helper wrote these, from no data set, without hashes and the ids of the images."""
+    file = shards / "manifest.json"
+    rows = pq.read_table(shards / "shard.parquet").to_pylist()
+    stored, index = store(shards, [[{**row, "image_id": number} for number, row in enumerate(rows)]])
     content = json.loads(file.read_text())
     content["hash"] = hashlib.sha256(content["hash"].encode()).hexdigest()
-    content["shards"][0]["sha256"] = hashlib.sha256(data.read_bytes()).hexdigest()
+    content |= {"schema_version": 2, "shards": [vars(shard) for shard in stored], "index": index}
     file.write_text(json.dumps(content))
     return content["hash"]
 

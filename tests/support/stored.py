@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -11,14 +10,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from panoptic.png import encode_segments
-from pipelines.data.manifest import Manifest, Shard
-from pipelines.data.shard_file import shard_schema
+from pipelines.data.manifest import Manifest
 from pipelines.evaluation.evaluate import Chunk, Task, counter
 from tests.conftest import draw_segmentation
+from tests.support.shards import store
 
 OPTIONS = {"train.validation_batch": 2}
 
@@ -56,11 +53,12 @@ def write_shards(root: Path, categories: Any, count: int, names: Sequence[str] =
                 "image_id": number,
             }
         )
-    table = pa.Table.from_pylist(rows, shard_schema(pa.int64()))
-    pq.write_table(table, root / "shard.parquet", row_group_size=4, compression="none")
-    digest = hashlib.sha256((root / "shard.parquet").read_bytes()).hexdigest()
-    shard, empty = (Shard("shard.parquet", count, digest),), (0,) * len(categories)
-    manifest = Manifest(1, "val", count, digest, categories, shard, 64, 64, empty, 0, 0, 0, (), 0, {}, uri=str(root))
+    shards, index = store(root, [rows])
+    manifest = Manifest(
+        *(2, "val", count, shards[0].sha256, categories, shards, index, 64, 64),
+        *((0,) * len(categories), 0, 0, 0, (), 0, {}),
+        uri=str(root),
+    )
     (root / "manifest.json").write_bytes(manifest.to_json())
     return manifest
 

@@ -111,7 +111,7 @@ def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
 
     rows = source.rows.append_column("shard", pa.array([0, 0]))
     write_shard(rows, storage.join(bucket, "shards"), source.categories)
-    assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.parquet"]
+    assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.arrow"]
 
 
 def test_what_mlflow_lacks_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

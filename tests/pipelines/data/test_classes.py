@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from panoptic.segmentation import Categories
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.manifest import Manifest, Shard, content_hash
 from pipelines.data.readers.coco_panoptic import coco_panoptic
-from pipelines.data.shard_writer import write_shard
+from pipelines.data.shard_index import write_index
+from pipelines.data.shard_writer import Report, write_shard
 from pipelines.data.verify import verify
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
@@ -36,16 +36,19 @@ def shards(root: Path, split: str, categories: list[dict]) -> Manifest:
     out = root / "shards" / split
     report = json.loads(write_shard(rows, str(out), source.categories)["report"][0].as_py())
     assert not report["problems"]
-    written = (Shard(report["path"], report["rows"], report["sha256"]),)
+    written = (Shard(report["path"], report["rows"], report["size"], report["sha256"]),)
+    index = write_index(out, [Report(**report).entries], pa.int64())
     segments = tuple(report["segments"])
     digest = content_hash(source.categories, report["digests"])
-    manifest = Manifest(1, split, 3, digest, source.categories, written, 20, 30, segments, 2, 1, 0, (), 0, {}, {})
+    manifest = Manifest(
+        *(2, split, 3, digest, source.categories, written, index, 20, 30, segments, 2, 1, 0, (), 0, {}, {})
+    )
     (out / "manifest.json").write_bytes(manifest.to_json())
     return Manifest.load(out)
 
 
 def names_of_segments(manifest: Manifest) -> list[list[str]]:
-    rows = pq.read_table(manifest.files[0])["labels"].to_pylist()
+    rows = pa.ipc.open_file(manifest.files[0]).read_all()["labels"].to_pylist()
     return [[manifest.categories.names[label] for label in row] for row in rows]
 
 
@@ -74,7 +77,7 @@ def test_another_order_is_copied_into_that_of_the_training_split(tmp_path: Path)
     assert same == train and copy.categories == train.categories and copy.segments == train.segments
     assert names_of_segments(copy) == EXPECTED and copy.hash == train.hash != val.hash
     assert verify(copy.uri) == copy == with_equal_classes(train, val, "both", tmp_path / "cache")[1]
-    assert pq.read_table(copy.files[0])["image"] == pq.read_table(val.files[0])["image"]
+    assert pa.ipc.open_file(copy.files[0]).read_all()["image"] == pa.ipc.open_file(val.files[0]).read_all()["image"]
 
 
 def test_a_class_of_one_split_is_named_with_what_to_do(tmp_path: Path) -> None:

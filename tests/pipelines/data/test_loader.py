@@ -5,27 +5,25 @@ Shapes: B images of a micro-batch, H x W pixels.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from panoptic.png import encode_segments
 from panoptic.segmentation import Categories, Targets
 from panoptic.transforms import Augment, Resize
-from pipelines.data import loader
-from pipelines.data.loader import Feed, FeedConfig, evaluation_batches
-from pipelines.data.manifest import Manifest, Shard
+from pipelines.data import shard_reader
+from pipelines.data.loader import Feed, FeedConfig, evaluation_batches, rows_of
+from pipelines.data.manifest import Manifest
+from pipelines.data.ray_source import Reading
 from pipelines.data.sampler import Stream
-from pipelines.data.shard_file import shard_schema
-from pipelines.data.shard_reader import Reading, Rows
+from pipelines.data.shard_reader import Rows
+from tests.support.shards import store
 
 ROWS = 23
 AUGMENT = Augment(scale="factor", factors=(0.5, 1.5, 0.25), crop=(33, 47), colour="ssd")
@@ -33,7 +31,7 @@ AUGMENT = Augment(scale="factor", factors=(0.5, 1.5, 0.25), crop=(33, 47), colou
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories) -> Manifest:
-    """23 images of mixed sizes in shards of 9, 9 and 5 rows, row groups of 4. The name tells the row."""
+    """23 images of mixed sizes in shards of 9, 9 and 5 rows. The name tells the row."""
     root = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(0)
     rows = []
@@ -56,19 +54,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, small_categories: Categor
                 "image_id": number,
             }
         )
-    shards = []
-    for k, (first, last) in enumerate([(0, 9), (9, 18), (18, 23)]):
-        path = f"shard-{k:05d}.parquet"
-        table = pa.Table.from_pylist(rows[first:last], shard_schema(pa.int64()))
-        pq.write_table(table, root / path, row_group_size=4, compression="none")
-        shards.append(Shard(path, last - first, hashlib.sha256((root / path).read_bytes()).hexdigest()))
+    shards, index = store(root, [rows[:9], rows[9:18], rows[18:]])
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         split="train",
         rows=ROWS,
         hash="",
         categories=small_categories,
-        shards=tuple(shards),
+        shards=shards,
+        index=index,
         maximum_height=60,
         maximum_width=60,
         segments=(0,) * 5,
@@ -82,9 +76,16 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, small_categories: Categor
     )
 
 
-def local(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
-    """The reading, executed in this process."""
-    return reading.tables(range(len(reading.stream)))
+def local(reading: Reading, config: FeedConfig) -> Generator[list[dict]]:
+    """The rows, one after another in this process; for `map`, what Ray Data's tasks do with them."""
+    reader = Rows(reading.shards)
+    if reading.augment is not None:
+        for table in reading.tables(range(len(reading.stream))):
+            yield table.to_pylist()
+        return
+    for index in range(len(reading.stream)):
+        positions = reading.stream[index]
+        yield [reader.row(reading.stream.locate(p)[1]) | {"position": p} for p in positions]
 
 
 def stream(
@@ -145,14 +146,16 @@ def test_any_layout_gives_the_same_bytes(manifest: Manifest, reference: list, wo
     assert everything(manifest, FeedConfig(), local, world, accumulation) == reference
 
 
-@pytest.mark.parametrize("decode", ["collate", "map"])
 @pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("reads", [0, 1, 9])
+def test_reading_ahead_gives_the_same_bytes(manifest: Manifest, reference: list, world: int, reads: int) -> None:
+    assert everything(manifest, FeedConfig(reads=reads), rows_of, world) == reference
+
+
+@pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.timeout(120)
-def test_ray_data_gives_the_same_bytes(
-    ray_cluster: None, manifest: Manifest, reference: list, decode, world: int
-) -> None:
-    config = FeedConfig(decode=decode, tasks=2)
-    assert everything(manifest, config, loader.ray_tables, world) == reference
+def test_ray_data_gives_the_same_bytes(ray_cluster: None, manifest: Manifest, reference: list, world: int) -> None:
+    assert everything(manifest, FeedConfig(decode="map", tasks=2), rows_of, world) == reference
 
 
 def test_a_position_resumes_the_stream(manifest: Manifest, reference: list) -> None:
@@ -172,9 +175,10 @@ def test_the_position_counts_whole_steps(manifest: Manifest) -> None:
 def test_small_blocks_and_many_tasks_keep_the_order(
     ray_cluster: None, manifest: Manifest, reference: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.data.shard_reader.ROWS_PER_TASK", 1)
-    monkeypatch.setattr("pipelines.data.shard_reader.BLOCK_BYTES", 1000)
-    assert everything(manifest, FeedConfig(tasks=3), loader.ray_tables) == reference
+    monkeypatch.setattr("pipelines.data.ray_source.ROWS_PER_TASK", 1)
+    monkeypatch.setattr("pipelines.data.ray_source.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("pipelines.data.ray_source.MOST_TASKS", 3)  # so that there are two executions
+    assert everything(manifest, FeedConfig(decode="map", tasks=3), rows_of) == reference
 
 
 def test_a_limited_and_doubled_data_set(manifest: Manifest) -> None:
@@ -195,18 +199,18 @@ def test_a_limited_and_doubled_data_set(manifest: Manifest) -> None:
         Feed(manifest, part, replace(augment, doubled=False), source=local)
 
 
-def swapped(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+def swapped(reading: Reading, config: FeedConfig) -> Generator[list[dict]]:
     first, second, *rest = local(reading, config)
     yield from [second, first, *rest]
 
 
-def shortened(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
+def shortened(reading: Reading, config: FeedConfig) -> Generator[list[dict]]:
     yield from list(local(reading, config))[:-1]
 
 
-def duplicated(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
-    for table in local(reading, config):
-        yield table.take([0, 0, *range(2, len(table))])
+def duplicated(reading: Reading, config: FeedConfig) -> Generator[list[dict]]:
+    for rows in local(reading, config):
+        yield [rows[0], rows[0], *rows[2:]]
 
 
 @pytest.mark.parametrize(
@@ -221,31 +225,29 @@ def test_rows_out_of_order_stop_the_run(manifest: Manifest, source: Callable, me
 
 def test_an_error_in_the_background_reaches_the_consumer(manifest: Manifest, tmp_path: Path) -> None:
     missing = replace(manifest, uri=str(tmp_path))
-    with Feed(missing, stream(), AUGMENT, source=local) as feeding:
+    with Feed(missing, stream(), AUGMENT) as feeding:
         for _ in range(2):  # asking again does not wait for ever
-            with pytest.raises(ValueError, match="the shard is missing"):
+            with pytest.raises(ValueError, match="the index of the shards is missing"):
                 next(iter(feeding))
 
 
 def test_an_error_in_ray_reaches_the_consumer(ray_cluster: None, manifest: Manifest, tmp_path: Path) -> None:
     missing = replace(manifest, uri=str(tmp_path))
-    with Feed(missing, stream(), AUGMENT) as feeding, pytest.raises(Exception, match="shard-0000"):
+    config = FeedConfig(decode="map")
+    with Feed(missing, stream(), AUGMENT, config) as feeding, pytest.raises(Exception, match=r"_index\.arrow"):
         next(iter(feeding))
 
 
-def test_a_shard_with_other_rows_than_the_manifest_is_named(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match=r"shard-00000\.parquet: has 9 rows where the manifest says 8"):
-        Rows([manifest.shard_files[0]._replace(rows=8)], 5, 0).table([0])
+@pytest.mark.parametrize("open_files", [1, 128])
+def test_rows_come_at_random(manifest: Manifest, open_files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_reader, "OPEN_FILES", open_files)
+    numbers = np.random.default_rng(0).integers(0, ROWS, 60).tolist()
+    reader = Rows(manifest.shard_set)
+    assert [reader.row(number)["name"] for number in numbers] == [f"{number}.jpg" for number in numbers]
+    assert [row["name"] for row in reader.rows(numbers)] == [f"{number}.jpg" for number in numbers]
 
 
-@pytest.mark.parametrize("cache", [0, 4000, 1 << 20])
-def test_rows_come_at_random_whatever_the_cache(manifest: Manifest, cache: int) -> None:
-    rows = np.random.default_rng(0).integers(0, ROWS, 60).tolist()
-    table = Rows(manifest.shard_files, 5, cache).table(rows)
-    assert table["name"].to_pylist() == [f"{row}.jpg" for row in rows]
-
-
-def test_leaving_early_ends_the_thread_and_waiting_is_measured(ray_cluster: None, manifest: Manifest) -> None:
+def test_leaving_early_ends_the_thread_and_waiting_is_measured(manifest: Manifest) -> None:
     with Feed(manifest, stream(steps=400), AUGMENT, FeedConfig(prefetch=1)) as feeding:
         batches = iter(feeding)
         for _ in range(3):
@@ -265,7 +267,7 @@ def test_what_cannot_be_fed_is_refused_at_once(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 5, 30])
 def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, world: int) -> None:
-    names, sizes = [], Rows(manifest.shard_files, 5, 0).table(range(ROWS))
+    names, sizes = [], Rows(manifest.shard_set).rows(range(ROWS))
     for rank in range(world):
         for pixels, targets, samples in evaluation_batches(
             manifest, Resize(short=24, longest=40, canvas=(41, 0)), 4, rank=rank, world=world, divisor=8
@@ -275,7 +277,7 @@ def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, worl
             assert pixels.shape[2] == 48 and pixels.shape[3] % 8 == 0
             for b, sample in enumerate(samples):
                 assert sample.original is not None and sample.name == f"{sample.position}.jpg"
-                size = [sizes[axis][sample.position].as_py() for axis in ("height", "width")]
+                size = [sizes[sample.position][axis] for axis in ("height", "width")]
                 assert list(sample.original.size) == size == targets.frame.output_sizes[b].tolist()
                 assert list(sample.truth.size) == targets.frame.sizes[b].tolist()
                 assert max(sample.truth.size) <= 40

@@ -18,7 +18,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (manifest.rows, [shard.rows for shard in manifest.shards]) == (8, [4, 4])
     assert manifest.categories.names == ("person", "sky", "car") and manifest.uri == str(out)
     assert manifest.to_json() == (out / "manifest.json").read_bytes()
-    assert manifest.shard_files[1].uri == f"{out}/shard-00001.parquet"
+    assert manifest.shard_set.files[1].uri == f"{out}/shard-00001.arrow"
 
 
 def shard(number: int, **values: Any) -> Callable[[dict], Any]:
@@ -28,23 +28,23 @@ def shard(number: int, **values: Any) -> Callable[[dict], Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (shard(0, path="../other/shard-00000.parquet"), r"shards\[0\]\.path: .*is '\.\./other"),
-        (shard(0, path="/tmp/shard-00000.parquet"), r"shards\[0\]\.path: "),
-        (shard(0, path="s3://bucket/x.parquet"), r"shards\[0\]\.path: "),
-        (shard(0, path="shard-00000.parquet\n"), r"shards\[0\]\.path: "),
-        (shard(1, path="shard-00000.parquet"), r"lists the path shard-00000\.parquet 2 times"),
+        (shard(0, path="../other/shard-00000.arrow"), r"shards\[0\]\.path: .*is '\.\./other"),
+        (shard(0, path="/tmp/shard-00000.arrow"), r"shards\[0\]\.path: "),
+        (shard(0, path="s3://bucket/x.arrow"), r"shards\[0\]\.path: "),
+        (shard(0, path="shard-00000.arrow\n"), r"shards\[0\]\.path: "),
+        (shard(1, path="shard-00000.arrow"), r"lists the path shard-00000\.arrow 2 times"),
         (lambda content: content["shards"].append(content["shards"][0]), "rows is 8, but the shards have 12"),
         (lambda content: content.update(shards=[], rows=0), "rows: .*shards: "),
         (shard(0, rows=5), "rows is 8, but the shards have 9"),
         (
             lambda content: (shard(0, rows=10**12)(content), content.update(rows=10**12 + 4)),
-            r"shards\[0\]\.rows: 1000000000000 rows cannot lie in shard-00000\.parquet \(\d+ bytes\)",
+            r"shards\[0\]\.rows: 1000000000000 rows cannot lie in shard-00000\.arrow \(\d+ bytes\)",
         ),
         (shard(0, rows=-4), r"shards\[0\]\.rows: .*\(is -4\)"),
         (shard(0, rows="4"), r"shards\[0\]\.rows: .*\(is '4'\)"),
         (shard(0, rows=4.5), r"shards\[0\]\.rows: "),
         (shard(0, sha256=""), r"shards\[0\]\.sha256: "),
-        (shard(0, path="shard-00007.parquet"), r"shards\[0\]\.path: shard-00007\.parquet is missing from the folder"),
+        (shard(0, path="shard-00007.arrow"), r"shards\[0\]\.path: shard-00007\.arrow is missing from the folder"),
         (lambda content: content.pop("hash"), "hash: Field required"),
         (lambda content: content.update(hash=None, rows=None), "rows: .*hash: "),
         (lambda content: content.update(shard=1), "shard: "),
@@ -57,7 +57,7 @@ def shard(number: int, **values: Any) -> Callable[[dict], Any]:
             r"categories: .*the id 24 .* appears more than once",
         ),
         (lambda content: content.update(maximum_height=10**30, split=3), "split: "),
-        (lambda content: content.update(schema_version=2), "schema_version is 2, this software reads 1"),
+        (lambda content: content.update(schema_version=1), "schema_version is 1, this software reads 2"),
         (lambda content: content.update(schema_version="1"), "schema_version: "),
     ],
 )

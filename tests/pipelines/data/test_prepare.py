@@ -11,7 +11,6 @@ from unittest import mock
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.prepare import main
@@ -72,7 +71,7 @@ def test_a_disk_that_the_shards_will_fill_is_told_before_anything_is_written(
 
 
 def rows_of(manifest: Manifest) -> list[dict]:
-    return [row for file in manifest.files for row in pq.read_table(file).to_pylist()]
+    return [row for file in manifest.files for row in pa.ipc.open_file(file).read_all().to_pylist()]
 
 
 def test_content(tmp_path: Path) -> None:
@@ -101,10 +100,9 @@ def test_content(tmp_path: Path) -> None:
         assert sample.image.shape == (row["height"], row["width"], 3) and sample.name == row["name"]
         assert row["image_id"] == annotation["image_id"]
 
-    file = pq.ParquetFile(manifest.files[0])
-    metadata = file.schema_arrow.metadata
+    metadata = pa.ipc.open_file(manifest.files[0]).schema.metadata
     assert Categories.from_coco(json.loads(metadata[b"panoptic.categories"])) == CATEGORIES
-    assert metadata[b"panoptic.schema_version"] == b"1"
+    assert metadata[b"panoptic.schema_version"] == b"2"
 
 
 def test_content_depends_on_nothing_but_source_and_seed(tmp_path: Path) -> None:
@@ -181,10 +179,10 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
 def test_finished_shards_are_reused(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", "train", count=3)
     manifest = prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out")
-    before = (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns
+    before = (tmp_path / "out/shard-00000.arrow").stat().st_mtime_ns
     assert prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out") == manifest
-    assert (tmp_path / "out/shard-00000.parquet").stat().st_mtime_ns == before
-    (tmp_path / "out/shard-00000.parquet").unlink()
+    assert (tmp_path / "out/shard-00000.arrow").stat().st_mtime_ns == before
+    (tmp_path / "out/shard-00000.arrow").unlink()
     assert prepare(coco_panoptic(tmp_path / "data", "train"), tmp_path / "out") == manifest
     assert verify(tmp_path / "out") == manifest
 
@@ -193,14 +191,14 @@ def test_unfinished_shards_are_written_afresh(tmp_path: Path) -> None:
     write_folder(tmp_path / "data", "train", count=3)
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("shard-00000.parquet", "shard-00009.parquet", ".shard-00001.parquet.1234.tmp"):
+    for name in ("shard-00000.arrow", "shard-00009.arrow", ".shard-00001.arrow.1234.tmp"):
         (out / name).write_bytes(b"left by an interrupted job")
     assert not is_shards(out)
     with pytest.raises(ValueError, match="did not finish"):
         ensure_shards(out, "train", tmp_path / "cache")
     prepare(coco_panoptic(tmp_path / "data", "train"), out)
     verify(out)
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "shard-00000.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["_index.arrow", "manifest.json", "shard-00000.arrow"]
 
 
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:

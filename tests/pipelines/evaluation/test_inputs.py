@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -109,19 +108,14 @@ def test_jsons_that_say_nothing(tmp_path: Path, content: str, message: str) -> N
 
 
 def shards(root: Path, names: list[str]) -> Manifest:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from pipelines.data.manifest import Shard
-    from pipelines.data.shard_file import shard_schema
     from tests.support.coco_folder import CATEGORIES
+    from tests.support.shards import store
 
     row = {"image": b"", "segments": b"", "labels": [], "crowd": [], "height": 1, "width": 1}
     rows = [{**row, "name": name, "image_id": 10 + k} for k, name in enumerate(names)]
-    pq.write_table(pa.Table.from_pylist(rows, shard_schema(pa.int64())), root / "s.parquet", compression="none")
-    digest = hashlib.sha256((root / "s.parquet").read_bytes()).hexdigest()
-    empty = Manifest(0, "val", 0, "", CATEGORIES, (), 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {})
-    return Manifest(**{**vars(empty), "shards": (Shard("s.parquet", len(names), digest),), "uri": str(root)})
+    stored, index = store(root, [rows])
+    empty = Manifest(0, "val", 0, "", CATEGORIES, (), "", 0, 0, (0, 0, 0), 0, 0, 0, (), 0, {})
+    return Manifest(**{**vars(empty), "shards": stored, "index": index, "uri": str(root)})
 
 
 def test_rows_of_shards_have_names_of_their_own_too(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -22,8 +21,7 @@ from panoptic.training.freezing import freeze_parameters
 from panoptic.training.optim import Optim
 from panoptic.transforms import Augment
 from pipelines.cluster import disk
-from pipelines.data.loader import Feed, FeedConfig
-from pipelines.data.shard_reader import Reading
+from pipelines.data.loader import Feed
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training import checkpoints, worker
@@ -69,19 +67,12 @@ def with_options(job: Job, **options: Any) -> Job:
     return replace(job, experiment=replace(job.experiment, train=replace(job.experiment.train, **options)))
 
 
-def in_this_process(reading: Reading, config: FeedConfig) -> Iterator[pa.Table]:
-    return reading.tables(range(len(reading.stream)))
-
-
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the images that trained, in their order; reads without Ray, and neither validates nor reports."""
+    """Names of the images that trained, in their order; neither validates nor reports."""
     names: list[str] = []
 
     class Recorded(Feed):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments, source=in_this_process)
-
         def __iter__(self) -> Iterator[tuple[Tensor, Targets]]:
             for images, targets in super().__iter__():
                 names.extend(targets.names)

@@ -30,12 +30,13 @@ def job(small_categories: Categories) -> Iterator[Job]:
     """A training of the demo's model, on 20 rows that no test reads."""
     threads = torch.get_num_threads()
     manifest = Manifest(
-        schema_version=1,
+        schema_version=2,
         split="train",
         rows=20,
         hash="",
         categories=small_categories,
         shards=(),
+        index="",
         maximum_height=60,
         maximum_width=60,
         segments=(0,) * 5,

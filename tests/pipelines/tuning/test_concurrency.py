@@ -46,12 +46,13 @@ def test_the_largest_trial_sets_how_many_run_at_once(monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 10.0})
     monkeypatch.setattr(concurrency.session, "connect", lambda *given: None)
-    base = demo()
+    base = replace(demo(), feed=replace(demo().feed, decode="map"))
 
     def needing(**options: Any) -> Any:
         return replace(base, train=replace(base.train, cpus_per_worker=1.0, **options))
 
-    data = base.feed.tasks * base.feed.cpus
+    data = base.feed.reserved_cpus
+    assert data == base.feed.tasks * base.feed.cpus and demo().feed.reserved_cpus == 0
     one, four = needing(workers=1), needing(workers=4)
     assert concurrency.join_cluster(0, [one]) == int(10 // (1 + data + 0.01))
     assert concurrency.join_cluster(0, [one, four]) == int(10 // (4 * (1 + data) + 0.01))
