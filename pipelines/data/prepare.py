@@ -126,7 +126,8 @@ def prepare(
         reports = _write_all(rows, out, rows_per_shard, source)
     except disk.DiskFull as error:
         raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
-    index = write_index(out, (report.entries for report in reports if report.rows), rows.schema.field("image_id").type)
+    entries = [report.entries for report in reports if report.rows]
+    index = write_index(out, entries, rows.schema.field("image_id").type) if entries else ""
     manifest = _manifest(source, origin, reports, index)
     if (manifest.skipped and on_invalid == "stop") or not manifest.rows:
         for name in (INDEX, *(shard.path for shard in manifest.shards)):

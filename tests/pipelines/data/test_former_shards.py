@@ -15,6 +15,7 @@ from pipelines.data import prepare as prepare_module
 from pipelines.data.manifest import Manifest, former_manifest
 from pipelines.data.prepare import ensure_shards, prepare
 from pipelines.data.readers import coco_panoptic
+from pipelines.data.readers.source import Source
 from pipelines.data.shard_writer import Report, write_shard
 from pipelines.data.verify import verify
 from pipelines.training.preflight import check_continuation
@@ -25,10 +26,10 @@ from tests.support.coco_folder import write_folder
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shards are written in this process."""
 
-    def write_all(rows: pa.Table, out: str, rows_per_shard: int, categories: object) -> Sequence[Report]:
+    def write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) -> Sequence[Report]:
         rows = rows.append_column("shard", pa.array([k // rows_per_shard for k in range(rows.num_rows)]))
         parts = [rows.slice(first, rows_per_shard) for first in range(0, rows.num_rows, rows_per_shard)]
-        return [Report(**json.loads(write_shard(p, out, categories)["report"][0].as_py())) for p in parts]  # type: ignore[arg-type]
+        return [Report(**json.loads(write_shard(p, out, source.categories)["report"][0].as_py())) for p in parts]
 
     monkeypatch.setattr(prepare_module, "_write_all", write_all)
 

@@ -62,7 +62,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def ask(places: Places, small_categories: Categories):
     manifest = Manifest(
-        1, "val", 40, "hash", small_categories, (), 1, 4, (0,) * 5, 0, 0, 0, (), 0, {}, uri="/shards/val"
+        2, "val", 40, "hash", small_categories, (), "", 1, 4, (0,) * 5, 0, 0, 0, (), 0, {}, uri="/shards/val"
     )
 
     def task(uri: str) -> Task:
