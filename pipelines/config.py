@@ -139,6 +139,10 @@ class Data:
     what a larger one keeps. 0 = all."""
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
+    window: NonNegativeInt = 0
+    """Rows of neighbours in the shards that are read in one request, where requests are dearer than bytes (S3). They
+    come one a step in the following steps, so that the order is less random; see `pipelines.data.sampler`. Each worker
+    holds its share of `train.batch` times as many rows. 0 = every row by itself, in a global permutation."""
     scenes: Scenes = field(default_factory=Scenes)
     """The drawn data set."""
 

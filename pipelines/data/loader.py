@@ -24,7 +24,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -91,30 +91,71 @@ Source = Callable[[Reading, FeedConfig], Generator[Sequence[Row], None, None]]
 
 def read_ahead(reading: Reading, config: FeedConfig) -> Generator[Sequence[Row], None, None]:
     """The rows of each micro-batch, read in threads while those before them are used."""
-    stream, reader = reading.stream, Rows(reading.shards)
+    stream = reading.stream
     threads = config.reads or (S3_READS if reading.shards.uri.startswith("s3://") else DISK_READS)
-    pool = ThreadPoolExecutor(threads, "read")
-    waiting: deque[list[Future[Row]]] = deque()
+    requests = _Requests(Rows(reading.shards), stream, threads)
+    waiting: deque[list[_Requested]] = deque()
     following, rows, size = 0, 0, 0
-
-    def read(position: int) -> Row:
-        return reader.row(stream.locate(position)[1]) | {"position": position}
-
     try:
-        lengths = reader.index.lengths
         while following < len(stream) or waiting:
             while following < len(stream) and (not waiting or (rows < 2 * threads and size < config.ahead << 20)):
-                positions = stream[following]
-                waiting.append([pool.submit(read, position) for position in positions])
-                rows += len(positions)
-                size += sum(int(lengths[stream.locate(position)[1]]) for position in positions)
+                waiting.append([requests.begin(position) for position in stream[following]])
+                rows += len(waiting[-1])
+                size += sum(request.size for request in waiting[-1])
                 following += 1
-            ready = [row.result() for row in waiting.popleft()]
+            ready = waiting.popleft()
             rows -= len(ready)
-            size -= sum(int(lengths[stream.locate(row["position"])[1]]) for row in ready)
-            yield ready
+            size -= sum(request.size for request in ready)
+            yield [request.row() for request in ready]
     finally:
-        pool.shutdown(cancel_futures=True)
+        requests.close()
+
+
+@dataclass(frozen=True)
+class _Requested:
+    """A row that is being read, by itself or with others of its window."""
+
+    position: int
+    number: int
+    size: int
+    """Bytes of the row."""
+    rows: Future[Mapping[int, Row]]
+
+    def row(self) -> Row:
+        return self.rows.result()[self.number] | {"position": self.position}
+
+
+class _Requests:
+    """Begins to read the rows of positions, each by itself or window by window as the stream says."""
+
+    def __init__(self, reader: Rows, stream: Stream, threads: int) -> None:
+        self._reader, self._stream = reader, stream
+        self._pool = ThreadPoolExecutor(threads, "read")
+        self._windows: dict[tuple[int, int], Future[Mapping[int, Row]]] = {}
+
+    def begin(self, position: int) -> _Requested:
+        """The request of a position, of which those of a lane come in their order."""
+        number = self._stream.locate(position)[1]
+        rows = self._window(position) if self._stream.window > 1 else self._pool.submit(self._read, [number])
+        return _Requested(position, number, int(self._reader.index.lengths[number]), rows)
+
+    def close(self) -> None:
+        """End the threads; what was not begun is left."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _window(self, position: int) -> Future[Mapping[int, Row]]:
+        """The rows of a position's window, asked for with the first of its positions and dropped after the last."""
+        place = self._stream.place(position)
+        rows = self._windows.get(place.window)
+        if rows is None:
+            numbers = sorted({sample // self._stream.copies for sample in self._stream.read_with(place)})
+            rows = self._windows[place.window] = self._pool.submit(self._read, numbers)
+        if len(place.rest) == 1:
+            del self._windows[place.window]
+        return rows
+
+    def _read(self, numbers: Sequence[int]) -> Mapping[int, Row]:
+        return dict(zip(numbers, self._reader.rows(numbers), strict=True))
 
 
 def rows_of(reading: Reading, config: FeedConfig) -> Generator[Sequence[Row], None, None]:

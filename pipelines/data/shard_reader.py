@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 OPEN_FILES = 128
 """Local files that a process keeps open. Those on S3 are no descriptors, so many more of them are kept."""
 OPEN_OBJECTS = 1 << 14
+
+GAP = 1 << 20
+"""Bytes between two rows that are read along, rather than asked for by a request of its own."""
 
 PAUSES = (0.1, 0.5, 2.0, 5.0)
 """Seconds before each further attempt of a read that failed. Arrow's S3 client has tried three times by then."""
@@ -65,19 +68,13 @@ class Rows:
         return self._decode(shard, number, span, self._read(shard, number, span))
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """These rows, in this order; those that are neighbours in a shard come in one read.
-
-        Args:
-            numbers: of rows. Rows between the first and the last of a shard are read too, so they should be few.
+        """These rows, in this order; those that are neighbours in a shard, or nearly so, come in one read.
 
         Raises:
             ValueError: as `row`.
         """
         index, found = self.index, {}
-        parts: dict[int, list[int]] = {}
-        for number in sorted(set(numbers)):
-            parts.setdefault(index.shard(number), []).append(number)
-        for shard, part in parts.items():
+        for shard, part in self._parts(sorted(set(numbers))):
             first, last = index.span(part[0]), index.span(part[-1])
             whole = Span(first.offset, last.offset + last.length - first.offset, 0)
             data = memoryview(self._read(shard, part[0], whole))
@@ -86,6 +83,19 @@ class Rows:
                 begin = span.offset - first.offset
                 found[number] = self._decode(shard, number, span, data[begin : begin + span.length])
         return [found[number] for number in numbers]
+
+    def _parts(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+        """The shard and the numbers of rows that one read brings; `numbers` rise."""
+        index, part, at, end = self.index, [], -1, 0
+        for number in numbers:
+            shard, span = index.shard(number), index.span(number)
+            if part and (shard != at or span.offset - end > GAP):
+                yield at, part
+                part = []
+            part.append(number)
+            at, end = shard, span.offset + span.length
+        if part:
+            yield at, part
 
     def _decode(self, shard: int, number: int, span: Span, data: bytes | memoryview) -> dict[str, Any]:
         if zlib.crc32(data) != span.crc32:  # once more: it may have been a fault on the way

@@ -49,8 +49,11 @@ FREE = (
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Groups of options that it may change, except `FIXED`."""
 
-FIXED = ("data.limit", "data.limit_seed")
-"""Options of these groups that choose the images, so that a continued run keeps them."""
+FIXED = ("data.limit", "data.limit_seed", "data.window")
+"""Options of these groups that choose the images or their order, so that a continued run keeps them."""
+
+ADDED = {"data.window": 0}
+"""Options that runs of earlier versions do not name, with the value that they had."""
 
 
 def check_options(experiment: Experiment) -> None:
@@ -271,7 +274,7 @@ def check_continuation(
     Raises:
         ValueError: names the options that differ.
     """
-    old = before["options"]
+    old = ADDED | before["options"]
     fixed = [p for p in options if p in FIXED or (p not in FREE and not p.startswith(FREE_GROUPS))]
     differing = [
         f"{path} was {old.get(path)!r}, is {options[path]!r}" for path in fixed if old.get(path) != options[path]

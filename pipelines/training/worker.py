@@ -196,6 +196,7 @@ def stream_of(state: State) -> Stream:
         limit=experiment.data.limit,
         limit_seed=experiment.data.limit_seed,
         copies=1 + experiment.augment.doubled,
+        window=experiment.data.window,
     )
 
 

@@ -5,9 +5,12 @@ Shapes: B images of a micro-batch, H x W pixels.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,11 +20,13 @@ import torch
 from panoptic.png import encode_segments
 from panoptic.segmentation import Categories, Targets
 from panoptic.transforms import Augment, Resize
+from pipelines.cluster import storage
 from pipelines.data import shard_reader
 from pipelines.data.loader import Feed, FeedConfig, evaluation_batches, rows_of
 from pipelines.data.manifest import Manifest
 from pipelines.data.ray_source import Reading
 from pipelines.data.sampler import Stream
+from pipelines.data.shard_index import load_index
 from pipelines.data.shard_reader import Rows
 from tests.support.shards import store
 
@@ -282,3 +287,143 @@ def test_evaluation_gives_every_row_once_with_its_truth(manifest: Manifest, worl
                 assert list(sample.truth.size) == targets.frame.sizes[b].tolist()
                 assert max(sample.truth.size) <= 40
     assert sorted(names) == sorted(f"{k}.jpg" for k in range(ROWS))
+
+
+class Counting:
+    """A filesystem that counts what is read, takes some time for it, and fails where it is told to."""
+
+    def __init__(self, filesystem: Any, failures: int = 0, pause: float = 0.0) -> None:
+        self.filesystem, self.failures, self.pause = filesystem, failures, pause
+        self.reads: list[tuple[str, int]] = []
+        self.opened = 0
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    def open_input_file(self, path: str) -> Counted:
+        self.opened += 1
+        return Counted(self, path, self.filesystem.open_input_file(path))
+
+    def open_input_stream(self, path: str) -> Any:
+        return self.filesystem.open_input_stream(path)
+
+
+class Counted:
+    def __init__(self, counting: Counting, path: str, file: Any) -> None:
+        self.counting, self.path, self.file = counting, path, file
+
+    def size(self) -> int:
+        return self.file.size()
+
+    def read_at(self, length: int, offset: int) -> bytes:
+        counting = self.counting
+        with counting.lock:
+            counting.reads.append((self.path, length))
+            counting.at_once += 1
+            counting.most_at_once = max(counting.most_at_once, counting.at_once)
+            failing, counting.failures = counting.failures > 0, counting.failures - 1
+        time.sleep(counting.pause)
+        with counting.lock:
+            counting.at_once -= 1
+        if failing:
+            raise OSError("the connection was reset")
+        return self.file.read_at(length, offset)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    """All shards are read through it."""
+    resolve, counting = storage.resolve, Counting(storage.resolve("/")[0])
+    monkeypatch.setattr(storage, "resolve", lambda uri: (counting, resolve(uri)[1]))
+    monkeypatch.setattr(shard_reader, "PAUSES", (0.0, 0.0))
+    return counting
+
+
+@pytest.mark.parametrize("world", [1, 2, 6])
+def test_each_row_is_one_read_of_its_own_bytes(manifest: Manifest, counted: Counting, world: int) -> None:
+    """Over 40 epochs, in an order that no cache would serve: what is read is what is used, and a header a shard."""
+    index, used = load_index(manifest.shard_set), 0
+    for rank in range(world):
+        reading = Reading(stream(steps=153, batch=6, world=world, rank=rank), manifest.shard_set)
+        rows = [row for rows in rows_of(reading, FeedConfig(reads=8)) for row in rows]
+        used += sum(int(index.lengths[int(row["image_id"])]) for row in rows)
+        assert len(rows) == 918 // world
+    headers = len(manifest.shards) * world
+    assert headers <= counted.opened <= 4 * headers  # threads may open one at once
+    assert len(counted.reads) == 918 + counted.opened
+    assert sum(length for _, length in counted.reads) - used == sum(
+        length for _, length in counted.reads if length in {index.header(shard) for shard in range(3)}
+    )
+    assert sum(length for _, length in counted.reads) < 1.1 * used
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_windows_take_few_requests_and_give_the_same_samples_for_any_workers(
+    manifest: Manifest, counted: Counting, world: int
+) -> None:
+    names: dict[int, str] = {}
+    for rank in range(world):
+        reading = Reading(replace(stream(steps=46, world=world, rank=rank), window=4), manifest.shard_set)
+        for rows in rows_of(reading, FeedConfig()):
+            names |= {row["position"]: row["name"] for row in rows}
+    whole = replace(stream(steps=46), window=4)
+    assert names == {p: f"{whole.locate(p)[1]}.jpg" for p in range(276)}
+    # 23 rows in lanes of 4: each lane begins and ends inside of a window, and a window may cross two shards
+    assert len(counted.reads) - counted.opened < 276 / 2
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories) -> Manifest:
+    """1024 rows of 1.6 kB in 16 shards, which nobody decodes."""
+    root = tmp_path_factory.mktemp("large")
+    columns = {"image": bytes(900), "segments": b"", "labels": [], "crowd": [], "height": 1, "width": 1}
+    parts = [[{**columns, "name": f"{64 * p + k}", "image_id": 64 * p + k} for k in range(64)] for p in range(16)]
+    shards, index = store(root, parts)
+    return Manifest(
+        *(2, "train", 1024, "", small_categories, shards, index, 1, 1, (0,) * 5, 0, 0, 0, (), 0, {}), uri=str(root)
+    )
+
+
+def test_large_windows_take_a_request_for_eight_rows_and_hardly_more_bytes(large: Manifest, counted: Counting) -> None:
+    for rank in range(2):
+        reading = Reading(Stream(0, 1024, 8, 256, world=2, rank=rank, window=16), large.shard_set)
+        assert sum(len(rows) for rows in rows_of(reading, FeedConfig())) == 1024
+    requests = len(counted.reads) - counted.opened
+    assert requests <= 2048 / 8
+    lengths = load_index(large.shard_set).lengths
+    headers = sum(length for _, length in counted.reads if length < lengths.min())
+    assert sum(length for _, length in counted.reads) - headers < 1.1 * 2 * lengths.sum()
+
+
+def test_a_stream_with_windows_goes_on_from_any_position(manifest: Manifest) -> None:
+    def windows(steps: int, start: int = 0) -> Reading:
+        return Reading(replace(stream(steps=steps, start=start), window=4), manifest.shard_set)
+
+    whole = [row["name"] for rows in rows_of(windows(steps=20), FeedConfig()) for row in rows]
+    for step in (1, 2, 7, 13):
+        rest = [row["name"] for rows in rows_of(windows(steps=20 - step, start=6 * step), FeedConfig()) for row in rows]
+        assert rest == whole[6 * step :]
+
+
+def test_many_reads_are_under_way_and_their_rows_come_in_order(manifest: Manifest, counted: Counting) -> None:
+    counted.pause = 0.005
+    reading = Reading(stream(steps=20, batch=2), manifest.shard_set)
+    names = [row["name"] for rows in rows_of(reading, FeedConfig(reads=16)) for row in rows]
+    assert names == [f"{reading.stream.locate(p)[1]}.jpg" for p in range(40)]
+    assert 12 <= counted.most_at_once <= 16
+
+
+def test_no_more_is_read_ahead_than_may_wait(manifest: Manifest, counted: Counting) -> None:
+    reading = Reading(stream(steps=100, batch=1), manifest.shard_set)
+    rows = rows_of(reading, FeedConfig(reads=2))
+    next(rows)
+    time.sleep(0.05)
+    assert len(counted.reads) - counted.opened <= 4
+    rows.close()
+
+
+def test_a_read_that_fails_is_tried_again(manifest: Manifest, counted: Counting) -> None:
+    counted.failures = 2
+    assert Rows(manifest.shard_set).row(5)["name"] == "5.jpg"
+    counted.failures = 3
+    with pytest.raises(ValueError, match=r"shard-00000\.arrow: row 5 could not be read \(the connection was reset\)"):
+        Rows(manifest.shard_set).row(5)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order
+from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order, windowed
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])
@@ -87,3 +91,68 @@ def test_evaluation_covers_every_row_once_in_whole_windows(rows: int, world: int
     assert max(windows) - min(windows) <= 1
     assert window % batch == 0 and batch <= window <= 16 * batch
     assert rows // window >= min(rows // batch, 16)  # enough of them to be shared out
+
+
+def test_the_global_order_is_that_of_earlier_versions() -> None:
+    """What runs that began before have trained on; a change here would make them repeat and skip samples."""
+    assert [order(3, k, 23) for k in (0, 1, 22, 23, 24, 1000)] == [(0, 9), (0, 17), (0, 19), (1, 13), (1, 10), (43, 10)]
+    rows = np.array([order(0, k, 118_287)[1] for k in range(200_000)])
+    digest = hashlib.sha256(rows.tobytes()).hexdigest()
+    assert digest == "4f23067590fb318bd3649b079391a44b10888329d2063af0ca16ff71267f65b3"
+
+
+@given(
+    *(st.integers(1, 60), st.integers(1, 12), st.integers(2, 9), st.integers(1, 3)),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_windows_give_every_row_once_an_epoch(samples: int, batch: int, window: int, epochs: int, seed: int) -> None:
+    places = [windowed(seed, position, samples, batch, window) for position in range(epochs * samples)]
+    for epoch in range(epochs):
+        part = places[epoch * samples : (epoch + 1) * samples]
+        assert {place.epoch for place in part} == {epoch}
+        assert sorted(place.sample for place in part) == list(range(samples))
+
+
+@given(st.integers(1, 300), st.integers(1, 12), st.integers(2, 9), st.integers(0, 200))
+@settings(max_examples=60, deadline=None)
+def test_a_lane_takes_its_window_in_neighbouring_steps(samples: int, batch: int, window: int, start: int) -> None:
+    """From any position: what one request brings is what the lane takes in its next steps, and lies together."""
+    stream = Stream(seed=1, rows=samples, batch=batch, steps=1, window=window)
+    place = stream.place(start)
+    together = stream.read_with(place)
+    assert 1 <= len(together) == len(place.rest) <= window and together[0] == place.sample
+    following = [stream.place(start + k * batch) for k in range(len(together))]
+    assert [other.sample for other in following] == together
+    assert {other.window for other in following} == {place.window}
+    distances = {(sample - min(together)) % samples for sample in together}
+    if samples >= 2 * window and max(together) - min(together) < samples - window:  # else it lies around the end
+        assert max(distances) < window
+    after = stream.place(start + len(together) * batch)
+    assert after.window != place.window
+
+
+def test_windows_change_with_epoch_and_seed() -> None:
+    orders = [[windowed(seed, p, 160, 4, 8).sample for p in range(320)] for seed in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1] and orders[0][:160] != orders[0][160:]
+    stream = Stream(0, 160, 4, 1, window=8)
+    windows = [tuple(sorted(stream.read_with(stream.place(p)))) for p in (0, 1, 2, 3, 160, 161, 162, 163)]
+    assert len(set(windows)) == 8
+
+
+def test_windows_mix_a_batch_from_all_over_the_set() -> None:
+    """Two rows of one window hardly ever meet in a batch."""
+    rows, batch, window = 6400, 16, 16
+    pairs = 0
+    for step in range(rows // batch):
+        found = sorted(windowed(0, step * batch + k, rows, batch, window).sample for k in range(batch))
+        pairs += sum(b - a < window for a, b in itertools.pairwise(found))
+    assert pairs / (rows // batch) < 1.3 * batch * (batch - 1) / 2 * 2 * window / rows + 0.1
+
+
+def test_windows_need_neighbours() -> None:
+    with pytest.raises(ValueError, match=r"data\.window 8: the rows that data\.limit 10 keeps are no neighbours"):
+        Stream(seed=0, rows=20, batch=4, steps=1, limit=10, window=8)
+    doubled = Stream(seed=0, rows=20, batch=4, steps=10, copies=2, window=8)
+    found = [(doubled.locate(p)[1], doubled.copy(p)) for p in range(40)]
+    assert sorted(found) == [(row, copy) for row in range(20) for copy in range(2)]
