@@ -20,12 +20,24 @@ from pathlib import Path
 import cv2
 import torch
 
-from tests.benchmarks import deeplab, detection, detr, evaluating, fcn, loading, metric, precision, queries, throughput
+from tests.benchmarks import (
+    deeplab,
+    detection,
+    detr,
+    evaluating,
+    fcn,
+    loading,
+    metric,
+    precision,
+    queries,
+    reading,
+    throughput,
+)
 from tests.benchmarks.timing import Case, Row, hardware, measure, table
 
 ROWS = (
     *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "feed"),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "read", "feed"),
 )
 
 
@@ -81,6 +93,8 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             print(f"measured {case.name}", file=sys.stderr, flush=True)
         if "evaluate" in names:
             rows += evaluating.rows(photograph)
+        if "read" in names:
+            rows += reading.rows(Path(folder) / "read", 64 * max(2, round(20 * given.scale)))
         if "feed" in names:
             count = max(16, round(100 * given.scale))
             shards = Path(folder) / "feed"

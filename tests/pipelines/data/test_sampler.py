@@ -101,10 +101,7 @@ def test_the_global_order_is_that_of_earlier_versions() -> None:
     assert digest == "4f23067590fb318bd3649b079391a44b10888329d2063af0ca16ff71267f65b3"
 
 
-@given(
-    *(st.integers(1, 60), st.integers(1, 12), st.integers(2, 9), st.integers(1, 3)),
-    seed=st.integers(0, 9),
-)
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(2, 9), st.integers(1, 3), st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_windows_give_every_row_once_an_epoch(samples: int, batch: int, window: int, epochs: int, seed: int) -> None:
     places = [windowed(seed, position, samples, batch, window) for position in range(epochs * samples)]
