@@ -1,4 +1,4 @@
-"""Backbones: ResNet, Res2Net, VGG and Swin of our own, or any convolutional pyramid of timm, behind one config.
+"""Backbones: ResNet, Res2Net, VGG, Swin and EfficientPS's own, or any convolutional pyramid of timm, in one config.
 
 A built backbone maps normalised images [B, 3, H, W] to a dict of features "res2" to "res5" (and
 "stem" where it has one) and says their `channels` and `strides`. `model.backbone.name` alone sweeps the
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import timm
 from annotated_types import Interval
 
+from panoptic.backbones.efficientnet import SCALES, EfficientNet
 from panoptic.backbones.res2net import RES2NETS, Res2Net
 from panoptic.backbones.resnet import DEPTHS, Deformable, ResNet
 from panoptic.backbones.stages import STAGES, STEM_AND_STAGES
@@ -39,6 +40,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "vgg16": (),
     "vgg16_bn": ("norm",),
     **dict.fromkeys(SWINS, ("drop_path",)),
+    **dict.fromkeys(SCALES, ("norm",)),
 }
 """Options beside `ALWAYS` of each of our own backbones; a timm model has the output stride."""
 
@@ -48,6 +50,7 @@ TIMM_NAMES = {
     "res2net101_v1b_26w_4s": "res2net101d",
     "resnet50_double3x3": "resnet50.tv_in1k",
     "resnet101_double3x3": "resnet101.tv_in1k",
+    **{name: f"tf_efficientnet_{name[-2:]}.{'ra' if name[-2:] in ('b5', 'b7') else 'aa'}_in1k" for name in SCALES},
     "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
     "swin_small": "swin_small_patch4_window7_224.ms_in1k",
     "swin_base": "swin_base_patch4_window12_384.ms_in22k",
@@ -64,7 +67,7 @@ class Backbone:
 
     name: str = "resnet50"
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
-    swin_tiny small base large, or any timm model whose features have strides 4 to 32."""
+    swin_tiny small base large, efficientps_b0 to b7, or any timm model whose features have strides 4 to 32."""
     weights: str = "none"
     """none (from scratch), timm (downloaded by timm: of ResNets torchvision's first, of Swin the papers'), or a file
     that the pipeline opens and `load_weights` reads."""
@@ -89,7 +92,7 @@ class Backbone:
     freeze: Annotated[int, Interval(ge=0, le=5)] = 0
     """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics."""
 
-    def build(self) -> ResNet | Res2Net | VGG | Swin | TimmBackbone:
+    def build(self) -> ResNet | Res2Net | VGG | Swin | EfficientNet | TimmBackbone:
         """The module, with its first stages frozen. Weights of a file are loaded afterwards, by `load_weights`.
 
         Raises:
@@ -116,12 +119,14 @@ class Backbone:
             module.fix_stages(self.freeze)
         return module
 
-    def _own(self) -> ResNet | Res2Net | VGG | Swin:
+    def _own(self) -> ResNet | Res2Net | VGG | Swin | EfficientNet:
         """One of our own backbones, untrained."""
         if self.name in VGGS:
             return VGG(self.norm if self.name == "vgg16_bn" else None)
         if self.name in SWINS:
             return Swin(self.name, self.drop_path)
+        if self.name in SCALES:
+            return EfficientNet(self.name, self.norm)
         if self.name in RES2NETS:
             return Res2Net(
                 self.name,

@@ -3,6 +3,7 @@
 | file | recognised by |
 |---|---|
 | torchvision's ResNet and VGG, Res2Net's (v1, v1b), Swin's, timm's, ours | the backbone's own names |
+| timm's EfficientNet, whose squeeze-excite parts are dropped (EfficientPS has none) | the backbone's own names |
 | detectron2's ResNet and its Res2Net fork | `stem.conv1.weight`, `res2.0.conv1.norm.weight` |
 | Caffe2's ResNet (detectron2's MSRA and FAIR files) | `conv1_w`, `res2_0_branch2a_bn_s` |
 
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from panoptic.backbones.efficientnet import EfficientNet
 from panoptic.backbones.resnet import ResNet
 from panoptic.backbones.stages import STAGES
 from panoptic.backbones.swin import Swin
@@ -82,6 +84,8 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
         return _swin(state)
     if isinstance(backbone, VGG):
         return dict(state)
+    if isinstance(backbone, EfficientNet):
+        return {key: value for key, value in state.items() if ".se." not in key}
     if any(key.endswith("_bn_s") for key in state) and not backbone.stride_in_1x1:
         raise ValueError(
             "backbone.weights: these are Caffe2's weights, whose bottlenecks stride in the first 1x1: set "

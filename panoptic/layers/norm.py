@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,12 @@ from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
 
-Norm = Literal["batch", "sync", "group", "frozen"]
+Norm = Literal["batch", "sync", "group", "frozen", "absolute"]
 """batch: over the worker's batch; sync: over all workers (GPU only when training); group: 32 groups;
-frozen: fixed statistics and affine."""
+frozen: fixed statistics and affine; absolute: batch norm that scales by the weight's absolute value (EfficientPS)."""
 
 NORM_EPS = 1e-5
-"""Added to the variance, in every norm that is built here."""
-
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-"""The norms that keep running statistics, timm's among them."""
+"""Added to the variance, in every norm that is built here without another."""
 
 
 class FrozenBatchNorm(nn.Module):
@@ -54,6 +51,60 @@ class FrozenBatchNorm(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
+class AbsoluteBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose scale is |weight| + eps, as in in-place activated batch norm (arXiv 1712.02616).
+
+    The in-place form needs a scale that is never 0, since it computes its input back from its output. The memory that
+    it saves is not saved here; weights that were trained with it need its scale all the same: beside a plain batch norm
+    the output of a channel with a negative weight has the other sign.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        scale = self.weight.abs() + self.eps
+        momentum = 0.1 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, scale, self.bias, self.training, momentum, self.eps
+        )
+
+
+class FrozenAbsoluteBatchNorm(FrozenBatchNorm):
+    """The frozen form of `AbsoluteBatchNorm`, with its keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        scale = self.weight.abs() + self.eps
+        return F.batch_norm(x, self.running_mean, self.running_var, scale, self.bias, False, 0.0, self.eps)
+
+
+class AbsoluteSyncBatchNorm(nn.Module):
+    """`AbsoluteBatchNorm` with the statistics of all workers, and with its keys.
+
+    The worker's part is torch's synchronised norm without scale and shift, on this module's statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, norm: AbsoluteBatchNorm) -> None:
+        super().__init__()
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        self.eps, self.momentum, self.weight, self.bias = norm.eps, norm.momentum, norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(norm, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        plain = nn.SyncBatchNorm(len(self.weight), self.eps, self.momentum, affine=False).train(self.training)
+        plain.running_mean, plain.running_var = self.running_mean, self.running_var
+        plain.num_batches_tracked = self.num_batches_tracked
+        scale = self.weight.abs() + self.eps
+        return plain(x) * scale[:, None, None] + self.bias[:, None, None]
+
+
 class FrozenBatchNormAct(FrozenBatchNorm):
     """The frozen form of timm's batch norms that drop and activate what they normalise; with their keys.
 
@@ -70,31 +121,40 @@ class FrozenBatchNormAct(FrozenBatchNorm):
         return self.act(self.drop(super().forward(x)))
 
 
-def norm_layer(norm: Norm, channels: int) -> nn.Module:
-    """A normalisation of `channels` channels, eps 1e-5. Group norm takes the most groups up to 32 that fit.
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, AbsoluteSyncBatchNorm)
+"""The norms that keep running statistics, timm's among them."""
+
+
+def norm_layer(norm: Norm, channels: int, eps: float = NORM_EPS) -> nn.Module:
+    """A normalisation of `channels` channels. Group norm takes the most groups up to 32 that fit.
 
     Raises:
         ValueError: the norm is unknown.
     """
     match norm:
         case "batch":
-            return nn.BatchNorm2d(channels, eps=NORM_EPS)
+            return nn.BatchNorm2d(channels, eps=eps)
         case "sync":
-            return nn.SyncBatchNorm(channels, eps=NORM_EPS)
+            return nn.SyncBatchNorm(channels, eps=eps)
         case "group":
-            return nn.GroupNorm(math.gcd(32, channels), channels, eps=NORM_EPS)
+            return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
         case "frozen":
-            return FrozenBatchNorm(channels)
-    raise ValueError(f"norm: {norm!r} is not one of batch, sync, group, frozen")
+            return FrozenBatchNorm(channels, eps)
+        case "absolute":
+            return AbsoluteBatchNorm(channels, eps=eps)
+    raise ValueError(f"norm: {norm!r} is not one of {', '.join(get_args(Norm))}")
 
 
 def frozen_batch_norm(norm: nn.Module) -> FrozenBatchNorm:
     """The constant norm that computes what a batch norm computes in evaluation, under the same keys."""
     assert isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
+    channels = len(norm.running_mean)
     if isinstance(norm, BatchNormAct2d | SyncBatchNormAct):
-        frozen = FrozenBatchNormAct(norm.num_features, norm.eps, norm.get_submodule("drop"), norm.get_submodule("act"))
+        frozen = FrozenBatchNormAct(channels, norm.eps, norm.get_submodule("drop"), norm.get_submodule("act"))
+    elif isinstance(norm, AbsoluteBatchNorm | AbsoluteSyncBatchNorm):
+        frozen = FrozenAbsoluteBatchNorm(channels, norm.eps)
     else:
-        frozen = FrozenBatchNorm(norm.num_features, norm.eps)
+        frozen = FrozenBatchNorm(channels, norm.eps)
     frozen.to(norm.running_mean.device).load_state_dict(norm.state_dict())
     return frozen.train(norm.training)
 
@@ -121,6 +181,9 @@ def synchronise_norms(model: Model) -> Model:
 
     By timm's conversion: torch's would drop the activations that timm's batch norms hold.
     """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AbsoluteBatchNorm):
+            model.set_submodule(name, AbsoluteSyncBatchNorm(module))
     return convert_sync_batchnorm(model)  # type: ignore[return-value]
 
 

@@ -5,6 +5,7 @@ command line and the contract tests read it. A new architecture adds its config 
 """
 
 from panoptic.models.detr.model import DETRConfig
+from panoptic.models.efficientps.model import EfficientPSConfig
 from panoptic.models.jsis_net.model import JSISNetConfig
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.maskformer.model import MaskFormerConfig
@@ -20,4 +21,5 @@ Architecture = (
     | JSISNetConfig
     | MaskFormerConfig
     | Mask2FormerConfig
+    | EfficientPSConfig
 )

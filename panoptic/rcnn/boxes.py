@@ -99,7 +99,12 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match(
-    truth: Tensor, boxes: Tensor, negative: float, positive: float, low_quality: bool = False
+    truth: Tensor,
+    boxes: Tensor,
+    negative: float,
+    positive: float,
+    low_quality: bool = False,
+    least: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The true box that each box overlaps most, in memory that does not grow with their numbers.
 
@@ -110,6 +115,7 @@ def match(
         positive: from this overlap on a box is positive; what lies between does not count.
         low_quality: for each truth, the boxes that overlap it as much as any does are positive too
             (they keep the truth that they overlap most).
+        least: overlap that `low_quality` asks for.
 
     Returns:
         int64 [P], the truth of the largest overlap (0 without any truth), and int64 [P], 1 positive,
@@ -132,7 +138,7 @@ def match(
     if low_quality:
         # the largest overlap of each truth, and every box that reaches it
         peaks = torch.stack([block.amax(1) for block in blocks()]).amax(0)[:, None]
-        labels[torch.cat([(block == peaks).any(0) for block in blocks()])] = 1
+        labels[torch.cat([((block == peaks) & (peaks >= least)).any(0) for block in blocks()])] = 1
     return index, labels
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
-from panoptic.ranges import PositiveInt
+from panoptic.ranges import NonNegativeInt, PositiveInt
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import pool
@@ -49,6 +49,10 @@ class Heads:
     """Channels of the mask head."""
     mask_layers: PositiveInt = 4
     """3x3 convolutions of the mask head."""
+    cell_samples: NonNegativeInt = 0
+    """Points that RoIAlign takes along a side of each cell; 0 = as many as the region's size asks for."""
+    aligned: bool = True
+    """RoIAlign's pixel centres lie half a pixel behind the coordinate; mmdetection 1 left that out."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of box and mask head: they run outside of `network` and so outside of the engine's autocast."""
 
@@ -74,6 +78,7 @@ class Detector(nn.Module):
         width: C of every level.
         categories: K are things.
         config: sizes and thresholds.
+        mask_head: in place of the usual one; called with pooled features [R, C, S, S] and classes int64 [R].
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Detector(nn.Module):
         width: int,
         categories: Categories,
         config: DetectorConfig,
+        mask_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.strides, self.pooled, self.categories, self.config = dict(strides), list(pooled), categories, config
@@ -91,7 +97,7 @@ class Detector(nn.Module):
         heads = config.heads
         self.regions = RegionHead(width, width, len(anchors[0]))
         self.boxes = BoxHead(width, heads.box_side, heads.box_width, self.background)
-        self.masks = MaskHead(width, heads.mask_width, heads.mask_layers, self.background)
+        self.masks = mask_head or MaskHead(width, heads.mask_width, heads.mask_layers, self.background)
 
     def forward(self, levels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All levels to the outputs that the module describes."""
@@ -105,8 +111,9 @@ class Detector(nn.Module):
         """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions."""
         entries, true_boxes, true_classes = instance_lists(targets, self.categories)
         logits, deltas, anchors = self._anchor_outputs(outputs)
-        objectness, region = region_losses(logits, deltas, anchors, true_boxes, self.config.regions)
-        proposals = propose(logits, deltas, anchors, targets.frame.sizes, self.config.regions, training=True)
+        sizes = targets.frame.sizes
+        objectness, region = region_losses(logits, deltas, anchors, true_boxes, self.config.regions, sizes)
+        proposals = propose(logits, deltas, anchors, sizes, self.config.regions, training=True)
         sampled = sample_regions(proposals, true_boxes, true_classes, self.background, self.config.detection)
         class_logits, codes = self._run_box_head(outputs, [part.boxes for part in sampled])
         entropy, box = box_losses(class_logits, codes, sampled, true_boxes, self.config.detection)
@@ -120,7 +127,11 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(
-        self, outputs: dict[str, Tensor], frame: Frame, proposals: Sequence[Proposals] | None = None
+        self,
+        outputs: dict[str, Tensor],
+        frame: Frame,
+        proposals: Sequence[Proposals] | None = None,
+        logits: bool = False,
     ) -> dict[str, Tensor]:
         """`outputs` with "detections" and "masks", unless they are there.
 
@@ -128,6 +139,7 @@ class Detector(nn.Module):
             outputs: as the module describes them.
             frame: of the batch.
             proposals: of `propose`; made here where they are needed and not given.
+            logits: "masks" are logits in place of probabilities.
         """
         if "detections" in outputs and "masks" in outputs:
             return outputs
@@ -142,9 +154,9 @@ class Detector(nn.Module):
         kept = [part[part[:, 5] != IGNORE] for part in detections]
         things = torch.tensor(self.categories.things, device=rows.device)
         classes = torch.searchsorted(things, torch.cat([part[:, 5].long() for part in kept]))
-        probabilities = self._run_mask_head(outputs, [part[:, :4] for part in kept], classes).sigmoid()
-        masks = probabilities.new_zeros(*rows.shape[:2], *probabilities.shape[1:])
-        masks[rows[:, :, 5] != IGNORE] = probabilities
+        values = self._run_mask_head(outputs, [part[:, :4] for part in kept], classes)
+        masks = values.new_zeros(*rows.shape[:2], *values.shape[1:])
+        masks[rows[:, :, 5] != IGNORE] = values if logits else values.sigmoid()
         return outputs | {"detections": rows, "masks": masks}
 
     @torch.no_grad()
@@ -169,8 +181,8 @@ class Detector(nn.Module):
             return self.masks(self._pool(outputs, regions, self.config.heads.mask_side), classes)
 
     def _pool(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
-        levels = [outputs[name] for name in self.pooled]
-        return pool(levels, [self.strides[name] for name in self.pooled], regions, side)
+        levels, strides = [outputs[name] for name in self.pooled], [self.strides[name] for name in self.pooled]
+        return pool(levels, strides, regions, side, self.config.heads.cell_samples, self.config.heads.aligned)
 
     def _autocast(self, outputs: Mapping[str, Tensor]) -> torch.autocast:
         device = outputs[self.pooled[0]].device.type

@@ -31,9 +31,7 @@ def paste(
     if not len(boxes):
         return []
     side = probabilities.shape[1]
-    # the window of each box
-    tops, heights = _spans(boxes[:, 1], boxes[:, 3], size[0])
-    lefts, widths = _spans(boxes[:, 0], boxes[:, 2], size[1])
+    tops, heights, lefts, widths = windows(boxes, size)
     # memory for the factors of all masks along both axes, one window of probabilities, and all windows of booleans
     ends = np.cumsum(heights * widths)
     rows, columns, plane, mask = _block(
@@ -53,6 +51,31 @@ def paste(
         np.greater_equal(window, threshold, out=inside)
         pasted.append(CroppedMask(int(tops[k]), int(lefts[k]), inside))
     return pasted
+
+
+def windows(boxes: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The top row, height, left column and width of the window that each box can reach, int64 [N] each."""
+    return *_spans(boxes[:, 1], boxes[:, 3], size[0]), *_spans(boxes[:, 0], boxes[:, 2], size[1])
+
+
+def paste_values(values: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, np.ndarray]:
+    """One mask's values interpolated at the pixels of its window, as `paste` does before its threshold.
+
+    Args:
+        values: float32 [S, S].
+        box: float32 [4], x0 y0 x1 y1 in pixels of the image; no side is 0.
+        size: height and width of the image.
+
+    Returns:
+        the window's top row, its left column, and float32 [h, w], 0 beyond half a cell around the mask.
+    """
+    box = box[None]
+    tops, heights, lefts, widths = windows(box, size)
+    side = len(values)
+    rows, columns = (np.empty((int(count[0]), side), np.float32) for count in (heights, widths))
+    (down,) = _weights(box[:, 1], box[:, 3], tops, heights, rows)
+    (across,) = _weights(box[:, 0], box[:, 2], lefts, widths, columns)
+    return int(tops[0]), int(lefts[0]), (down @ values) @ across.T
 
 
 def _spans(low: np.ndarray, high: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,24 +29,33 @@ def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     return level.clamp(lowest, highest).long() - lowest
 
 
-def pool(features: Sequence[Tensor], strides: Sequence[int], boxes: Sequence[Tensor], side: int) -> Tensor:
-    """[R, C, S, S], each region from the level that fits it: aligned RoIAlign with adaptive sampling.
+def pool(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    boxes: Sequence[Tensor],
+    side: int,
+    samples: int = 0,
+    aligned: bool = True,
+) -> Tensor:
+    """[R, C, S, S], each region from the level that fits it: aligned RoIAlign with adaptive sampling by default.
 
     Args:
         features: [B, C, h, w] of each level.
         strides: of the levels.
         boxes: for each image float [n, 4] in pixels of the canvas.
         side: S.
+        samples: points along a side of each cell; 0 takes as many as the region's size asks for.
+        aligned: pixel centres lie half a pixel behind the coordinate; False leaves that out (mmdetection 1).
     """
     regions = with_image(boxes).to(features[0].dtype)
     if len(features) == 1:
-        return roi_align(features[0], regions, side, 1 / strides[0], 0, True)
+        return roi_align(features[0], regions, side, 1 / strides[0], samples, aligned)
     levels = assign_levels(regions[:, 1:], strides)
     every = torch.arange(len(features), device=levels.device)
     # one read of the device for all levels
     order = levels.argsort(stable=True).split((levels == every[:, None]).sum(1).tolist())
     pooled = [
-        roi_align(feature, regions[chosen], side, 1 / stride, 0, True)
+        roi_align(feature, regions[chosen], side, 1 / stride, samples, aligned)
         for feature, stride, chosen in zip(features, strides, order, strict=True)
     ]
     return torch.cat(pooled)[torch.cat(order).argsort()]

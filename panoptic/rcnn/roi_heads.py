@@ -126,14 +126,18 @@ class MaskHead(nn.Module):
         for layer in (*self.convs, self.deconv, self.predictor):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
+    def hidden(self, pooled: Tensor) -> Tensor:
+        """[R, C, s, s] through the convolutions."""
+        for conv in self.convs:
+            pooled = F.relu(conv(pooled), inplace=True)
+        return pooled
+
     def forward(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """[R, C, S / 2, S / 2] and int64 [R] to the logits of each region's class, float32 [R, S, S].
 
         Only the row of that class is multiplied, not the predictor's every row.
         """
-        for conv in self.convs:
-            pooled = F.relu(conv(pooled), inplace=True)
-        pooled = F.relu(self.deconv(pooled), inplace=True)
+        pooled = F.relu(self.deconv(self.hidden(pooled)), inplace=True)
         rows = self.predictor.weight.flatten(1)[classes][:, None]
         logits = torch.bmm(rows, pooled.flatten(2)).float() + self.predictor.bias[classes][:, None, None]  # type: ignore[index]
         return logits.view(-1, *pooled.shape[-2:])

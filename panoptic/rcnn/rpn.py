@@ -37,14 +37,21 @@ class Regions:
     """Anchors that overlap a thing by so much are positive."""
     low_quality: bool = True
     """The anchors that overlap a thing most are positive, however little that is."""
+    low_quality_overlap: UnitFloat = 0.0
+    """Overlap with the thing that such an anchor has at least (mmdetection: 0.3)."""
+    rounded: bool = False
+    """Anchors have whole pixels as corners (mmdetection), where the first cell's are rounded, half to even."""
+    inside: bool = False
+    """Anchors that reach beyond their image take no part in the losses (mmdetection)."""
     samples: PositiveInt = 256
     """Anchors of an image that the losses see."""
     positive_fraction: UnitFloat = 0.5
     """Share of them that may be positive."""
     beta: NonNegativeFloat = 0.0
     """Difference below which the box loss is a parabola; 0 is L1."""
-    divide: Literal["samples", "sampled"] = "samples"
-    """Losses are divided by `samples`, or in each image by the anchors that there were to sample."""
+    divide: Literal["samples", "sampled", "batch"] = "samples"
+    """Losses are divided by `samples`, in each image by the anchors that there were to sample, or by the sum of these
+    over the batch, where an image without a positive or negative one counts as if it had one (mmdetection)."""
     nms: UnitFloat = 0.7
     """Overlap of two proposals of a level above which only the better one stays."""
     train_before: PositiveInt = 2000
@@ -103,9 +110,12 @@ class RegionHead(nn.Module):
 
 def anchors_of(logits: Sequence[Tensor], strides: Sequence[int], regions: Regions) -> list[Tensor]:
     """float32 [h * w * K, 4] of each level, given the logits [B, K, h, w] of each level."""
-    cells = regions.cells(len(logits))
+    cells, offset = regions.cells(len(logits)), regions.offset
+    if regions.rounded:  # in the first cell; mmdetection's corners lie on pixels, so that the last one is one less
+        places = [cell + offset * stride for cell, stride in zip(cells, strides, strict=True)]
+        cells, offset = [torch.cat([p[:, :2].round(), (p[:, 2:] - 1).round() + 1], 1) for p in places], 0.0
     return [
-        grid_anchors(cell.to(x.device, non_blocking=True), x.shape[-2], x.shape[-1], stride, regions.offset)
+        grid_anchors(cell.to(x.device, non_blocking=True), x.shape[-2], x.shape[-1], stride, offset)
         for cell, x, stride in zip(cells, logits, strides, strict=True)
     ]
 
@@ -183,11 +193,13 @@ def region_losses(
     anchors: Sequence[Tensor],
     truth: Sequence[Tensor],
     regions: Regions,
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of objectness and L1 (or smooth L1) of deltas, over sampled anchors.
 
     Both are sums divided by `regions.samples` times the number of images, as detectron2 has it, however
-    many anchors were there to sample; with `divide` "sampled" means over images of sums divided by their number.
+    many anchors were there to sample; with `divide` "sampled" means over images of sums divided by their number, with
+    "batch" sums over the batch divided by its number.
 
     Args:
         logits: of each level [B, n], as `flatten` gives them.
@@ -195,9 +207,15 @@ def region_losses(
         anchors: of each level [n, 4].
         truth: for each image the boxes [N, 4] of its things.
         regions: thresholds and numbers.
+        sizes: int [B, 2], height and width of each image without batch padding, which `regions.inside` asks for.
     """
     every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
-    matched = [match(boxes, every, regions.negative, regions.positive, regions.low_quality) for boxes in truth]
+    rules = regions.negative, regions.positive, regions.low_quality, regions.low_quality_overlap
+    matched = [match(boxes, every, *rules) for boxes in truth]
+    if regions.inside and sizes is not None:
+        for (_, labels), (height, width) in zip(matched, sizes.tolist(), strict=True):
+            beyond = (every[:, :2] < 0).any(1) | (every[:, 2] > width) | (every[:, 3] > height)
+            labels[beyond] = -1
     drawn = sample([labels for _, labels in matched], regions.samples, regions.positive_fraction)
     # of each image the logits of sampled anchors with their targets, and the codes of the positive ones with theirs
     sampled, targets, codes, true_codes = [], [], [], []
@@ -216,6 +234,8 @@ def region_losses(
 
     if regions.divide == "samples":
         return losses(slice(None), regions.samples * len(truth))
+    if regions.divide == "batch":
+        return losses(slice(None), sum(max(1, len(some)) + max(1, len(other)) for some, other in drawn))
     parts = [losses(slice(b, b + 1), max(1, len(anchors_drawn))) for b, anchors_drawn in enumerate(targets)]
     objectness, box = (torch.stack(part).mean() for part in zip(*parts, strict=True))
     return objectness, box

@@ -122,6 +122,21 @@ def semantic_map(targets: Targets, ignore_crowd: bool = False) -> Tensor:
     return _look_up(targets, _classes(targets, ignore_crowd))[0]
 
 
+def class_logits(targets: Targets, categories: Categories, value: float) -> Tensor:
+    """Logits [B, C, H, W] of the true class of each pixel: `value`, 0 for all others; void is the first class of stuff.
+
+    Args:
+        targets: the batch.
+        categories: of the C classes; the first thing stands for void where there is no stuff.
+        value: a logit.
+    """
+    semantic = semantic_map(targets)
+    void = (categories.stuff or categories.things)[0]
+    classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
+    logits = torch.zeros(len(classes), len(categories), *targets.frame.canvas, device=classes.device)
+    return logits.scatter_(1, classes, value)
+
+
 def thing_mask(targets: Targets, categories: Categories) -> Tensor:
     """The pixels of things, bool [B, H, W], crowds included."""
     return _look_up(targets, _with_void(is_thing(targets, categories), False))[0]

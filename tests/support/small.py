@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
+from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.postprocess import Fusion
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
@@ -85,6 +87,27 @@ SMALL_FPN = PanopticFPNConfig(
     stuff_area=0,
 )
 
+SMALL_EFFICIENTPS = EfficientPSConfig(
+    backbone=Backbone("resnet18", norm="group"),
+    norm="group",
+    width=16,
+    semantic_width=16,
+    detector=DetectorConfig(
+        replace(
+            DETECTOR.regions,
+            sizes=(8, 16, 32, 64),
+            samples=64,
+            train_before=100,
+            train_after=50,
+            test_before=100,
+            test_after=30,
+        ),
+        replace(DETECTOR.detection, samples=32, threshold=0.0, most=10),
+        replace(DETECTOR.heads, box_width=16, mask_width=16, mask_layers=2),
+    ),
+    fusion=Fusion(stuff_area=0, inclusive=False),
+)
+
 SMALL_MASKFORMER = MaskFormerConfig(
     backbone=Backbone("resnet18", norm="group"),
     divisor=32,
@@ -157,6 +180,19 @@ SMALL = {
                 detection=replace(SMALL_FPN.detector.detection, overlap=0.4, beta=0.5),
                 heads=replace(SMALL_FPN.detector.heads, precision="bfloat16", box_side=5, mask_layers=0),
             ),
+        ),
+    },
+    EfficientPSConfig: {
+        "group_norm": SMALL_EFFICIENTPS,
+        "published": replace(
+            SMALL_EFFICIENTPS, backbone=Backbone("efficientps_b0", norm="absolute", freeze=1), norm="absolute"
+        ),
+        "paper": replace(
+            SMALL_EFFICIENTPS,
+            backbone=Backbone("resnet18"),
+            norm="batch",
+            separable_pyramid=True,
+            fusion=replace(SMALL_EFFICIENTPS.fusion, mask_factor=1.0),
         ),
     },
     PanopticFCNConfig: {
@@ -259,7 +295,7 @@ SMALL = {
 }
 """By class of configuration, then by name; with thresholds off so that the oracle can be as good as stated."""
 
-ORACLE: dict[type, float] = {JSISNetConfig: 99.0, PanopticFPNConfig: 99.0}
+ORACLE: dict[type, float] = {JSISNetConfig: 99.0, PanopticFPNConfig: 99.0, EfficientPSConfig: 99.0}
 """PQ that the truth in place of the outputs reaches at least, where they do not determine the map (see the model's
 docstring); 100 where no bound stands here."""
 

@@ -10,13 +10,13 @@ from dataclasses import replace
 import torch
 
 from panoptic.models.base import CERTAIN, Outputs
-from panoptic.segmentation import IGNORE, Categories, Targets
+from panoptic.segmentation import Categories, Targets
 from panoptic.targets.dense import (
     Rounding,
     centre_heatmap,
     centre_offsets,
+    class_logits,
     segment_moments,
-    semantic_map,
     thing_mask,
 )
 
@@ -39,13 +39,9 @@ def true_outputs(targets: Targets, categories: Categories, sigma: int, rounding:
     moments = segment_moments(targets)
     snap = torch.round if rounding == "half_even" else torch.trunc
     snapped = replace(moments, rows=snap(moments.rows), columns=snap(moments.columns))
-    semantic = semantic_map(targets)
-    void = (categories.stuff or categories.things)[0]
-    classes = torch.where(semantic == IGNORE, void, semantic)[:, None]
-    logits = torch.zeros(len(classes), len(categories), *targets.frame.canvas, device=classes.device)
     foreground = thing_mask(targets, categories)[:, None]
     return {
-        "semantic": logits.scatter_(1, classes, CERTAIN),
+        "semantic": class_logits(targets, categories, CERTAIN),
         "centre": centre_heatmap(targets, categories, moments, sigma, rounding),
         "offset": centre_offsets(targets, categories, snapped),
         "foreground": torch.where(foreground, CERTAIN, -CERTAIN),

@@ -21,6 +21,7 @@ import torch
 from panoptic.distributed import alone
 from panoptic.models import (
     DETRConfig,
+    EfficientPSConfig,
     JSISNetConfig,
     Mask2FormerConfig,
     MaskFormerConfig,
@@ -96,6 +97,7 @@ CASES: dict[str, Any] = {
     "detr_panoptic": _DETR["panoptic"],
     "detr_boxes": _DETR["boxes"],
     "detr_dc5_pre_norm": _DETR["dc5_pre_norm"],
+    "efficientps": SMALL[EfficientPSConfig]["group_norm"],
     "maskformer_pyramid": _MASKFORMER["pyramid"],
     "maskformer_encoder": _MASKFORMER["encoder"],
     "mask2former_deformable": _wide_groups(_MASK2FORMER["deformable"]),

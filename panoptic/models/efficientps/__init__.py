@@ -1,0 +1,1 @@
+"""EfficientPS (arXiv 2004.02307)."""

@@ -1,0 +1,55 @@
+"""Convolution, normalisation and leaky ReLU: the block that EfficientPS is made of.
+
+Shapes: B images, C channels, h x w a feature map.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from panoptic.layers.norm import Norm, norm_layer
+
+SLOPE = 0.01
+"""Of the leaky ReLU, everywhere (arXiv 2004.02307, section 3.1)."""
+
+Dilation = tuple[int, int]
+"""Down and across."""
+
+
+class ConvNormLeaky(nn.Module):
+    """Convolution without bias that keeps the size, normalisation, leaky ReLU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, norm: Norm, dilation: Dilation = (1, 1), groups: int = 1
+    ) -> None:
+        super().__init__()
+        padding = dilation[0] * (kernel // 2), dilation[1] * (kernel // 2)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, padding, dilation, groups, bias=False)
+        self.norm = norm_layer(norm, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] to [B, outputs, h, w]."""
+        return F.leaky_relu(self.norm(self.conv(x)), SLOPE, inplace=True)
+
+
+class SeparableConv(nn.Module):
+    """A depthwise 3x3 and a 1x1 convolution, each with norm and leaky ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm, dilation: Dilation = (1, 1)) -> None:
+        super().__init__()
+        self.depthwise = ConvNormLeaky(inputs, inputs, 3, norm, dilation, inputs)
+        self.pointwise = ConvNormLeaky(inputs, outputs, 1, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, h, w] to [B, outputs, h, w]."""
+        return self.pointwise(self.depthwise(x))
+
+
+def initialise(module: nn.Module) -> None:
+    """Normal weights of variance 2 / fan out, and no bias, in every convolution of a head."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
