@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from timm.layers import create_conv2d, make_divisible
+from timm.layers.create_conv2d import create_conv2d
+from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import STEM_AND_STAGES

@@ -8,6 +8,7 @@
 | `detr` | facebookresearch/detr, detection and panoptic (`detr-r50-panoptic-00ce5173.pth`) |
 | `maskformer` | facebookresearch/MaskFormer, both pixel decoders, ResNet and Swin (`.pkl`) |
 | `mask2former` | facebookresearch/Mask2Former, ResNet and Swin (`.pkl`) |
+| `efficientps` | DeepSceneSeg/EfficientPS (`model.pth`) |
 | `transformers` | Hugging Face's DETR, MaskFormer and Mask2Former, versions 4 and 5 |
 
 `convert_backbone` does the same with torchvision's ResNet classifiers.
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import CLASSIFIER
-from panoptic.convert import detr, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
+from panoptic.convert import detr, efficientps, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
 from panoptic.convert.backbones import backbone_config
 from panoptic.convert.family import Family
 from panoptic.convert.files import read_checkpoint
@@ -44,6 +45,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     "detr": (detr.ORIGINAL,),
     "maskformer": (maskformer.ORIGINAL,),
     "mask2former": (mask2former.ORIGINAL,),
+    "efficientps": (efficientps.ORIGINAL,),
     "transformers": (detr.TRANSFORMERS, maskformer.TRANSFORMERS, mask2former.TRANSFORMERS),
 }
 """Every source, and the architectures that it published."""

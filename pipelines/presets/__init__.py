@@ -11,11 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipelines.config import Experiment
-from pipelines.presets import detr, jsis_net, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
+from pipelines.presets import (
+    detr,
+    efficientps,
+    jsis_net,
+    mask2former,
+    maskformer,
+    panoptic_deeplab,
+    panoptic_fcn,
+    panoptic_fpn,
+)
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
     function.__name__.replace("_", "-"): function
-    for module in (panoptic_deeplab, detr, panoptic_fcn, panoptic_fpn, jsis_net, maskformer, mask2former)
+    for module in (panoptic_deeplab, detr, panoptic_fcn, panoptic_fpn, jsis_net, maskformer, mask2former, efficientps)
     for function in module.PRESETS
 }
 """Function of each preset by its name on the command line."""

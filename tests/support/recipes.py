@@ -13,6 +13,8 @@ from typing import Any
 
 from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
+from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.postprocess import Fusion
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
@@ -238,6 +240,36 @@ MASK2FORMER = Recipe(
 """Stuff reaches 92.2, things 81.1. In the way: four things of 26 to 37 pixels are not learnt yet, in classes with few
 others (a microwave, a chair, two vases). At 160 pixels, 300 steps with 1536 points gave 78.9."""
 
+EFFICIENTPS = Recipe(
+    EfficientPSConfig(
+        backbone=BACKBONE,
+        pixel_mean=(123.675, 116.28, 103.53),
+        pixel_std=(58.395, 57.12, 57.375),
+        norm="batch",
+        width=32,
+        semantic_width=32,
+        detector=replace(
+            DETECTOR,
+            regions=replace(
+                DETECTOR.regions,
+                sizes=(8, 16, 32, 64),
+                train_before=200,
+                train_after=100,
+                test_before=200,
+                test_after=100,
+            ),
+            detection=replace(DETECTOR.detection, samples=64),
+            heads=replace(DETECTOR.heads, aligned=True, box_width=64, mask_width=32, mask_layers=2),
+        ),
+        fusion=Fusion(stuff_area=0, inclusive=False),
+    ),
+    short=160,
+    steps=400,
+    lr=3e-3,
+    measured=0.0,
+    least=0.0,
+)
+
 RECIPES: dict[type, Recipe] = {
-    type(recipe.config): recipe for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER)
+    type(recipe.config): recipe for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER, EFFICIENTPS)
 }

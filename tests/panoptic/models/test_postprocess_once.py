@@ -14,6 +14,7 @@ import torch
 
 from panoptic.models.base import Wanted
 from panoptic.models.detr.model import DETRConfig
+from panoptic.models.efficientps.model import EfficientPSConfig
 from panoptic.models.jsis_net import instance_branch
 from panoptic.models.jsis_net.c4_head import C4Head
 from panoptic.models.jsis_net.model import JSISNetConfig
@@ -54,6 +55,14 @@ EXPENSIVE: dict[type, dict[str, int | None]] = {
         "panoptic.rcnn.mask_rcnn.Detector._run_box_head": 1,
         "panoptic.rcnn.mask_rcnn.Detector._run_mask_head": 1,
     },
+    EfficientPSConfig: {
+        "panoptic.models.efficientps.postprocess.paste_detections": IMAGES,
+        "panoptic.models.efficientps.postprocess.SemanticLogits.__init__": IMAGES,
+        "panoptic.models.efficientps.postprocess.fuse": IMAGES,
+        "panoptic.rcnn.mask_rcnn.propose": 1,
+        "panoptic.rcnn.mask_rcnn.Detector._run_box_head": 1,
+        "panoptic.rcnn.mask_rcnn.Detector._run_mask_head": 1,
+    },
     JSISNetConfig: {
         "panoptic.models.jsis_net.postprocess.paste_detections": IMAGES,
         "panoptic.models.jsis_net.postprocess.class_probabilities": IMAGES,
@@ -76,6 +85,7 @@ they are called, and how often a batch of two images calls them; None where that
 NAMES: dict[type, tuple[str, ...]] = {
     PanopticDeepLabConfig: ("standalone", "detectron2"),
     PanopticFPNConfig: ("group_norm",),
+    EfficientPSConfig: ("group_norm",),
     JSISNetConfig: ("own_stage",),
     PanopticFCNConfig: ("plain",),
 }
@@ -129,7 +139,7 @@ def test_everything_calls_each_function_as_often_as_one_part_does(
     assert not count(())
 
 
-@pytest.mark.parametrize("kind", [PanopticFPNConfig, JSISNetConfig])
+@pytest.mark.parametrize("kind", [PanopticFPNConfig, JSISNetConfig, EfficientPSConfig])
 def test_true_detections_run_no_head(kind: type, small_categories, monkeypatch) -> None:
     """Detections and masks that are given take the place of proposals and of both heads."""
     model = build(next(iter(SMALL[kind].values())), small_categories).eval()

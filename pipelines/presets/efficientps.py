@@ -1,0 +1,116 @@
+"""EfficientPS: the published recipes, and small ones for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from panoptic.backbones import Backbone
+from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.postprocess import Fusion
+from panoptic.training.device import Engine
+from panoptic.training.optim import Optim
+from panoptic.transforms import POLICIES, Resize
+from pipelines.config import Data, Experiment, Train
+from pipelines.presets.small import on_photographs, on_scenes
+
+EPOCH = 2975 / 16
+"""Steps of an epoch of Cityscapes' fine annotations, 16 images a step."""
+
+
+def efficientps_b5_cityscapes() -> Experiment:
+    """Cityscapes, EfficientNet-B5: PQ 64.9 (things 61.0, stuff 67.7) from the paper, 64.4 from its code's table.
+
+    The code's recipe: 160 epochs of 16 crops of 1024 x 2048, the rate divided by ten after 120 and 144 epochs. ImageNet
+    weights are needed for that figure: --model.backbone.weights timm. The paper's schedule, 50,000 steps:
+    --train.steps 50000 --optim.milestones 32000 44000 --optim.warmup-steps 200. The rate belongs to 16 images; another
+    batch scales it linearly.
+    """
+    return Experiment(
+        model=EfficientPSConfig(),
+        data=Data(root="", train="train", val="val"),
+        augment=POLICIES["efficientps"],
+        resize=Resize(),
+        optim=Optim(
+            optimiser="sgd",
+            lr=0.07,
+            scale_lr="linear",
+            lr_batch=16,
+            weight_decay=1e-4,
+            decay="all",
+            schedule="multistep",
+            milestones=(round(120 * EPOCH), round(144 * EPOCH)),
+            warmup_steps=500,
+            warmup_factor=1 / 3,
+            clip_norm=35.0,
+        ),
+        engine=Engine(precision="bfloat16", channels_last=True),
+        train=Train(steps=round(160 * EPOCH), batch=16, workers=16, sync_bn=True, validate_every=2000, gpu="yes"),
+    )
+
+
+def efficientps_b5_mapillary() -> Experiment:
+    """Mapillary Vistas, EfficientNet-B5: the pretraining of the paper's best Cityscapes models (PQ 67.5 after it).
+
+    Cityscapes' recipe on crops of 1024 x 2048 of images whose sizes vary, for 192,000 steps: a schedule that was not
+    checked against the paper, whose PQ on Mapillary is not at hand.
+    Images of up to 22 megapixels are evaluated with their long side at 2048 pixels.
+    """
+    base = efficientps_b5_cityscapes()
+    return replace(
+        base,
+        resize=Resize(short=1536, longest=2048, antialias=True),
+        optim=replace(base.optim, milestones=(144_000, 176_000)),
+        train=replace(base.train, steps=192_000, validate_every=10_000),
+    )
+
+
+def efficientps_scenes() -> Experiment:
+    """Drawn scenes on two CPU workers, from scratch. Its PQ has not been measured yet.
+
+    `python jobs/train.py efficientps-scenes`
+    """
+    return on_scenes(
+        replace(_small(stuff_area=64), backbone=Backbone(name="resnet10t")),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.02, warmup_steps=50, clip_norm=5.0, ema=0.99),
+        Train(steps=500, batch=8, workers=2, validate_every=250, log_every=40),
+        crop=(160, 224),
+    )
+
+
+def efficientps_pedestrians() -> Experiment:
+    """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), from scratch on two CPU cores.
+
+    A backbone of the size of EfficientNet-B0. Its PQ has not been measured yet.
+    `python jobs/train.py efficientps-pedestrians --data.root FOLDER`
+    """
+    return on_photographs(
+        _small(stuff_area=128),
+        Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0, ema=0.99),
+        Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
+    )
+
+
+def _small(stuff_area: int) -> EfficientPSConfig:
+    """For CPU cores and training from scratch: narrow pyramid and heads, few regions, plain batch norms.
+
+    Masks are drawn where they were learnt (`fusion.inclusive` off): a pixel counts on small images.
+    """
+    regions, detection, heads = DETECTOR.regions, DETECTOR.detection, DETECTOR.heads
+    limits = {"train_before": 400, "train_after": 300, "test_before": 400, "test_after": 200}
+    return EfficientPSConfig(
+        backbone=Backbone(name="efficientps_b0", norm="batch"),
+        norm="batch",
+        width=64,
+        semantic_width=48,
+        detector=replace(
+            DETECTOR,
+            regions=replace(regions, sizes=(16, 32, 64, 128), **limits),
+            detection=replace(detection, samples=64),
+            heads=replace(heads, aligned=True, box_width=256, mask_width=64, mask_layers=2, precision="bfloat16"),
+        ),
+        fusion=Fusion(stuff_area=stuff_area, inclusive=False),
+    )
+
+
+PRESETS = (efficientps_b5_cityscapes, efficientps_b5_mapillary, efficientps_scenes, efficientps_pedestrians)
+"""Presets of this file; a function's name with hyphens is that of the preset."""
