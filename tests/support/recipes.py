@@ -266,9 +266,10 @@ EFFICIENTPS = Recipe(
     short=160,
     steps=400,
     lr=3e-3,
-    measured=0.0,
-    least=0.0,
+    measured=85.9,
+    least=80,
 )
+"""As Panoptic FPN's, with a level of anchors less."""
 
 RECIPES: dict[type, Recipe] = {
     type(recipe.config): recipe for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER, EFFICIENTPS)
