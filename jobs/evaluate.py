@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import NonNegativeFloat, NonNegativeInt
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt, ThreadCount
 from pipelines.config import Actors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -78,7 +78,7 @@ class Options:
     """Worst and typical images in the report, so many each; by default 12."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
-    threads: NonNegativeInt = 0
+    threads: ThreadCount = 0
     """Torch threads of each; 0 = one."""
     map_prediction: str = ""
     """Class map (JSON, see the README) that makes the data's classes of the model's."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import NonNegativeInt
+from panoptic.ranges import ThreadCount
 from pipelines.config import Actors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -52,7 +52,7 @@ class Options:
     """Write the merged model here, as a checkpoint; empty = nowhere."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
-    threads: NonNegativeInt = 0
+    threads: ThreadCount = 0
     """Torch threads of each; 0 = one."""
     tracking: Store = field(default_factory=Store)
     """MLflow."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import NonNegativeInt
+from panoptic.ranges import ThreadCount
 from pipelines.config import Actors
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,7 +54,7 @@ class Options:
     """Leave out AP, which takes time where instances are many."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
-    threads: NonNegativeInt = 0
+    threads: ThreadCount = 0
     """Torch threads of each; 0 = one."""
     tracking: Store = field(default_factory=Store)
     """MLflow."""

@@ -25,6 +25,12 @@ PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
 OddInt = Annotated[int, Ge(1), Predicate(odd)]
 """Side of a window with a middle."""
+Side = Annotated[int, Interval(ge=1, le=65535)]
+"""Pixels of a side of an image: what JPEG can hold."""
+SideOrZero = Annotated[int, Interval(ge=0, le=65535)]
+"""The same, with 0 where the option is off."""
+ThreadCount = Annotated[int, Interval(ge=0, le=1024)]
+"""Threads of a process; 0 where that means a number of its own."""
 ByteInt = Annotated[int, Interval(ge=0, le=255)]
 FiniteFloat = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 PositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
@@ -35,6 +41,9 @@ PositiveUnitFloat = Annotated[float, Interval(gt=0, le=1)]
 """A share that cannot be nothing."""
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 """Share that a moving average keeps, or dropout drops; with 1 nothing new would come through."""
+
+LARGEST = 2**32 - 1
+"""The largest whole number of any option: what seeds are in NumPy, and more than any size or count can be."""
 
 NOT_EMPTY = MinLen(1)
 """`Annotated[tuple[PositiveInt, ...], NOT_EMPTY]` has one value at least."""
@@ -77,6 +86,8 @@ def _problems(kind: Any, value: Any, path: str) -> Iterator[str]:
     elif value is not None and type(None) in inner:  # `X | None`
         for member in inner:
             yield from _problems(member, value, path) if member is not type(None) else ()
+    elif kind is int and abs(value) > LARGEST:
+        yield f"{path}: {_shown(value)}, but whole numbers go to {LARGEST}"
 
 
 def _holds(limit: Any, value: Any) -> bool:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from tyro.constructors import PrimitiveConstructorSpec
 
 from panoptic.models import Architecture
-from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, check_ranges
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, check_ranges
 from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
 from panoptic.transforms import Augment, Resize
@@ -104,9 +104,9 @@ class Store:
 class Scenes:
     """The drawn data set that stands in where no data is given."""
 
-    train: PositiveInt = 800
+    train: Annotated[int, Interval(ge=1, le=10**6)] = 800
     """Number of training scenes."""
-    val: PositiveInt = 96
+    val: Annotated[int, Interval(ge=1, le=10**6)] = 96
     """Number of validation scenes (other seeds than any training scene)."""
     seed: NonNegativeInt = 0
     """Seed of the drawing."""
@@ -163,7 +163,7 @@ class Train:
     """Train on GPUs: `auto` when the cluster has at least one per worker."""
     cpus_per_worker: NonNegativeFloat = 0.0
     """CPUs that Ray reserves for a worker; 0 = one, or half a one on a small machine, so that Ray Data keeps room."""
-    threads: NonNegativeInt = 0
+    threads: ThreadCount = 0
     """Torch threads of a worker; 0 = the machine's cores divided by the workers on it."""
     sync_bn: bool = False
     """Share batch-norm statistics over workers (GPU only; ignored with a warning on CPU)."""
@@ -318,7 +318,7 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
             changed = _cli(config, arguments)
     except SystemExit as error:
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", stderr.getvalue() + stdout.getvalue())
+        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{9,}|For full helptext.*", "", stderr.getvalue() + stdout.getvalue())
         named = [path for path in changes if path.replace("_", "-") in text] or list(changes)
         raise ValueError(f"{', '.join(named)}: {' '.join(text.split())}") from error
     if ranges:

@@ -159,17 +159,27 @@ def check_finite(weights: Mapping[str, Tensor], name: str = "checkpoint") -> Non
         )
 
 
-def build_model(checkpoint: Mapping[str, Any], ema: bool = True) -> PanopticModel:
+def build_model(checkpoint: Mapping[str, Any], ema: bool = True, name: str = "checkpoint") -> PanopticModel:
     """The model of a checkpoint, on the CPU, in evaluation mode.
 
     Args:
         ema: take the averaged weights where the checkpoint has them; they are what validation evaluated.
+        name: of the file, for error messages.
 
     Raises:
-        ValueError: unknown class or field, or weights that do not fit.
+        ValueError: unknown class or field, values that make no model, or weights that do not fit.
     """
-    model = read_config(without_download(checkpoint["config"])).build(read_categories(checkpoint))
-    load_weights(model, chosen_weights(checkpoint, ema))
+    weights = chosen_weights(checkpoint, ema)
+    try:
+        config, categories = read_config(without_download(checkpoint["config"])), read_categories(checkpoint)
+        with torch.device("meta"):  # a size that was changed takes no memory
+            blueprint = config.build(categories)
+    except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError) as error:
+        told = "; ".join(str(error).splitlines()).removeprefix("checkpoint: ")
+        raise ValueError(f"{name}: {told[:500]}; the file makes no model, take another one") from error
+    check_fit(blueprint, weights, name)
+    model = config.build(categories)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -196,31 +206,42 @@ def restore(
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], name: str = "checkpoint") -> None:
-    """Load every weight of a model, or none if any key or shape differs.
+    """Load every weight of a model, or none if any does not fit; arguments and errors are those of `check_fit`."""
+    check_fit(model, weights, name)
+    model.load_state_dict(dict(weights))
+
+
+def check_fit(model: nn.Module, weights: Mapping[str, Tensor], name: str = "checkpoint") -> None:
+    """Compare weights with those of a model, which may lie on the meta device.
 
     Args:
         name: of the weights, for error messages.
 
     Raises:
-        ValueError: lists the keys that are missing, unexpected or of another shape.
+        ValueError: lists the keys that are missing, unexpected, of another shape or kind of number, in one line.
     """
     problems = compare(model, weights)
     if any(problems.values()):
-        lines = [f"  {kind}: {shortened(keys)}" for kind, keys in problems.items() if keys]
-        raise ValueError(f"{name}: does not fit {type(model).__name__}\n" + "\n".join(lines))
-    model.load_state_dict(dict(weights))
+        parts = [f"{kind}: {shortened(keys)}" for kind, keys in problems.items() if keys]
+        raise ValueError(f"{name}: does not fit {type(model).__name__}; {'; '.join(parts)}")
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The keys that do not fit a model: `missing` from `weights`, `unexpected` in it, or of `another shape`."""
+    """The keys that do not fit a model: `missing` from `weights`, `unexpected` in it, of `another shape` or kind."""
     own = model.state_dict()
+    shared = sorted(own.keys() & weights.keys())
     return {
         "missing": sorted(own.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - own.keys()),
         "another shape": [
             f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
-            for key in sorted(own.keys() & weights.keys())
+            for key in shared
             if own[key].shape != weights[key].shape
+        ],
+        "another kind of numbers": [  # PyTorch would cut them in silence
+            f"{key} (file {weights[key].dtype}, model {own[key].dtype})"
+            for key in shared
+            if own[key].is_floating_point() != weights[key].is_floating_point()
         ],
     }
 

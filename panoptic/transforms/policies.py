@@ -12,10 +12,11 @@ from panoptic.ranges import (
     NOT_EMPTY,
     ByteInt,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PositiveUnitFloat,
+    Side,
+    SideOrZero,
     UnitFloat,
 )
 from panoptic.transforms.colour import Colour004
@@ -29,30 +30,30 @@ PIXEL_MEAN = (123, 116, 103)
 class Augment:
     """Augmentation of training images: scale, padding, crop, colours and flip."""
 
-    fit: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    fit: tuple[SideOrZero, SideOrZero] = (0, 0)
     """First shrink or upsample to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
-    size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    size: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     scale: Literal["none", "factor", "short", "jitter", "ratio"] = "none"
     """Random scale: a factor from --factors; a short side from --sides up to --longest; jitter or ratio: as large as
     fits a factor times --target."""
     factors: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 2.0, 0.1)
     """Smallest factor, largest factor, step; all equally likely (jitter and ratio: any between)."""
-    sides: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
+    sides: Annotated[tuple[Side, ...], NOT_EMPTY] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
     """Short sides in pixels, all equally likely; a single one only resizes."""
     longest: PositiveInt = 4096
     """The long side never exceeds this many pixels (scale short)."""
     rule: SizeRule = "detectron2"
     """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
-    target: tuple[PositiveInt, PositiveInt] = (1024, 1024)
+    target: tuple[Side, Side] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
-    early_crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    early_crop: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Smallest and largest side of a crop taken before the scale, at --early-sides (DETR: 384 600); 0 0 = off."""
-    early_sides: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (400, 500, 600)
+    early_sides: Annotated[tuple[Side, ...], NOT_EMPTY] = (400, 500, 600)
     """Short sides, all equally likely, to which the image is scaled for it."""
     early_chance: UnitFloat = 0.5
     """Probability of that crop."""
-    crop: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    crop: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Height and width of a random crop, odd sizes too; 0 = the whole side."""
     crop_corner: Literal["free", "diagonal"] = "free"
     """free: any corner; diagonal: the same share of what is left over on both axes (large-scale jitter)."""
@@ -104,17 +105,17 @@ class Augment:
 class Resize:
     """Resizing of evaluation images. Their truth is kept at the source's size besides."""
 
-    short: NonNegativeInt = 0
+    short: SideOrZero = 0
     """Short side in pixels; 0 keeps the source's size."""
     longest: PositiveInt = 4096
     """The long side never exceeds this many pixels."""
     rule: SizeRule = "detectron2"
     """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
-    fit: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    fit: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
-    size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    size: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Instead of --short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
-    canvas: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    canvas: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
 
     This is batch padding: it lies outside `Frame.sizes`, so nothing that is predicted there counts."""

@@ -27,8 +27,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Interval
 from torch import Tensor
 
 from panoptic.ranges import NonNegativeInt, PositiveFloat, PositiveInt
@@ -64,7 +65,7 @@ class FeedConfig:
 
     decode: Literal["collate", "map"] = "collate"
     """Decode and augment in threads of the training process, or in Ray Data's tasks (spare CPUs, other machines)."""
-    threads: PositiveInt = 2
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Decoding threads of each worker (collate, evaluation)."""
     reads: NonNegativeInt = 0
     """Rows that each worker reads at a time (collate); 0 = 4 from a disk, 32 from S3."""

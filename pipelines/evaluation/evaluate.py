@@ -72,13 +72,16 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
         packaged = mlflow_model.load_packaged(uri, tracking_uri)
         return Stored(packaged.model, dict(packaged.experiment))
     record = load_checkpoint(uri)
-    return Stored(build_model(record), dict(record["experiment"]))
+    return Stored(build_model(record, name=uri), dict(record["experiment"]))
 
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
     """`base` with the evaluation view, precision and batch that the stored model was evaluated with."""
     view = {path: value for path, value in stored.options.items() if path.startswith(VIEW)}
-    return override(base, view, ranges=False)
+    try:
+        return override(base, view, ranges=False)
+    except ValueError as error:
+        raise ValueError(f"options that are stored with the model: {error}; its file was changed") from error
 
 
 @dataclass(frozen=True)

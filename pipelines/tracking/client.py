@@ -90,6 +90,8 @@ def _alone(uri: str) -> Iterator[None]:
 def sqlite_uri(path: str) -> str:
     """The URI of a SQLite file, with what SQLAlchemy would take for something else (`?`, `%20`) quoted.
 
+    MLflow 3.14 makes an empty folder of the quoted name beside such a file, and uses the right one.
+
     Raises:
         ValueError: SQLAlchemy would open another file, whatever is quoted.
     """

@@ -129,7 +129,8 @@ def read_package(paths: Mapping[str, str | Path]) -> Packaged:
     check_finite(weights, str(paths["weights"]))
     categories = _read_json(paths["categories"])
     check_entries(categories, str(paths["categories"]))
-    model = build_model({"config": config["model"], "categories": categories, "weights": weights, "ema": None})
+    record = {"config": config["model"], "categories": categories, "weights": weights, "ema": None}
+    model = build_model(record, name=str(Path(paths["config"]).parent))
     return Packaged(model, from_plain(Resize, config["resize"], "resize"), config["experiment"])
 
 

@@ -155,8 +155,11 @@ def meta_model(experiment: Experiment, categories: Categories = STAND_IN) -> tor
     Raises:
         ValueError: the options do not make a model.
     """
-    with torch.device("meta"):
-        return _untrained(experiment).build(categories)
+    try:
+        with torch.device("meta"):
+            return _untrained(experiment).build(categories)
+    except (RuntimeError, ArithmeticError, TypeError, IndexError, KeyError) as error:  # torch's own, of odd sizes
+        raise ValueError(f"the options of model do not make one ({' '.join(str(error).split())[:300]})") from error
 
 
 def _untrained(experiment: Experiment) -> Any:

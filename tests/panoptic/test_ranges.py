@@ -55,6 +55,9 @@ class Outer:
         ({"most": 0}, "most: 0, but it must be 1 or more"),
         ({"window": (0, 3)}, "window[0]: 0, but it must be 1 or more"),
         ({"inner": Inner(1.5)}, "inner.share: 1.5, but it must be 0 or more and at most 1"),
+        ({"count": 2**32}, "count: 4294967296, but whole numbers go to 4294967295"),
+        ({"noted": -(2**32)}, "noted: -4294967296, but whole numbers go to 4294967295"),
+        ({"window": (1, 2**40)}, "window[1]: 1099511627776, but whole numbers go to 4294967295"),
         ({"anything": Inner(-1.0)}, "anything.share: -1.0, but it must be 0 or more and at most 1"),
     ],
 )

@@ -66,6 +66,21 @@ def test_what_means_nothing_is_refused_by_name(path: str, value: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(("train.seed", 10**24), ("train.steps", 10**24), ("data.limit", 2**40), ("train.threads", 2000)),
+        *(("feed.threads", 2000), ("data.scenes.train", 10**7), ("augment.crop", (70000, 70000))),
+        *(("resize.canvas", (70000, 1)), ("model.aspp_channels", 2**32), ("model.top_k", 2**32)),
+    ],
+    ids=str,
+)
+def test_a_number_beyond_all_sizes_is_refused_by_name(path: str, value: Any) -> None:
+    """They overflowed in a worker, or took all memory, after the shards were prepared."""
+    with pytest.raises(ValueError, match=rf"^{path}(\[\d\])?: .*, but (it must be .* at most|whole numbers go to)"):
+        override(PRESETS["demo"](), {path: value})
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets_keep_their_ranges(name: str) -> None:
     check_ranges(PRESETS[name]())

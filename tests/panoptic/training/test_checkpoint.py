@@ -244,3 +244,46 @@ def test_a_record_that_holds_itself_is_read_once():
     torch.save(record, file)
     file.seek(0)
     assert checkpoint.load(file)["step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config": {"backbone.width": -5}}, "makes no model"),
+        ({"config": {"backbone.width": 10**15}}, "does not fit Tiny; another shape"),
+        ({"config": {"backbone.width": 2**63}}, "makes no model"),
+        ({"config": {"rates": "x"}}, "makes no model"),
+        ({"config": {"depth": 3}}, "unknown field depth"),
+        ({"config": {"class": "os.system"}}, "architecture 'os.system' is not known"),
+        (
+            {"weights": {"head.bias": torch.ones(3, dtype=torch.int64)}},
+            "another kind of numbers: head.bias (file torch.i",
+        ),
+        ({"weights": {"head.bias": torch.ones(3, dtype=torch.complex64)}}, "another kind of numbers: head.bias"),
+        ({"weights": {"head.more": torch.ones(3)}}, "unexpected: head.more"),
+        ({"categories": "twice"}, "the id 1 of categories appears more than once; "),
+    ],
+)
+def test_what_makes_no_model_is_told_with_the_file_in_one_line(changes, words):
+    """Sizes that were changed took memory, or ended in torch's own text; numbers of another kind were cut."""
+    record = saved()
+    for path, value in changes.get("config", {}).items():
+        *above, name = path.split(".")
+        node = record["config"]
+        for part in above:
+            node = node[part]
+        node[name] = value
+    record["weights"] = {**record["weights"], **changes.get("weights", {})}
+    if "categories" in changes:
+        record["categories"] = record["categories"][:1] * 2
+    with pytest.raises(ValueError, match=r"^folder/x\.pt: ") as refused:
+        checkpoint.build_model(record, name="folder/x.pt")
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_weights_of_half_precision_are_taken():
+    record = saved()
+    record["weights"] = {
+        key: value.half() if value.is_floating_point() else value for key, value in record["weights"].items()
+    }
+    assert checkpoint.build_model(record).head.bias.dtype == torch.float32
