@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from pipelines.cluster import session
+from pipelines.cluster import session, storage
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def each(
 
     Raises:
         ValueError: as the function raises it, or there are fewer GPUs than actors.
+        storage.Unavailable: a store was away for longer than it is waited for.
         Killed: an item's actor died over it again and again.
     """
     if not items:
@@ -85,10 +86,12 @@ def each(
             raise Killed(None if row["number"] < 0 else items[row["number"]], value)
         if kind == _REFUSED:
             raise ValueError(value)
+        if kind == _AWAY:
+            raise storage.Unavailable(value)
         yield value
 
 
-_DONE, _REFUSED, _KILLED = range(3)
+_DONE, _REFUSED, _KILLED, _AWAY = range(4)
 
 
 def _dataset(build: Callable, arguments: tuple, items: Sequence[Any], shares: Shares) -> Any:
@@ -147,6 +150,8 @@ class _Actor:
             self._work = build(*ray.get(arguments))
         except ValueError as error:  # raised here it would only start the actor again
             self._error = 0, (_REFUSED, str(error))
+        except storage.Unavailable as error:
+            self._error = 0, (_AWAY, str(error))
         ray.get(journal.ready.remote())
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +168,8 @@ class _Actor:
             return number, (_DONE, self._work(pickle.loads(item)))
         except ValueError as error:
             return number, (_REFUSED, str(error))
+        except storage.Unavailable as error:
+            return number, (_AWAY, str(error))
 
 
 class Shares(NamedTuple):

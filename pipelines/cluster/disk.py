@@ -70,12 +70,9 @@ def size(count: int) -> str:
 
 
 def find_full(error: BaseException) -> BaseException | None:
-    """The error of a full disk among an error and those that it began with: a `DiskFull` if there is one.
-
-    Errors of Ray name the ones that they began with in attributes of their own.
-    """
-    parts = _parts(error, set())
-    return next((part for part in parts if isinstance(part, DiskFull)), next(filter(_says_full, parts), None))
+    """The error of a full disk among an error and those that it began with: a `DiskFull` if there is one."""
+    found = parts(error)
+    return next((part for part in found if isinstance(part, DiskFull)), next(filter(_says_full, found), None))
 
 
 def _says_full(error: BaseException) -> bool:
@@ -89,8 +86,15 @@ def names_full(text: str) -> bool:
     return any(message in text for message in MESSAGES)
 
 
+def parts(error: BaseException) -> list[BaseException]:
+    """An error and everything that it began with, each once.
+
+    Errors of Ray name the ones that they began with in attributes of their own.
+    """
+    return _parts(error, set())
+
+
 def _parts(error: BaseException, seen: set[int]) -> list[BaseException]:
-    """An error and everything that it began with, each once."""
     if id(error) in seen:
         return []
     seen.add(id(error))

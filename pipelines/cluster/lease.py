@@ -60,6 +60,10 @@ class Content(TypedDict):
     machine: NotRequired[str]
 
 
+_left: set[str] = set()
+"""Owners of this process that could not give up their leases, since the store was away."""
+
+
 class Busy(OSError):
     """Another process holds a lease; whoever tries again later may get it."""
 
@@ -88,14 +92,17 @@ class Lease:
     def kept(self) -> Iterator[None]:
         """Renewed in the background; given up at the end.
 
-        A store that errs now and then ends neither the renewals nor the work, which may be done by then.
+        A store that errs now and then ends neither the renewals nor the work, which may be done by then. One that was
+        away at the last renewal is not asked again at the end: the lease expires by itself.
         """
-        stop = threading.Event()
+        stop, reached = threading.Event(), True
 
         def renewing() -> None:
+            nonlocal reached
             pause = self.seconds / 3
             while not stop.wait(pause):
-                pause = self.seconds / (3 if self._renewed() else 10)
+                reached = self._renewed()
+                pause = self.seconds / (3 if reached else 10)
 
         thread = threading.Thread(target=renewing, daemon=True)
         thread.start()
@@ -104,7 +111,8 @@ class Lease:
         finally:
             stop.set()
             thread.join()
-            self._renewed(0)
+            if not (reached and self._renewed(0)):
+                _left.add(self.owner)
 
     def _renewed(self, seconds: float | None = None) -> bool:
         """Renew it unless somebody followed; False where the store erred."""
@@ -248,7 +256,9 @@ def _began(pid: int) -> str | None:
 
 
 def _alive(holding: Mapping[str, Any]) -> bool | None:
-    """True if the holder's process exists; None where that cannot be seen from here."""
+    """True if the holder's process exists and has not left; None where that cannot be seen from here."""
+    if holding.get("owner") in _left:
+        return False
     if holding.get("machine") != _machine() or "pid" not in holding:
         return None
     return _began(int(holding["pid"])) == holding.get("began")

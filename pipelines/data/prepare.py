@@ -49,8 +49,8 @@ FEWEST_ROWS = 16
 FORMER_SUFFIX = ".parquet"
 """Of the shards of schema version 1."""
 
-FULL = "full"
-"""Key of a report that says only that the disk is full."""
+FULL, AWAY = "full", "away"
+"""Keys of a report that says only that the disk is full, or the store away."""
 
 
 def read_row(row: Mapping[str, Any]) -> Sample:
@@ -288,9 +288,11 @@ def _check_room(source: Source, out: str) -> None:
 def _write_or_tell(
     rows: pa.Table, out: str, categories: Categories, decode: Decode, orientation: Orientation
 ) -> pa.Table:
-    """`write_shard`; a disk that is full comes back as a row, where an error would make Ray Data print pages."""
+    """`write_shard`; a full disk or an absent store comes back as a row: an error would make Ray Data print pages."""
     try:
         return write_shard(rows, out, categories, decode, orientation)
+    except storage.Unavailable as error:
+        return pa.table({"report": [json.dumps({AWAY: str(error)})]})
     except OSError as error:
         if disk.find_full(error) is None:
             raise
@@ -371,6 +373,8 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) ->
         content = json.loads(row["report"])
         if FULL in content:
             raise disk.DiskFull(content[FULL])
+        if AWAY in content:
+            raise storage.Unavailable(content[AWAY])
         reports.append(Report(**content))
     return sorted(reports, key=lambda report: report.path)
 

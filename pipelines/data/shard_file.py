@@ -98,9 +98,8 @@ def open_shard(shard: ShardFile, header: int, schema: pa.Schema) -> pa.NativeFil
         ValueError: the file is missing, has another size than was written, or is no shard; names it and the remedy.
         OSError: it could not be read.
     """
-    filesystem, path = storage.resolve(shard.uri)
     try:
-        file = filesystem.open_input_file(path)
+        file = storage.open_file(shard.uri)
     except FileNotFoundError as error:
         raise ValueError(f"{shard.uri}: the shard is missing; prepare the shards again") from error
     size = file.size()

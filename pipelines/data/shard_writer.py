@@ -136,6 +136,8 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
                 "image_id": row["image_id"],
             }
             return _Good(columns, row_digest(columns, truth), mismatches, Counter(kinds) + Counter(repairs))
+    except storage.Unavailable:  # says nothing about the image
+        raise
     except (ValueError, OSError) as error:
         return Problem(name, str(error).removeprefix(f"{name}: "))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs
 from torch import nn
 
 from panoptic.metrics.report import Evaluation, metrics, table
@@ -42,6 +43,7 @@ def checkpoint(state: State, evaluation: Evaluation) -> None:
 
     Raises:
         DiskFull: of the temporary folder or of the run's storage.
+        storage.Unavailable: S3 did not take the checkpoint, for as long as it is waited for.
     """
     import ray.train
     from ray.train import CheckpointConsistencyMode
@@ -58,8 +60,25 @@ def checkpoint(state: State, evaluation: Evaluation) -> None:
                 {"score": state.experiment.train.rank(values), "step": state.step, **values},
                 checkpoint=written,
                 checkpoint_dir_name=f"step_{state.step:06d}",
+                checkpoint_upload_fn=_upload if "://" in state.job.folder else None,
             )
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+
+def _upload(checkpoint: Any, name: str) -> Any:
+    """Copy a checkpoint to S3 as Ray Train does it, with an error that names the place.
+
+    Raises:
+        storage.Unavailable: S3 did not take it.
+    """
+    import ray.train
+
+    place: Any = ray.train.get_context().get_storage()
+    path = f"{place.experiment_fs_path}/{name}"
+    with storage.naming(f"s3://{path}", "written"):
+        # threads of an upload may wait for each other: github.com/apache/arrow/issues/32372
+        fs.copy_files(checkpoint.path, path, destination_filesystem=place.storage_filesystem, use_threads=False)
+    return ray.train.Checkpoint(path, place.storage_filesystem)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     Raises:
         ValueError: options, data or cluster cannot work; nothing has been started then.
         DiskFull: the disk of the storage is full, or too small for what is kept.
+        storage.Unavailable: S3 was away for longer than it is waited for; the same command goes on.
         lease.Busy: another process trains under this name.
         ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times. The run is
             marked FAILED and can be continued under its name.
@@ -150,18 +151,19 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
 
 
 def _fit_or_tell(job: Job, callbacks: Any) -> Any:
-    """The result of Ray Train; a full disk, which it wraps several times, is told in one line.
+    """The result of Ray Train; a full disk and a store that is away, which it wraps, are told in one line.
 
     Raises:
         DiskFull: the disk of the storage is full.
+        storage.Unavailable: S3 was away for longer than it is waited for.
     """
     try:
         return _fit(job, callbacks)
     except Exception as error:  # of Ray Train, whose classes are imported with it
-        full = disk.find_full(error)
-        if full is None:
+        told = told_in_a_line(error, job.folder)
+        if told is None:
             raise
-        raise told_full(full, job.folder) from error
+        raise told from error
 
 
 @contextmanager
@@ -292,26 +294,40 @@ def _stored_options(experiment: Experiment) -> dict[str, Any]:
     return masked_values(json.loads(json.dumps(flatten(experiment))))
 
 
-def told_full(error: BaseException, folder: str) -> disk.DiskFull:
-    """The full disk that a worker or Ray Train met, in one line."""
-    if isinstance(error, disk.DiskFull):
-        return disk.DiskFull(str(error))
-    lines = [line.strip() for line in str(error).splitlines() if disk.names_full(line)]
-    return disk.DiskFull(f"{folder}: {lines[0] if lines else error}. {disk.REMEDY}")
+def told_in_a_line(error: BaseException, folder: str) -> OSError | None:
+    """The full disk or the absent store that a worker or Ray Train met, in one line; None where it was neither.
+
+    Ray Train's controller writes to S3 by itself: an OSError of its own, of a run on S3, is the store's.
+    """
+    full = disk.find_full(error)
+    if isinstance(full, disk.DiskFull):
+        return disk.DiskFull(str(full))
+    if full is not None:
+        lines = [line.strip() for line in str(full).splitlines() if disk.names_full(line)]
+        return disk.DiskFull(f"{folder}: {lines[0] if lines else full}. {disk.REMEDY}")
+    parts = disk.parts(error)
+    away = next((part for part in parts if isinstance(part, storage.Unavailable)), None)
+    if away is None and "://" in folder:
+        raw = next((part for part in parts if type(part) is OSError), None)
+        away = raw and storage.Unavailable(f"{folder}: could not be read or written: {' '.join(str(raw).split())}")
+    return away and storage.Unavailable(f"{away}. When the store is back, the same command goes on")
 
 
-def stop_when_full() -> Any:
-    """A callback of Ray Train that ends a run at once when a worker finds a disk full: a restart would not empty it."""
+def stop_at_once() -> Any:
+    """A callback of Ray Train that ends a run when a worker finds a disk full or a store away, in place of a restart.
+
+    A restart would not empty the disk, and the store was waited for already.
+    """
     from ray.train import UserCallback
 
-    class StopWhenFull(UserCallback):
+    class StopAtOnce(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
-                full = disk.find_full(error)
-                if full is not None:
-                    raise told_full(full, run_context.run_config.name)
+                told = told_in_a_line(error, run_context.run_config.name)
+                if told is not None:
+                    raise told
 
-    return StopWhenFull()
+    return StopAtOnce()
 
 
 def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
@@ -332,7 +348,7 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             name=experiment.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[*callbacks, stop_when_full()],
+            callbacks=[*callbacks, stop_at_once()],
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=experiment.train.max_failures),
             checkpoint_config=CheckpointConfig(

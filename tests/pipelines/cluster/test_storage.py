@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import socket
-import subprocess
-import sys
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,49 +14,26 @@ import numpy as np
 import pytest
 
 from pipelines.cluster import storage
-
-ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+from tests.support.s3_proxy import S3Proxy, one_in
+from tests.support.s3_server import ENVIRONMENT, s3_server
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
+def s3() -> Iterator[str]:
     """The endpoint of an S3 of our own."""
-    pytest.importorskip("moto", reason="moto[server] is in the extra `dev`")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait()
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     """`s3://…`, a bucket of the test's own."""
     import boto3
 
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": s3_server}.items():
+    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": s3}.items():
         monkeypatch.setenv(name, value)
     name = "b" + request.node.name.lower().replace("_", "-")[:40].replace("[", "-").strip("]-")
-    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=name)
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=name)
     return f"s3://{name}"
 
 
@@ -240,10 +216,99 @@ def test_a_put_whose_answer_was_lost_is_our_own(bucket: str, monkeypatch: pytest
 
 
 def test_a_store_that_is_away_is_an_os_error(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}.items():
+    for name, value in {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", storage.PATIENCE: "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(OSError, match="could not be created"):
         storage.create(storage.join(bucket, "key"), b"x")
+
+
+@pytest.fixture
+def proxy(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """Between us and the S3 of our own, with little patience: 4 attempts with pauses of 0.15 s, 1 s for an answer."""
+    proxy = S3Proxy(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.uri)
+    monkeypatch.setenv(storage.PATIENCE, "0.2")
+    yield proxy
+    proxy.stop()
+
+
+OPERATIONS = {
+    "read": lambda root: storage.read_bytes(f"{root}/file"),
+    "write": lambda root: storage.write_bytes(f"{root}/file", b"x"),
+    "list": lambda root: storage.list_files(root),
+    "exists": lambda root: storage.exists(f"{root}/file"),
+    "delete": lambda root: storage.delete(f"{root}/file"),
+    "create": lambda root: storage.create(f"{root}/new", b"x"),
+}
+
+
+@pytest.mark.parametrize("fault", ["refuse", "busy", "drop", "silent"])
+def test_nothing_waits_without_end_for_a_store(
+    bucket: str, proxy: S3Proxy, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each operation asks again, gives up within its bound, and works once the store does."""
+    if fault == "silent":  # whose attempts take a second each
+        monkeypatch.setenv(storage.PATIENCE, "0")
+    storage.write_bytes(f"{bucket}/a/file", b"one")
+    patience = storage.waits()
+    longest = sum(patience.pauses()) + (patience.retries + 1) * (patience.answer if fault == "silent" else 0)
+    for name in ("read", "create") if fault == "silent" else OPERATIONS:
+        if fault == "refuse":
+            proxy.stop()
+        else:
+            proxy.fault = lambda method, path: fault
+        asked, begin = proxy.times(fault), time.monotonic()
+        with pytest.raises(storage.Unavailable, match=r"^s3://\S+: could not be .*\w") as told:
+            OPERATIONS[name](f"{bucket}/a")
+        assert sum(patience.pauses()) <= time.monotonic() - begin < longest + 1.5, name
+        assert "\n" not in str(told.value) and "AWS Error" not in str(told.value)
+        assert fault == "refuse" or proxy.times(fault) - asked > patience.retries
+        if fault == "refuse":
+            proxy.start()
+        proxy.fault = lambda method, path: ""
+    assert storage.read_bytes(f"{bucket}/a/file") == b"one" and storage.create(f"{bucket}/a/new", b"x")
+
+
+@pytest.mark.slow  # libcurl measures the speed over some seconds
+def test_an_answer_that_stops_half_way_is_asked_for_again(bucket: str, proxy: S3Proxy) -> None:
+    storage.write_bytes(f"{bucket}/file", bytes(range(256)))
+    proxy.fault = lambda method, path: "stall" if method == "GET" and not proxy.times("stall") else ""
+    assert storage.read_bytes(f"{bucket}/file") == bytes(range(256)) and proxy.times("stall") == 1
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "lose"])
+def test_what_fails_now_and_then_is_done(bucket: str, proxy: S3Proxy, fault: str) -> None:
+    """Every fourth request fails, some of them after they were done."""
+    proxy.fault = one_in(4, fault)
+    check_round_trip(f"{bucket}/prefix")
+    for number in range(2):
+        assert storage.create(f"{bucket}/leases/{number}", b"mine")
+        assert not storage.create(f"{bucket}/leases/{number}", b"another's")
+    assert proxy.times(fault) >= 5
+
+
+def test_a_filesystem_takes_its_patience_along(bucket: str, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To Ray's processes, whose environment may lack it; pyarrow's own keeps its timeouts and loses its attempts."""
+    sent = pickle.loads(pickle.dumps(storage.resolve(bucket)[0]))
+    monkeypatch.delenv(storage.PATIENCE)
+    proxy.fault = lambda method, path: "busy"
+    with pytest.raises(OSError):
+        sent.get_file_info(f"{bucket.removeprefix('s3://')}/x")
+    assert proxy.times("busy") == 4
+
+
+def test_the_patience_with_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(storage.PATIENCE, raising=False)
+    assert storage.waits() == (11, 5.0, 5.0) and math.isclose(sum(storage.waits().pauses()), 51.15)
+    for seconds in (0.0, 1.0, 30.0, 60.0, 1000.0):
+        monkeypatch.setenv(storage.PATIENCE, str(seconds))
+        found = storage.waits()
+        longer = sum(found._replace(retries=found.retries + 1).pauses())
+        assert len(found.pauses()) == found.retries and sum(found.pauses()) <= seconds < longer
+    for wrong in ("soon", "-1", "inf", "nan"):
+        monkeypatch.setenv(storage.PATIENCE, wrong)
+        with pytest.raises(ValueError, match=f"^{storage.PATIENCE}={wrong}: give the seconds"):
+            storage.resolve("s3://bucket/key")
 
 
 def test_places_that_vanish_with_a_submitted_job_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

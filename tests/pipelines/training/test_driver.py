@@ -179,7 +179,7 @@ def test_a_full_disk_ends_a_run_at_once_in_one_line(
 
     told = disk.full(tmp_path, 1 << 20, "a checkpoint's files")
     full = OSError(errno.ENOSPC, "Error writing bytes\nNo space left on device")
-    callback = train.stop_when_full()
+    callback = train.stop_at_once()
     context = SimpleNamespace(run_config=SimpleNamespace(name="full"))
     callback.after_exception(context, {0: GLOO, 1: KILLED})  # restarts
     with pytest.raises(disk.DiskFull, match=r"^full: No space left on device\. Make room there"):
