@@ -163,6 +163,8 @@ def _fit_or_tell(job: Job, callbacks: Any) -> Any:
         told = told_in_a_line(error, job.folder)
         if told is None:
             raise
+        if isinstance(told, storage.Unavailable):
+            told = storage.Unavailable(f"{told}. When the store is back, the same command goes on")
         raise told from error
 
 
@@ -310,7 +312,7 @@ def told_in_a_line(error: BaseException, folder: str) -> OSError | None:
     if away is None and "://" in folder:
         raw = next((part for part in parts if type(part) is OSError), None)
         away = raw and storage.Unavailable(f"{folder}: could not be read or written: {' '.join(str(raw).split())}")
-    return away and storage.Unavailable(f"{away}. When the store is back, the same command goes on")
+    return away and storage.Unavailable(str(away))
 
 
 def stop_at_once() -> Any:

@@ -94,8 +94,27 @@ def test_errors_of_the_store_end_neither_renewal_nor_work(
         assert acquire(tmp_path, 60) is None
         calls[:] = calls[:2]
     assert len(calls) == 3 and "not renewed (slow down)" in caplog.text and "left to expire (slow down)" in caplog.text
-    assert acquire(tmp_path, 60) is None
-    time.sleep(1.1)
+    with monkeypatch.context() as another:  # process, for which it has to expire
+        another.setattr(leases, "_left", set())
+        assert acquire(tmp_path, 60) is None
+    assert acquire(tmp_path, 60) is not None  # this one knows that it has left
+
+
+def test_a_store_that_is_away_is_not_asked_once_more_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lease, calls = acquire(tmp_path, 0.3), []
+    assert lease is not None
+
+    def away(folder: storage.Uri) -> bool:
+        calls.append(folder)
+        raise storage.Unavailable("gone")
+
+    with lease.kept(), monkeypatch.context() as patch:
+        patch.setattr(storage, "exists", away)
+        while not calls:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        before = len(calls)
+    assert len(calls) - before <= 1  # a renewal that was on its way
     assert acquire(tmp_path, 60) is not None
 
 
