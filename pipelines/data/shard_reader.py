@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.cluster import storage
 from pipelines.data.sampler import Stream
 from pipelines.data.shard_file import REMEDY, Span, decode_row, first_line, open_shard, shard_schema
 from pipelines.data.shard_index import Index, ShardSet, load_index
@@ -108,10 +109,17 @@ class Rows:
             raise ValueError(f"{self._place(shard, number)} {error}; {REMEDY}") from error
 
     def _read(self, shard: int, number: int, span: Span) -> bytes:
-        """The bytes of a span, tried again a few times where reading fails."""
+        """The bytes of a span, tried again a few times where reading fails.
+
+        Raises:
+            ValueError: it could not be read; names the row.
+            storage.Unavailable: S3 is away.
+        """
         for pause in (*PAUSES, None):
             try:
                 data = self._open(shard).read_at(span.length, span.offset)
+            except storage.Unavailable:  # S3 was asked again and again already
+                raise
             except OSError as error:
                 with self._lock:
                     self._files.pop(shard, None)
