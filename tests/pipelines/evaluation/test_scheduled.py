@@ -22,6 +22,8 @@ from pipelines.evaluation.record import Places, Worse, key_of
 from pipelines.evaluation.scheduled import Reference
 from pipelines.presets import PRESETS
 from pipelines.tracking import registry
+from tests.support.s3_proxy import S3Proxy, one_in
+from tests.support.s3_server import ENVIRONMENT, s3_server
 
 
 @pytest.fixture
@@ -95,6 +97,39 @@ def test_two_at_once_do_it_once(places: Places, evaluated: list[str], ask, capsy
     other.renew(0)  # it died
     assert scheduled.scheduled(ask, "models:/street/1", Pool(0), places, Reference()) is not None
     assert len(evaluated) == 1
+
+
+def test_leases_on_a_store_that_fails_one_request_in_ten(
+    places: Places, evaluated: list[str], ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done, as on any other; a store that is gone or silent ends it in bounded time."""
+    import boto3
+
+    with s3_server() as endpoint:
+        proxy = S3Proxy(endpoint)
+        for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": proxy.uri, storage.PATIENCE: "2"}.items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="evaluations")
+        there = replace(places, folder="s3://evaluations/all")
+        kinds = [one_in(30, "busy"), one_in(30, "drop"), one_in(30, "lose")]
+        for number, choose in enumerate(kinds):  # not all at the same request
+            for _ in range(10 * number):
+                choose("", "")
+        proxy.fault = lambda method, path: next(filter(None, [choose(method, path) for choose in kinds]), "")
+        begin = time.monotonic()
+        assert scheduled.scheduled(ask, "models:/street/3", Pool(0), there, replace(CHAMPION, promote=True)) is not None
+        assert time.monotonic() - begin < 30 and proxy.times("busy", "drop", "lose") >= 4
+        assert champion(places) == "models:/street/3" and evaluated == ["models:/street/3", "models:/street/1"]
+        for gone in (False, True):
+            proxy.fault = lambda method, path: "silent"
+            if gone:
+                proxy.stop()
+            begin = time.monotonic()
+            with pytest.raises(storage.Unavailable, match=r"^s3://evaluations/all/leases/\S+: could not be"):
+                scheduled.scheduled(ask, "models:/street/2", Pool(0), there, Reference())
+            assert time.monotonic() - begin < 20
+        proxy.stop()
+    assert evaluated == ["models:/street/3", "models:/street/1"]
 
 
 def test_the_key_is_model_data_and_computation(ask) -> None:
