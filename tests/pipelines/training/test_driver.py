@@ -412,8 +412,8 @@ def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: 
     """100 steps, 50 validations with their tables and pictures, into a SQLite store.
 
     Five MiB are found, a step's 0.05 or a validation's 0.1. In 2000 steps with 200 validations the driver grew by 0.9
-    MiB from step 150 on and the controller by 0.8 from step 390 on, the worker by 30 from step 300 on and by 2 from step
-    1310 on (AMD EPYC, 2 cores).
+    MiB from step 150 on and the controller by 0.8 from step 390 on, the worker by 30 from step 300 on and by 2 from
+    step 1310 on (AMD EPYC, 2 cores).
     """
     folder, log = Path(places[1]) / "growing", tmp_path / "log"
     arguments = [*places, *TINY.split(), "--name", "growing", "--train.workers", "1", "--train.batch", "2"]
