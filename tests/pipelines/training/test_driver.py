@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -207,6 +208,34 @@ def test_a_full_disk_ends_a_run_at_once_in_one_line(
     assert not (tmp_path / "runs" / "full" / "step_000002").exists()  # torn
     run_id = json.loads((tmp_path / "runs" / "full" / "run.json").read_text())["run_id"]
     assert client_module.connect(mlflow_store).get_run(run_id).info.status == "FAILED"
+
+
+def test_a_store_that_is_away_ends_a_run_at_once_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    """Whether a worker meets it or Ray Train's controller, whose error is pyarrow's own."""
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    from pipelines.cluster import storage
+    from pipelines.training import driver
+    from tests.support.worker_failures import GLOO
+
+    away = storage.Unavailable("s3://b/runs/x/step_000002: could not be written: no answer")
+    callback = driver.stop_at_once()
+    context = SimpleNamespace(run_config=SimpleNamespace(name="x"))
+    with pytest.raises(storage.Unavailable, match=f"^{away}$"):
+        callback.after_exception(context, {0: GLOO, 1: away})
+    raw = OSError("When initiating upload:\nAWS Error NETWORK_CONNECTION")
+    for error in (WorkerGroupError("failed", {0: GLOO, 1: away}), ControllerError(away), ControllerError(raw)):
+
+        def fit(job: Any, callbacks: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(driver, "_fit", fit)
+        with pytest.raises(storage.Unavailable) as told:
+            driver._fit_or_tell(SimpleNamespace(folder="s3://b/runs/x"), ())  # type: ignore[arg-type]
+        assert re.fullmatch(
+            r"s3://b/runs/x\S*: could not be .*\. When the store is back, the same command goes on", str(told.value)
+        )
+    callback.after_exception(context, {0: raw})  # of a worker, and none of ours: it is started again
 
 
 # Runs that end otherwise than planned. Slow.
