@@ -33,9 +33,9 @@ def ade20k(
     root: storage.Uri,
     split: str,
     *,
-    labels: Literal["", "instances", "panoptic"] = "",
+    labels: Literal["auto", "instances", "panoptic"] = "auto",
     images: storage.Uri = "",
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A split of ADE20K (ADEChallengeData2016 and annotations_instance): 150 classes, 100 of them things.
 
@@ -59,8 +59,10 @@ def ade20k(
         photographs = Folder(tree, tree.one([f"images/{split}"], "folder of images", option, tree.is_folder))
     prepared = f"ade20k_panoptic_{_SHORT.get(split, split)}.json"
     instances = [f"annotations_instance/{split}"]
-    if labels == "panoptic" or (not labels and not tree.find(instances, tree.is_folder) and tree.find([prepared])):
-        return _prepared(tree, split, photographs, prepared, exif or "stored")
+    if labels == "panoptic" or (
+        labels == "auto" and not tree.find(instances, tree.is_folder) and tree.find([prepared])
+    ):
+        return _prepared(tree, split, photographs, prepared, "stored" if exif == "auto" else exif)
     semantic = Folder(
         tree, tree.one([f"annotations/{split}"], "folder of semantic maps", "--data.root", tree.is_folder)
     )
@@ -79,7 +81,7 @@ def ade20k(
         (photographs, by_key(photographs, lambda path: stem(path, (".jpg", ".jpeg", ".png")))),
         (semantic, by_key(semantic, lambda path: stem(path, (".png",)))),
         decode=decode_row,
-        orientation=exif or "stored",
+        orientation="stored" if exif == "auto" else exif,
         records={key: json.dumps({"instances": numbered.address(path)}) for key, path in numbers.items()},
         extra=[numbered.stamps[path] for path in numbers.values()],
     )

@@ -22,15 +22,17 @@ import tempfile
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
 
 _PREFIX = "zip:"
+_CELL = "parquet:"
 _HEADER = struct.Struct("<4s5H3I2H")  # a local header up to its name
 _SPARE = 256  # bytes read beyond a member, for the extra field of its local header
 _CHUNK = 8 << 20
@@ -74,6 +76,8 @@ def read_file(address: storage.Uri) -> bytes:
         ValueError: the archive is damaged there, or packs the file by a method that is not read; names both.
     """
     text = os.fspath(address)
+    if text.startswith(_CELL):
+        return _read_cell(text)
     if not text.startswith(_PREFIX):
         return storage.read_bytes(text)
     member, _ = _parse(text)
@@ -112,10 +116,32 @@ def _pieces(file: pa.NativeFile) -> Iterator[bytes]:
 def readable(address: storage.Uri) -> str:
     """An address as messages show it: `/data/train2017.zip!/train2017/000000000009.jpg`."""
     text = os.fspath(address)
+    if text.startswith(_CELL):
+        file, _, place = text.removeprefix(_CELL).rpartition("#")
+        return f"{file}, row {place.split(',')[1]} of group {place.split(',')[0]}"
     if not text.startswith(_PREFIX):
         return text
     member, path = _parse(text)
     return f"{readable(member.container)}!/{path}"
+
+
+def cell(file: str, group: int, row: int, column: str) -> str:
+    """The address of an image that a Parquet file holds, as the `bytes` of a struct."""
+    return f"{_CELL}{file}#{group},{row},{column}"
+
+
+def _read_cell(address: str) -> bytes:
+    file, _, place = address.removeprefix(_CELL).rpartition("#")
+    group, row, column = place.split(",", 2)
+    return _column(file, int(group), column)[int(row)].as_py()
+
+
+@lru_cache(maxsize=4)
+def _column(file: str, group: int, column: str) -> Sequence[pa.Scalar]:
+    """A column of a row group: neighbours in a file are read one after the other."""
+    with storage.open_file(file) as stream:
+        table = pq.ParquetFile(stream).read_row_group(group, columns=[column])
+    return table.select([column]).flatten()[f"{column}.bytes"]
 
 
 def list_members(container: str) -> dict[str, Member]:

@@ -7,7 +7,7 @@ ignore), and the instance is 256 times blue and alpha. Source: bdd100k, label/la
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def bdd100k(
     *,
     images: storage.Uri = "",
     pngs: storage.Uri = "",
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A split of BDD100K's panoptic set: 40 classes, 10 of them things.
 
@@ -64,7 +64,7 @@ def bdd100k(
         (photographs, by_key(photographs, lambda path: stem(path, (".jpg", ".jpeg", ".png")))),
         (maps, bitmasks),
         decode=decode_row,
-        orientation=exif or "stored",
+        orientation="stored" if exif == "auto" else exif,
     )
 
 

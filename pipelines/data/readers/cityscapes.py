@@ -45,12 +45,12 @@ def cityscapes(
     root: storage.Uri,
     split: str,
     *,
-    annotations: Literal["", "fine", "coarse"] = "",
-    labels: Literal["", "instances", "panoptic"] = "",
+    annotations: Literal["auto", "fine", "coarse"] = "auto",
+    labels: Literal["auto", "instances", "panoptic"] = "auto",
     images: storage.Uri = "",
     json_file: storage.Uri = "",
     pngs: storage.Uri = "",
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A split of Cityscapes.
 
@@ -85,8 +85,8 @@ def cityscapes(
         option = "--data.images"
         photographs = Folder(tree, tree.one([f"leftImg8bit/{split}"], "folder of images", option, tree.is_folder))
     if maps is not None:
-        return _from_instances(tree, split, photographs, maps, exif or "stored")
-    return _from_json(tree, split, photographs, annotations, json_file, pngs, exif or "stored")
+        return _from_instances(tree, split, photographs, maps, "stored" if exif == "auto" else exif)
+    return _from_json(tree, split, photographs, annotations, json_file, pngs, "stored" if exif == "auto" else exif)
 
 
 def _types(annotations: str) -> list[str]:

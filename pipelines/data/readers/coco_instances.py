@@ -69,7 +69,7 @@ def coco_instances(
     uncovered: Uncovered = "void",
     background: str = "",
     things: Sequence[str] = (),
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A data set of COCO-style instances.
 
@@ -99,7 +99,7 @@ def coco_instances(
     if json_file:
         at, path = given(tree, json_file, "--data.json-file")
     else:
-        at, path = tree, tree.one(_json_places(split), "annotation file", "--data.json-file", tree.is_file)
+        at, path = tree, tree.one(instance_files(split), "annotation file", "--data.json-file", tree.is_file)
     file = readable(at.address(path))
     content = parse(Stream(at.address(path)), file)
     if content.federated and background:
@@ -127,7 +127,8 @@ def coco_instances(
     )
 
 
-def _json_places(split: str) -> list[str]:
+def instance_files(split: str) -> list[str]:
+    """Where instance JSONs of a split are usual, relative to the data set."""
     names = [f"instances_{split}.json", f"lvis_v1_{split}.json", "instances_default.json"]
     below = [f"annotations/{name}" for name in names]
     return [*below, *names, f"{split}/_annotations.coco.json", f"{split}/labels.json", "labels.json", "instances.json"]
@@ -318,7 +319,7 @@ def _source(
     crowd: Crowd,
     uncovered: Uncovered,
     background: str,
-    exif: Orientation | None,
+    exif: Literal["auto"] | Orientation,
 ) -> Source:
     """The rows, and what is wrong before a pixel is read."""
     known = set(categories.ids)
@@ -383,7 +384,7 @@ def _source(
             void=values.void if values else frozenset(),
             background=background,
         ),
-        orientation=exif or "applied",
+        orientation="applied" if exif == "auto" else exif,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from typing import Literal
 
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
@@ -22,7 +23,7 @@ def coco_panoptic(
     pngs: storage.Uri = "",
     images: storage.Uri = "",
     things: Sequence[str] = (),
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A COCO-panoptic dataset: one JSON, a folder of PNG id maps, a folder of images; local or on S3, zipped or not.
 
@@ -75,7 +76,7 @@ def coco_panoptic(
         reader="coco",
         root=tree.root,
         split=split,
-        orientation=exif or ("stored" if public_set(categories) else "applied"),
+        orientation=exif if exif != "auto" else "stored" if public_set(categories) else "applied",
         decode=partial(decode_coco, covered=True) if public_set(categories) == "ade20k" else decode_coco,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def kitti_step(
     *,
     images: storage.Uri = "",
     pngs: storage.Uri = "",
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A split of KITTI-STEP: 19 classes, persons and cars are things.
 
@@ -72,7 +72,7 @@ def kitti_step(
         (photographs, {k: v for k, v in by_key(photographs, _key).items() if k.split("/")[0] in sequences}),
         (maps, labels),
         decode=decode_row,
-        orientation=exif or "stored",
+        orientation="stored" if exif == "auto" else exif,
     )
 
 

@@ -30,17 +30,18 @@ Version = Literal["1.2", "2.0"]
 _CLASSES: dict[Version, tuple[int, int]] = {"1.2": (66, 65), "2.0": (124, 116)}
 """Number of labels in the config and of evaluated classes of each version."""
 
-_SPLITS = {"train": "training", "val": "validation", "test": "testing"}
+SPLITS = {"train": "training", "val": "validation", "test": "testing"}
+"""The names that people give to its splits."""
 
 
 def mapillary(
     root: storage.Uri,
     split: str,
     *,
-    version: Literal["", "1.2", "2.0"] = "",
-    labels: Literal["", "panoptic", "instances"] = "",
+    version: Literal["auto", "1.2", "2.0"] = "auto",
+    labels: Literal["auto", "panoptic", "instances"] = "auto",
     images: storage.Uri = "",
-    exif: Orientation | None = None,
+    exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A split of Mapillary Vistas.
 
@@ -56,7 +57,7 @@ def mapillary(
         ValueError: a folder or file is missing, or holds another version than `version`; names what is there.
     """
     tree = Tree(root)
-    split = _SPLITS.get(split, split)
+    split = SPLITS.get(split, split)
     base, found = _versions(tree, split)
     if not found:
         photographs = tree.find([f"{split}/images"], tree.is_folder)
@@ -69,11 +70,11 @@ def mapillary(
             f"{tree.root}: no Mapillary Vistas; looked for {split}/panoptic, {split}/instances, {split}/v1.2 and "
             f"{split}/v2.0, in folders, zips, and up to three folders further down"
         )
-    if not version and len(found) > 1:
+    if version == "auto" and len(found) > 1:
         raise ValueError(
             f"{tree.root} holds the annotations of versions {' and '.join(found)}; name one: --data.version"
         )
-    version = version or next(iter(found))
+    version = next(iter(found)) if version == "auto" else version
     if version not in found:
         raise ValueError(f"--data.version {version}: {tree.root} holds version {' and '.join(found)}; name that one")
     folder = found[version]
@@ -84,7 +85,7 @@ def mapillary(
     jsons = [name for name in tree.names(f"{folder}/panoptic") if name.endswith(".json")]
     if len(jsons) > 1:
         raise ValueError(f"{tree.readable(f'{folder}/panoptic')} holds {', '.join(jsons)}; keep one of them")
-    frame: Orientation = exif or "stored"
+    frame: Orientation = "stored" if exif == "auto" else exif
     if labels != "instances" and jsons:
         return _from_json(tree, split, version, f"{folder}/panoptic", jsons[0], photographs, frame)
     if labels == "panoptic":
@@ -112,9 +113,8 @@ def _versions(tree: Tree, split: str) -> tuple[str, dict[Version, str]]:
             folder = hits[0].rpartition("/")[0]
             flat: dict[Version, str] = {_flat_version(tree, base, folder): folder}
             return base, flat
-        folders = {v: f"{base}/{split}/v{v}".lstrip("/") for v in _CLASSES}
-        there = {v: f for v, f in folders.items() if any(tree.is_folder(f"{f}/{part}") for part in parts)}
-        return base, there
+        folders: dict[Version, str] = {v: f"{base}/{split}/v{v}".lstrip("/") for v in _CLASSES}
+        return base, {v: f for v, f in folders.items() if any(tree.is_folder(f"{f}/{part}") for part in parts)}
     return "", {}
 
 

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[str, str, dict]] = {
         {"images": "@ade20k/ADEChallengeData2016/images/training"},
     ),
     "segments_ai": ("coco", "segments_ai/export_coco-panoptic_me_set_v1.json", {}),
+    "coconut": ("coconut", "coconut", {"split": "val2017"}),
     "exif": ("coco", "exif", {"split": "train"}),
     "faults": ("coco", "faults", {"split": "train"}),
 }

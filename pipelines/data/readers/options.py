@@ -1,0 +1,151 @@
+"""The options of the readers, as a command line gives them, and the choice of the reader by what a folder holds."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pipelines.cluster import storage
+from pipelines.data.readers.archive import Stream
+from pipelines.data.readers.coco_instances import Crowd, Overlap, Uncovered
+from pipelines.data.readers.source import Orientation, Source
+from pipelines.data.readers.tree import Tree, given
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The reader is chosen by what the folder holds."""
+
+_SNIFFED = 1 << 20
+"""Bytes of a JSON that are looked through for the form of its annotations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderOptions:
+    """Where a data set keeps its files, and what its labels mean. Each reader takes some of them, and refuses others.
+
+    In paths, `{split}` stands for the name of the split.
+    """
+
+    json_file: str = ""
+    """Annotation file, where it is not found by itself."""
+    pngs: str = ""
+    """Folder or zip of the label PNGs, likewise."""
+    images: str = ""
+    """Folder or zip of the photographs, likewise."""
+    version: Literal["auto", "1.2", "2.0"] = "auto"
+    """Version of Mapillary Vistas, where a download holds two."""
+    annotations: Literal["auto", "fine", "coarse"] = "auto"
+    """Fine or coarse annotations of Cityscapes."""
+    labels: Literal["auto", "instances", "panoptic"] = "auto"
+    """Read the instance maps, or the panoptic JSON and its PNGs, where a data set has both."""
+    overlap: Overlap = "smaller-wins"
+    """The instance that has a pixel which several cover: the smaller, the later or earlier in the file, or none."""
+    crowd: Crowd = "trust"
+    """Trust iscrowd of an instance JSON, or ignore it where a tool sets it on single objects."""
+    semantic: str = ""
+    """Folder of semantic PNGs that lie under the instances of a JSON."""
+    semantic_classes: str = ""
+    """JSON that says what the values of these PNGs mean."""
+    uncovered: Uncovered = "void"
+    """Pixels of a thing class in these PNGs under no instance: void, or a crowd of the class."""
+    background: str = ""
+    """Name of a stuff class for all that no instance covers; by default that is void."""
+    things: tuple[str, ...] = ()
+    """Names of the classes that are things, where a JSON does not say it or says it wrong."""
+    exif: Literal["auto"] | Orientation = "auto"
+    """The maps lie over the stored pixels, or over the image that its EXIF orientation gives, where both have one size;
+    by default over the stored ones in public data sets, else over the other."""
+
+    def given(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        options = ((field.name, getattr(self, field.name), field.default) for field in fields(ReaderOptions))
+        return {name: value for name, value, default in options if value != default}
+
+
+def read_source(
+    readers: Mapping[str, Callable[..., Source]],
+    evidence: Mapping[str, Callable[[str], list[str]]],
+    reader: str,
+    root: storage.Uri,
+    split: str,
+    options: Mapping[str, Any],
+) -> Source:
+    """The source that a reader makes of a data set.
+
+    Args:
+        readers, evidence: the tables of `pipelines.data.readers`.
+        reader: a key of `readers`, or "auto".
+        root, split: of the data set.
+        options: as `ReaderOptions.given` gives them.
+
+    Raises:
+        ValueError: there is no such reader, it has no such option, or it refuses the data set.
+    """
+    spelt = {
+        key: value.replace("{split}", split) if isinstance(value, str) else value for key, value in options.items()
+    }
+    if reader == AUTO:
+        reader = detect(evidence, root, split, spelt)
+    if reader not in readers:
+        raise ValueError(f"--data.reader {reader}: unknown; there are {AUTO}, {', '.join(readers)}")
+    known = [name for name in inspect.signature(readers[reader]).parameters if name not in ("root", "split")]
+    unknown = [_option(name) for name in spelt if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)}: the reader {reader} has no such option; it has {', '.join(map(_option, known))}"
+        )
+    return readers[reader](root, split, **spelt)
+
+
+def _option(name: str) -> str:
+    return f"--data.{name.replace('_', '-')}"
+
+
+def detect(
+    evidence: Mapping[str, Callable[[str], list[str]]], root: storage.Uri, split: str, options: Mapping[str, Any]
+) -> str:
+    """The reader for a data set, by the files that it holds.
+
+    Args:
+        evidence: paths that tell each reader's format, for a split; the preferred reader first.
+        root, split: of the data set.
+        options: of the reader; the JSON that they name says it, too.
+
+    Raises:
+        ValueError: nothing that is looked for is there, or there is no such folder.
+    """
+    text = storage.absolute(root)
+    if text.lower().endswith(".json") and not storage.is_folder(text):
+        return _form(text)
+    tree = Tree(text)
+    if json_file := options.get("json_file"):
+        at, path = given(tree, json_file, "--data.json-file")
+        return _form(at.address(path))
+    anchors = {anchor: reader for reader, paths in evidence.items() for anchor in paths(split)}
+    hits = tree.find(list(anchors))
+    if hits:
+        anchor = next(anchor for anchor in anchors if f"/{hits[0]}".endswith(f"/{anchor}"))
+        logger.info("reader %s: %s holds %s", anchors[anchor], tree.root, hits[0])
+        return anchors[anchor]
+    listed = "".join(f"\n  {reader}: {', '.join(paths(split))}" for reader, paths in evidence.items())
+    broken = "".join(f"\n{reason}" for reason in tree.unreadable)
+    raise ValueError(
+        f"{tree.root}: no annotations of split {split} in a known format; looked for{listed}\nin folders, zips, and "
+        f"up to three folders further down. Check folder and split, or name the format with --data.reader.{broken}"
+    )
+
+
+def _form(address: str) -> str:
+    """The reader for a JSON of COCO's form: the first annotation tells it."""
+    stream, text = Stream(address), b""
+    while piece := stream.read(_SNIFFED):
+        text = text[-20:] + piece
+        if b'"segments_info"' in text:
+            return "coco"
+        if b'"segmentation"' in text:
+            return "coco-instances"
+    return "coco"
