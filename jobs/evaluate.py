@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     places = Places(tracking_uri, options.tracking.experiment, options.out)
     data = options.data
     class_map = load(options.map_prediction) if options.map_prediction else None
-    manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map)
+    manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
     measures = Measures(boundary=not options.quick, instances=not options.quick, losses=False)
     pool = Pool(options.actors, options.threads)
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     choices = choices_of(stored.model, options.swap)
     session.connect()
     data = options.data
-    manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map)
+    manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
     pool = Pool(options.actors, options.threads)
     experiment = options_of(stored, PRESETS["demo"]())
     rows = list(oracle(stored, manifest, experiment, choices, not options.no_ap, pool))

@@ -21,7 +21,7 @@ from pipelines.cluster import storage
 from pipelines.config import OneOrMore, parse_options
 from pipelines.data.join import Roots
 from pipelines.data.prepare import Manifest, prepare
-from pipelines.data.readers import READERS
+from pipelines.data.readers import AUTO, READERS, ReaderOptions
 from pipelines.data.verify import verify
 
 SPELLINGS = {
@@ -33,23 +33,17 @@ SPELLINGS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(ReaderOptions):
     """The data set, and its parts where they are not found by themselves."""
 
     root: OneOrMore
     """Folder of the data set, local or s3://. Several, each alone or as NAME=FOLDER, are joined."""
     split: OneOrMore
     """Name of the split: train, val, train2017 …; or one for each root."""
-    reader: OneOrMore = "coco"
-    """Format of the data set, or of each: a key of `pipelines.data.readers.READERS`."""
+    reader: OneOrMore = AUTO
+    """Format of the data set, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
     class_map: str = ""
     """Class map (JSON, see the README): what becomes of the classes."""
-    json_file: str = ""
-    """Annotation file, where it is not found by itself."""
-    pngs: str = ""
-    """Folder of PNG id maps, likewise."""
-    images: str = ""
-    """Folder of images, likewise."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     options: Options = parse_options(Options, arguments, str(__doc__), SPELLINGS)
     storage.check_lasting(options.out, "--out")
     data = options.data
-    roots = Roots.of(data.root, data.reader, data.class_map)
-    places = {key: value for key in ("json_file", "pngs", "images") if (value := getattr(data, key))}
+    roots = Roots.of(data.root, data.reader, data.class_map, data)
     manifest = prepare(
-        roots.open(data.split, places),
+        roots.open(data.split),
         options.out,
         rows_per_shard=options.rows_per_shard,
         shuffle=options.shuffle,

@@ -29,6 +29,7 @@ from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
+from pipelines.data.readers import AUTO, ReaderOptions
 from pipelines.tracking.runs import Tracking
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -77,15 +78,16 @@ UNRANKED = -1e9
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(ReaderOptions):
     """One split of a data set: what the jobs read that do not train."""
 
     root: str
     """A folder that `reader` reads, or a folder of prepared shards; local or s3://."""
     split: str = "val"
     """Name of the split."""
-    reader: str = "coco"
-    """Format of `root` where it is not prepared: a key of `pipelines.data.readers.READERS`."""
+    reader: str = AUTO
+    """Format of `root` where it is not prepared: a key of `pipelines.data.readers.READERS`, or "auto": its files tell
+    it."""
     shards: str = "runs/shards"
     """Folder in which shards are written, and found again, when `root` is not prepared."""
     class_map: str = ""
@@ -113,7 +115,7 @@ class Scenes:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(ReaderOptions):
     """The images of an experiment, and the place of their shards."""
 
     root: OneOrMore = "scenes"
@@ -123,8 +125,8 @@ class Data:
     """Name of the training split."""
     val: str = "val"
     """Name of the validation split."""
-    reader: OneOrMore = "coco"
-    """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`."""
+    reader: OneOrMore = AUTO
+    """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
     class_map: str = ""
     """Class map (JSON, see the README) on the classes of the data sets."""
     shards: str = ""

@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,7 +25,7 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
-from pipelines.data.readers import READERS
+from pipelines.data.readers import AUTO, READERS, ReaderOptions, read_source
 from pipelines.data.readers.source import COLUMNS, Decode, Source, Truth
 
 logger = logging.getLogger(__name__)
@@ -43,14 +43,20 @@ class Roots:
 
     roots: tuple[str, ...]
     """Folders, each alone or as NAME=FOLDER."""
-    readers: tuple[str, ...] = ("coco",)
+    readers: tuple[str, ...] = (AUTO,)
     """The format of each, or one for all."""
     class_map: str = ""
     """File of the class map; "" = the classes as they are."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of the reader, as `ReaderOptions.given` gives them."""
 
     @classmethod
     def of(
-        cls, root: storage.Uri | Sequence[storage.Uri], reader: str | Sequence[str] = "coco", class_map: str = ""
+        cls,
+        root: storage.Uri | Sequence[storage.Uri],
+        reader: str | Sequence[str] = AUTO,
+        class_map: str = "",
+        options: ReaderOptions | None = None,
     ) -> Roots:
         """The same of one root or of several.
 
@@ -65,9 +71,9 @@ class Roots:
                 "for all of them, or one for each"
             )
         for name in readers:
-            if name not in READERS:
-                raise ValueError(f"--data.reader: reader {name!r} is unknown; there are {', '.join(READERS)}")
-        return cls(roots, readers, class_map)
+            if name not in (AUTO, *READERS):
+                raise ValueError(f"--data.reader: reader {name!r} is unknown; there are {AUTO}, {', '.join(READERS)}")
+        return cls(roots, readers, class_map, options.given() if options else {})
 
     @property
     def changed(self) -> bool:
@@ -80,6 +86,8 @@ class Roots:
         keys = [self.places[0]] if not self.changed else [*self.names, *self.places, *self.readers]
         if self.class_map:
             keys.append(load(self.class_map).digest)
+        if self.options:
+            keys.append(json.dumps(self.options, sort_keys=True))
         name = "+".join(self.names) if self.changed else PurePosixPath(self.places[0]).name
         return f"{name[:60]}-{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:8]}"
 
@@ -103,12 +111,11 @@ class Roots:
                 )
         return names
 
-    def open(self, split: str | Sequence[str], places: Mapping[str, str] | None = None) -> Source:
+    def open(self, split: str | Sequence[str]) -> Source:
         """Read the annotations: one source, whose classes are those of the class map.
 
         Args:
             split: the name of the split, or one for each root.
-            places: options of the reader of a single root, where it keeps its files elsewhere.
 
         Raises:
             ValueError: a reader refuses its root, or the class map does not fit.
@@ -118,12 +125,12 @@ class Roots:
             splits = splits * len(self.roots)
         if len(splits) != len(self.roots):
             raise ValueError(f"--data.split names {len(splits)} splits for {len(self.roots)} roots; give one for each")
-        if places and len(self.roots) > 1:
-            options = ", ".join(f"--data.{name.replace('_', '-')}" for name in places)
+        if self.options and len(self.roots) > 1:
+            options = ", ".join(f"--data.{name.replace('_', '-')}" for name in self.options)
             raise ValueError(f"{options}: cannot be given for several roots; prepare each for itself")
         readers = self.readers * len(self.roots) if len(self.readers) == 1 else self.readers
         asked = zip(readers, self.places, splits, strict=True)
-        sources = [READERS[reader](root, one, **(places or {})) for reader, root, one in asked]
+        sources = [read_source(reader, root, one, self.options) for reader, root, one in asked]
         return sources[0] if not self.changed else self._mapped(sources)
 
     def _mapped(self, sources: Sequence[Source]) -> Source:

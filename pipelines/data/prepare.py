@@ -33,7 +33,7 @@ from pipelines.data.manifest import (
     is_shards,
     problem_table,
 )
-from pipelines.data.readers import READERS
+from pipelines.data.readers import AUTO, READERS, ReaderOptions
 from pipelines.data.readers.source import Decode, Orientation, Problem, Source
 from pipelines.data.shard_file import SUFFIX
 from pipelines.data.shard_index import INDEX, write_index
@@ -142,10 +142,11 @@ def ensure_shards(
     root: storage.Uri | Sequence[str],
     split: str,
     cache: storage.Uri,
-    reader: str | Sequence[str] = "coco",
+    reader: str | Sequence[str] = AUTO,
     seed: int = 0,
     on_invalid: Literal["stop", "skip"] = "stop",
     class_map: str = "",
+    options: ReaderOptions | None = None,
 ) -> Manifest:
     """The shards of a split, prepared on the fly where `root` is a dataset that is not shards yet.
 
@@ -154,15 +155,16 @@ def ensure_shards(
             (each alone or as NAME=FOLDER) are joined.
         split: which split.
         cache: where shards prepared on the fly go; the same dataset finds them again.
-        reader: the format of a dataset, or of each.
+        reader: the format of a dataset, or of each; "auto" = found by what the folder holds.
         seed: of the shuffle.
         class_map: file of a class map; "" = the classes as they are.
+        options: of the reader.
 
     Raises:
         ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards are to be
             joined or mapped, or shards of an earlier version whose data set is not there.
     """
-    roots = Roots.of(root, reader, class_map)
+    roots = Roots.of(root, reader, class_map, options)
     if roots.changed:
         _refuse_shards(roots, split)
         return _prepare_in_cache(roots, split, cache, seed, on_invalid)
@@ -213,7 +215,7 @@ def _prepare_again(
     if source.get("split") != split:
         raise ValueError(f"{folder}: these are shards of split {source.get('split')!r}, not of {split!r}")
     root, reader = source.get("root") or "", source.get("reader")
-    if reader not in READERS or "class_map" in source or not root or not storage.exists(root):
+    if reader not in READERS or {"class_map", "options"} & source.keys() or not root or not storage.exists(root):
         where = f"{root} that they were prepared from is not there" if root else "they were prepared from is unknown"
         raise ValueError(f"{said}, and the data set {where}; prepare the shards again with jobs/prepare.py")
     logger.warning("%s. Preparing them again from %s", said, root)

@@ -203,10 +203,12 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     data = experiment.data
     _require_root(experiment)
     base = storage.absolute(experiment.storage)
-    root = _draw_scenes(experiment, base) if data.root == "scenes" else data.root
+    drawn = data.root == "scenes"
+    root, reader = (_draw_scenes(experiment, base), "coco") if drawn else (data.root, data.reader)
+    options = None if drawn else data
     cache = data.shards or storage.join(base, "shards")
     train_set, val_set = (
-        ensure_shards(root, s, cache, data.reader, on_invalid=data.on_invalid, class_map=data.class_map)
+        ensure_shards(root, s, cache, reader, on_invalid=data.on_invalid, class_map=data.class_map, options=options)
         for s in (data.train, data.val)
     )
     train_set, val_set = with_equal_classes(train_set, val_set, data.classes_of, cache)
@@ -225,7 +227,7 @@ def data_categories(experiment: Experiment) -> Categories | None:
     _require_root(experiment)
     if data.root == "scenes":
         return None
-    roots = Roots.of(data.root, data.reader, data.class_map)
+    roots = Roots.of(data.root, data.reader, data.class_map, data)
     for folder in () if roots.changed else (storage.join(roots.places[0], data.val), roots.places[0]):
         if is_shards(folder):
             former = former_manifest(folder)

@@ -36,7 +36,7 @@ def test_the_same_thing_has_the_same_name(name: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         command(importlib.import_module(f"jobs.{name}").main, ["--help"])
     printed = capsys.readouterr().out
-    assert all(f"--data.{field}" in printed for field in Split.__dataclass_fields__)
+    assert all(f"--data.{field.replace('_', '-')}" in printed for field in Split.__dataclass_fields__)
     assert all(f"--tracking.{field}" in printed for field in Store.__dataclass_fields__)
 
 

@@ -60,7 +60,7 @@ def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     def undocumented(kind: type) -> list[str]:
         import inspect
 
-        source = inspect.getsource(kind)
+        source = "".join(inspect.getsource(base) for base in kind.__mro__ if dataclasses.is_dataclass(base))
         lines = [line.strip() for line in source.splitlines()]
         names = [entry.name for entry in dataclasses.fields(kind)]
         starts = {name: next(i for i, line in enumerate(lines) if line.startswith(f"{name}:")) for name in names}

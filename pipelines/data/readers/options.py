@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from pipelines.cluster import storage
@@ -98,7 +100,12 @@ def read_source(
         raise ValueError(
             f"{', '.join(unknown)}: the reader {reader} has no such option; it has {', '.join(map(_option, known))}"
         )
-    return readers[reader](root, split, **spelt)
+    source = readers[reader](root, split, **spelt)
+    if not spelt:
+        return source
+    text = json.dumps([source.fingerprint, sorted(spelt.items())])
+    about = {**source.about, "options": spelt}
+    return replace(source, fingerprint=hashlib.sha256(text.encode()).hexdigest(), about=about)
 
 
 def _option(name: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from panoptic.segmentation import Segmentation
 from pipelines.data.join import JOINED, Roots, absolute
+from pipelines.data.readers import ReaderOptions
 from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.source import Source
 from tests.pipelines.data.test_class_map import as_set
@@ -100,7 +101,7 @@ def test_what_does_not_fit_is_refused(roots: tuple, readers: str | tuple, words:
 
 def test_places_and_splits_belong_to_roots(two: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"--data\.json-file: cannot be given for several"):
-        Roots.of(two).open("train", {"json_file": "x"})
+        Roots.of(two, options=ReaderOptions(json_file="x")).open("train")
     with pytest.raises(ValueError, match="names 3 splits for 2 roots"):
         Roots.of(two).open(("train", "val", "test"))
     assert Roots.of(two).open(("train", "train")).split == "train"
