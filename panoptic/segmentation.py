@@ -133,12 +133,23 @@ def _read_category(
         key = "isthing"
         thing = flag(entry["isthing"])
         key = "color"
-        colour = _read_colour(entry.get("color"), position)
+        colour = _read_colour(_respelt_colour(entry.get("color"), repairs), position)
     except ValueError as error:
         raise ValueError(f"{label}.{key} is {error}") from error
     count_respelt(repairs, "categories.id", entry["id"])
     count_respelt(repairs, "categories.isthing", entry["isthing"])
     return number, name.strip(), thing, colour
+
+
+def _respelt_colour(value: object, repairs: MutableMapping[str, int]) -> object:
+    """A colour without its alpha, and none in place of one that is written as text."""
+    if isinstance(value, str):
+        count_repair(repairs, "categories.color given as text, replaced by one of our own")
+        return None
+    if isinstance(value, list | tuple) and len(value) == 4:
+        count_repair(repairs, "categories.color given with alpha")
+        return value[:3]
+    return value
 
 
 def _read_colour(value: object, position: int) -> tuple[int, int, int]:

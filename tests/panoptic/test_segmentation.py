@@ -89,6 +89,14 @@ def test_other_spellings_of_categories_are_read_and_counted() -> None:
     }
 
 
+def test_colours_of_text_and_with_alpha_are_replaced_and_counted() -> None:
+    repairs: dict[str, int] = {}
+    entries = [{**ENTRIES[0], "color": [1, 2, 3, 255]}, {**ENTRIES[1], "color": "#2080c0"}, *ENTRIES[2:]]
+    expected = Categories.from_coco([{**ENTRIES[0], "color": [1, 2, 3]}, {**ENTRIES[1], "color": None}, *ENTRIES[2:]])
+    assert Categories.from_coco(entries, repairs=repairs) == expected
+    assert list(repairs.values()) == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,7 +110,6 @@ def test_other_spellings_of_categories_are_read_and_counted() -> None:
         ({"id": "person"}, r"\.id is 'person'; it must be a whole number"),
         ({"name": None}, r"\.name is null; each category needs a name"),
         ({"name": " "}, r"\.name is ' '; each category needs a name"),
-        ({"color": "#2080c0"}, r"\.color is '#2080c0'; give \[red, green, blue\]"),
         ({"color": [1, 2]}, r"\.color is \[1, 2\]; give \[red"),
         ({"color": [900, -1, 3]}, r"\.color is \[900, -1, 3\]; give \[red"),
         ({"color": [1, 2, "x"]}, r"\.color is \[1, 2, 'x'\]; give \[red"),
