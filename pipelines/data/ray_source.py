@@ -41,15 +41,24 @@ class Reading:
     """None = hand on the rows as they are."""
 
     def tables(self, indices: range) -> Iterator[pa.Table]:
-        """One table of decoded and augmented samples for each of these micro-batches."""
+        """One table of decoded and augmented samples for each of these micro-batches.
+
+        With windows, all rows of these micro-batches are read first, neighbours in one request.
+        """
         if self.augment is None:
             raise ValueError("without an augmentation there is nothing to do but to read, which needs no Ray Data")
-        rows = _shared_rows(self.shards)
+        rows, together = _shared_rows(self.shards), {}
+        if self.stream.window > 1:
+            numbers = sorted({self.stream.locate(p)[1] for index in indices for p in self.stream[index]})
+            together = dict(zip(numbers, rows.rows(numbers), strict=True))
+
+        def read(position: int) -> dict[str, Any]:
+            number = self.stream.locate(position)[1]
+            return (together.get(number) or rows.row(number)) | {"position": position}
+
         single_threaded()
         for index in indices:
-            positions = self.stream[index]
-            read = [rows.row(self.stream.locate(p)[1]) | {"position": p} for p in positions]
-            yield pack([view(row, self.stream, self.augment) for row in read])
+            yield pack([view(read(position), self.stream, self.augment) for position in self.stream[index]])
 
 
 @lru_cache(maxsize=2)
@@ -80,8 +89,8 @@ def stream_rows(
 
 
 def _per_task(stream: Stream) -> int:
-    """Micro-batches of one task."""
-    return max(1, ROWS_PER_TASK // stream.size)
+    """Micro-batches of one task; with windows as many as take the rows of one."""
+    return max(1, ROWS_PER_TASK // stream.size, stream.window)
 
 
 def dataset(reading: Reading, part: range, tasks: int, cpus: float, ahead: int) -> Any:

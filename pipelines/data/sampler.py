@@ -18,7 +18,8 @@ are the same for any number of workers, and every epoch still has every row once
 from B windows anywhere in the data set, so that neighbours hardly ever meet in a batch (with K = 16 and B = 16 over
 25,600 rows a batch has 0.02 pairs of rows less than 16 apart, of 120; in the global order it has 0.15), but the K rows
 of a window come within K steps of each other, in place of anywhere in the epoch. Neighbours in shards are no neighbours
-in the data set: a training split is shuffled once when it is prepared.
+in the data set: a training split is shuffled once when it is prepared. Where a global batch changes on the way, as in
+an exchange of a population, some rows of that epoch come twice and some not at all.
 """
 
 from __future__ import annotations

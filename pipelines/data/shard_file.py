@@ -86,17 +86,12 @@ def encode_shard(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> Encode
     return Encoded(data, [Span(a, b - a, zlib.crc32(data[a:b])) for a, b in zip(starts, ends, strict=True)])
 
 
-def open_shard(shard: ShardFile, header: int, schema: pa.Schema) -> pa.NativeFile:
-    """The open file, of which size and schema are those of the manifest. One request for the size, one read.
-
-    Args:
-        shard: the file.
-        header: bytes before its first row.
-        schema: that it must have.
+def open_shard(shard: ShardFile) -> pa.NativeFile:
+    """The open file, whose size is that of the manifest.
 
     Raises:
-        ValueError: the file is missing, has another size than was written, or is no shard; names it and the remedy.
-        OSError: it could not be read.
+        ValueError: the file is missing or has another size than was written; names it and the remedy.
+        OSError: it could not be opened.
     """
     try:
         file = storage.open_file(shard.uri)
@@ -108,7 +103,6 @@ def open_shard(shard: ShardFile, header: int, schema: pa.Schema) -> pa.NativeFil
             f"{shard.uri}: has {size} bytes where the manifest says {shard.size}: it was changed, cut or replaced "
             f"after it was written; {REMEDY}"
         )
-    _check_schema(shard, file.read_at(header, 0), schema)
     return file
 
 
@@ -175,12 +169,22 @@ def _header_size(data: memoryview) -> int:
     return reader.tell()
 
 
-def _check_schema(shard: ShardFile, header: bytes, expected: pa.Schema) -> None:
-    """Check the columns that the file states, before a row is read."""
+def check_schema(shard: ShardFile, file: pa.NativeFile, header: int, expected: pa.Schema) -> None:
+    """Check the columns that an open file states, before a row is read.
+
+    Args:
+        header: bytes before its first row.
+        expected: the schema that it must have.
+
+    Raises:
+        ValueError: it is no Arrow file or has other columns; names the file, the columns and the remedy.
+        OSError: it could not be read.
+    """
+    data = file.read_at(header, 0)
     try:
-        if not header.startswith(MAGIC):
+        if not data.startswith(MAGIC):
             raise pa.ArrowInvalid("not an Arrow IPC file")
-        schema = pa.ipc.read_schema(pa.py_buffer(header[len(MAGIC) :]))
+        schema = pa.ipc.read_schema(pa.py_buffer(data[len(MAGIC) :]))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{shard.uri}: cannot be read as a shard ({first_line(error)}); {REMEDY}") from error
     differing = [

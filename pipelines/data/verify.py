@@ -12,7 +12,7 @@ from pipelines.cluster import storage
 from pipelines.data.manifest import Manifest, content_hash, problem_table
 from pipelines.data.prepare import read_row
 from pipelines.data.readers.source import Problem
-from pipelines.data.shard_file import REMEDY, ShardFile, decode_row, open_shard, read_shard, shard_schema
+from pipelines.data.shard_file import REMEDY, ShardFile, check_schema, decode_row, open_shard, read_shard, shard_schema
 from pipelines.data.shard_index import Index, load_index
 from pipelines.data.shard_writer import row_digest
 
@@ -52,7 +52,7 @@ def verify(uri: storage.Uri) -> Manifest:
 def _digests(number: int, shard: ShardFile, index: Index, classes: int, pool: ThreadPoolExecutor) -> Sequence[str]:
     """The digest of each row of a shard, of which the file, the columns and the place of every row are checked."""
     data, schema = read_shard(shard), shard_schema(index.image_id)
-    open_shard(shard, index.header(number), schema)
+    check_schema(shard, open_shard(shard), index.header(number), schema)
     try:
         batches = pa.ipc.open_file(pa.py_buffer(data)).num_record_batches
     except (pa.ArrowException, OSError) as error:

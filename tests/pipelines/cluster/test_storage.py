@@ -90,6 +90,26 @@ def test_dataset_and_shards_on_s3(bucket: str, tmp_path: Path) -> None:
     assert storage.list_files(storage.join(bucket, "shards")) == ["shard-00000.arrow"]
 
 
+def test_shards_are_read_from_s3(bucket: str, tmp_path: Path) -> None:
+    from pipelines.data.loader import FeedConfig, read_ahead
+    from pipelines.data.manifest import Manifest
+    from pipelines.data.ray_source import Reading
+    from pipelines.data.sampler import Stream
+    from pipelines.data.verify import verify
+    from tests.support.shards import write_shards
+
+    upload(write_shards(tmp_path), storage.join(bucket, "shards"))
+    manifest = Manifest.load(storage.join(bucket, "shards"))
+    assert verify(manifest.uri) == manifest
+    for window in (0, 4):
+        stream = Stream(seed=0, rows=8, batch=4, steps=4, window=window)
+        found = [row["name"] for rows in read_ahead(Reading(stream, manifest.shard_set), FeedConfig()) for row in rows]
+        assert found == [f"{stream.locate(position)[1]:03d}.jpg" for position in range(16)]
+    storage.delete(storage.join(manifest.uri, "shard-00001.arrow"))
+    with pytest.raises(ValueError, match=r"shard-00001\.arrow +the shard is missing; prepare the shards again"):
+        verify(manifest.uri)
+
+
 def test_what_mlflow_lacks_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays in the run's folder while the server is away."""
     from pipelines.tracking import tracker as tracker_module

@@ -248,8 +248,11 @@ def test_rows_come_at_random(manifest: Manifest, open_files: int, monkeypatch: p
     monkeypatch.setattr(shard_reader, "OPEN_FILES", open_files)
     numbers = np.random.default_rng(0).integers(0, ROWS, 60).tolist()
     reader = Rows(manifest.shard_set)
+    opened = []
+    monkeypatch.setattr(shard_reader, "check_schema", lambda shard, *given: opened.append(shard.uri))
     assert [reader.row(number)["name"] for number in numbers] == [f"{number}.jpg" for number in numbers]
     assert [row["name"] for row in reader.rows(numbers)] == [f"{number}.jpg" for number in numbers]
+    assert len(opened) == len(set(opened)) == 3
 
 
 def test_leaving_early_ends_the_thread_and_waiting_is_measured(manifest: Manifest) -> None:
@@ -295,16 +298,20 @@ class Counting:
     def __init__(self, filesystem: Any, failures: int = 0, pause: float = 0.0) -> None:
         self.filesystem, self.failures, self.pause = filesystem, failures, pause
         self.reads: list[tuple[str, int]] = []
-        self.opened = 0
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
 
     def open_input_file(self, path: str) -> Counted:
-        self.opened += 1
         return Counted(self, path, self.filesystem.open_input_file(path))
 
     def open_input_stream(self, path: str) -> Any:
         return self.filesystem.open_input_stream(path)
+
+    def of_rows(self, manifest: Manifest) -> list[int]:
+        """The lengths of the reads but for those of headers."""
+        index = load_index(manifest.shard_set)
+        headers = {index.header(shard) for shard in range(len(manifest.shards))}
+        return [length for _, length in self.reads if length not in headers]
 
 
 class Counted:
@@ -347,12 +354,9 @@ def test_each_row_is_one_read_of_its_own_bytes(manifest: Manifest, counted: Coun
         rows = [row for rows in rows_of(reading, FeedConfig(reads=8)) for row in rows]
         used += sum(int(index.lengths[int(row["image_id"])]) for row in rows)
         assert len(rows) == 918 // world
-    headers = len(manifest.shards) * world
-    assert headers <= counted.opened <= 4 * headers  # threads may open one at once
-    assert len(counted.reads) == 918 + counted.opened
-    assert sum(length for _, length in counted.reads) - used == sum(
-        length for _, length in counted.reads if length in {index.header(shard) for shard in range(3)}
-    )
+    lengths = counted.of_rows(manifest)
+    assert len(lengths) == 918 and sum(lengths) == used
+    assert len(counted.reads) - 918 <= 8 * 3 * world  # the headers, which threads may read at once
     assert sum(length for _, length in counted.reads) < 1.1 * used
 
 
@@ -368,7 +372,7 @@ def test_windows_take_few_requests_and_give_the_same_samples_for_any_workers(
     whole = replace(stream(steps=46), window=4)
     assert names == {p: f"{whole.locate(p)[1]}.jpg" for p in range(276)}
     # 23 rows in lanes of 4: each lane begins and ends inside of a window, and a window may cross two shards
-    assert len(counted.reads) - counted.opened < 276 / 2
+    assert len(counted.of_rows(manifest)) < 276 / 2
 
 
 @pytest.fixture(scope="module")
@@ -383,15 +387,22 @@ def large(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories
     )
 
 
+def test_a_task_of_ray_data_reads_windows_too(manifest: Manifest, counted: Counting) -> None:
+    reading = Reading(replace(stream(steps=12), window=4), manifest.shard_set, AUGMENT)
+    tables = list(reading.tables(range(12)))
+    assert [table["position"].to_pylist() for table in tables] == [list(reading.stream[k]) for k in range(12)]
+    whole = [f"{reading.stream.locate(p)[1]}.jpg" for p in range(72)]
+    assert [name for table in tables for name in table["name"].to_pylist()] == whole
+    assert len(counted.of_rows(manifest)) <= 3
+
+
 def test_large_windows_take_a_request_for_eight_rows_and_hardly_more_bytes(large: Manifest, counted: Counting) -> None:
     for rank in range(2):
         reading = Reading(Stream(0, 1024, 8, 256, world=2, rank=rank, window=16), large.shard_set)
         assert sum(len(rows) for rows in rows_of(reading, FeedConfig())) == 1024
-    requests = len(counted.reads) - counted.opened
-    assert requests <= 2048 / 8
-    lengths = load_index(large.shard_set).lengths
-    headers = sum(length for _, length in counted.reads if length < lengths.min())
-    assert sum(length for _, length in counted.reads) - headers < 1.1 * 2 * lengths.sum()
+    read = counted.of_rows(large)
+    assert len(read) <= 2048 / 8
+    assert sum(read) < 1.1 * 2 * load_index(large.shard_set).lengths.sum()
 
 
 def test_a_stream_with_windows_goes_on_from_any_position(manifest: Manifest) -> None:
@@ -417,7 +428,7 @@ def test_no_more_is_read_ahead_than_may_wait(manifest: Manifest, counted: Counti
     rows = rows_of(reading, FeedConfig(reads=2))
     next(rows)
     time.sleep(0.05)
-    assert len(counted.reads) - counted.opened <= 4
+    assert len(counted.of_rows(manifest)) <= 4
     rows.close()
 
 

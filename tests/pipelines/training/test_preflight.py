@@ -210,5 +210,8 @@ def test_a_continued_run_keeps_its_options():
     assert "the data changed (val_hash)" in message and "--name" in message and "workers" not in message
     limited = before["options"] | {"data.limit": 10, "data.on_invalid": "stop"}
     check_continuation(before | {"options": limited}, limited | {"data.on_invalid": "skip"}, hashes, "one")
+    check_continuation(before, free | {"data.window": 0}, hashes, "one")  # which earlier versions did not know
+    with pytest.raises(ValueError, match=r"data\.window was 0, is 8"):
+        check_continuation(before, free | {"data.window": 8}, hashes, "one")
     with pytest.raises(ValueError, match=r"data\.limit was 10, is 20"):
         check_continuation(before | {"options": limited}, limited | {"data.limit": 20}, hashes, "one")
