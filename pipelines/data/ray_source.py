@@ -126,6 +126,8 @@ def dataset(reading: Reading, part: range, tasks: int, cpus: float, ahead: int) 
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(cpu=tasks * cpus, object_store_memory=ahead << 20)
     context.target_max_block_size = BLOCK_BYTES
+    # A validation may last longer than Ray Data waits for an execution of which nobody takes anything (30 minutes).
+    context.execution_no_progress_timeout_s = -1
     with DataContext.current(context):
         return ray.data.read_datasource(
             StreamSource(),
