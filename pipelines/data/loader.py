@@ -328,7 +328,7 @@ def evaluation_batches(
     window = evaluation_window(manifest.rows, batch)
     mine = evaluation_rows(manifest.rows, rank, world, window) if rows is None else rows
     if batch == 1:  # every row is a batch, in any window
-        window = 1
+        window = PIECE
 
     def decode(row: Row) -> Sample:
         return evaluation_view(replace(read_row(row), position=row["position"]), resize)
@@ -346,7 +346,8 @@ def evaluation_batches(
     def decoding(readers: ThreadPoolExecutor, decoders: ThreadPoolExecutor) -> Iterator[list[Future[Sample]]]:
         """Batches whose decoding has begun."""
         for pieces in _one_ahead(reading(readers)):
-            for alike in _by_size([row for piece in pieces for row in piece.result()]):
+            read_rows = [row for piece in pieces for row in piece.result()]
+            for alike in [[row] for row in read_rows] if batch == 1 else _by_size(read_rows):
                 for start in range(0, len(alike), batch):
                     yield [decoders.submit(decode, row) for row in alike[start : start + batch]]
 
