@@ -187,11 +187,13 @@ def changed(**train: Any) -> Experiment:
 
 
 def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
+    eight = changed(workers=8, gpu="no")
     with pytest.raises(
-        ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 .* has 4; .*Lower"
+        ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 for Ray Data\), .* has 4; .*Lower"
     ):
-        check_cluster(changed(workers=8, gpu="no"))
-    with pytest.raises(ValueError, match=r"^3 workers need 6\.6 CPUs \(each 2 for itself"):
+        check_cluster(replace(eight, feed=replace(eight.feed, decode="map")))
+    assert check_cluster(eight) is False  # only decoding in Ray Data takes CPUs of its own
+    with pytest.raises(ValueError, match=r"^3 workers need 6 CPUs \(each 2 for itself and 0 for Ray Data\)"):
         check_cluster(changed(workers=3, cpus_per_worker=2, gpu="no"))
     with pytest.raises(ValueError, match=r"train\.gpu yes: 64 workers need 64 GPUs, the cluster has"):
         check_cluster(changed(workers=64, gpu="yes"))
