@@ -15,7 +15,6 @@ import resource
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -43,11 +42,10 @@ from pipelines.training.validation import validate
 logger = logging.getLogger(__name__)
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The function that Ray Train runs on each worker; `config["job"]` is a `Job`."""
+def loop(job: Job) -> None:
+    """The function that Ray Train runs on each worker."""
     import ray.train
 
-    job: Job = config["job"]
     session.data_context()
     mask_output()
     _silence()
