@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from panoptic.metrics.report import Evaluation
-from pipelines.cluster import session
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
@@ -66,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     merged = merge(load(options.semantic, store), load(options.instances, store))
     if options.out:
         print(f"merged model: {save(merged, options.out)}")
-    session.connect()
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
     models = {"joint": load(options.joint, store), "merged": merged}

@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
-from pipelines.cluster import session
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
@@ -68,7 +67,6 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     stored.model.eval()
     names = truth_names(stored.model)
     choices = choices_of(stored.model, options.swap)
-    session.connect()
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
     pool = Pool(options.actors, options.threads)
