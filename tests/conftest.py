@@ -59,14 +59,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         path = item.path.relative_to(ROOT)
-        if (
-            "ray_cluster" in getattr(item, "fixturenames", ())
-            or path.parts[1] == "jobs"
-            or item.get_closest_marker("ray")
-        ):
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif path.name not in SCATTERED:
             item.add_marker(pytest.mark.xdist_group(path.as_posix()))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that starts a Ray of its own: with several processes that would be one in each of them."""
+    before = ray_runs()
+    result = yield
+    if ray_runs() and not before and "ray_cluster" not in getattr(item, "fixturenames", ()):
+        pytest.exit(f"{item.nodeid} started Ray: it must ask for the fixture `ray_cluster`", 1)
+    return result
+
+
+def ray_runs() -> bool:
+    """True if this process has started or joined a Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 @pytest.fixture(scope="session")

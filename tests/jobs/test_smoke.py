@@ -1,4 +1,7 @@
-"""The whole pipeline on 16 scenes: train, what it leaves, evaluate, continue. One training serves most tests."""
+"""The whole pipeline on 16 scenes: train, what it leaves, evaluate. One training serves all tests.
+
+That a run goes on under its name is in tests/pipelines/test_legacy.py.
+"""
 
 from __future__ import annotations
 
@@ -195,23 +198,3 @@ def test_weights_start_a_new_run(trained: Trained):
     assert state.step == state.position == 0 and not state.optimiser.state
     for name, value in state.model.state_dict().items():
         assert torch.equal(value, stored[name]), name
-
-
-def test_the_same_name_goes_on(trained: Trained):
-    """With more steps, another number of workers and another score, all of which a continued run may change.
-
-    A negative loss is less than any PQ, so that the last validation is not the best checkpoint, which alone is kept
-    beside the last one. The run has come to its end all the same.
-    """
-    from jobs import train
-
-    before = trained.history("train/loss/total")
-    fallen = ["--train.score", "val/loss/total", "--train.score-mode", "min"]
-    outcome = train.main([*trained.arguments, "--train.steps", "8", "--train.workers", "1", *fallen])
-    assert outcome.run.run_id == trained.outcome.run.run_id
-    after = trained.history("train/loss/total")
-    assert after[:STEPS] == before and [step for step, _ in after] == list(range(1, 9))
-    assert [step for step, _ in trained.history("val/pq")] == [2, 4, 6, 8]
-    assert "step_000008" in {path.name for path in Path(outcome.folder).glob("step_*")}
-    assert Path(outcome.checkpoint).name != "step_000008" and outcome.model.startswith("models:/")
-    assert trained.client.get_run(outcome.run.run_id).info.status == "FINISHED"

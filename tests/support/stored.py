@@ -1,4 +1,4 @@
-"""A stored model that was never trained, shards, and actors that die, for tests of evaluation and prediction."""
+"""A stored model that was never trained, shards, and an actor that dies, for tests of evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -74,20 +74,3 @@ def mortal(tasks: Sequence[Task], marker: str) -> Callable[[Chunk], Any]:
         return count(chunk)
 
     return until_killed
-
-
-def unbuildable() -> Callable[[int], int]:
-    """A function whose set-up kills its process."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def deadly(poison: Any) -> Callable[[Any], Any]:
-    """A function that returns its items; the process that is asked for `poison` is killed over it, each time."""
-
-    def work(item: Any) -> Any:
-        if item == poison:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return item
-
-    return work

@@ -33,7 +33,7 @@ def test_more_actors_than_gpus_are_refused(pool: Pool, gpus: int) -> None:
 
 
 def test_an_item_that_kills_every_actor_is_named(ray_cluster: None) -> None:
-    from tests.support.stored import deadly
+    from tests.support.dying_actors import deadly
 
     with pytest.raises(Killed, match=r"^rows 4 to 5: the actor died 2 times.*--actors 0") as caught:
         list(each(deadly, (range(4, 6),), [range(k, k + 2) for k in range(0, 8, 2)], Pool(2, retries=1)))
@@ -41,7 +41,7 @@ def test_an_item_that_kills_every_actor_is_named(ray_cluster: None) -> None:
 
 
 def test_actors_that_cannot_be_set_up_are_an_end(ray_cluster: None) -> None:
-    from tests.support.stored import unbuildable
+    from tests.support.dying_actors import unbuildable
 
     with pytest.raises(Killed, match=r"^setting up: the actor died 2 times"):
         list(each(unbuildable, (), [1], Pool(1, retries=1)))
@@ -49,7 +49,7 @@ def test_actors_that_cannot_be_set_up_are_an_end(ray_cluster: None) -> None:
 
 def test_ray_data_takes_actors_with_gpus(ray_cluster: None) -> None:
     """Its checks come before it looks for any."""
-    from tests.support.stored import deadly
+    from tests.support.dying_actors import deadly
 
     dataset = actor_pool._dataset(deadly, (0,), [1, 2], shares_of(Pool(2), 2, 4, 2))
     assert dataset is not None

@@ -45,6 +45,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")} | variables
 
 
+@pytest.mark.slow  # a second Ray
 def test_processes_of_a_local_session_ask_their_own_server(ray_cluster) -> None:
     """Ray's state API looks for any running session otherwise, and fails where it finds two.
 
@@ -155,22 +156,42 @@ def on_loopback(address: str) -> bool:
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        pytest.param({"RAY_AUTH_MODE": "disabled"}, id="none"),
-        pytest.param({"RAY_AUTH_MODE": "token"}, id="wrong", marks=pytest.mark.slow),  # Ray takes 20 s to give up
-    ],
-)
-def test_nobody_joins_a_local_session_without_its_token(ray_cluster, variables: dict[str, str]) -> None:
+@pytest.mark.parametrize("token", [None, "0" * 64, "its own"])
+def test_a_local_session_answers_to_its_token_alone(ray_cluster, token: str | None) -> None:
+    """Asked for its nodes by a program that is no Ray, which would take 20 s to give up."""
+    import grpc
+    import ray
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    shown = os.environ["RAY_AUTH_TOKEN"] if token == "its own" else token
+    metadata = [("authorization", f"Bearer {shown}")] if shown else []
+    with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel:
+        nodes = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+
+        def ask() -> int:
+            request = gcs_service_pb2.GetAllNodeInfoRequest()
+            return len(nodes.GetAllNodeInfo(request, timeout=30, metadata=metadata).node_info_list)
+
+        if token == "its own":
+            assert ask() == 1
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                ask()
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow  # Ray takes 20 s to give up
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_nobody_joins_a_local_session_without_its_token(ray_cluster, mode: str) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    token = {} if variables["RAY_AUTH_MODE"] == "disabled" else {"RAY_AUTH_TOKEN": "0" * 64}
-    code, told = join(address, environment(**variables, **token))
+    token = {} if mode == "disabled" else {"RAY_AUTH_TOKEN": "0" * 64}
+    code, told = join(address, environment(RAY_AUTH_MODE=mode, **token))
     assert code != 0 and "joined" not in told and "uthentication" in told, told
 
 
+@pytest.mark.slow
 def test_with_its_token_it_is_joined(ray_cluster) -> None:
     """So that the refusals above are the token's doing."""
     import ray

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import numpy as np
@@ -22,20 +20,9 @@ from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, 
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.verify import verify
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
+from tests.support.full_disk import on_a_full_disk
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
-
-
-WRITE = preparation._write_or_tell
-
-
-def on_a_full_disk(rows: pa.Table, out: str, categories: Categories, **how) -> pa.Table:
-    """What a worker does whose disk is full when it writes the second of three shards."""
-    if rows["shard"][0].as_py() != 1:
-        return WRITE(rows, out, categories, **how)
-    full = OSError(errno.ENOSPC, "No space left on device")
-    with mock.patch("pipelines.cluster.storage.os.replace", side_effect=full):
-        return WRITE(rows, out, categories, **how)
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(

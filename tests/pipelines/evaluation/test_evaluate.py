@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
-def val(ray_cluster: None, scenes16: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    from pipelines.data.prepare import ensure_shards
+def val(tmp_path_factory: pytest.TempPathFactory, small_categories: Categories) -> Manifest:
+    from tests.support.stored import write_shards
 
-    return ensure_shards(scenes16, "val", tmp_path_factory.mktemp("shards"))
+    return write_shards(tmp_path_factory.mktemp("shards"), small_categories, 8)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def figures(evaluation) -> dict[str, float]:
     return {name: value for name, value in metrics(evaluation).items() if "time/" not in name}
 
 
-def test_a_killed_actor_costs_time_only(assigned: Callable, tmp_path: Path) -> None:
+def test_a_killed_actor_costs_time_only(ray_cluster: None, assigned: Callable, tmp_path: Path) -> None:
     from panoptic.evaluation.tally import summarise
     from pipelines.cluster.actor_pool import Pool, each
     from pipelines.evaluation.evaluate import Chunk, evaluate

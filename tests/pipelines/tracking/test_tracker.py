@@ -144,7 +144,7 @@ def test_the_step_does_not_wait_for_a_slow_server(server, remote, tmp_path):
     tracker.table("classes", rows)
     tracker.image(19, "a", picture)
     tracker.flush()
-    assert time.perf_counter() - begin < 0.1  # 22 writes, of 0.3 s each
+    assert time.perf_counter() - begin < 1  # 22 writes, of 0.3 s each
     assert tracker.close()
     assert server.steps("train/3") == list(range(20)) and set(server.received.values()) == {1}
     assert server.uploads == {"classes.csv": 1, "overlays/step_000019/a.png": 1}
