@@ -19,6 +19,14 @@ from typing import Any
 from pipelines.cluster.masking import Masking, mask_output, masked
 from pipelines.evaluation.record import Worse
 
+SPELLINGS = {
+    "--data": "--data.root",
+    "--split": "--data.split",
+    "--shards": "--data.shards",
+    "--tracking-uri": "--tracking.uri",
+}
+"""Former names of options that several jobs have, which are still accepted, and the present ones."""
+
 INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
 
 

@@ -20,17 +20,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import NonNegativeFloat, NonNegativeInt, ThreadCount
-from pipelines.config import Actors
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import command
+from jobs.common import SPELLINGS, command
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt, ThreadCount
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
-from pipelines.config import Model, Split, parse_options
+from pipelines.config import Actors, Model, Split, parse_options
 from pipelines.data.class_map import load
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import ask, evaluate, resolved
@@ -39,13 +37,7 @@ from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, check_answers, check_store, resolve_uri
 
-SPELLINGS = {
-    "--data": "--data.root",
-    "--split": "--data.split",
-    "--shards": "--data.shards",
-    "--tracking-uri": "--tracking.uri",
-    "--experiment": "--tracking.experiment",
-}
+FORMER = {**SPELLINGS, "--experiment": "--tracking.experiment"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     """Print PQ and all other figures; the evaluation, None when it was scheduled."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    options: Options = parse_options(Options, given, str(__doc__), FORMER)
     check(options)
     storage.check_lasting(options.out, "--out")
     check_store(Tracking(uri=options.tracking.uri), "runs")

@@ -13,28 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import ThreadCount
-from pipelines.config import Actors
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import command
+from jobs.common import SPELLINGS, command
 from panoptic.evaluation.oracle import table, truth_names
 from panoptic.metrics.report import Evaluation
+from panoptic.ranges import ThreadCount
 from pipelines.cluster.actor_pool import Pool
-from pipelines.config import Model, Split, Store, parse_options
+from pipelines.config import Actors, Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import load, options_of
 from pipelines.evaluation.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
-
-SPELLINGS = {
-    "--data": "--data.root",
-    "--split": "--data.split",
-    "--shards": "--data.shards",
-    "--tracking-uri": "--tracking.uri",
-}
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from panoptic.ranges import ThreadCount
-from pipelines.config import Actors
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
+from panoptic.ranges import ThreadCount
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
-from pipelines.config import Images, Model, Store, parse_options
+from pipelines.config import Actors, Images, Model, Store, parse_options
 from pipelines.data.class_map import load
 from pipelines.data.manifest import Manifest, is_shards
 from pipelines.evaluation.evaluate import assign_images

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from panoptic.ranges import NonNegativeInt, PositiveInt
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
+from panoptic.ranges import NonNegativeInt, PositiveInt
 from pipelines.cluster import storage
 from pipelines.config import OneOrMore, parse_options
 from pipelines.data.join import Roots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -19,6 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_the_list_of_jobs_is_the_folder() -> None:
     files = {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"__init__", "__main__", "common"}
     assert files == set(JOBS)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_finds_the_packages_before_it_imports_from_them(name: str) -> None:
+    """`python jobs/NAME.py` also runs where the project is not installed."""
+    body = ast.parse((ROOT / "jobs" / f"{name}.py").read_text()).body
+    (found,) = (k for k, node in enumerate(body) if ast.unparse(node).startswith("sys.path.insert("))
+    before = [node.module or "" for node in body[:found] if isinstance(node, ast.ImportFrom)]
+    assert [module for module in before if module.split(".")[0] in ("jobs", "pipelines", "panoptic")] == []
 
 
 @pytest.mark.parametrize("name", JOBS)
