@@ -21,7 +21,7 @@ from typing import Any
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
-from pipelines.cluster import disk, lease, session, storage
+from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
