@@ -264,7 +264,7 @@ def _read(path: Path) -> tuple[PanopticModel, Resize, Mapping[str, Any]]:
 
 
 def _open_source(uri: str, scheme: str) -> tuple[PanopticModel, Resize, Mapping[str, Any]]:
-    """What the entry point of a scheme opens.
+    """Model, resize and options of a URI, as the entry point of its scheme opens it.
 
     Raises:
         ValueError: there is none.

@@ -1,4 +1,4 @@
-"""What a fresh machine installs: the lock, the metadata, a torch and a torchvision that fit."""
+"""Packages that a fresh machine installs: the lock, the metadata, a torch and a torchvision that fit."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class Resolved(NamedTuple):
     notes: tuple[str, ...]
     """Lines about what is odd without being wrong."""
     record: dict[str, Any]
-    """What manifests and runs keep: the classes, and of each set the target of each id (-1 = void), with a sha256."""
+    """Kept by manifests and runs: the classes, and of each set the target of each id (-1 = void), with a sha256."""
 
 
 def load(uri: storage.Uri) -> ClassMap:

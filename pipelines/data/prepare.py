@@ -47,7 +47,7 @@ FEWEST_ROWS = 16
 """Rows of a shard at least, where there are so many."""
 
 FORMER_SUFFIX = ".parquet"
-"""Of the shards of schema version 1."""
+"""Ending of the shards of schema version 1."""
 
 FULL, AWAY = "full", "away"
 """Keys of a report that says only that the disk is full, or the store away."""

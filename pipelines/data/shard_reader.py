@@ -60,7 +60,7 @@ class Rows:
 
     @cached_property
     def index(self) -> Index:
-        """Where each row lies."""
+        """The place of each row."""
         return load_index(self.shards)
 
     def row(self, number: int) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class Task:
     stored: Stored | None = None
     """The model itself where it lies in no file (two that were merged, say): actors receive it in place of loading."""
     class_map: ClassMap | None = None
-    """What the model's predictions are mapped by before anything is counted or written."""
+    """Applied to the model's predictions before anything is counted or written."""
     mapping: ClassMapping | None = None
     """The same on the model's classes; None until the model is loaded."""
 

@@ -1,4 +1,4 @@
-"""What `panoptic.load` opens beside files of this machine: models of MLflow.
+"""Models of MLflow, which `panoptic.load` opens beside files of this machine.
 
 An entry point of the group `panoptic.sources` names this function for the schemes `models` and `runs`, so that
 `panoptic` needs to know nothing of MLflow.

@@ -23,7 +23,7 @@ class Opened(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class RunRecord(Opened):
-    """What is read where a run is continued; hashes of the data stand beside."""
+    """The part of a run's record that a continued run reads; hashes of the data stand beside."""
 
     options: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""What `panoptic.load` opens beside files of this machine: checkpoints on S3.
+"""Checkpoints on S3, which `panoptic.load` opens beside files of this machine.
 
 An entry point of the group `panoptic.sources` names this function for the scheme `s3`.
 """

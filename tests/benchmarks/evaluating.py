@@ -1,4 +1,4 @@
-"""Where the time of an evaluation goes (row evaluate): at least 90 % of it should be the network's.
+"""Shares of the time of an evaluation (row evaluate): at least 90 % of it should be the network's.
 
 Timers of one run of `evaluate_batches`, from encoded images to counts. The weights are random, so what they say is
 swapped for the truth before post-processing, as an oracle does, but at the resolution of the network and drawn

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures: the recipe of each architecture, as JSON, and batches with the statistics of photographs.
+"""Cases that `gpu.py` measures: recipes of the architectures, as JSON, and batches with statistics of photographs.
 
 The presets live in pipelines/, which a GPU machine may lack; `gpu.py --write FILE` notes them down where it is there.
 """

@@ -1,4 +1,4 @@
-"""What must not matter: in which order images come and how segments are numbered."""
+"""Nothing depends on this: in which order images come and how segments are numbered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier version wrote still loads, predicts the same, and goes on: see tests/data/legacy/README.md.
+"""Files of an earlier version still load, predict the same, and go on: see tests/data/legacy/README.md.
 
 The files stay as they are: they are what people have on their disks and in their registries.
 """

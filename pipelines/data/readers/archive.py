@@ -49,7 +49,7 @@ class Member(NamedTuple):
     container: str
     """A path, a URI, or the address of a compressed zip in a zip."""
     offset: int
-    """Of the local header."""
+    """First byte of the local header."""
     packed: int
     """Bytes in the container."""
     size: int

@@ -71,14 +71,14 @@ def public_set(categories: Categories) -> str:
 
 
 class Row(NamedTuple):
-    """What is known of one image without opening a file."""
+    """One image, as far as it is known without opening a file."""
 
     name: str
     """Path of the photograph in its folder."""
     png: str
     entry: Image
     position: int
-    """Of the annotation."""
+    """Place of the annotation among those of the file."""
 
 
 def coco_source(

@@ -1,4 +1,4 @@
-"""Where people keep the parts of data sets of COCO's form."""
+"""The places where people keep the parts of data sets of COCO's form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the readers share whose formats keep a label file for each image instead of one JSON."""
+"""The parts that readers share whose formats keep a label file for each image instead of one JSON."""
 
 from __future__ import annotations
 

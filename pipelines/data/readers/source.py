@@ -156,4 +156,4 @@ class Source:
     orientation: Orientation = "applied"
     """The frame of the maps where sizes do not tell it (see `Orientation`); a column of this name overrules it."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What the manifest keeps of class maps and joined sets, beside reader, root and split."""
+    """Kept by the manifest of class maps and joined sets, beside reader, root and split."""

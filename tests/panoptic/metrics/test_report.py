@@ -1,4 +1,4 @@
-"""What a tracker, a console and a spreadsheet get to see of one evaluation."""
+"""Tables, metrics and rows of one evaluation, as a tracker, a console and a spreadsheet get to see them."""
 
 from __future__ import annotations
 

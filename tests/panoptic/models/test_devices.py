@@ -1,4 +1,4 @@
-"""What a CUDA device computes against what the CPU computes, for every architecture.
+"""Every architecture computes on a CUDA device as on the CPU.
 
 Nothing here runs without such a device. Float32 throughout, with TF32 off; losses draw the same numbers on both.
 """

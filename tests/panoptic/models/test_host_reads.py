@@ -1,4 +1,4 @@
-"""How often a training step of each architecture asks the device for a value: a GPU stands still each time."""
+"""Count of the values that a training step of each architecture asks the device for: a GPU stands still each time."""
 
 from __future__ import annotations
 

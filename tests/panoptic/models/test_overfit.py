@@ -1,4 +1,4 @@
-"""What is shown is learnt: four photographs of COCO, by every architecture."""
+"""Every architecture learns four photographs of COCO by heart."""
 
 from __future__ import annotations
 

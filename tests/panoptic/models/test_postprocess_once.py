@@ -1,4 +1,4 @@
-"""What `postprocess` needs for several parts of a prediction is computed once, whatever is wanted.
+"""Parts that several kinds of a prediction need are computed once, whatever is wanted of `postprocess`.
 
 The calls of each expensive function are counted for one part alone and for all of them.
 """

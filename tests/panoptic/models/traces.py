@@ -1,4 +1,4 @@
-"""What each architecture computes today, as numbers that a refactor must not change.
+"""Numbers that each architecture computes today, which a refactor must not change.
 
 Two kinds of numbers of each case in `CASES`, both in float64: every loss term of every one of twenty training steps,
 and digests of what the model makes of a batch. They stand in traces.json, under names of this file's own, so that

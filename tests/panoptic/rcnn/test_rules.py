@@ -1,4 +1,4 @@
-"""What proposals, matching and sampling do where no published array says it: ties, limits, nothing to find."""
+"""Proposals, matching and sampling where no published array says what they do: ties, limits, nothing to find."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is free, and errors that say that nothing is."""
+"""Free bytes of disks, and errors that say that there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of MLflow: URIs that mean one version for ever, and a store that does not answer."""
+"""Questions to MLflow: URIs that mean one version for ever, and a store that does not answer."""
 
 from __future__ import annotations
 

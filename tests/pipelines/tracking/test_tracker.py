@@ -1,4 +1,4 @@
-"""What a worker writes: at no cost to the step, once, and delivered after outages, kills and reopening."""
+"""Records of a worker: at no cost to the step, once, and delivered after outages, kills and reopening."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before anything starts: options, draws, and weights that do not fit a backbone."""
+"""Refusals before anything starts: options, draws, and weights that do not fit a backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many trials a cluster holds at once, and the limiter at which they wait for their turn."""
+"""Number of the trials that a cluster holds at once, and the limiter at which they wait for their turn."""
 
 from __future__ import annotations
 

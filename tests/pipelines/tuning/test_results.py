@@ -1,4 +1,4 @@
-"""What a sweep leaves."""
+"""Results of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sweep a name goes on with, and from which state of Ray Tune."""
+"""The sweep that a name goes on with, and the state of Ray Tune from which it does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Panoptic FPN promises beside the contract of every model: crowded images, given detections, its options."""
+"""Promises of Panoptic FPN beside the contract of every model: crowded images, given detections, its options."""
 
 from __future__ import annotations
 
