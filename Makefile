@@ -36,7 +36,8 @@ demo: $(STAMP)
 	$(PYTHON) jobs/train.py
 
 # As many processes as cores, up to four: each imports torch, and one of them runs all that need Ray.
-PARALLEL := -n auto --maxprocesses 4 --dist loadgroup
+# They come first (tests/conftest.py), where xdist would begin with the files of the most tests.
+PARALLEL := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow" $(PARALLEL)

@@ -54,8 +54,9 @@ SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Say which tests run in one process when there are several (`make test`).
 
-    All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. The other
-    tests of a file share its fixtures, but for those of `SCATTERED`, which have none and would be one long block.
+    All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. They are the
+    longest block and come first, so that the processes end together. The other tests of a file share its fixtures, but
+    for those of `SCATTERED`, which have none and would be a long block too.
     """
     for item in items:
         path = item.path.relative_to(ROOT)
@@ -63,6 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif path.name not in SCATTERED:
             item.add_marker(pytest.mark.xdist_group(path.as_posix()))
+    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.hookimpl(wrapper=True)
