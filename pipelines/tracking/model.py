@@ -188,12 +188,14 @@ def log_model(
     name: str = "model",
     register: str = "",
     alias: str = "",
+    description: str = "",
 ) -> str:
     """Store a checkpoint's model with a run and, when asked, in the registry.
 
     Args:
         register: name of the registered model that gets a new version; empty = none.
         alias: pointed at that version.
+        description: Markdown that the model's page shows.
 
     Returns:
         "models:/m-…", which `load_packaged` and `mlflow.pyfunc.load_model` take.
@@ -222,6 +224,7 @@ def log_model(
             code_paths=[str(_code(folder))],
             pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in PACKAGES],
             signature=signature,
+            tags={"mlflow.note.content": description} if description else None,
         )
         if register:
             registered = mlflow.register_model(info.model_uri, register)

@@ -349,11 +349,11 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         logger.warning("%s: not all pictures were written (%s)", overlays, masked(error))
     undelivered = deliver(job.run, job.folder)
     model, no_model = "", "the run has not come to its last step"
-    if finished and log_model:
-        model, no_model = _log_model(job, record)
-        undelivered += [] if model else ["the model"]
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
     description = f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```"
+    if finished and log_model:
+        model, no_model = _log_model(job, record, description)
+        undelivered += [] if model else ["the model"]
     if not runs.describe(job.run, description):
         undelivered.append("the run's description and status")
     return Outcome(
@@ -380,7 +380,7 @@ def _last_step(result: Any) -> int:
     return (result.metrics or {}).get("step", 0)
 
 
-def _log_model(job: Job, record: Mapping[str, Any]) -> tuple[str, str]:
+def _log_model(job: Job, record: Mapping[str, Any], description: str = "") -> tuple[str, str]:
     """The MLflow URI of the best model, logged once; or "" and why there is none (the checkpoint is safe)."""
     from pipelines.tracking.model import log_model
 
@@ -390,7 +390,8 @@ def _log_model(job: Job, record: Mapping[str, Any]) -> tuple[str, str]:
         logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
         if logged:
             return logged, ""
-        uri = log_model(job.run, record, job.experiment.resize, register=names.register, alias=names.alias)
+        places = {"register": names.register, "alias": names.alias}
+        uri = log_model(job.run, record, job.experiment.resize, **places, description=description)
         client.set_tag(job.run.run_id, MODEL_TAG, uri)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
         return "", client_module.first_line(error)

@@ -66,9 +66,11 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     monkeypatch.setattr(sys, "path", list(sys.path))  # MLflow puts the stored code in front
     run = start(Tracking(), tmp_path)
     before = dict(os.environ)
-    uri = mlflow_model.log_model(run, checkpoint, RESIZE, register="tiny", alias="champion")
+    uri = mlflow_model.log_model(run, checkpoint, RESIZE, register="tiny", alias="champion", description="PQ **1**")
     assert dict(os.environ) == before and mlflow.active_run() is None
     assert uri.startswith("models:/m-")
+    logged = mlflow.MlflowClient().get_logged_model(uri.removeprefix("models:/"))
+    assert logged.tags["mlflow.note.content"] == "PQ **1**"
 
     for source in (uri, "models:/tiny@champion", "models:/tiny/1", f"runs:/{run.run_id}/model"):
         packaged = mlflow_model.load_packaged(source)
