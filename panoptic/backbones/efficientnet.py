@@ -47,7 +47,7 @@ STEM, HEAD = 32, 1280
 """Channels of the first and of the last convolution, of B0."""
 
 SLOPE = 0.01
-"""Of the leaky ReLU."""
+"""Slope of the leaky ReLU below 0."""
 
 EPS = 1e-3
 """Added to the variance, as TensorFlow's models have it."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from panoptic.layers.norm import Norm, norm_layer
 
 SLOPE = 0.01
-"""Of the leaky ReLU, everywhere (arXiv 2004.02307, section 3.1)."""
+"""Slope of the leaky ReLU below 0, everywhere (arXiv 2004.02307, section 3.1)."""
 
 Dilation = tuple[int, int]
 """Down and across."""

@@ -19,7 +19,7 @@ from panoptic.layers.resize import resize
 from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv, initialise
 
 DILATIONS = ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3))
-"""Of the five convolutions of a dense prediction cell, down and across."""
+"""Dilations of the five convolutions of a dense prediction cell, down and across."""
 
 SOURCES = (-1, 0, 0, 0, 3)
 """The convolution whose output each of the five sees; -1 is the cell's input."""
