@@ -186,7 +186,10 @@ def changed(**train: Any) -> Experiment:
     return replace(demo(), train=replace(demo().train, **train))
 
 
-def test_a_cluster_that_is_too_small_is_refused(ray_cluster):
+def test_a_cluster_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     eight = changed(workers=8, gpu="no")
     with pytest.raises(
         ValueError, match=r"^8 workers need 5\.6 CPUs \(each 0\.5 for itself and 0\.2 for Ray Data\), .* has 4; .*Lower"
