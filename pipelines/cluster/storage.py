@@ -251,6 +251,10 @@ def naming(uri: Uri, done: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{masked(uri)}: no such file or folder") from error
+    except UnicodeError as error:  # pyarrow's paths are UTF-8
+        raise ValueError(
+            f"{masked(uri)}: a name there is not UTF-8 ({error}); rename the file, as `convmv -f latin1 -t utf8` does"
+        ) from error
     except OSError as error:
         if not os.fspath(uri).startswith("s3://"):
             raise OSError(masked(f"{os.fspath(uri)}: could not be {done}: {error}")) from error
@@ -394,13 +398,13 @@ def _list(uri: Uri, recursive: bool) -> tuple[dict[str, tuple[int, int]], list[s
     filesystem, path = resolve(uri)
     with naming(uri, "listed"):
         entries = filesystem.get_file_info(fs.FileSelector(path, recursive=recursive))
-    files, folders = {}, []
-    for info in entries:
-        name = info.path[len(path) :].lstrip("/")
-        if info.type == fs.FileType.File:
-            files[name] = (info.size, (info.mtime_ns or 0) // 10**9)
-        elif info.type == fs.FileType.Directory:
-            folders.append(name)
+        files, folders = {}, []
+        for info in entries:
+            name = info.path[len(path) :].lstrip("/")
+            if info.type == fs.FileType.File:
+                files[name] = (info.size, (info.mtime_ns or 0) // 10**9)
+            elif info.type == fs.FileType.Directory:
+                folders.append(name)
     return files, sorted(folders)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipelines.cluster import storage
+from pipelines.evaluation.inputs import photographs
 from tests.support.s3_proxy import S3Proxy, one_in
 from tests.support.s3_server import ENVIRONMENT, s3_server
 
@@ -193,6 +194,14 @@ def test_errors_name_the_path(tmp_path: Path) -> None:
         storage.write_bytes(tmp_path / "file" / "below", b"")
     with pytest.raises(ValueError, match="refuses to delete"):
         storage.delete("/")
+
+
+def test_names_that_are_not_utf8_are_told(tmp_path: Path) -> None:
+    with open(os.fsencode(tmp_path / "a") + b"\xff.jpg", "wb"):
+        pass
+    for call in (storage.list_files, photographs):
+        with pytest.raises(ValueError, match=f"{tmp_path.name}: a name there is not UTF-8 .*rename the file"):
+            call(str(tmp_path))
 
 
 def check_create(root: str) -> None:

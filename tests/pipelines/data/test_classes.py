@@ -10,12 +10,15 @@ import pyarrow as pa
 import pytest
 
 from panoptic.segmentation import Categories
+from pipelines.config import parse
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.manifest import Manifest, Shard, content_hash
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.shard_index import write_index
 from pipelines.data.shard_writer import Report, write_shard
 from pipelines.data.verify import verify
+from pipelines.presets import PRESETS
+from pipelines.training.driver import prepare_data
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 
 DOG = {"id": 99, "name": "dog", "isthing": 1}
@@ -103,3 +106,20 @@ def test_a_class_of_two_kinds_is_refused(tmp_path: Path) -> None:
     val = shards(tmp_path, "val", [{**entry, "isthing": 1} for entry in ENTRIES])
     with pytest.raises(ValueError, match="sky are things in one and stuff in the other; correct isthing"):
         with_equal_classes(train, val, "train", tmp_path / "cache")
+
+
+def test_a_training_takes_the_option(tmp_path: Path) -> None:
+    """From the command line to the data of the workers, without a training."""
+    for split, categories in (("train", ENTRIES), ("val", [DOG, *ENTRIES])):
+        shards(tmp_path, split, categories)
+
+    def prepared(*options: str) -> tuple[Manifest, Manifest]:
+        places = ["--data.root", str(tmp_path / "shards"), "--storage", str(tmp_path / "runs")]
+        return prepare_data(parse(["demo", *places, *options], PRESETS)[1])
+
+    with pytest.raises(ValueError, match=r"only val has dog\. .*--data\.classes-of train"):
+        prepared()
+    train, val = prepared("--data.classes-of", "train")
+    assert train.categories == val.categories == CATEGORIES and names_of_segments(val) == EXPECTED
+    train, val = prepared("--data.classes-of", "val")
+    assert len(train.categories) == len(val.categories) == 4 and names_of_segments(train) == EXPECTED

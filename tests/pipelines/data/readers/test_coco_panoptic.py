@@ -294,6 +294,28 @@ def test_ids_of_text(tmp_path: Path) -> None:
     assert coco_panoptic(tmp_path, "val").rows["image_id"].to_pylist() == ["aachen_100", "aachen_101"]
 
 
+def test_the_json_of_cityscapes_own_converter(tmp_path: Path) -> None:
+    """Its ids are text, and its names of images (..._gtFine_leftImg8bit.png) are those of no file."""
+    content = write_folder(tmp_path, "val", count=2)
+    for k, (image, annotation) in enumerate(zip(content["images"], content["annotations"], strict=True)):
+        key = f"frankfurt_000000_00029{k}"
+        (tmp_path / "images/val" / f"{k:03d}.jpg").rename(tmp_path / "images/val" / f"{key}_leftImg8bit.png")
+        (tmp_path / "annotations/panoptic_val" / f"{k:03d}.png").rename(
+            tmp_path / "annotations/panoptic_val" / f"{key}_gtFine_panoptic.png"
+        )
+        image.update(id=key, file_name=f"{key}_gtFine_leftImg8bit.png")
+        annotation.update(image_id=key, file_name=f"{key}_gtFine_panoptic.png")
+    write_json(tmp_path, "val", content)
+    source = coco_panoptic(tmp_path, "val")
+    found = reasons(source)
+    if source.rows.num_rows:  # read by the name that was meant
+        assert source.rows["image_id"].to_pylist() == [f"frankfurt_000000_00029{k}" for k in range(2)]
+        return
+    assert list(found) == [f"frankfurt_000000_00029{k}_gtFine_leftImg8bit.png" for k in range(2)]
+    for reason in found.values():
+        assert "was looked for in" in reason and "_leftImg8bit.png" in reason and "\n" not in reason
+
+
 def test_real_folders(shared: Callable[[str], Path]) -> None:
     root = shared("data/pedestrians")
     counts = {split: coco_panoptic(root, split) for split in ("train", "val", "val_novel")}
