@@ -36,6 +36,7 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
 
 def write_shards(root: Path, categories: Any, count: int, names: Sequence[str] = ()) -> Manifest:
     """A split of drawn images of two sizes in no order, written without Ray; called 0.jpg, 1.jpg, ... by default."""
+    root.mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(1), []
     for number in range(count):
         height, width = [(48, 64), (48, 64), (64, 48)][rng.integers(3)]
