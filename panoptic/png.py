@@ -26,7 +26,7 @@ from scipy import ndimage
 from panoptic.segmentation import Categories, Segmentation, flag, renumber, shown, whole_number
 
 try:  # imported here, as maps are decoded in threads
-    from kornia_rs import io as compiled  # pyright: ignore[reportMissingImports]
+    from kornia_rs import io as compiled  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 except ImportError:
     compiled = None
 
