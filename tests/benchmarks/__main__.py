@@ -1,9 +1,11 @@
 """Measure us against the published implementations: `make benchmark [ROWS="1a 2b"] [PEERS=DIR]`.
 
 DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detectron2, DIR/detr and DIR/Mask2Former;
-Hugging Face's transformers and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
+DIR/site-packages (`pip install --target`) holds hotcoco, webdataset and mosaicml-streaming; Hugging Face's transformers
+and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
 absolute. Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the
-same inputs, after both gave the same result. Row feed is wall-clock time: let nothing else run.
+same inputs, after both gave the same result. Rows feed, feeds and feeds-bytes are wall-clock
+time: let nothing else run.
 
 Training steps on a GPU have a table of their own: `make benchmark GPU=1`, or `python -m tests.benchmarks.gpu`.
 """
@@ -26,6 +28,7 @@ from tests.benchmarks import (
     detr,
     evaluating,
     fcn,
+    feeds,
     loading,
     metric,
     precision,
@@ -35,9 +38,10 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.timing import Case, Row, hardware, measure, table
 
+WITH_RAY = ("feed", "feeds", "feeds-bytes")
 ROWS = (
-    *("1a", "1b", "1c", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "read", "feed"),
+    *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "read", *WITH_RAY),
 )
 
 
@@ -91,6 +95,10 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
         for case in cases:
             rows += measure(case, given.repeat)
             print(f"measured {case.name}", file=sys.stderr, flush=True)
+        if "1d" in names:
+            pairs = Path(folder) / "pairs"
+            pairs.mkdir()
+            rows += metric.data_set_rows(photograph, pairs, given.peers, given.repeat)
         if "evaluate" in names:
             rows += evaluating.rows(photograph)
         if "read" in names:
@@ -99,6 +107,9 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             count = max(16, round(100 * given.scale))
             shards = Path(folder) / "feed"
             rows += throughput.rows(shards, photograph, side(512), count, count, min(3, given.repeat), 0.1)
+        if beside := [name for name in names if name in feeds.WORKS]:
+            count, rounds = max(200, round(1600 * given.scale)), min(3, given.repeat)
+            rows += feeds.rows(beside, Path(folder) / "feeds", given.peers, photograph, side(512), count, rounds)
     return rows
 
 

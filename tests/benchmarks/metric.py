@@ -1,9 +1,12 @@
-"""Panoptic quality of one image against panopticapi and cityscapesScripts (rows 1a, 1b, 1c)."""
+"""Panoptic quality against panopticapi and cityscapesScripts (rows 1a, 1b, 1c) and hotcoco (row 1d)."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,14 +15,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco
+from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco, quality
 from panoptic.png import from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation
 from tests.benchmarks import inputs, peers
-from tests.benchmarks.timing import Case
+from tests.benchmarks.timing import Case, Row
+from tests.conftest import ROOT
 
 IMAGES = 4
 """Of a round."""
+DATA_SET = 40
+"""Pairs of row 1d."""
+
+PEDESTRIANS = ROOT.parent / "shared" / "data" / "pedestrians" / "annotations"
+"""Maps of photographs, where the shared reference folder is at hand."""
 
 Pair = tuple[Segmentation, Segmentation]
 
@@ -61,6 +70,85 @@ def _from_files(
 
     found = {name: theirs(peer) for name, peer in official.items() if peer is not None}
     return _case("1a", f"PQ from two COCO PNGs, {_content(pairs)}", ours, found, classes)
+
+
+def data_set_rows(size: tuple[int, int], folder: Path, peers_folder: Path | None, repeat: int) -> list[Row]:
+    """Row 1d: folders of pairs of PNGs, which is what hotcoco takes; drawn ones and, where they are, photographs'.
+
+    CPU of all its threads counts.
+
+    Raises:
+        ValueError: hotcoco's PQ differs from ours.
+    """
+    rng = np.random.default_rng(1)
+    classes = inputs.categories(80, 53)
+    sets = {"drawn": (classes, [inputs.draw_truth(rng, size, 14, 7, classes) for _ in range(DATA_SET)])}
+    if PEDESTRIANS.is_dir():
+        sets["pedestrians'"] = _pedestrians()
+    rows = []
+    for name, (categories, truths) in sets.items():
+        pairs = [(truth, inputs.disturb(rng, truth, categories)) for truth in truths]
+        work = f"PQ of a folder of {len(pairs)} {name} pairs of COCO PNGs, {_content(pairs)}, an image"
+        rows.append(_data_set(work, pairs, categories, folder / name, peers.hotcoco(peers_folder), repeat))
+    return rows
+
+
+def _pedestrians() -> tuple[Categories, list[Segmentation]]:
+    content = json.loads((PEDESTRIANS / "panoptic_val.json").read_text())
+    classes = Categories.from_coco(content["categories"])
+    files = PEDESTRIANS / "panoptic_val"
+    records = content["annotations"][:DATA_SET]
+    return classes, [from_coco((files / r["file_name"]).read_bytes(), r, classes, r["file_name"]) for r in records]
+
+
+def _data_set(
+    work: str, pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None, repeat: int
+) -> Row:
+    names = [f"{k:03d}.png" for k in range(len(pairs))]
+    folders = folder / "true", folder / "predicted"
+    for side in folders:
+        side.mkdir(parents=True)
+    files = [
+        [_write(segmentation, classes, side / name) for segmentation, side in zip(pair, folders, strict=True)]
+        for pair, name in zip(pairs, names, strict=True)
+    ]
+    images = [
+        {"id": k, "file_name": name, "height": truth.size[0], "width": truth.size[1]}
+        for k, (name, (truth, _)) in enumerate(zip(names, pairs, strict=True))
+    ]
+    listed = [
+        {
+            "images": images,
+            "categories": classes.to_coco(),
+            "annotations": [{**pair[k][1], "image_id": i, "file_name": names[i]} for i, pair in enumerate(files)],
+        }
+        for k in (0, 1)
+    ]
+
+    def ours() -> float:
+        counts = QualityCounts.zeros(len(classes))
+        for k, ((a, first), (b, second)) in enumerate(files):
+            counts += count_coco((a.read_bytes(), first), (b.read_bytes(), second), classes, f"image {k}")
+        return quality(counts, classes).all.pq
+
+    def theirs() -> float:
+        assert peer is not None
+        evaluation = peer.PanopticEval(*listed, gt_folder=str(folders[0]), pred_folder=str(folders[1]))
+        evaluation.evaluate()
+        return 100 * evaluation.results()["All"]["pq"]
+
+    runs = [ours] if peer is None else [ours, theirs]
+    scores = [run() for run in runs]
+    if not np.allclose(scores, scores[0], rtol=1e-9):
+        raise ValueError(f"1d: PQ {scores[0]} here, {scores[1]} by hotcoco; no ratio counts before it agrees")
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeat):
+        for run, seconds in zip(runs, taken, strict=True):
+            begin = time.process_time()
+            run()
+            seconds.append(time.process_time() - begin)
+    mine, *other = (1e3 * statistics.median(seconds) / len(pairs) for seconds in taken)
+    return Row("1d", work, mine, "ms", "hotcoco", other[0], other[0] / mine) if other else Row("1d", work, mine, "ms")
 
 
 def _in_memory(pairs: list[Pair], classes: Categories, folder: Path, peer: ModuleType | None) -> Case:

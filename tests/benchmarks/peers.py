@@ -45,6 +45,16 @@ def panopticapi_utils(module: ModuleType) -> ModuleType:
     return _load(Path(str(module.__file__)).with_name("utils.py"), {})
 
 
+def hotcoco(folder: Path | None) -> ModuleType | None:
+    """`hotcoco.panoptic` of FOLDER/site-packages (or of the installed package); None where it is not found."""
+    site = folder / "site-packages" if folder else None
+    if site is not None and (site / "hotcoco").is_dir() and str(site) not in sys.path:
+        sys.path.append(str(site))
+    if importlib.util.find_spec("hotcoco") is None:
+        return None
+    return importlib.import_module("hotcoco.panoptic")
+
+
 def cityscapes(folder: Path | None) -> ModuleType | None:
     """The panoptic evaluation of FOLDER/cityscapesScripts (or of the installed package); None where it is not found."""
     file = "evaluation/evalPanopticSemanticLabeling.py"

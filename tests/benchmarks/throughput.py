@@ -79,6 +79,12 @@ def rows(
 
 def write_shards(folder: Path, size: tuple[int, int], count: int) -> Manifest:
     """A drawn COCO-panoptic data set as shards."""
+    write_folder(folder, size, count)
+    return prepare(READERS["coco"](str(folder), "train"), folder / "shards")
+
+
+def write_folder(folder: Path, size: tuple[int, int], count: int) -> None:
+    """A drawn COCO-panoptic data set, named 000000 and so on."""
     rng = np.random.default_rng(5)
     classes = inputs.categories(8, 11)
     images, annotations = [], []
@@ -93,7 +99,6 @@ def write_shards(folder: Path, size: tuple[int, int], count: int) -> Manifest:
         annotations.append(record)
     content = {"images": images, "annotations": annotations, "categories": classes.to_coco()}
     (folder / "annotations" / "panoptic_train.json").write_text(json.dumps(content))
-    return prepare(READERS["coco"](str(folder), "train"), folder / "shards")
 
 
 class ShardRows(Dataset):

@@ -1,0 +1,117 @@
+"""Many ranks on one machine: the waiting for the feed and the CPU of Ray's own processes, by the number of ranks.
+
+`python -m tests.benchmarks.ranks [--decode map] 2 8 32`: each rank is a process with a feed of its own over the same
+shards; its step sleeps. So the cores are free for what is measured: the feeds, and Ray's processes, which on a cluster
+sit on the head node. The table is printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from panoptic.metrics.report import markdown_table
+from panoptic.transforms import Augment
+from pipelines.cluster import session
+from pipelines.data.loader import Feed, FeedConfig
+from pipelines.data.manifest import Manifest
+from pipelines.data.sampler import Stream
+from tests.benchmarks.throughput import write_shards
+from tests.benchmarks.timing import hardware
+from tests.support.processes import Usage, usage
+
+STEP = 0.05
+"""Seconds of a step."""
+SIZE = (64, 96)
+"""(H, W) of the images: small, as 32 ranks share the cores."""
+IMAGES = 256
+BATCH = 2
+"""Images of a rank and step."""
+SKIPPED = 20
+"""Steps before the clock starts."""
+FEED = ("read", "decode")
+
+
+def rank(manifest: Manifest, stream: Stream, config: FeedConfig) -> tuple[float, float, float]:
+    """Seconds of waiting, seconds in all and CPU seconds of this process, after the first steps."""
+    with Feed(manifest, stream, Augment(), config) as feed:
+        waited = begin = cpu = 0.0
+        for k, _ in enumerate(feed):
+            time.sleep(STEP)
+            if k == SKIPPED:
+                waited, begin, cpu = feed.waited, time.perf_counter(), time.process_time()
+        return feed.waited - waited, time.perf_counter() - begin, time.process_time() - cpu
+
+
+def measure(manifest: Manifest, world: int, steps: int, config: FeedConfig) -> list[str]:
+    """One line of the table: all ranks at once."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Rank:
+        def ready(self) -> None:
+            """Its process has started and imported what it needs."""
+
+        def run(self, number: int) -> tuple[float, float, float]:
+            stream = Stream(0, manifest.rows, BATCH * world, steps, world=world, rank=number)
+            return rank(manifest, stream, config)
+
+    ranks: list[Any] = [Rank.remote() for _ in range(world)]
+    ray.get([worker.ready.remote() for worker in ranks])
+    time.sleep(5)  # what starting processes has left to do
+    before, begin = usage(), time.perf_counter()
+    found = ray.get([worker.run.remote(number) for number, worker in enumerate(ranks)])
+    seconds, after = time.perf_counter() - begin, usage()
+    for worker in ranks:
+        ray.kill(worker)
+
+    def grown(figure: str, choose: Any) -> float:
+        nothing = Usage("", 0, 0.0, 0)
+        return sum(
+            getattr(now, figure) - getattr(before.get(pid, nothing), figure)
+            for pid, now in after.items()
+            if choose(now.name)
+        )
+
+    def head(name: str) -> bool:
+        return not name.startswith(("ray::Rank", "ray::ReadStreamSource", "ray::IDLE"))
+
+    waiting = 100 * sum(line[0] for line in found) / sum(line[1] for line in found)
+    longest = max(100 * line[0] / line[1] for line in found)
+    own = 100 * sum(line[2] for line in found) / sum(line[1] for line in found)
+    return [
+        str(world),
+        f"{waiting:.2f} %",
+        f"{longest:.2f} %",
+        f"{own:.1f} %",
+        f"{100 * grown('cpu', lambda name: name == 'gcs_server') / seconds:.1f} %",
+        f"{100 * grown('cpu', lambda name: name == 'raylet') / seconds:.1f} %",
+        f"{100 * grown('cpu', head) / seconds:.1f} %",
+        f"{grown('memory', head) / 2**20:+.0f}",
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", nargs="*", type=int, default=[2, 8, 32], help="numbers of ranks")
+    parser.add_argument("--decode", choices=("collate", "map"), default="collate")
+    parser.add_argument("--steps", type=int, default=400)
+    given = parser.parse_args()
+    print(hardware())
+    most = max(given.worlds)
+    config = FeedConfig(decode=given.decode, threads=1)
+    session.connect(cpus=most + 8)
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        manifest = write_shards(Path(folder), SIZE, IMAGES)
+        lines = [measure(manifest, world, given.steps, config) for world in given.worlds]
+    titles = ["ranks", "waiting", "worst rank", "CPU of a rank", "GCS", "raylet", "all of Ray's own", "MiB grown"]
+    print(markdown_table([titles, *lines]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
