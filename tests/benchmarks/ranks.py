@@ -33,7 +33,8 @@ BATCH = 2
 """Images of a rank and step."""
 SKIPPED = 20
 """Steps before the clock starts."""
-FEED = ("read", "decode")
+AT_ONCE = 4
+"""Processes that start together: Ray gives up those that a busy machine starts too slowly."""
 
 
 def rank(manifest: Manifest, stream: Stream, config: FeedConfig) -> tuple[float, float, float]:
@@ -60,8 +61,10 @@ def measure(manifest: Manifest, world: int, steps: int, config: FeedConfig) -> l
             stream = Stream(0, manifest.rows, BATCH * world, steps, world=world, rank=number)
             return rank(manifest, stream, config)
 
-    ranks: list[Any] = [Rank.remote() for _ in range(world)]
-    ray.get([worker.ready.remote() for worker in ranks])
+    ranks: list[Any] = []
+    for first in range(0, world, AT_ONCE):
+        ranks += [Rank.remote() for _ in range(first, min(first + AT_ONCE, world))]
+        ray.get([worker.ready.remote() for worker in ranks])
     time.sleep(5)  # what starting processes has left to do
     before, begin = usage(), time.perf_counter()
     found = ray.get([worker.run.remote(number) for number, worker in enumerate(ranks)])

