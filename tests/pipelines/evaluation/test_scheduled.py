@@ -120,6 +120,7 @@ def test_leases_on_a_store_that_fails_one_request_in_ten(
         assert scheduled.scheduled(ask, "models:/street/3", Pool(0), there, replace(CHAMPION, promote=True)) is not None
         assert time.monotonic() - begin < 30 and proxy.times("busy", "drop", "lose") >= 4
         assert champion(places) == "models:/street/3" and evaluated == ["models:/street/3", "models:/street/1"]
+        monkeypatch.setenv(storage.PATIENCE, "0.2")
         for gone in (False, True):
             proxy.fault = lambda method, path: "silent"
             if gone:

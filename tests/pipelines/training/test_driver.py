@@ -464,7 +464,7 @@ def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: 
     growth = {name: memory[last][name] - memory[first][name] for name in memory[first]}
     validations = (last - first) / 2
     assert growth["driver"] < 0.1 * validations and growth["TrainController"] < 0.1 * validations, growth
-    assert growth["RayTrainWorker"] < 1.0 * validations, growth  # its allocator's pool goes up and down by 30 MiB
+    assert growth["RayTrainWorker"] < 1.2 * validations, growth  # its allocator's pool goes up and down by 30 MiB
 
 
 def last_kept(folder: Path) -> int:
