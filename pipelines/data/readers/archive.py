@@ -1,4 +1,4 @@
-"""Files inside zip archives, addressed and read one by one, without unpacking.
+"""Files inside zip archives (and plain tar files), addressed and read one by one, without unpacking.
 
 The address of a member is text, so that it travels in a column beside plain paths:
 
@@ -18,6 +18,7 @@ import hashlib
 import io
 import os
 import struct
+import tarfile
 import tempfile
 import uuid
 import zipfile
@@ -37,6 +38,7 @@ _HEADER = struct.Struct("<4s5H3I2H")  # a local header up to its name
 _SPARE = 256  # bytes read beyond a member, for the extra field of its local header
 _CHUNK = 8 << 20
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
+_BARE = -1  # a range of bytes without a header of its own and without a CRC, as in a tar file
 _ENCRYPTED = 1  # bit of the general purpose flags
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
@@ -49,7 +51,7 @@ class Member(NamedTuple):
     container: str
     """A path, a URI, or the address of a compressed zip in a zip."""
     offset: int
-    """First byte of the local header."""
+    """First byte of the local header; in a tar file, of the content."""
     packed: int
     """Bytes in the container."""
     size: int
@@ -176,8 +178,8 @@ def list_members(container: str) -> dict[str, Member]:
         ) from error
     members = {}
     for entry in entries:
-        path = "/".join(part for part in entry.filename.replace("\\", "/").split("/") if part not in ("", "."))
-        if entry.is_dir() or not path or ".." in path.split("/") or is_junk(path):
+        path = _clean(entry.filename)
+        if entry.is_dir() or not path:
             continue
         if entry.flag_bits & _ENCRYPTED:
             raise ValueError(f"{name}: {path} is encrypted; unpack it with its password")
@@ -185,6 +187,34 @@ def list_members(container: str) -> dict[str, Member]:
             container, base + entry.header_offset, entry.compress_size, entry.file_size, entry.compress_type, entry.CRC
         )
     return members
+
+
+def list_tar(container: str) -> dict[str, Member]:
+    """Every file of a tar archive that is not compressed, as `list_members` gives those of a zip.
+
+    Raises:
+        ValueError: it is no complete tar archive.
+    """
+    file = _contained(container)
+    members = {}
+    try:
+        with tarfile.open(fileobj=_as_file(file, 0, file.size()), mode="r:") as archive:
+            for entry in archive:
+                path = _clean(entry.name)
+                if entry.isreg() and path:
+                    members[path] = Member(container, entry.offset_data, entry.size, entry.size, _BARE, 0)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(
+            f"{readable(container)}: is not a complete tar archive ({error}); is the download complete, and not "
+            "compressed?"
+        ) from error
+    return members
+
+
+def _clean(path: str) -> str:
+    """The path of a member in one spelling, "" of one that is not wanted."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    return "" if ".." in parts or is_junk("/".join(parts)) else "/".join(parts)
 
 
 def is_stored(member: Member) -> bool:
@@ -284,11 +314,12 @@ def _header_length(header: bytes, name: str) -> int:
 
 def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]:
     """The content of a member, piece by piece, compared with its size and CRC at the end."""
-    if member.method not in (_STORED, _DEFLATED, _BZIP2):
+    if member.method not in (_BARE, _STORED, _DEFLATED, _BZIP2):
         raise ValueError(f"{name}: is packed by the zip method {member.method}, which is not read; unpack the archive")
     # one request where the member is small: header, name, extra field and content
     first = file.read_at(_HEADER.size + len(name.encode()) + _SPARE + min(member.packed, _CHUNK), member.offset)
-    start = _header_length(first, name)
+    bare = member.method == _BARE
+    start = 0 if bare else _header_length(first, name)
     crc = size = 0
     unpack = {_DEFLATED: lambda: zlib.decompressobj(-15), _BZIP2: bz2.BZ2Decompressor}.get(member.method)
     machine = unpack() if unpack else None
@@ -309,5 +340,5 @@ def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]
         if size > member.size:
             break
         yield data
-    if size != member.size or crc != member.crc:
+    if size != member.size or (crc != member.crc and not bare):
         raise ValueError(f"{name}: does not have the size and CRC that its archive states; copy the archive again")

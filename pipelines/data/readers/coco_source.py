@@ -6,6 +6,7 @@ Three formats share this form: COCO's own, the one that Cityscapes' scripts writ
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source, decode_coco
 from pipelines.data.readers.tables import table
 from pipelines.data.readers.tree import Folder
+
+logger = logging.getLogger(__name__)
 
 RENAMED = "images.file_name read by the name of a file that is there"
 RESPELT_IDS = "annotations.image_id given as text where images.id is a number, or the other way round"
@@ -60,7 +63,10 @@ def categories_of(content: Content, file: str, things: Collection[str] = ()) -> 
                 f"{file}: categories do not say which classes are things (isthing); name them with --data.things, of "
                 f"{', '.join(names)}"
             )
-    return Categories.from_coco(entries, file, content.repairs)
+    categories = Categories.from_coco(entries, file, content.repairs)
+    if not any(categories.is_thing):  # as one tool writes it for every data set
+        logger.warning("%s: no class is a thing; where some are, name them with --data.things", file)
+    return categories
 
 
 def public_set(categories: Categories) -> str:

@@ -140,6 +140,8 @@ def detect(
         return anchors[anchor]
     listed = "".join(f"\n  {reader}: {', '.join(paths(split))}" for reader, paths in evidence.items())
     broken = "".join(f"\n{reason}" for reason in tree.unreadable)
+    if split.startswith("test"):
+        broken = f" Test splits have no public labels; jobs/predict.py takes their folder of photographs.{broken}"
     raise ValueError(
         f"{tree.root}: no annotations of split {split} in a known format; looked for{listed}\nin folders, zips, and "
         f"up to three folders further down. Check folder and split, or name the format with --data.reader.{broken}"

@@ -17,7 +17,16 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 
 from pipelines.cluster import storage
-from pipelines.data.readers.archive import Member, is_junk, is_stored, is_zip, list_members, read_file, readable
+from pipelines.data.readers.archive import (
+    Member,
+    is_junk,
+    is_stored,
+    is_zip,
+    list_members,
+    list_tar,
+    read_file,
+    readable,
+)
 from pipelines.data.readers.source import Stamps
 
 logger = logging.getLogger(__name__)
@@ -159,7 +168,7 @@ class Tree:
         for depth in range(DEPTH):
             for folder in list(self._at_depth(depth)):
                 for name, stamp in sorted(self._list(folder)[0].items()):
-                    if name.lower().endswith(".zip") and not is_junk(name):
+                    if name.lower().endswith((".zip", ".tar")) and not is_junk(name):
                         self._mount(storage.join(self.root, path := _below(folder, name)), path, stamp)
 
     def unpack(self, anchors: Sequence[str]) -> None:
@@ -175,7 +184,7 @@ class Tree:
     def _mount(self, container: str, path: str, stamp: tuple[int, int]) -> None:
         """Add the members of an archive that lies at `path`, and of those that are stored in it."""
         try:
-            members = list_members(container)
+            members = list_tar(container) if container.lower().endswith(".tar") else list_members(container)
         except (ValueError, OSError) as error:
             self.unreadable.append(str(error))
             if container == self.root:

@@ -132,6 +132,22 @@ def test_what_mlflow_lacks_on_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -
     assert server.steps("loss") == [0] and len(server.artifacts) == 1
 
 
+def test_a_data_set_in_zips_on_s3(bucket: str, tmp_path: Path) -> None:
+    from pipelines.data.readers import read_source
+    from pipelines.data.readers.archive import read_file
+    from tests.support.trees import CITY_FILES, zipped
+
+    upload(zipped(tmp_path / "zips", CITY_FILES), f"{bucket}/cityscapes")
+    source, local = (read_source("auto", root, "train") for root in (f"{bucket}/cityscapes", tmp_path / "zips"))
+    assert (
+        source.reader == "cityscapes" and source.rows["name"].equals(local.rows["name"]) and source.rows.num_rows == 2
+    )
+    for row, other in zip(source.rows.to_pylist(), local.rows.to_pylist(), strict=True):
+        assert read_file(row["image"]) == read_file(other["image"]) and row["image"].startswith(f"zip:{bucket}/")
+        truth, expected = (one.decode(r, read_file, one.categories) for one, r in ((source, row), (local, other)))
+        np.testing.assert_array_equal(truth.segmentation.segments, expected.segmentation.segments)
+
+
 def test_predictions_of_photographs_on_s3(bucket: str, tmp_path: Path, small_categories) -> None:
     """Model, photographs and results, none of them on this machine."""
     import json

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,25 +21,9 @@ from pipelines.data.readers.kitti_step import categories as kitti_categories
 from pipelines.data.readers.kitti_step import from_panoptic_map
 from pipelines.data.readers.mapillary import from_instance_map
 from pipelines.data.readers.tables import classes
+from tests.support.trees import CITY_FILES, photograph, png, put, zipped
 
 CITY, ADE, BDD = classes("cityscapes"), classes("ade20k"), classes("bdd100k")
-
-
-def png(pixels: np.ndarray) -> bytes:
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".png", pixels)[1].tobytes()
-
-
-def photograph(height: int = 4, width: int = 6) -> bytes:
-    return png(np.full((height, width, 3), 99, np.uint8))
-
-
-def put(root: Path, files: dict[str, bytes]) -> Path:
-    for path, data in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(data)
-    return root
 
 
 def named(truth: Segmentation, categories: Categories) -> dict[str, list[tuple[int, bool]]]:
@@ -132,28 +114,6 @@ def test_ade20k_values() -> None:
         from_maps(row_of_pixels(151), np.zeros((1, 1, 3), np.uint8), ADE)
 
 
-CITY_FILES = {
-    "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png": photograph(),
-    "gtFine/train/aachen/aachen_000000_000019_gtFine_instanceIds.png": png(np.full((4, 6), 26001, np.uint16)),
-    "leftImg8bit/train/bochum/bochum_000000_000313_leftImg8bit.png": photograph(),
-    "gtFine/train/bochum/bochum_000000_000313_gtFine_instanceIds.png": png(np.full((4, 6), 7, np.uint16)),
-    "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png": photograph(),
-    "gtFine/test/berlin/berlin_000000_000019_gtFine_instanceIds.png": png(np.full((4, 6), 3, np.uint16)),
-}
-
-
-def zipped(root: Path, files: dict[str, bytes]) -> Path:
-    """The zips of the owner: one for each folder at the top."""
-    root.mkdir(parents=True)
-    for top in {path.split("/")[0] for path in files}:
-        with zipfile.ZipFile(root / f"{top}.zip", "w", zipfile.ZIP_DEFLATED) as file:
-            for path, data in files.items():
-                if path.startswith(f"{top}/"):
-                    file.writestr(path, data)
-                    file.writestr(f"__MACOSX/{path.rsplit('/', 1)[0]}/._{path.rsplit('/', 1)[1]}", b"junk")
-    return root
-
-
 @pytest.mark.parametrize("form", ["folder", "zips", "a folder for each zip"])
 def test_cityscapes_in_every_form(form: str, tmp_path: Path) -> None:
     if form == "zips":
@@ -189,6 +149,8 @@ def test_cityscapes_with_files_missing_or_of_another_kind(tmp_path: Path) -> Non
         read_source("auto", root, "train", {"version": "2.0"})
     with pytest.raises(ValueError, match=r"no annotations of split validation in a known format; looked for"):
         read_source("auto", root, "validation")
+    with pytest.raises(ValueError, match=r"Test splits have no public labels; jobs/predict\.py"):
+        read_source("auto", root, "test2017")
 
 
 def mapillary_config(count: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def nested(method: int) -> dict[str, bytes]:
     }
 
 
+def tarred(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for path, data in files.items():
+            entry = tarfile.TarInfo(f"./{path}")
+            entry.size = len(data)
+            file.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
 FORMS = {
     "folder": {**FILES, **dict.fromkeys(JUNK, b"junk")},
     "one zip": {"all.zip": zipped(FILES)},
@@ -63,6 +74,7 @@ FORMS = {
     "deflated": nested(zipfile.ZIP_DEFLATED),
     "stored": nested(zipfile.ZIP_STORED),
     "bzip2": nested(zipfile.ZIP_BZIP2),
+    "tar": {**nested(zipfile.ZIP_STORED), "train2017.zip": b"cut", "photographs.tar": tarred(of("train2017"))},
     "half unpacked": {**of("train2017"), "annotations.zip": zipped(of("annotations"))},
     "wrapped": {f"coco/2017/{path}": data for path, data in FILES.items()},
     "wrapped in a zip": {"all.zip": zipped({f"coco/{path}": data for path, data in FILES.items()})},
