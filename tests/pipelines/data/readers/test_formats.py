@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -21,6 +22,7 @@ from pipelines.data.readers.kitti_step import categories as kitti_categories
 from pipelines.data.readers.kitti_step import from_panoptic_map
 from pipelines.data.readers.mapillary import from_instance_map
 from pipelines.data.readers.tables import classes
+from pipelines.data.shard_writer import write_shard
 from tests.support.trees import CITY_FILES, photograph, png, put, zipped
 
 CITY, ADE, BDD = classes("cityscapes"), classes("ade20k"), classes("bdd100k")
@@ -128,6 +130,19 @@ def test_cityscapes_in_every_form(form: str, tmp_path: Path) -> None:
     assert [named(truth, source.categories) for truth in truths] == [{"car": [(24, False)]}, {"road": [(24, False)]}]
     with pytest.raises(ValueError, match=r"split test has no public labels.*jobs/predict\.py MODEL .*leftImg8bit/test"):
         read_source("auto", root, "test")
+
+
+def test_zips_and_folders_give_the_same_shards(tmp_path: Path) -> None:
+    digests = []
+    for root in (put(tmp_path / "root", CITY_FILES), zipped(tmp_path / "zips", CITY_FILES)):
+        source = read_source("auto", root, "train")
+        rows = source.rows.append_column("shard", pa.array([0] * source.rows.num_rows))
+        how = {"decode": source.decode, "orientation": source.orientation}
+        table = write_shard(rows, str(tmp_path / f"out-{root.name}"), source.categories, **how)
+        report = json.loads(table["report"][0].as_py())
+        assert report["rows"] == 2 and not report["problems"]
+        digests.append((report["sha256"], report["digests"]))
+    assert digests[0] == digests[1]
 
 
 def test_cityscapes_with_files_missing_or_of_another_kind(tmp_path: Path) -> None:
