@@ -124,7 +124,7 @@ def test_the_training_job_runs_as_a_submitted_job(cluster: tuple[str, dict[str, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, dict[str, str]]):
+def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, dict[str, str]], tmp_path: Path):
     """What they write would vanish with Ray's copy of the code; one job of all commands, as each submission takes 10 s.
 
     Absolute paths in the copy are none that last either.
@@ -132,16 +132,15 @@ def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, 
     address, variables = cluster
     jobs = [
         "train.py demo --name x",
-        "tune.py demo --name x --sweep optim.lr=grid(1e-3,1e-2)",
+        "tune.py demo --name x --sweep 'optim.lr=grid(1e-3,1e-2)'",
         "prepare.py --data.root x --data.split val --out shards",
         "evaluate.py model.pt --data.root x",
         "predict.py model.pt x --out $PWD/out",
         "train.py demo --name x --storage /tmp/x --tracking.uri sqlite:///mlflow.db",
     ]
-    script = "; ".join(
-        f"python jobs/{job.replace('(', chr(92) + '(').replace(')', chr(92) + ')')}; echo code $?" for job in jobs
-    )
-    command = ray("job", "submit", "--address", address, "--working-dir", ".", "--", "bash", "-c", f"'{script}'")
+    script = tmp_path / "jobs.sh"
+    script.write_text("".join(f"python jobs/{job}\necho code $?\n" for job in jobs))
+    command = ray("job", "submit", "--address", address, "--working-dir", ".", "--", "bash", str(script))
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
     text = done.stdout + done.stderr
     assert text.count("code 2") == len(jobs) and "Traceback" not in text, text
