@@ -100,7 +100,8 @@ def read_source(
         raise ValueError(
             f"{', '.join(unknown)}: the reader {reader} has no such option; it has {', '.join(map(_option, known))}"
         )
-    source = readers[reader](root, split, **spelt)
+    # a split that a format calls otherwise (training) keeps the name by which its shards are asked for (train)
+    source = replace(readers[reader](root, split, **spelt), split=split)
     if not spelt:
         return source
     text = json.dumps([source.fingerprint, sorted(spelt.items())])

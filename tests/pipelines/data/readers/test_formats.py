@@ -189,7 +189,8 @@ def test_the_version_of_mapillary_is_named_and_checked(tmp_path: Path) -> None:
         read_source("auto", root, "train")
     for version, name, count in (("1.2", "class 2", 66), ("2.0", "class 3", 124)):
         source = read_source("auto", root, "train", {"version": version})
-        assert len(source.categories) == count and source.rows["image_id"].to_pylist() == ["-key0000000000000000001"]
+        assert source.split == "train" and len(source.categories) == count
+        assert source.rows["image_id"].to_pylist() == ["-key0000000000000000001"]
         truth = source.decode(source.rows.to_pylist()[0], read_file, source.categories).segmentation
         assert named(truth, source.categories) == {name: [(24, False)]}
     one = put(tmp_path / "one", {path: data for path, data in MAPILLARY.items() if "v2.0" not in path})
