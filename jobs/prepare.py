@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from panoptic.ranges import NonNegativeInt, PositiveInt
+from panoptic.transforms import POLICIES, Augment
 from pipelines.cluster import storage
 from pipelines.config import OneOrMore, parse_options
-from pipelines.data.join import Roots
+from pipelines.data.copies import Copies
+from pipelines.data.join import Roots, with_copies
 from pipelines.data.prepare import Manifest, prepare
 from pipelines.data.readers import AUTO, READERS, ReaderOptions
 from pipelines.data.verify import verify
@@ -61,6 +64,11 @@ class Options:
     """Seed of the shuffle."""
     on_invalid: Literal["stop", "skip"] = "stop"
     """An image that fails validation stops the preparation, or is left out and listed."""
+    policy: str = ""
+    """The augmentation of copies to start from, which --augment.* changes: none, colour004, ssd, detr, lsj,
+    cityscapes_m2f or efficientps (`panoptic.transforms.POLICIES`)."""
+    augment: Augment = field(default_factory=Augment)
+    """The augmentation of copies, as in training; --augment.copies N writes N of each image."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     if arguments and arguments[0] in READERS:  # the former form: READER ROOT
         print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
-    options: Options = parse_options(Options, arguments, str(__doc__), SPELLINGS)
+    options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS)
+    check_augment(options)
     storage.check_lasting(options.out, "--out")
     data = options.data
-    roots = Roots.of(data.root, data.reader, data.class_map, data)
+    source = Roots.of(data.root, data.reader, data.class_map, data).open(data.split)
     manifest = prepare(
-        roots.open(data.split),
+        with_copies(source, Copies(options.augment, options.seed)) if options.augment.copies else source,
         options.out,
         rows_per_shard=options.rows_per_shard,
         shuffle=options.shuffle,
@@ -99,6 +108,42 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     )
     print(manifest.summary())
     return manifest
+
+
+def with_policy(arguments: Sequence[str]) -> type[Options]:
+    """The options, whose defaults of --augment.* are those of the policy that the arguments name.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    name = next((value for key, value in pairwise(words) if key == "--policy"), "")
+    if not name:
+        return Options
+    if name not in POLICIES:
+        raise ValueError(f"--policy {name}: unknown; there are {', '.join(POLICIES)}")
+
+    @dataclass(frozen=True)
+    class WithPolicy(Options):
+        augment: Augment = field(default_factory=lambda: POLICIES[name])
+
+    WithPolicy.__doc__ = Options.__doc__
+    return WithPolicy
+
+
+def check_augment(options: Options) -> None:
+    """Refuse an augmentation without copies: an image itself is never changed.
+
+    Raises:
+        ValueError: names what is missing.
+    """
+    default = POLICIES.get(options.policy, Augment())
+    if options.policy and not options.augment.copies:
+        raise ValueError(f"--policy {options.policy} needs --augment.copies N: images themselves are never changed")
+    if options.augment != default and not options.augment.copies:
+        raise ValueError("--augment.* needs --augment.copies N: images themselves are never changed")
+    if options.augment.doubled:
+        raise ValueError("--augment.doubled is for training; here --augment.copies gives the number")
 
 
 if __name__ == "__main__":

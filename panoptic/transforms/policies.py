@@ -12,6 +12,7 @@ from panoptic.ranges import (
     NOT_EMPTY,
     ByteInt,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PositiveUnitFloat,
@@ -81,6 +82,14 @@ class Augment:
     Compare such runs by steps, not epochs."""
     antialias: bool = False
     """Average source pixels when shrinking instead of sampling bilinearly."""
+    copies: NonNegativeInt = 0
+    """Augmented copies of each training image that are written into the shards; training then augments them no second
+    time. 0 = none: every image is augmented while training."""
+    originals: bool = True
+    """The images themselves stay beside their --copies; else the copies take their place."""
+    stored: Literal["raw", "png", "jpeg"] = "raw"
+    """Form of the pixels of --copies: raw (no decoding at all, 3 bytes a pixel), png (smaller, slow to decode), or jpeg
+    of quality 95 (a few grey levels aside)."""
 
     def __post_init__(self) -> None:
         low, high, _ = self.factors
@@ -91,6 +100,8 @@ class Augment:
         self._check_crops()
         if self.doubled and self.colour == "none":
             raise ValueError("augment.doubled: the second copy has other colours, so augment.colour must not be none")
+        if self.doubled and self.copies:
+            raise ValueError("augment.doubled: cannot be combined with augment.copies, which are more than it does")
 
     def _check_crops(self) -> None:
         low, high = self.early_crop

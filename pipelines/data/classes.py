@@ -14,10 +14,10 @@ from typing import Literal
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, former_manifest, is_shards
-from pipelines.data.prepare import read_row
 from pipelines.data.shard_file import encode_shard
 from pipelines.data.shard_index import Entries, load_index, write_index
 from pipelines.data.shard_reader import Rows
+from pipelines.data.shard_row import read_row
 from pipelines.data.shard_writer import row_digest, stored_schema
 
 ClassesOf = Literal["both", "train", "val"]

@@ -25,6 +25,7 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
+from pipelines.data.copies import KEY, Copies
 from pipelines.data.readers import AUTO, READERS, ReaderOptions, read_source
 from pipelines.data.readers.source import COLUMNS, Decode, Source, Truth
 
@@ -72,7 +73,7 @@ class Roots:
             )
         for name in readers:
             if name not in (AUTO, *READERS):
-                raise ValueError(f"--data.reader: reader {name!r} is unknown; there are {AUTO}, {', '.join(READERS)}")
+                raise ValueError(f"data.reader {name}: unknown; there are {', '.join(READERS)}, or {AUTO}")
         return cls(roots, readers, class_map, options.given() if options else {})
 
     @property
@@ -229,6 +230,28 @@ def _renamed(number: int, name: str, source: Source) -> pa.Table:
     rows = rows.set_column(rows.schema.get_field_index("name"), "name", renamed)
     rows = rows.append_column("set", pa.array([number] * rows.num_rows, pa.int32()))
     return rows.append_column("orientation", pa.array([source.orientation] * rows.num_rows, pa.string()))
+
+
+BYTES = {"raw": 3.0, "png": 1.5, "jpeg": 0.5}
+"""Bytes of a stored pixel of a copy, about."""
+
+
+def with_copies(source: Source, copies: Copies) -> Source:
+    """A source whose rows are followed by their augmented copies, or replaced by them."""
+    height, width = copies.augment.crop
+    pixels = [height * width]
+    if not pixels[0]:
+        sizes = zip(source.rows["height"].to_pylist(), source.rows["width"].to_pylist(), strict=True)
+        pixels = [h * w for h, w in sizes if h and w] or [0]
+    mean = sum(pixels) / len(pixels)
+    added = int(source.rows.num_rows * copies.augment.copies * mean * BYTES[copies.augment.stored])
+    return replace(
+        source,
+        copies=copies,
+        bytes=added + source.bytes * copies.augment.originals,
+        fingerprint=_hash([source.fingerprint, json.dumps(copies.record())]),
+        about={**source.about, KEY: copies.record()},
+    )
 
 
 def decode_mapped(

@@ -35,6 +35,7 @@ from torch import Tensor
 from panoptic.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from panoptic.segmentation import Sample, Targets, collate
 from panoptic.transforms import Augment, Resize, evaluation_view
+from pipelines.data.copies import copies_of
 from pipelines.data.prepare import Manifest, read_row
 from pipelines.data.ray_source import Reading, stream_rows
 from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window
@@ -211,7 +212,8 @@ class Feed:
         """The position where the stream goes on once the micro-batches taken so far are done (whole steps only)."""
         self._stream, self._augment, self._config, self._divisor = stream, augment, config, divisor
         in_map = augment if config.decode == "map" else None
-        self._reading = Reading(stream, manifest.shard_set, in_map)
+        self._copies = copies_of(manifest.source)
+        self._reading = Reading(stream, manifest.shard_set, in_map, self._copies)
         self._source = source
         self._ready: queue.Queue[Any] = queue.Queue(config.prefetch)
         self._stop = threading.Event()
@@ -291,7 +293,7 @@ class Feed:
             yield [pool.submit(self._decode, row) for row in rows]
 
     def _decode(self, row: Row) -> Sample:
-        return unpack(row) if self._config.decode == "map" else view(row, self._stream, self._augment)
+        return unpack(row) if self._config.decode == "map" else view(row, self._stream, self._augment, self._copies)
 
     def _put(self, item: Any) -> bool:
         """Hand an item to the consumer; False where it does not want it any more."""

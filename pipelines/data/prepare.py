@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from panoptic.png import decode_image, decode_segments
-from panoptic.segmentation import Categories, Sample, Segmentation
+from panoptic.segmentation import Categories
 from pipelines.cluster import disk, session, storage
-from pipelines.data.join import Roots
+from pipelines.data.copies import Copies
+from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -37,6 +37,7 @@ from pipelines.data.readers import AUTO, READERS, ReaderOptions
 from pipelines.data.readers.source import Decode, Orientation, Problem, Source
 from pipelines.data.shard_file import SUFFIX
 from pipelines.data.shard_index import INDEX, write_index
+from pipelines.data.shard_row import read_row
 from pipelines.data.shard_writer import Report, write_shard
 
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row"]
@@ -51,33 +52,6 @@ FORMER_SUFFIX = ".parquet"
 
 FULL, AWAY = "full", "away"
 """Keys of a report that says only that the disk is full, or the store away."""
-
-
-def read_row(row: Mapping[str, Any]) -> Sample:
-    """Decode one shard row: the image and its truth at the size of the image.
-
-    Raises:
-        ValueError: the image or its map cannot be decoded, has another size than its row says, or holds segments that
-            the row does not list; the message starts with the name of the image.
-    """
-    name, size = row["name"], (row["height"], row["width"])
-    image = decode_image(row["image"], name, size)
-    try:
-        segments = decode_segments(row["segments"], size)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    labels, crowd = np.array(row["labels"], np.int64), np.array(row["crowd"], bool)
-    if image.shape[:2] != size:
-        raise ValueError(
-            f"{name}: the image is {image.shape[0]}x{image.shape[1]} but its row says {size[0]}x{size[1]} (height x "
-            "width); prepare the shards again"
-        )
-    if len(crowd) != len(labels) or segments.max() > len(labels):
-        raise ValueError(
-            f"{name}: its row has {len(labels)} labels and {len(crowd)} marks of crowds for {segments.max()} segments; "
-            "prepare the shards again"
-        )
-    return Sample(image, Segmentation(segments, labels, crowd), name)
 
 
 def prepare(
@@ -147,6 +121,7 @@ def ensure_shards(
     on_invalid: Literal["stop", "skip"] = "stop",
     class_map: str = "",
     options: ReaderOptions | None = None,
+    copies: Copies | None = None,
 ) -> Manifest:
     """The shards of a split, prepared on the fly where `root` is a dataset that is not shards yet.
 
@@ -159,6 +134,7 @@ def ensure_shards(
         seed: of the shuffle.
         class_map: file of a class map; "" = the classes as they are.
         options: of the reader.
+        copies: augmented copies that are written, too, where shards are prepared on the fly.
 
     Raises:
         ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards are to be
@@ -167,7 +143,7 @@ def ensure_shards(
     roots = Roots.of(root, reader, class_map, options)
     if roots.changed:
         _refuse_shards(roots, split)
-        return _prepare_in_cache(roots, split, cache, seed, on_invalid)
+        return _prepare_in_cache(roots, split, cache, seed, on_invalid, copies)
     (root,) = roots.places
     for folder in (storage.join(root, split), root):
         if former_manifest(folder):
@@ -181,14 +157,22 @@ def ensure_shards(
         return manifest
     if any(storage.exists(storage.join(root, f"shard-00000{suffix}")) for suffix in (SUFFIX, FORMER_SUFFIX)):
         raise ValueError(f"{root}: shards without a {MANIFEST}; their preparation did not finish, run it again")
-    return _prepare_in_cache(roots, split, cache, seed, on_invalid)
+    return _prepare_in_cache(roots, split, cache, seed, on_invalid, copies)
 
 
 def _prepare_in_cache(
-    roots: Roots, split: str, cache: storage.Uri, seed: int, on_invalid: Literal["stop", "skip"]
+    roots: Roots,
+    split: str,
+    cache: storage.Uri,
+    seed: int,
+    on_invalid: Literal["stop", "skip"],
+    copies: Copies | None,
 ) -> Manifest:
-    out = storage.join(cache, roots.folder, split)
-    manifest = prepare(roots.open(split), out, seed=seed, on_invalid=on_invalid)
+    source, folder = roots.open(split), split
+    if copies is not None:
+        source = with_copies(source, copies)
+        folder = f"{split}-copies-{source.fingerprint[:8]}"
+    manifest = prepare(source, storage.join(cache, roots.folder, folder), seed=seed, on_invalid=on_invalid)
     for note in manifest.notes:
         logger.warning("%s of %s: %s", split, ", ".join(roots.places), note)
     return manifest
@@ -233,6 +217,8 @@ def _rows_per_shard(source: Source) -> int:
     """Shards of about 64 MiB, but enough of them to keep a few workers busy."""
     count = max(1, source.rows.num_rows)
     by_size = (64 << 20) * count // max(1, source.bytes)
+    if source.copies is not None:  # a row of the source is several of a shard, and large
+        return min(max(by_size, 1), max(-(-count // 8), 1), 256)
     return min(max(by_size, FEWEST_ROWS), max(-(-count // 8), FEWEST_ROWS), 256)
 
 
@@ -288,11 +274,16 @@ def _check_room(source: Source, out: str) -> None:
 
 
 def _write_or_tell(
-    rows: pa.Table, out: str, categories: Categories, decode: Decode, orientation: Orientation
+    rows: pa.Table,
+    out: str,
+    categories: Categories,
+    decode: Decode,
+    orientation: Orientation,
+    copies: Copies | None,
 ) -> pa.Table:
     """`write_shard`; a full disk or an absent store comes back as a row: an error would make Ray Data print pages."""
     try:
-        return write_shard(rows, out, categories, decode, orientation)
+        return write_shard(rows, out, categories, decode, orientation, copies)
     except storage.Unavailable as error:
         return pa.table({"report": [json.dumps({AWAY: str(error)})]})
     except OSError as error:
@@ -357,6 +348,8 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) ->
     session.connect()
     import ray.data
 
+    if source.copies is not None:
+        rows = rows.append_column("number", pa.array(np.arange(rows.num_rows)))
     rows = rows.append_column("shard", pa.array(np.arange(rows.num_rows) // rows_per_shard))
     blocks = [rows.slice(start, rows_per_shard) for start in range(0, rows.num_rows, rows_per_shard)]
     dataset = ray.data.from_arrow(blocks).map_batches(
@@ -368,6 +361,7 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) ->
             "categories": source.categories,
             "decode": source.decode,
             "orientation": source.orientation,
+            "copies": source.copies,
         },
     )
     reports = []

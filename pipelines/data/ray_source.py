@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipelines.cluster import session
+from pipelines.data.copies import Copies
 from pipelines.data.sampler import Stream
 from pipelines.data.shard_index import ShardSet
 from pipelines.data.shard_reader import Rows, pack, single_threaded, view
@@ -39,6 +40,8 @@ class Reading:
     shards: ShardSet
     augment: Augment | None = None
     """None = hand on the rows as they are."""
+    copies: Copies | None = None
+    """Copies among the rows."""
 
     def tables(self, indices: range) -> Iterator[pa.Table]:
         """One table of decoded and augmented samples for each of these micro-batches.
@@ -58,7 +61,8 @@ class Reading:
 
         single_threaded()
         for index in indices:
-            yield pack([view(read(position), self.stream, self.augment) for position in self.stream[index]])
+            rows_read = [read(position) for position in self.stream[index]]
+            yield pack([view(row, self.stream, self.augment, self.copies) for row in rows_read])
 
 
 @lru_cache(maxsize=2)

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.cluster import storage
+from pipelines.data.copies import Copies
 from pipelines.data.sampler import Stream
 from pipelines.data.shard_file import REMEDY, Span, check_schema, decode_row, first_line, open_shard, shard_schema
 from pipelines.data.shard_index import Index, ShardSet, load_index
@@ -164,16 +165,19 @@ class Rows:
 # One sample
 
 
-def view(row: dict[str, Any], stream: Stream, augment: Augment) -> Sample:
+def view(row: dict[str, Any], stream: Stream, augment: Augment, copies: Copies | None = None) -> Sample:
     """Decode and augment a shard row that carries its position.
 
-    Where the data set is doubled, the first copy keeps its colours and the second always changes them alike.
+    A row that is an augmented copy already gets what is left to be done to it (`Copies.left`). Where the data set is
+    doubled, the first copy keeps its colours and the second always changes them alike.
     """
     from panoptic.transforms import copy_generator, generator, training_view
-    from pipelines.data.prepare import read_row
+    from pipelines.data.shard_row import read_row
 
     epoch, number = stream.locate(row["position"])
     sample = replace(read_row(row), position=row["position"])
+    if copies is not None:
+        augment = copies.left(augment, number)
     if not augment.doubled:
         return training_view(sample, augment, generator(stream.seed, epoch, number))
     copy = stream.copy(row["position"])

@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from panoptic.png import encode_segments, image_size, silence_opencv
-from panoptic.segmentation import Categories, Segmentation
+from panoptic.png import decode_image, decode_segments, encode_segments, image_size, silence_opencv
+from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import storage
+from pipelines.data.copies import Copies, copy_name
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.source import Decode, Orientation, Problem, decode_coco
@@ -56,6 +58,7 @@ def write_shard(
     categories: Categories,
     decode: Decode = decode_coco,
     orientation: Orientation = "applied",
+    copies: Copies | None = None,
 ) -> pa.Table:
     """Read, check and write the images of one shard: a Ray Data batch function.
 
@@ -63,7 +66,8 @@ def write_shard(
         rows: light rows of a `Source`, with a column `shard`, the number of the shard.
         out: the folder of the shards.
         categories: of the dataset.
-        decode, orientation: of its `Source`.
+        decode, orientation, copies: of its `Source`; with copies, the rows have a column `number`, their place among
+            all.
 
     Returns:
         One row with one column, `report`: a `Report` as JSON.
@@ -75,7 +79,11 @@ def write_shard(
     silence_opencv()
     with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
         checked = list(pool.map(lambda row: _check(row, categories, decode, orientation), rows.to_pylist()))
-    good = [entry for entry in checked if isinstance(entry, _Good)]
+        good = [entry for entry in checked if isinstance(entry, _Good)]
+        if copies is not None:
+            fit = [isinstance(entry, _Good) for entry in checked]
+            numbered = zip(good, rows["number"].filter(pa.array(fit)).to_pylist(), strict=True)
+            good = list(chain.from_iterable(pool.map(lambda pair: _copied(pair[0], pair[1], copies), numbered)))
     columns = [entry.columns for entry in good]
     schema = stored_schema(rows.schema.field("image_id").type, categories)
     encoded = encode_shard(columns, schema) if good else Encoded(memoryview(b""), [])
@@ -140,6 +148,37 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
         raise
     except (ValueError, OSError) as error:
         return Problem(name, str(error).removeprefix(f"{name}: "))
+
+
+def _copied(good: _Good, number: int, copies: Copies) -> list[_Good]:
+    """The rows of an image that passed: itself, where it is kept, and its copies."""
+    columns = good.columns
+    size = columns["height"], columns["width"]
+    with DECODING.share(size[0] * size[1]):
+        truth = Segmentation(decode_segments(columns["segments"], size), columns["labels"], columns["crowd"])
+        sample = Sample(decode_image(columns["image"], columns["name"], size), truth, columns["name"])
+        rows = [good] if copies.augment.originals else []
+        for copy, view in copies.views(sample, number):
+            own = {
+                **columns,
+                "name": copy_name(columns["name"], copy),
+                "image": copies.encode(view),
+                "segments": encode_segments(view.truth.segments),
+                "labels": view.truth.labels,
+                "crowd": view.truth.is_crowd(),
+                "height": view.truth.size[0],
+                "width": view.truth.size[1],
+            }
+            first = not rows  # what is odd in the image is counted once
+            rows.append(
+                good._replace(
+                    columns=own,
+                    digest=row_digest(own, view.truth),
+                    area_mismatches=good.area_mismatches * first,
+                    repairs=good.repairs if first else Counter(),
+                )
+            )
+    return rows
 
 
 class _Share:

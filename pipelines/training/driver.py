@@ -25,6 +25,7 @@ from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.classes import with_equal_classes
+from pipelines.data.copies import KEY, Copies, check_copies
 from pipelines.data.join import Roots
 from pipelines.data.manifest import SCHEMA_VERSION, Manifest, former_manifest, is_shards
 from pipelines.data.prepare import ensure_shards
@@ -208,12 +209,16 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     root, reader = (_draw_scenes(experiment, base), "coco") if drawn else (data.root, data.reader)
     options = None if drawn else data
     cache = data.shards or storage.join(base, "shards")
+    copies = Copies(experiment.augment, 0) if experiment.augment.copies else None
     train_set, val_set = (
-        ensure_shards(root, s, cache, reader, on_invalid=data.on_invalid, class_map=data.class_map, options=options)
-        for s in (data.train, data.val)
+        ensure_shards(root, s, cache, reader, 0, data.on_invalid, data.class_map, options, copies=c)
+        for s, c in ((data.train, copies), (data.val, None))
     )
+    check_copies(experiment.augment, train_set.source, train_set.uri)
     train_set, val_set = with_equal_classes(train_set, val_set, data.classes_of, cache)
     if data.limit:
+        if KEY in train_set.source:
+            raise ValueError("data.limit: would choose among copies, not images; prepare fewer images, or no copies")
         limited(train_set.rows, data.limit, data.limit_seed)
     return train_set, val_set
 

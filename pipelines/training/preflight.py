@@ -52,7 +52,7 @@ FREE_GROUPS = ("feed.", "tracking.", "data.")
 FIXED = ("data.limit", "data.limit_seed", "data.window")
 """Options of these groups that choose the images or their order, so that a continued run keeps them."""
 
-ADDED = {"data.window": 0}
+ADDED = {"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"}
 """Options that runs of earlier versions do not name, with the value that they had."""
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from panoptic.png import area_mismatches, decode_ids, from_ids
 from panoptic.segmentation import Categories, Segmentation, count_repair, distinct
+from pipelines.data.copies import Copies
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -156,4 +157,6 @@ class Source:
     orientation: Orientation = "applied"
     """The frame of the maps where sizes do not tell it (see `Orientation`); a column of this name overrules it."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Kept by the manifest of class maps and joined sets, beside reader, root and split."""
+    """Kept by the manifest of class maps, joined sets and copies, beside reader, root and split."""
+    copies: Copies | None = None
+    """Augmented copies of each image that are written, too; see `join.with_copies`."""

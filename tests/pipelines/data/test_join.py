@@ -91,7 +91,7 @@ def test_names_of_sets(two: tuple[str, str], tmp_path: Path) -> None:
     [
         ((), "coco", "names 0 data sets"),
         (("a", "b"), ("coco",) * 3, "3 formats"),
-        (("a",), "png", "reader 'png' is unknown"),
+        (("a",), "png", "png: unknown; there are"),
     ],
 )
 def test_what_does_not_fit_is_refused(roots: tuple, readers: str | tuple, words: str) -> None:

@@ -217,7 +217,7 @@ def test_ensure_shards(tmp_path: Path) -> None:
     assert ensure_shards(Path(made.uri).parent, "train", tmp_path / "cache").files == made.files
     with pytest.raises(ValueError, match="shards of split 'train', not of 'val'"):
         ensure_shards(made.uri, "val", tmp_path / "cache")
-    with pytest.raises(ValueError, match="reader 'x' is unknown; there are coco"):
+    with pytest.raises(ValueError, match=r"data\.reader x: unknown; there are coco"):
         ensure_shards(tmp_path / "data", "train", tmp_path / "cache", reader="x")
 
 
