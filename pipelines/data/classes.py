@@ -1,18 +1,26 @@
 """One list of classes for both splits of a training.
 
 Classes are the same where name and kind (thing or stuff) agree. Colours, ids and the order of a split's list do not
-matter: shards whose classes have other positions are copied with the positions of the split that counts.
+matter: shards whose classes have other positions are copied with the positions of the split that counts. So are shards
+that a class map is applied to after they were prepared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
-from panoptic.segmentation import Categories
+import numpy as np
+
+from panoptic.png import decode_segments, encode_segments
+from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
+from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, former_manifest, is_shards
 from pipelines.data.shard_file import encode_shard
 from pipelines.data.shard_index import Entries, load_index, write_index
@@ -20,11 +28,13 @@ from pipelines.data.shard_reader import Rows
 from pipelines.data.shard_row import read_row
 from pipelines.data.shard_writer import row_digest, stored_schema
 
-ClassesOf = Literal["both", "train", "val"]
+logger = logging.getLogger(__name__)
+
+SplitOf = Literal["both", "train", "val"]
 
 
 def with_equal_classes(
-    train: Manifest, val: Manifest, classes_of: ClassesOf, cache: storage.Uri
+    train: Manifest, val: Manifest, classes_of: SplitOf, cache: storage.Uri
 ) -> tuple[Manifest, Manifest]:
     """The two splits with one list of classes.
 
@@ -70,32 +80,70 @@ def _with_classes(manifest: Manifest, counts: Manifest, cache: storage.Uri) -> M
             f"{listed}; add them there, take them out here, or let the other split's classes count (--data.classes-of)"
         )
     mapping = [positions.get(name, -1) for name in own.names]
-    return _copy(manifest, target, mapping, cache)
 
+    def renumber(row: dict[str, Any]) -> None:
+        row["labels"] = [mapping[label] for label in row["labels"]]
 
-def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: storage.Uri) -> Manifest:
-    """A copy of shards in which class k of the old list is class `mapping[k]` of the new one."""
     key = hashlib.sha256(json.dumps([manifest.hash, target.to_coco()]).encode()).hexdigest()
-    out = storage.join(storage.absolute(cache), f"{manifest.split}-classes-{key[:16]}")
+    return _copy(manifest, target, renumber, storage.join(cache, f"{manifest.split}-classes-{key[:16]}"))
+
+
+def with_class_map(manifest: Manifest, class_map: str, cache: storage.Uri) -> Manifest:
+    """A copy of prepared shards in the classes of a class map.
+
+    Args:
+        class_map: its file.
+        cache: where the copy goes; the same shards and map find it again.
+
+    Raises:
+        ValueError: the map does not fit the classes of the shards.
+    """
+    source = manifest.source
+    name = str(source.get("root", "")).rsplit("/", 1)[-1]
+    sets = [ClassesOf(name, manifest.categories, str(source.get("reader", "")))]
+    resolved = resolve(load(class_map), sets)
+    for note in resolved.notes:
+        logger.warning("note: %s", note)
+    (mapping,) = resolved.mappings
+
+    def change(row: dict[str, Any]) -> None:
+        segments = decode_segments(row["segments"], (row["height"], row["width"]))
+        truth = Segmentation(segments, np.array(row["labels"], np.int64), np.array(row["crowd"], bool))
+        truth = mapping.segmentation(truth)
+        row["segments"] = encode_segments(truth.segments)
+        row["labels"], row["crowd"] = truth.labels.tolist(), truth.is_crowd().tolist()
+
+    key = hashlib.sha256(json.dumps([manifest.hash, resolved.record["sha256"]]).encode()).hexdigest()
+    out = storage.join(cache, f"{manifest.split}-classes-{key[:16]}")
+    about = {"class_map": {"file": class_map, **resolved.record}}
+    return _copy(replace(manifest, source={**source, **about}), mapping.categories, change, out)
+
+
+def _copy(
+    manifest: Manifest, target: Categories, change: Callable[[dict[str, Any]], None], out: storage.Uri
+) -> Manifest:
+    """A copy of shards in `out`, where `change` gives each row the classes of `target`."""
+    out = storage.absolute(out)
     if is_shards(out) and not former_manifest(out):
         return Manifest.load(out)
     reader, starts = Rows(manifest.shard_set), load_index(manifest.shard_set).starts.tolist()
     schema = stored_schema(load_index(manifest.shard_set).image_id, target)
     shards, digests, entries = [], [], []
+    segments, crowds, empty = np.zeros(len(target), int), 0, 0
     for shard, first, end in zip(manifest.shards, starts[:-1], starts[1:], strict=True):
         rows = reader.rows(range(first, end))
-        for row in rows:
-            row["labels"] = [mapping[label] for label in row["labels"]]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(change, rows))
         data, spans = encode_shard(rows, schema)
         storage.write_bytes(storage.join(out, shard.path), data)
         shards.append(Shard(shard.path, shard.rows, len(data), hashlib.sha256(data).hexdigest()))
         entries.append(Entries(spans, [row["name"] for row in rows], [row["image_id"] for row in rows]))
+        for row in rows:
+            segments += np.bincount(np.array(row["labels"], int), minlength=len(target))
+            crowds += sum(row["crowd"])
+            empty += not row["labels"]
         digests += [row_digest(row, read_row(row).truth) for row in rows]
     index = write_index(out, entries, load_index(manifest.shard_set).image_id)
-    segments = [0] * len(target)
-    for old, count in enumerate(manifest.segments):
-        if count:
-            segments[mapping[old]] += count
     content = content_hash(target, digests)
     copy = replace(
         manifest,
@@ -103,7 +151,9 @@ def _copy(manifest: Manifest, target: Categories, mapping: list[int], cache: sto
         categories=target,
         shards=tuple(shards),
         index=index,
-        segments=tuple(segments),
+        segments=tuple(segments.tolist()),
+        crowds=crowds,
+        empty=empty,
         uri=out,
     )
     storage.write_bytes(storage.join(out, MANIFEST), copy.to_json())

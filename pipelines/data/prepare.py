@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import disk, session, storage
+from pipelines.data.classes import with_class_map
 from pipelines.data.copies import Copies
 from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import (
@@ -141,10 +142,12 @@ def ensure_shards(
             joined or mapped, or shards of an earlier version whose data set is not there.
     """
     roots = Roots.of(root, reader, class_map, options)
-    if roots.changed:
+    if len(roots.roots) > 1:
         _refuse_shards(roots, split)
         return _prepare_in_cache(roots, split, cache, seed, on_invalid, copies)
     (root,) = roots.places
+    if class_map and any(is_shards(folder) for folder in (storage.join(root, split), root)):
+        return with_class_map(ensure_shards(root, split, cache, reader, seed, on_invalid), class_map, cache)
     for folder in (storage.join(root, split), root):
         if former_manifest(folder):
             return _prepare_again(folder, split, cache, seed, on_invalid)
@@ -179,12 +182,12 @@ def _prepare_in_cache(
 
 
 def _refuse_shards(roots: Roots, split: str) -> None:
-    """Refuse to join or map shards: their images would be written once more."""
+    """Refuse to join shards: their images would be written once more."""
     for place in roots.places:
         if is_shards(storage.join(place, split)) or is_shards(place):
             raise ValueError(
-                f"{place}: holds prepared shards; class maps and joins are for data sets: give the folder that these "
-                "were prepared from"
+                f"{place}: holds prepared shards; data sets are joined before: give the folder that these were "
+                "prepared from"
             )
 
 

@@ -24,6 +24,7 @@ from panoptic.training.checkpoint import build_model
 from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, flatten
+from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.copies import KEY, Copies, check_copies
 from pipelines.data.join import Roots
@@ -234,10 +235,13 @@ def data_categories(experiment: Experiment) -> Categories | None:
     if data.root == "scenes":
         return None
     roots = Roots.of(data.root, data.reader, data.class_map, data)
-    for folder in () if roots.changed else (storage.join(roots.places[0], data.val), roots.places[0]):
+    for folder in (storage.join(roots.places[0], data.val), roots.places[0]) if len(roots.roots) == 1 else ():
         if is_shards(folder):
             former = former_manifest(folder)
-            return former["categories"] if former else Manifest.load(folder).categories
+            categories = former["categories"] if former else Manifest.load(folder).categories
+            if not data.class_map:
+                return categories
+            return resolve(load(data.class_map), [ClassesOf("", categories)]).mappings[0].categories
     return roots.open(data.val).categories
 
 

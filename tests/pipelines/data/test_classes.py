@@ -12,7 +12,11 @@ import pytest
 from panoptic.segmentation import Categories
 from pipelines.config import parse
 from pipelines.data.classes import with_equal_classes
+
+
+from pipelines.data.classes import with_class_map, with_equal_classes
 from pipelines.data.manifest import Manifest, Shard, content_hash
+from pipelines.data.prepare import ensure_shards
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.shard_index import write_index
 from pipelines.data.shard_writer import Report, write_shard
@@ -123,3 +127,18 @@ def test_a_training_takes_the_option(tmp_path: Path) -> None:
     assert train.categories == val.categories == CATEGORIES and names_of_segments(val) == EXPECTED
     train, val = prepared("--data.classes-of", "val")
     assert len(train.categories) == len(val.categories) == 4 and names_of_segments(train) == EXPECTED
+
+
+def test_prepared_shards_under_a_class_map(tmp_path: Path) -> None:
+    val = shards(tmp_path, "val", ENTRIES)
+    text = {"version": 1, "classes": [{"name": "scene", "from": ["sky"]}, {"name": "human", "from": ["person"]}]}
+    (tmp_path / "map.json").write_text(json.dumps({**text, "void": ["car"], "crowd_to_void": ["person"]}))
+    mapped = with_class_map(val, str(tmp_path / "map.json"), tmp_path / "cache")
+    assert names_of_segments(mapped) == [["scene", "human"]] * 2 + [[]]
+    assert mapped.segments == (2, 2) and mapped.crowds == 0 and mapped.empty == 1 and val.crowds == 2
+    assert mapped.source["class_map"]["file"] == str(tmp_path / "map.json")
+    assert verify(mapped.uri) == mapped == with_class_map(val, str(tmp_path / "map.json"), tmp_path / "cache")
+    assert ensure_shards(val.uri, "val", tmp_path / "cache", class_map=str(tmp_path / "map.json")) == mapped
+    with pytest.raises(ValueError, match="is car meant"):
+        (tmp_path / "map.json").write_text(json.dumps({**text, "void": ["cars"]}))
+        with_class_map(val, str(tmp_path / "map.json"), tmp_path / "cache")
