@@ -120,7 +120,7 @@ class ClassMap:
         return hashlib.sha256(_SCHEMA.dump_json(self.content)).hexdigest()
 
 
-KEEP = ClassMap(Content(version=1, classes=(), rest="keep"), "class map")
+KEEP = ClassMap(Content(version=1, classes=(), rest="keep"), "joined by names (--data.class-map says otherwise)")
 """The map that changes nothing: sets that are joined by the names of their classes."""
 
 

@@ -11,9 +11,6 @@ import pytest
 
 from panoptic.segmentation import Categories
 from pipelines.config import parse
-from pipelines.data.classes import with_equal_classes
-
-
 from pipelines.data.classes import with_class_map, with_equal_classes
 from pipelines.data.manifest import Manifest, Shard, content_hash
 from pipelines.data.prepare import ensure_shards

@@ -102,3 +102,23 @@ def test_files_of_a_mapped_prediction(tmp_path: Path, small_categories: Categori
     infos = content["annotations"][0]["segments_info"]
     assert infos and {info["category_id"] for info in infos} <= {0, 1}
     assert sum(info["category_id"] == 1 for info in infos) <= 1
+
+
+def test_both_sides_come_to_one_list(
+    tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import evaluate
+
+    (tmp_path / "shards").mkdir()
+    write_shards(tmp_path / "shards", small_categories, 4)
+    (tmp_path / "coarse.json").write_text(json.dumps(MAP))
+    model, file = write_model(tmp_path / "model", small_categories), str(tmp_path / "coarse.json")
+    arguments = [model, "--data.root", str(tmp_path / "shards"), "--data.shards", str(tmp_path / "cache"), "--quick"]
+    arguments += ["--actors", "0", "--no-log", "--out", str(tmp_path / "out"), "--tracking.uri", f"file:{tmp_path}/ml"]
+    evaluation = evaluate.main([*arguments, "--data.class-map", file, "--map-prediction", file])
+    assert evaluation is not None and evaluation.images == 4
+    assert evaluation.quality.categories.names == ("living", "ground")
+    (page,) = (tmp_path / "out").glob("*.html")
+    assert "ground = sky + road" in page.read_text() and "living" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--map-prediction FILE.*--data\.class-map FILE"):
+        evaluate.main([*arguments, "--data.class-map", file])
