@@ -159,7 +159,10 @@ class Manifest:
             "segments state an area that their pixels deny (the pixels count)": self.area_mismatches,
         }
         repaired = [f"repaired {count} times: {kind}" for kind, count in sorted(self.repairs.items())]
-        return [f"{count} {what}" for what, count in counts.items() if count] + repaired
+        unused = [name for name, count in zip(self.categories.names, self.segments, strict=True) if not count]
+        mapped = [f"{len(unused)} classes of the class map have no segment: {', '.join(unused)}"] if unused else []
+        lines = [f"{count} {what}" for what, count in counts.items() if count] + repaired
+        return lines + (mapped if "class_map" in self.source else [])
 
     def summary(self) -> str:
         """A description for people, as lines of text: size, classes, segments and notes."""

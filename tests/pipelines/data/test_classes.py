@@ -136,6 +136,10 @@ def test_prepared_shards_under_a_class_map(tmp_path: Path) -> None:
     assert mapped.source["class_map"]["file"] == str(tmp_path / "map.json")
     assert verify(mapped.uri) == mapped == with_class_map(val, str(tmp_path / "map.json"), tmp_path / "cache")
     assert ensure_shards(val.uri, "val", tmp_path / "cache", class_map=str(tmp_path / "map.json")) == mapped
+    assert not any("have no segment:" in note for note in val.notes + mapped.notes)
+    (tmp_path / "kept.json").write_text(json.dumps({**text, "rest": "keep"}))
+    kept = with_class_map(val, str(tmp_path / "kept.json"), tmp_path / "cache")
+    assert "1 classes of the class map have no segment: car" in kept.notes
     with pytest.raises(ValueError, match="is car meant"):
         (tmp_path / "map.json").write_text(json.dumps({**text, "void": ["cars"]}))
         with_class_map(val, str(tmp_path / "map.json"), tmp_path / "cache")
