@@ -1,7 +1,8 @@
 """Check a data set and write it as shards: `python jobs/prepare.py --data.root ROOT --data.split train --out DIR`.
 
-`python jobs/prepare.py --verify DIR` checks shards that are there, and writes nothing: every file and every row of them
-against their manifest.
+`--check` in place of `--out` checks all images and writes nothing. Killed and started again with the same options, it
+finishes what is missing. `python jobs/prepare.py --verify DIR` checks shards that are there, and writes nothing: every
+file and every row of them against their manifest.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,8 +22,10 @@ from pipelines.cluster import storage
 from pipelines.config import OneOrMore, parse_options
 from pipelines.data.copies import Copies
 from pipelines.data.join import Roots, with_copies
-from pipelines.data.prepare import Manifest, prepare
+from pipelines.data.manifest import problem_table
+from pipelines.data.prepare import Manifest, OnInvalid, check, prepare
 from pipelines.data.readers import AUTO, READERS, ReaderOptions
+from pipelines.data.report import page, pictures
 from pipelines.data.verify import verify
 
 SPELLINGS = {
@@ -54,16 +56,21 @@ class Options:
 
     data: Source
     """The data set."""
-    out: str
-    """Folder of its own for the shards, local or s3://."""
+    out: str = ""
+    """Folder of its own for the shards, local or s3://; not needed with --check."""
     rows_per_shard: PositiveInt | None = None
     """Images in a shard; by default shards have about 64 MiB, and there are at least eight."""
     shuffle: bool | None = None
     """Shuffle the images; by default where the name of the split begins with train."""
     seed: NonNegativeInt = 0
     """Seed of the shuffle."""
-    on_invalid: Literal["stop", "skip"] = "stop"
-    """An image that fails validation stops the preparation, or is left out and listed."""
+    on_invalid: OnInvalid = "stop"
+    """An image that fails validation: after all were checked nothing is written; or it is left out, and listed in
+    rejected.jsonl beside the manifest."""
+    check: bool = False
+    """Check everything and write nothing."""
+    report: str = ""
+    """File for a page of statistics and pictures, one .html that needs nothing else."""
     policy: str = ""
     """The augmentation of copies to start from, which --augment.* changes: none, colour004, ssd, detr, lsj,
     cityscapes_m2f or efficientps (`panoptic.transforms.POLICIES`)."""
@@ -95,18 +102,30 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
     options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS)
     check_augment(options)
-    storage.check_lasting(options.out, "--out")
+    if not options.out and not options.check:
+        raise ValueError("--out DIR: missing; give a folder of its own for the shards, or --check to write nothing")
+    for place, option in ((options.out, "--out"), (options.report, "--report")):
+        if place:
+            storage.check_lasting(place, option)
     data = options.data
     source = Roots.of(data.root, data.reader, data.class_map, data).open(data.split)
-    manifest = prepare(
-        with_copies(source, Copies(options.augment, options.seed)) if options.augment.copies else source,
-        options.out,
-        rows_per_shard=options.rows_per_shard,
-        shuffle=options.shuffle,
-        seed=options.seed,
-        on_invalid=options.on_invalid,
-    )
+    if options.check:
+        manifest = check(source, options.on_invalid)
+    else:
+        manifest = prepare(
+            with_copies(source, Copies(options.augment, options.seed)) if options.augment.copies else source,
+            options.out,
+            rows_per_shard=options.rows_per_shard,
+            shuffle=options.shuffle,
+            seed=options.seed,
+            on_invalid=options.on_invalid,
+        )
+    if manifest.skipped:
+        print(f"{len(manifest.skipped)} images were left out:\n{problem_table(manifest.skipped)}")
     print(manifest.summary())
+    if options.report:
+        storage.write_bytes(options.report, page(manifest, pictures(source)).encode())
+        print(f"report: {options.report}")
     return manifest
 
 

@@ -256,7 +256,8 @@ class Segmentation:
 
     def areas(self) -> np.ndarray:
         """int64 [N], the pixels of each segment (counted, never read from a file)."""
-        return np.bincount(self.segments.ravel(), minlength=len(self.labels) + 1)[1:].astype(np.int64)
+        values, lengths = runs(self.segments)
+        return np.bincount(values, lengths, minlength=len(self.labels) + 1)[1:].astype(np.int64)
 
     def semantic(self) -> np.ndarray:
         """int32 [H, W], the class of each pixel; `IGNORE` where void."""
@@ -279,6 +280,21 @@ class Segmentation:
             crowd=None if self.crowd is None else self.crowd[alive],
             scores=None if self.scores is None else self.scores[alive],
         )
+
+
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The value and the length of each run of equal neighbours of a map, read row by row.
+
+    Counting over runs is several times as fast as over the pixels of photographs' maps.
+    """
+    flat = np.ascontiguousarray(values).ravel()
+    if not flat.size:
+        return flat, np.zeros(0, np.int64)
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    lengths = ends.copy()
+    lengths[1:] -= ends[:-1]
+    lengths[0] += 1
+    return flat[ends], lengths
 
 
 def renumber(id_map: np.ndarray, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     "pipelines": (
-        *(("cluster",), ("data", "tracking"), ("config",), ("presets",), ("training",)),
+        *(("cluster",), ("report",), ("data", "tracking"), ("config",), ("presets",), ("training",)),
         *(("evaluation", "tuning"), ("studies",), ("serving",)),
     ),
 }

@@ -71,11 +71,11 @@ def progress(what: str, total: int, unit: str = "images", stream: TextIO | None 
         unit: what is counted.
         stream: where a bar is shown; None is the error stream.
     """
-    stream = sys.stderr if stream is None else stream
+    terminal = sys.stderr if stream is None else stream
     state = Progress(what, total, unit)
-    if stream.isatty():
+    if terminal is not None and terminal.isatty():
         with (
-            tqdm(total=total, desc=what, unit=f" {unit}", file=stream, dynamic_ncols=True, smoothing=0.1) as bar,
+            tqdm(total=total, desc=what, unit=f" {unit}", file=terminal, dynamic_ncols=True, smoothing=0.1) as bar,
             logging_redirect_tqdm(),
         ):
             state.bar = bar

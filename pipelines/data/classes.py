@@ -27,6 +27,7 @@ from pipelines.data.shard_index import Entries, load_index, write_index
 from pipelines.data.shard_reader import Rows
 from pipelines.data.shard_row import read_row
 from pipelines.data.shard_writer import row_digest, stored_schema
+from pipelines.data.statistics import Segments, of_images
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def _copy(
         return Manifest.load(out)
     reader, starts = Rows(manifest.shard_set), load_index(manifest.shard_set).starts.tolist()
     schema = stored_schema(load_index(manifest.shard_set).image_id, target)
-    shards, digests, entries = [], [], []
+    shards, digests, entries, counted = [], [], [], []
     segments, crowds, empty = np.zeros(len(target), int), 0, 0
     for shard, first, end in zip(manifest.shards, starts[:-1], starts[1:], strict=True):
         rows = reader.rows(range(first, end))
@@ -142,7 +143,9 @@ def _copy(
             segments += np.bincount(np.array(row["labels"], int), minlength=len(target))
             crowds += sum(row["crowd"])
             empty += not row["labels"]
-        digests += [row_digest(row, read_row(row).truth) for row in rows]
+            truth = read_row(row).truth
+            digests.append(row_digest(row, truth))
+            counted.append(Segments.of(truth))
     index = write_index(out, entries, load_index(manifest.shard_set).image_id)
     content = content_hash(target, digests)
     copy = replace(
@@ -154,6 +157,7 @@ def _copy(
         segments=tuple(segments.tolist()),
         crowds=crowds,
         empty=empty,
+        statistics=of_images(counted, len(target)),
         uri=out,
     )
     storage.write_bytes(storage.join(out, MANIFEST), copy.to_json())

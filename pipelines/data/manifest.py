@@ -19,6 +19,7 @@ from pipelines.cluster import storage
 from pipelines.data.readers.source import Problem
 from pipelines.data.shard_file import ShardFile
 from pipelines.data.shard_index import INDEX, ShardSet
+from pipelines.data.statistics import Statistics, percent, share
 
 SCHEMA_VERSION = 2
 """1 was Parquet files without an index."""
@@ -105,6 +106,10 @@ class Manifest:
     """reader, root, split and the fingerprint of files and options."""
     repairs: Mapping[str, int] = field(default_factory=dict)
     """Number of values and images that were read although they are not as the format asks, by kind."""
+    warnings: Mapping[str, int] = field(default_factory=dict)
+    """Number of images in which something is odd without being wrong, by kind."""
+    statistics: Statistics | None = None
+    """Counts of pixels, classes and sizes; None in manifests of earlier versions."""
     uri: str = field(default="", compare=False)
     """The folder it was loaded from."""
 
@@ -158,25 +163,46 @@ class Manifest:
             "images failed validation and were skipped": len(self.skipped),
             "segments state an area that their pixels deny (the pixels count)": self.area_mismatches,
         }
+        things = zip(self.categories.names, self.categories.is_thing, self.segments, strict=True)
+        absent = [name for name, thing, count in things if thing and not count]
+        rest = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        if "class_map" not in self.source:  # of which all classes are named below
+            counts[f"thing classes have no segment ({', '.join(absent[:5])}{rest})"] = len(absent)
         repaired = [f"repaired {count} times: {kind}" for kind, count in sorted(self.repairs.items())]
         unused = [name for name, count in zip(self.categories.names, self.segments, strict=True) if not count]
         mapped = [f"{len(unused)} classes of the class map have no segment: {', '.join(unused)}"] if unused else []
-        lines = [f"{count} {what}" for what, count in counts.items() if count] + repaired
+        lines = [f"{count} {what}" for what, count in {**counts, **self.warnings}.items() if count] + repaired
         return lines + (mapped if "class_map" in self.source else [])
 
     def summary(self) -> str:
         """A description for people, as lines of text: size, classes, segments and notes."""
         width = max(len(name) for name in self.categories.names)
         kinds = ("thing" if thing else "stuff" for thing in self.categories.is_thing)
-        classes = zip(self.categories.names, kinds, self.segments, strict=True)
+        classes = zip(self.categories.names, kinds, self.segments, self._columns(), strict=True)
+        where = f" in {len(self.shards)} shards at {self.uri}" if self.shards else ""
+        content = f", content hash {self.hash[:16]}" if self.hash else ""
         lines = [
-            f"{self.rows} images of split {self.split} in {len(self.shards)} shards at {self.uri}",
-            f"largest {self.maximum_height} x {self.maximum_width} (height x width), content hash {self.hash[:16]}",
-            f"{sum(self.segments)} segments, {self.crowds} of them crowds:",
-            *(f"  {name:{width}}  {kind}  {count:7d}" for name, kind, count in classes),
+            f"{self.rows} images of split {self.split}{where}",
+            f"largest {self.maximum_height} x {self.maximum_width} (height x width){content}",
+            f"{sum(self.segments)} segments, {self.crowds} of them crowds{self._shares()}:",
+            *(f"  {name:{width}}  {kind}  {count:7d}{columns}" for name, kind, count, columns in classes),
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+    def _shares(self) -> str:
+        counts = self.statistics
+        if counts is None:
+            return ""
+        shares = f"crowds {percent(counts.crowd, counts.pixels)}, void {percent(counts.void, counts.pixels)}"
+        return f"; of the pixels: {shares}; by class: segments, images, pixels"
+
+    def _columns(self) -> list[str]:
+        """The images and the share of the pixels of each class, where they were counted."""
+        counts = self.statistics
+        if counts is None:
+            return [""] * len(self.categories)
+        return [f"  {n:7d}  {share(counts, k):>8}" for k, n in enumerate(counts.class_images)]
 
 
 def is_shards(uri: storage.Uri) -> bool:

@@ -12,15 +12,17 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from panoptic.segmentation import Categories
-from pipelines.cluster import disk, session, storage
+from pipelines.cluster import disk, lease, session, storage
+from pipelines.cluster.progress import progress
+from pipelines.data import resume, statistics
 from pipelines.data.classes import with_class_map
 from pipelines.data.copies import Copies
 from pipelines.data.join import Roots, with_copies
@@ -35,11 +37,12 @@ from pipelines.data.manifest import (
     problem_table,
 )
 from pipelines.data.readers import AUTO, READERS, ReaderOptions
-from pipelines.data.readers.source import Decode, Orientation, Problem, Source
+from pipelines.data.readers.source import Problem, Source
 from pipelines.data.shard_file import SUFFIX
 from pipelines.data.shard_index import INDEX, write_index
 from pipelines.data.shard_row import read_row
 from pipelines.data.shard_writer import Report, write_shard
+from pipelines.data.statistics import Statistics
 
 __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_row"]
 
@@ -50,6 +53,18 @@ FEWEST_ROWS = 16
 
 FORMER_SUFFIX = ".parquet"
 """Ending of the shards of schema version 1."""
+
+REJECTED = "rejected.jsonl"
+"""File beside the manifest that lists the images which were left out."""
+
+OnInvalid = Literal["stop", "skip"]
+"""Whether an image that fails validation stops the preparation or is left out."""
+
+COPIES = "photographs are copies of another one of this split"
+"""Kind of warning."""
+
+PATIENCE = 3.0
+"""Seconds between two looks whether another process has prepared what is needed."""
 
 FULL, AWAY = "full", "away"
 """Keys of a report that says only that the disk is full, or the store away."""
@@ -62,12 +77,14 @@ def prepare(
     rows_per_shard: int | None = None,
     shuffle: bool | None = None,
     seed: int = 0,
-    on_invalid: Literal["stop", "skip"] = "stop",
+    on_invalid: OnInvalid = "stop",
+    replace_others: bool = False,
 ) -> Manifest:
     """Check every image of a source and write its shards and manifest to the folder `out`.
 
-    Shards of the same source and options that lie there already are returned as they are. What an
-    interrupted preparation left is overwritten.
+    Shards of the same source and options that lie there already are returned as they are. Of an interrupted
+    preparation with the same options, the shards that are finished stay, and the result is the same to the last byte as
+    without the interruption. One process at a time prepares in a folder, under a lease.
 
     Args:
         source: what a reader of `READERS` found.
@@ -75,42 +92,92 @@ def prepare(
         rows_per_shard: None = about 64 MiB, 16 to 256 rows, and eight shards where the rows suffice.
         shuffle: whether to shuffle the rows once; None = for splits whose name starts with "train".
         seed: of the shuffle.
-        on_invalid: whether an image that fails validation stops the preparation or is left out.
+        on_invalid: whether an image that fails validation stops the preparation, after all were checked, and leaves
+            nothing written; or is left out and listed in `rejected.jsonl` beside the manifest.
+        replace_others: write anew what was prepared there from the same split with other options, instead of refusing.
 
     Raises:
-        ValueError: images failed validation (a table of file names and reasons), nothing valid is left, or
-            `out` holds something else.
+        ValueError: images failed validation (a table of file names, reasons and remedies), nothing valid is left, or
+            `out` holds something else, or the same split with other options.
         DiskFull: the disk of `out` is full, or too small for the images and maps.
+        Busy: another process prepares shards in `out`.
     """
     out = storage.absolute(out)
     shuffle = source.split.startswith("train") if shuffle is None else shuffle
+    options = {"rows_per_shard": rows_per_shard, "seed": seed if shuffle else None, "on_invalid": on_invalid}
     rows_per_shard = rows_per_shard or _rows_per_shard(source)
-    options = [SCHEMA_VERSION, source.fingerprint, rows_per_shard, seed if shuffle else None, on_invalid]
+    inputs = [SCHEMA_VERSION, source.fingerprint, rows_per_shard, seed if shuffle else None, on_invalid]
+    inputs += [source.categories.to_coco(), source.orientation]
     origin = {"reader": source.reader, "root": source.root, "split": source.split, **source.about}
-    origin["fingerprint"] = hashlib.sha256(json.dumps(options).encode()).hexdigest()
-    finished = _finished(out, origin)
-    if finished:
+    origin["fingerprint"] = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+    about = {**origin, "preparation": options}
+    if finished := _finished(out, about, replace_others):
         return finished
-    if source.problems:
-        logger.warning("%d images cannot be used; reading the others before listing all", len(source.problems))
-    rows = source.rows
-    if shuffle:
-        rows = rows.take(np.random.default_rng(seed).permutation(rows.num_rows))
     _check_room(source, out)
+    remedy = "give another folder with --out"
+    with lease.hold(resume.lease_folder(out), f"the folder {out}", otherwise=remedy) as held:
+        manifest = _finished(out, about, replace_others)  # by the process that held the lease before
+        refused = False
+        if manifest is None:
+            manifest = _prepare(source, out, about, rows_per_shard, replace_others, held)
+            refused = _is_refused(manifest, on_invalid)
+    resume.forget(out, lease=True)
+    if refused:
+        raise ValueError(_refusal(source, manifest.skipped))
+    return replace(manifest, uri=out)
+
+
+def _is_refused(manifest: Manifest, on_invalid: OnInvalid) -> bool:
+    """True where images failed validation and may not be left out, or none is left that has a segment."""
+    return (on_invalid == "stop" and bool(manifest.skipped)) or manifest.empty == manifest.rows
+
+
+def _prepare(
+    source: Source, out: str, about: dict, rows_per_shard: int, replace_others: bool, held: lease.Lease
+) -> Manifest:
+    """The shards and, unless images were refused, the manifest, written under the lease."""
+    _begin(out, about, replace_others)
     try:
-        reports = _write_all(rows, out, rows_per_shard, source)
+        reports = _write_all(_ordered(source, about["preparation"]["seed"]), out, rows_per_shard, source, about)
     except disk.DiskFull as error:
         raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
     entries = [report.entries for report in reports if report.rows]
-    index = write_index(out, entries, rows.schema.field("image_id").type) if entries else ""
-    manifest = _manifest(source, origin, reports, index)
-    if (manifest.skipped and on_invalid == "stop") or not manifest.rows:
+    index = write_index(out, entries, source.rows.schema.field("image_id").type) if entries else ""
+    manifest = _manifest(source, about, reports, index)
+    if _is_refused(manifest, about["preparation"]["on_invalid"]):
         for name in (INDEX, *(shard.path for shard in manifest.shards)):
             storage.delete(storage.join(out, name))
-        raise ValueError(_refusal(source, manifest.skipped))
+        resume.forget(out)
+        return manifest
+    if not held.held():
+        raise lease.Busy(f"{out}: this process was halted for so long that another one took over; it writes nothing")
     _drop_leftovers(out, manifest)
+    if manifest.skipped:
+        storage.write_bytes(storage.join(out, REJECTED), rejected_lines(manifest.skipped))
     storage.write_bytes(storage.join(out, MANIFEST), manifest.to_json())
-    return replace(manifest, uri=out)
+    return manifest
+
+
+def check(source: Source, on_invalid: OnInvalid = "stop") -> Manifest:
+    """Check every image of a source as `prepare` does, and write nothing.
+
+    Returns:
+        the manifest that `prepare` would write, without shards and hash.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
+    reports = _write_all(source.rows, None, _rows_per_shard(source), source, {})
+    origin = {"reader": source.reader, "root": source.root, "split": source.split, **source.about}
+    manifest = replace(_manifest(source, origin, reports, ""), hash="", shards=())
+    if _is_refused(manifest, on_invalid):
+        raise ValueError(_refusal(source, manifest.skipped))
+    return manifest
+
+
+def rejected_lines(problems: Sequence[Problem]) -> bytes:
+    """The content of `rejected.jsonl`: a line for each image left out, a JSON object of its name, reason and remedy."""
+    return "".join(json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems).encode()
 
 
 def ensure_shards(
@@ -119,7 +186,7 @@ def ensure_shards(
     cache: storage.Uri,
     reader: str | Sequence[str] = AUTO,
     seed: int = 0,
-    on_invalid: Literal["stop", "skip"] = "stop",
+    on_invalid: OnInvalid = "stop",
     class_map: str = "",
     options: ReaderOptions | None = None,
     copies: Copies | None = None,
@@ -164,18 +231,23 @@ def ensure_shards(
 
 
 def _prepare_in_cache(
-    roots: Roots,
-    split: str,
-    cache: storage.Uri,
-    seed: int,
-    on_invalid: Literal["stop", "skip"],
-    copies: Copies | None,
+    roots: Roots, split: str, cache: storage.Uri, seed: int, on_invalid: OnInvalid, copies: Copies | None
 ) -> Manifest:
-    source, folder = roots.open(split), split
+    """Prepare in a cache that several trainings share: whoever comes second waits, and finds the shards finished."""
+    source, folder, told = roots.open(split), split, False
     if copies is not None:
         source = with_copies(source, copies)
         folder = f"{split}-copies-{source.fingerprint[:8]}"
-    manifest = prepare(source, storage.join(cache, roots.folder, folder), seed=seed, on_invalid=on_invalid)
+    out = storage.join(cache, roots.folder, folder)
+    while True:
+        try:
+            manifest = prepare(source, out, seed=seed, on_invalid=on_invalid, replace_others=True)
+            break
+        except lease.Busy as busy:
+            if not told:
+                logger.info("waiting: %s", busy)
+            told = True
+        time.sleep(PATIENCE)
     for note in manifest.notes:
         logger.warning("%s of %s: %s", split, ", ".join(roots.places), note)
     return manifest
@@ -225,20 +297,25 @@ def _rows_per_shard(source: Source) -> int:
     return min(max(by_size, FEWEST_ROWS), max(-(-count // 8), FEWEST_ROWS), 256)
 
 
-def _finished(out: str, origin: dict) -> Manifest | None:
-    """The manifest at `out` if it is of this source and complete. Otherwise makes way for a new preparation."""
+def _finished(out: str, about: dict, replace_others: bool) -> Manifest | None:
+    """The manifest at `out` if it is complete, of this source and made with these options; None where it must be made.
+
+    Raises:
+        ValueError: other files lie there, or the shards of something else.
+    """
     names = set(storage.list_files(out)) if storage.exists(out) else set()
-    foreign = sorted(name for name in names if not name.lstrip(".").startswith((MANIFEST, INDEX, "shard-")))
+    ours = (MANIFEST, INDEX, REJECTED, "shard-", resume.STATE[1:])
+    foreign = sorted(name for name in names if not name.lstrip(".").startswith(ours))
     if foreign:
         raise ValueError(f"{out}: holds other files ({', '.join(foreign[:3])}); give the shards a folder of their own")
     if MANIFEST not in names:
         return None
     old = former_manifest(out)
     if old:
-        _require_same(out, old["source"], origin)
+        _check_same(out, old["source"], about, replace_others)
         logger.warning(
             "%s: shards of schema version %d, while this software reads %d. Preparing them again from %s",
-            *(out, old["schema_version"], SCHEMA_VERSION, origin["root"]),
+            *(out, old["schema_version"], SCHEMA_VERSION, about["root"]),
         )
         storage.delete(storage.join(out, MANIFEST))
         for name in names:
@@ -249,21 +326,63 @@ def _finished(out: str, origin: dict) -> Manifest | None:
         manifest = Manifest.load(out, files=False)
     except ValueError as error:
         logger.warning("%s", error)
-    else:
-        whole = names.issuperset((INDEX, *(shard.path for shard in manifest.shards)))
-        if whole and manifest.source.get("fingerprint") == origin["fingerprint"]:
-            return manifest
-        _require_same(out, manifest.source, origin)
-        logger.warning("%s: files or options changed since these shards were written; writing them again", out)
-    storage.delete(storage.join(out, MANIFEST))
+        return None
+    whole = names.issuperset((INDEX, *(shard.path for shard in manifest.shards)))
+    if whole and manifest.source.get("fingerprint") == about["fingerprint"]:
+        return manifest
+    _check_same(out, manifest.source, about, replace_others)
+    logger.warning("%s: files or options changed since these shards were written; writing them again", out)
     return None
 
 
-def _require_same(out: str, there: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """Refuse to replace the shards of another data set."""
-    if any(there.get(key) != origin[key] for key in ("reader", "root", "split")):
-        what = f"split {there.get('split')} of {there.get('root')}"
-        raise ValueError(f"{out}: holds the shards of {what}; give another folder, or delete this one first")
+def _check_same(out: str, there: Mapping[str, Any], about: dict, replace_others: bool) -> None:
+    """Refuse to mix two data sets in one folder, or two sets of options.
+
+    Raises:
+        ValueError: names what lies there, or the options that differ.
+    """
+    if any(there.get(key) != about[key] for key in ("reader", "root", "split")):
+        owner = f"split {there.get('split')} of {there.get('root')}"
+        raise ValueError(f"{out}: holds the shards of {owner}; give another folder, or delete this one first")
+    before, now = there.get("preparation", about["preparation"]), about["preparation"]
+    differing = [
+        f"{key} was {_shown(before.get(key))} and is now {_shown(now[key])}"
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    if differing and not replace_others:
+        raise ValueError(
+            f"{out}: was prepared with other options ({'; '.join(differing)}); give the same ones, or another folder, "
+            "or delete this one first"
+        )
+
+
+def _shown(option: object) -> str:
+    return "its default" if option is None else str(option)
+
+
+def _begin(out: str, about: dict, replace_others: bool) -> None:
+    """Make way for a preparation, or go on with one that was interrupted.
+
+    Raises:
+        ValueError: one with other options, or of another data set, was interrupted here.
+    """
+    there = resume.begin(out, about)
+    if there != about:
+        _check_same(out, there, about, replace_others)
+        if there.get("preparation") != about["preparation"]:
+            resume.forget(out)
+        resume.note(out, about)
+    storage.delete(storage.join(out, MANIFEST))
+    storage.delete(storage.join(out, REJECTED))
+
+
+def _ordered(source: Source, seed: int | None) -> pa.Table:
+    """The rows in the order of the shards; None is that of the annotations."""
+    if source.problems:
+        logger.warning("%d images cannot be used; reading the others before listing all", len(source.problems))
+    rows = source.rows
+    return rows if seed is None else rows.take(np.random.default_rng(seed).permutation(rows.num_rows))
 
 
 def _check_room(source: Source, out: str) -> None:
@@ -276,17 +395,10 @@ def _check_room(source: Source, out: str) -> None:
     disk.check_room(out, source.bytes - written, f"the shards of split {source.split}")
 
 
-def _write_or_tell(
-    rows: pa.Table,
-    out: str,
-    categories: Categories,
-    decode: Decode,
-    orientation: Orientation,
-    copies: Copies | None,
-) -> pa.Table:
+def _write_or_tell(rows: pa.Table, out: str | None, categories: Categories, **how: Any) -> pa.Table:
     """`write_shard`; a full disk or an absent store comes back as a row: an error would make Ray Data print pages."""
     try:
-        return write_shard(rows, out, categories, decode, orientation, copies)
+        return write_shard(rows, out, categories, **how)
     except storage.Unavailable as error:
         return pa.table({"report": [json.dumps({AWAY: str(error)})]})
     except OSError as error:
@@ -298,14 +410,20 @@ def _write_or_tell(
 def _drop_leftovers(out: str, manifest: Manifest) -> None:
     """Remove what an earlier preparation with more shards, or an interrupted one, left behind."""
     for name in set(storage.list_files(out)) - {INDEX, *(shard.path for shard in manifest.shards)}:
-        storage.delete(storage.join(out, name))
+        if not name.startswith(f"{resume.STATE}/"):
+            storage.delete(storage.join(out, name))
 
 
 def _refusal(source: Source, problems: Sequence[Problem]) -> str:
     total = source.rows.num_rows + len(source.problems)
+    if total and not problems:
+        return (
+            f"split {source.split} of {source.root}: none of its {total} images has a segment; is this a test split, "
+            "whose labels are not public? jobs/predict.py reads photographs without labels"
+        )
     if not total:
         return f"split {source.split} of {source.root}: the annotations hold no annotated image; check the split"
-    advice = "Correct these files, or leave the images out with --on-invalid skip (the manifest then lists them)."
+    advice = f"Correct these files, or leave the images out with --on-invalid skip ({REJECTED} then lists them)."
     if len(problems) == total:
         advice = "None is left. Correct the annotations, or name their folders with --data.images and --data.pngs."
     return (
@@ -318,10 +436,14 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report], index: st
     """The reports of all shards, in order, added up; `index` is the hash of the index that lists their rows."""
     sizes = [size for report in reports for size in report.sizes]
     segments = np.zeros(len(source.categories), int)  # the sum over no report, too, has an entry for each class
-    repairs = Counter(source.repairs)
+    repairs, warnings, photographs = Counter(source.repairs), Counter(), Counter()
     for report in reports:
         segments += report.segments
         repairs.update(report.repairs)
+        warnings.update(report.warnings)
+        photographs.update(report.photographs)
+    if copies := sum(count - 1 for count in photographs.values()):
+        warnings[COPIES] = copies
     problems = [Problem(*problem) for report in reports for problem in report.problems]
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -341,11 +463,19 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report], index: st
         area_mismatches=sum(report.area_mismatches for report in reports),
         source=origin,
         repairs=dict(repairs),
+        warnings=dict(warnings),
+        statistics=statistics.added((Statistics(**report.statistics) for report in reports), len(source.categories)),
     )
 
 
-def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) -> list[Report]:
-    """Ray Data over the light rows, one block a shard; the reports in the order of the shards."""
+def _write_all(rows: pa.Table, out: str | None, rows_per_shard: int, source: Source, about: dict) -> list[Report]:
+    """Ray Data over the light rows, one block a shard; the reports in the order of the shards.
+
+    Args:
+        rows: in the order of the shards.
+        out: the folder; None to check and write nothing.
+        about: with `fingerprint`, of all that the content of the shards follows from.
+    """
     if not rows.num_rows:
         return []
     session.connect()
@@ -365,24 +495,20 @@ def _write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) ->
             "decode": source.decode,
             "orientation": source.orientation,
             "copies": source.copies,
+            "inputs": about.get("fingerprint", ""),
         },
     )
-    reports = []
-    for row in _narrated(dataset.iter_rows(), len(blocks)):
-        content = json.loads(row["report"])
-        if FULL in content:
-            raise disk.DiskFull(content[FULL])
-        if AWAY in content:
-            raise storage.Unavailable(content[AWAY])
-        reports.append(Report(**content))
+    reports: list[Report] = []
+    rejected = len(source.problems)
+    with progress("checked" if out is None else "prepared", rows.num_rows) as state:
+        for row in dataset.iter_rows():
+            content = json.loads(row["report"])
+            if FULL in content:
+                raise disk.DiskFull(content[FULL])
+            if AWAY in content:
+                raise storage.Unavailable(content[AWAY])
+            report = Report(**content)
+            reports.append(report)
+            rejected += len(report.problems)
+            state.advance(report.images, report.before, rejected=rejected)
     return sorted(reports, key=lambda report: report.path)
-
-
-def _narrated(rows: Iterable[dict], total: int) -> Iterator[dict]:
-    """Say every ten seconds how far a long preparation has come."""
-    last = time.monotonic()
-    for count, row in enumerate(rows, 1):
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            logger.info("prepared %d of %d shards", count, total)
-        yield row

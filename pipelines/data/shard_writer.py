@@ -18,13 +18,15 @@ import pyarrow as pa
 from panoptic.png import decode_image, decode_segments, encode_segments, image_size, silence_opencv
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import storage
+from pipelines.data import resume, statistics
 from pipelines.data.copies import Copies, copy_name
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.archive import read_file
+from pipelines.data.readers.faults import Fault
 from pipelines.data.readers.source import Decode, Orientation, Problem, decode_coco
 from pipelines.data.shard_file import SUFFIX, Encoded, encode_shard, shard_schema
 from pipelines.data.shard_index import Entries
-from pipelines.data.validation import check_photograph
+from pipelines.data.validation import COPY, DEFAULT_REMEDY, EMPTY, check_photograph, sound_segments
 
 
 class Report(NamedTuple):
@@ -45,6 +47,11 @@ class Report(NamedTuple):
     area_mismatches: int
     problems: list[list[str]]
     repairs: dict[str, int]  # values, segments or pixels by the kind of repair that they need
+    images: int  # that were read, good and bad
+    warnings: dict[str, int]  # images by what is odd in them without being wrong
+    photographs: list[str]  # a key of each, which copies share
+    statistics: dict[str, Any]  # the fields of a `Statistics`
+    before: bool = False  # True where an earlier attempt had finished it
 
     @property
     def entries(self) -> Entries:
@@ -54,20 +61,24 @@ class Report(NamedTuple):
 
 def write_shard(
     rows: pa.Table,
-    out: str,
+    out: str | None,
     categories: Categories,
     decode: Decode = decode_coco,
     orientation: Orientation = "applied",
     copies: Copies | None = None,
+    inputs: str = "",
 ) -> pa.Table:
     """Read, check and write the images of one shard: a Ray Data batch function.
 
+    A shard that an earlier attempt finished with the same inputs is left as it is.
+
     Args:
         rows: light rows of a `Source`, with a column `shard`, the number of the shard.
-        out: the folder of the shards.
+        out: the folder of the shards; None to check the images and write nothing.
         categories: of the dataset.
         decode, orientation, copies: of its `Source`; with copies, the rows have a column `number`, their place among
             all.
+        inputs: stands for files, classes and options in the key of a finished shard; "" keeps no account of them.
 
     Returns:
         One row with one column, `report`: a `Report` as JSON.
@@ -76,6 +87,9 @@ def write_shard(
     if len(numbers) != 1:
         raise RuntimeError(f"one task got rows of the shards {sorted(numbers)}; Ray Data must give it whole blocks")
     path = f"shard-{numbers.pop():05d}{SUFFIX}"
+    key = resume.shard_key(rows, inputs) if out is not None and inputs else ""
+    if out is not None and key and (finished := resume.finished_report(out, path, key)):
+        return pa.table({"report": [json.dumps({**finished, "before": True})]})
     silence_opencv()
     with ThreadPoolExecutor(8) as pool:  # hides the latency of remote storage
         checked = list(pool.map(lambda row: _check(row, categories, decode, orientation), rows.to_pylist()))
@@ -85,9 +99,9 @@ def write_shard(
             numbered = zip(good, rows["number"].filter(pa.array(fit)).to_pylist(), strict=True)
             good = list(chain.from_iterable(pool.map(lambda pair: _copied(pair[0], pair[1], copies), numbered)))
     columns = [entry.columns for entry in good]
-    schema = stored_schema(rows.schema.field("image_id").type, categories)
-    encoded = encode_shard(columns, schema) if good else Encoded(memoryview(b""), [])
-    if good:
+    encoded = Encoded(memoryview(b""), [])
+    if good and out is not None:
+        encoded = encode_shard(columns, stored_schema(rows.schema.field("image_id").type, categories))
         storage.write_bytes(storage.join(out, path), encoded.data)
     labels = np.concatenate([np.zeros(0, np.int64), *(row["labels"] for row in columns)])
     report = Report(
@@ -106,7 +120,13 @@ def write_shard(
         area_mismatches=sum(entry.area_mismatches for entry in good),
         problems=[[entry.name, entry.reason, entry.remedy] for entry in checked if isinstance(entry, Problem)],
         repairs=sum((entry.repairs for entry in good), Counter()),
+        images=rows.num_rows,
+        warnings=sum((entry.warnings for entry in good), Counter()),
+        photographs=[_photograph_key(row["image"]) for row in columns],
+        statistics=vars(statistics.of_images([entry.segments for entry in good], len(categories))),
     )
+    if out is not None and key:
+        resume.keep_report(out, path, key, report._asdict(), len(encoded.data))
     return pa.table({"report": [json.dumps(report._asdict())]})
 
 
@@ -117,6 +137,8 @@ class _Good(NamedTuple):
     digest: str
     area_mismatches: int
     repairs: Counter[str]
+    warnings: Counter[str]
+    segments: statistics.Segments
 
 
 def _check(row: dict, categories: Categories, decode: Decode, orientation: Orientation) -> _Good | Problem:
@@ -128,9 +150,12 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
         def read(address: str) -> bytes:  # a format whose labels have no size of their own asks for the photograph
             return photograph if address == row["image"] else read_file(address)
 
+        if not photograph:
+            raise Fault(EMPTY, COPY)
         stated = image_size(photograph, name)
         with DECODING.share(stated[0] * stated[1]):
             truth, kinds, mismatches = decode(row, read, categories)
+            truth, rules, warnings = sound_segments(truth, categories)
             image, repairs = check_photograph(photograph, name, truth.size, row.get("orientation", orientation))
             segments = encode_segments(truth.segments)
             columns = {
@@ -143,11 +168,15 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
                 "width": truth.size[1],
                 "image_id": row["image_id"],
             }
-            return _Good(columns, row_digest(columns, truth), mismatches, Counter(kinds) + Counter(repairs))
+            counts = Counter(kinds) + Counter(repairs) + Counter(rules)
+            digest, segments = row_digest(columns, truth), statistics.Segments.of(truth)
+            return _Good(columns, digest, mismatches, counts, Counter(warnings), segments)
     except storage.Unavailable:  # says nothing about the image
         raise
+    except Fault as fault:
+        return Problem(name, fault.reason, fault.remedy)
     except (ValueError, OSError) as error:
-        return Problem(name, str(error).removeprefix(f"{name}: "))
+        return Problem(name, str(error).removeprefix(f"{name}: "), DEFAULT_REMEDY)
 
 
 def _copied(good: _Good, number: int, copies: Copies) -> list[_Good]:
@@ -176,6 +205,8 @@ def _copied(good: _Good, number: int, copies: Copies) -> list[_Good]:
                     digest=row_digest(own, view.truth),
                     area_mismatches=good.area_mismatches * first,
                     repairs=good.repairs if first else Counter(),
+                    warnings=good.warnings if first else Counter(),
+                    segments=statistics.Segments.of(view.truth),
                 )
             )
     return rows
@@ -209,6 +240,11 @@ class _Share:
 
 DECODING = _Share(25_000_000)
 """One photograph of 22 megapixels at a time, or many small ones: some 30 bytes a pixel are held while it is checked."""
+
+
+def _photograph_key(data: bytes) -> str:
+    """A key that two copies of a file share: of its length and its last bytes, which compression makes its own."""
+    return f"{len(data)}:{hashlib.sha256(data[-4096:]).hexdigest()[:16]}"
 
 
 def row_digest(columns: dict, truth: Segmentation) -> str:

@@ -11,12 +11,33 @@ import numpy as np
 import PIL.Image
 
 from panoptic.png import PNG_SIGNATURE, decode_image, decode_stored, holds_12_bits, image_size
+from panoptic.segmentation import Categories, Segmentation
+from pipelines.data.readers.faults import Fault
 from pipelines.data.readers.source import Orientation
 
 TWELVE_BITS = "16-bit photographs without a value from 4096, read as 12 bits"
 STORED_FRAME = "photographs whose map lies over the stored pixels, freed of their EXIF orientation"
 UPRIGHT_FRAME = "photographs that EXIF turns or mirrors within their size; their maps are taken to lie over the result"
 """Kinds of repairs, as the manifest counts them."""
+
+GREY = "photographs in grey, repeated over three channels"
+CMYK = "photographs in CMYK, converted to RGB"
+SIXTEEN_BITS = "16-bit photographs, of which the upper 8 bits are taken"
+ANIMATED = "animations, of which the first picture is taken"
+STUFF_UNITED = "segments of a stuff class in one image, united"
+STUFF_CROWD = "segments of stuff marked as crowds, which only things have"
+"""Further kinds of repairs."""
+
+SEVERAL_CROWDS = "images have several crowds of one class, of which panopticapi's evaluation knows only the last"
+"""Kind of warning."""
+
+EMPTY = "the image file is empty (0 bytes)"
+"""Reason of a fault."""
+
+COPY = "copy the file again from its source"
+PAIR = "check that map and photograph belong together, and export the map in the size of the photograph"
+DEFAULT_REMEDY = "replace the file, or correct its entry in the annotations"
+"""Remedies."""
 
 _EXIF = (b"Exif", b"eXIf", b"EXIF")
 """Marks of EXIF, of which a JPEG, PNG or WebP with an orientation holds one."""
@@ -44,25 +65,25 @@ def check_photograph(
         ValueError: empty, cut or unreadable, of another size, or of a kind whose orientation cannot be removed.
     """
     if not data:
-        raise ValueError("the image file is empty (0 bytes); copy it again from its source")
+        raise Fault(EMPTY, COPY)
     if is_cut(data):
-        raise ValueError("the JPEG ends before its image does (partial download?)")
+        raise Fault("the JPEG ends before its image does (partial download?)", COPY)
     header = image_size(data, name)
     if tuple(size) not in (header, header[::-1]):
-        raise ValueError(_unequal(size, header, header))
+        raise Fault(_unequal(size, header, header), PAIR)
     image = decode_image(data, name)
-    repairs = [TWELVE_BITS] if holds_12_bits(data) else []
-    stored = decode_stored(data, name) if any(mark in data for mark in _EXIF) else image
+    repairs = stored_forms(data)
+    stored = decode_stored(data, name) if _may_be_turned(data) else image
     turned = (image.shape == stored.shape and not np.array_equal(image, stored)) or _turned_tiff(data, image)
     if image.shape[:2] != size and stored.shape[:2] != size:
-        raise ValueError(_unequal(size, stored.shape, image.shape))
+        raise Fault(_unequal(size, stored.shape, image.shape), PAIR)
     if image.shape[:2] != size or (turned and orientation == "stored"):
         data = without_exif(data)
         if _turned_tiff(data, image) or not np.array_equal(decode_image(data, name), stored):
-            raise ValueError(
+            raise Fault(
                 f"its map lies over the stored pixels ({_shape(stored.shape)}, height x width), but its EXIF "
-                f"orientation turns the image ({_shape(image.shape)}) and cannot be removed from a file of this kind; "
-                "save it as JPEG or PNG without the orientation"
+                f"orientation turns the image ({_shape(image.shape)}) and cannot be removed from a file of this kind",
+                "save it as JPEG or PNG without the orientation",
             )
         repairs.append(STORED_FRAME)
     elif turned:
@@ -85,6 +106,72 @@ def exif_orientation(data: bytes) -> int:
     except (OSError, ValueError, SyntaxError):  # a file that cannot be read at all is told by who decodes it
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def stored_forms(data: bytes) -> list[str]:
+    """Kinds of repairs that decoding to RGB of 8 bits makes of an image file, read from its header."""
+    deep, animated = "", False
+    if data.startswith(b"\xff\xd8"):
+        grey, cmyk = ((_jpeg_header(data)[1] == components) for components in (1, 4))
+    elif data.startswith(PNG_SIGNATURE):
+        grey, cmyk = data[25:26] in (b"\0", b"\x04"), False
+        deep = SIXTEEN_BITS if data[24:25] == b"\x10" else ""
+        animated = b"acTL" in data[: data.find(b"IDAT")]
+    else:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            grey, cmyk = image.mode in ("1", "L", "LA", "I", "I;16", "I;16B"), image.mode == "CMYK"
+            deep = SIXTEEN_BITS if image.mode.startswith("I;16") else ""
+            animated = getattr(image, "n_frames", 1) > 1
+    if holds_12_bits(data):
+        deep = TWELVE_BITS
+    kinds = {deep: bool(deep), GREY: grey, CMYK: cmyk, ANIMATED: animated}
+    return [kind for kind, applies in kinds.items() if applies]
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int]:
+    """Of a JPEG the place of its first scan, and the number of its components; 0 where a part is missing."""
+    place, components = 2, 0
+    while place + 10 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
+        kind = data[place + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a frame header, SOF0 to SOF15
+            components = data[place + 9]
+        fill = kind == 0xFF
+        place += 1 if fill else 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return place, components
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """True if a file may have an EXIF orientation. In a JPEG it stands before the scan; elsewhere anywhere."""
+    if data.startswith(b"\xff\xd8"):
+        data = data[: _jpeg_header(data)[0]]
+    return any(mark in data for mark in _EXIF)
+
+
+def sound_segments(truth: Segmentation, categories: Categories) -> tuple[Segmentation, dict[str, int], dict[str, int]]:
+    """A map in which a stuff class is one segment and no crowd, as PQ counts it.
+
+    Returns:
+        the map; the number of each kind of repair, and of each kind of warning.
+    """
+    stuff, crowd = ~np.array(categories.is_thing, bool)[truth.labels], truth.is_crowd()
+    repairs = {STUFF_CROWD: int((stuff & crowd).sum())}
+    crowd = crowd & ~stuff
+    owner = np.arange(len(truth.labels))
+    for label in np.unique(truth.labels[stuff]):
+        same = np.flatnonzero(truth.labels == label)
+        owner[same] = same[0]
+    kept = owner == np.arange(len(owner))
+    repairs[STUFF_UNITED] = int((~kept).sum())
+    crowds = np.bincount(truth.labels[crowd], minlength=1)
+    warnings = {SEVERAL_CROWDS: int((crowds > 1).any())}
+    if repairs[STUFF_UNITED]:
+        position = np.cumsum(kept)[owner]
+        segments = np.concatenate([[0], position]).astype(np.int32)[truth.segments]
+        truth = Segmentation(segments, truth.labels[kept], crowd[kept])
+    elif repairs[STUFF_CROWD]:
+        truth = Segmentation(truth.segments, truth.labels, crowd)
+    occurring = [{kind: count for kind, count in counts.items() if count} for counts in (repairs, warnings)]
+    return truth, occurring[0], occurring[1]
 
 
 def without_exif(jpeg: bytes) -> bytes:

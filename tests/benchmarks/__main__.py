@@ -32,6 +32,7 @@ from tests.benchmarks import (
     loading,
     metric,
     precision,
+    preparing,
     queries,
     reading,
     throughput,
@@ -41,7 +42,8 @@ from tests.benchmarks.timing import Case, Row, hardware, measure, table
 WITH_RAY = ("feed", "feeds", "feeds-bytes")
 ROWS = (
     *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "read", *WITH_RAY),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate"),
+    *("prepare", "read", *WITH_RAY),
 )
 
 
@@ -101,6 +103,8 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             rows += metric.data_set_rows(photograph, pairs, given.peers, given.repeat)
         if "evaluate" in names:
             rows += evaluating.rows(photograph)
+        if "prepare" in names:
+            rows += preparing.rows(Path(folder) / "prepare", photograph)
         if "read" in names:
             rows += reading.rows(Path(folder) / "read", 64 * max(2, round(20 * given.scale)))
         if "feed" in names:

@@ -35,7 +35,7 @@ Length = Annotated[int, Field(ge=1, lt=2**31)]
 class SegmentInfo(TypedDict):
     """One segment of an annotation."""
 
-    id: Annotated[int, Field(ge=1, le=MAX_ID)]
+    id: Annotated[int, Field(ge=0, le=MAX_ID)]  # 0 is void: left out, and counted
     category_id: int
     iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1)]]
     area: NotRequired[Any]  # never used, only compared with the pixels
@@ -74,7 +74,7 @@ _RULES = {
     "category_id": "the id of a category, a whole number",
     "iscrowd": "0 or 1",
 }
-_SEGMENT_ID = f"a whole number from 1 to {MAX_ID}, as in the PNG"
+_SEGMENT_ID = f"a whole number from 0 to {MAX_ID}, as in the PNG"
 _IMAGE_ID = "a whole number of 64 bits, or text"
 
 

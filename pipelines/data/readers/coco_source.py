@@ -9,13 +9,16 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from panoptic.segmentation import Categories, count_repair, shown
-from pipelines.data.readers.archive import Stream, readable
+from pipelines.cluster import storage
+from pipelines.data.readers.archive import Stream, read_file, readable
 from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId, parse
+from pipelines.data.readers.id_map import stands_in_bgr
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source, decode_coco
 from pipelines.data.readers.tables import table
 from pipelines.data.readers.tree import Folder
@@ -29,6 +32,10 @@ RESPELT_IDS = "annotations.image_id given as text where images.id is a number, o
 
 WRAPPED = 1 << 16
 """Zips count their files in 16 bits, and some unpackers stop at that count."""
+
+
+PROBED = 8
+"""Maps that are looked at, at most, to tell in which order their channels stand."""
 
 
 def read_json(address: str) -> Content:
@@ -134,12 +141,15 @@ def coco_source(
         stamps.append(sorted(repairs.items()))
     content.digest.update(json.dumps(stamps).encode())
     unannotated = (entry["file_name"] for entry in content.images if entry["id"] not in check.annotated)
+    light = _table(rows, content, images, pngs, file)
+    if _in_bgr(light):
+        decode = partial(decode, bgr=True)  # pyright: ignore[reportCallIssue]  # it is `decode_coco`, or a part of it
     return Source(
         reader=reader,
         root=root,
         split=split,
         categories=categories,
-        rows=_table(rows, content, images, pngs, file),
+        rows=light,
         problems=tuple(check.problems),
         unannotated=tuple(unannotated),
         bytes=sum(images.stamps[row.name][0] + pngs.stamps[row.png][0] for row in rows),
@@ -148,6 +158,21 @@ def coco_source(
         decode=decode,
         orientation=orientation,
     )
+
+
+def _in_bgr(rows: pa.Table) -> bool:
+    """True if the first maps that tell have red and blue exchanged: then those of the whole data set must have."""
+    found = None
+    for row in rows.slice(0, PROBED).select(["png", "record"]).to_pylist():
+        try:
+            found = stands_in_bgr(read_file(row["png"]), json.loads(row["record"]))
+        except storage.Unavailable:
+            raise
+        except (ValueError, OSError):  # it is reported when all are read
+            continue
+        if found is not None:
+            break
+    return bool(found)
 
 
 def _match_ids(content: Content, file: str) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from panoptic.png import area_mismatches, decode_ids, from_ids
-from panoptic.segmentation import Categories, Segmentation, count_repair, distinct
+from panoptic.png import from_ids
+from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.copies import Copies
+from pipelines.data.readers.id_map import read_ids
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -55,9 +55,7 @@ workers, so it is a function of a module, or a `functools.partial` of one. It ra
 the label files are not what the format asks; sizes that the row states are compared, not used."""
 
 SWAPPED = "width and height swapped in the JSON"
-REPEATED = "segment id listed twice with the same category"
-COVERED = "segments without a pixel, left out"
-"""Kinds of repairs, as the manifest adds them up."""
+"""Kind of repair, as the manifest adds them up."""
 
 
 def decode_coco(
@@ -67,51 +65,21 @@ def decode_coco(
     *,
     written: Categories | None = None,
     covered: bool = False,
+    bgr: bool = False,
 ) -> Truth:
     """The truth of a row of COCO-panoptic: `png` is its id map, `record` its annotation.
 
     Args:
         row, read, categories: see `Decode`.
         written: the same classes with the ids that the record uses, where those of `categories` are others.
-        covered: leave out segments without a pixel, which ADE20K's prepared form lists where things cover stuff.
+        covered, bgr: see `read_ids`.
 
     Raises:
-        ValueError: the map and the record do not agree; begins with the name of the image.
+        ValueError: the map and the record do not agree.
     """
-    name = row["name"]
-    try:
-        id_map = decode_ids(read(row["png"]))
-        record, repairs = sound_record(json.loads(row["record"]), id_map, covered)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    truth = from_ids(id_map, record, written or categories, name)
-    return Truth(truth, {**repairs, **check_size(row, truth)}, len(area_mismatches(truth, record)))
-
-
-def sound_record(record: dict, id_map: np.ndarray, covered: bool) -> tuple[dict, dict[str, int]]:
-    """A record without the entries that can be repaired, and the number of each kind of repair.
-
-    Args:
-        record: the annotation of one image.
-        id_map: int [H, W], its map.
-        covered: see `decode_coco`.
-    """
-    repairs: dict[str, int] = {}
-    entries: dict[int, dict] = {}
-    kept = []
-    for info in record["segments_info"]:
-        same = entries.setdefault(info["id"], info)
-        if same is info or same["category_id"] != info["category_id"]:
-            kept.append(info)
-            continue
-        count_repair(repairs, REPEATED)
-        position = next(k for k, entry in enumerate(kept) if entry["id"] == info["id"])
-        both = int(bool(same.get("iscrowd", 0)) and bool(info.get("iscrowd", 0)))
-        entries[info["id"]] = kept[position] = {**same, "iscrowd": both}
-    if covered and (absent := {info["id"] for info in kept} - set(distinct(id_map).tolist())):
-        count_repair(repairs, COVERED, sum(info["id"] in absent for info in kept))
-        kept = [info for info in kept if info["id"] not in absent]
-    return {**record, "segments_info": kept}, repairs
+    ids, record, repairs, mismatches = read_ids(read(row["png"]), json.loads(row["record"]), bgr=bgr, covered=covered)
+    truth = from_ids(ids, record, written or categories, row["name"])
+    return Truth(truth, {**repairs, **check_size(row, truth)}, mismatches)
 
 
 def check_size(row: Mapping[str, Any], truth: Segmentation) -> dict[str, int]:

@@ -11,6 +11,7 @@ import numpy as np
 from panoptic.metrics.bootstrap import Interval
 from panoptic.metrics.report import Evaluation
 from panoptic.segmentation import Categories
+from pipelines.report.parts import axis_step, table
 
 KEY = {"good": "PQ", "outline": "lost to outlines", "wrong": "to made-up segments", "missed": "to missed segments"}
 """Parts of a class's bar, by the name of their colour."""
@@ -27,23 +28,6 @@ def number(value: float, digits: int = 1) -> str:
 def signed(value: float) -> str:
     """A difference as text; "–" where it is not defined."""
     return "–" if math.isnan(value) else f"{value:+.1f}"
-
-
-def tiles(entries: Sequence[tuple[str, str]]) -> str:
-    """Large figures with their names."""
-    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in entries)
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def table(rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """Plain text cells; the first row is the head unless it is a table of facts."""
-
-    def line(row: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    head = "" if kind == "facts" else f"<thead>{line(rows[0], 'th')}</thead>"
-    body = "".join(line(row, "td") for row in (rows if kind == "facts" else rows[1:]))
-    return f'<div class="scroll"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -154,7 +138,7 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
         return ""
     width, height, left, bottom, right = 760, 360, 56, 46, 150
     times, scores = [max(ms, 1e-3) for _, ms, _ in points], [pq for _, _, pq in points]
-    step = _step(max(times))
+    step = axis_step(max(times))
     end = step * math.ceil(1.05 * max(times) / step)
     low, high = (5 * f((v + d) / 5) for f, v, d in ((math.floor, min(scores), -1), (math.ceil, max(scores), 1)))
     low, high = max(low, 0), min(high, 100)
@@ -170,7 +154,7 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
         marks.append(f'<line x1="{x(k * step):.1f}" x2="{x(k * step):.1f}" y1="14" y2="{height - bottom}"/>')
         at = f'x="{x(k * step):.1f}" y="{height - bottom + 18}"'
         marks.append(f'<text class="faint" text-anchor="middle" {at}>{k * step:g}</text>')
-    for pq in np.arange(low, high + 0.1, _step(high - low)):
+    for pq in np.arange(low, high + 0.1, axis_step(high - low)):
         marks.append(f'<line x1="{left}" x2="{width - right}" y1="{y(pq):.1f}" y2="{y(pq):.1f}"/>')
         marks.append(f'<text class="faint" text-anchor="end" x="{left - 8}" y="{y(pq) + 4:.1f}">{pq:g}</text>')
     for name, ms, pq in points:
@@ -182,9 +166,3 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
     body = f"{''.join(marks)}{label}{title}"
     drawing = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>'
     return f'<div class="scroll">{drawing}</div>'
-
-
-def _step(reach: float) -> float:
-    """A round distance of axis marks, of which 4 to 10 fit."""
-    power = 10 ** math.floor(math.log10(max(reach, 1e-9)))
-    return next(power * f for f in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if reach / (power * f) <= 8)

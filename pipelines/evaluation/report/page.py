@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from panoptic.metrics.report import Evaluation
 from panoptic.visualization import ERROR_COLOURS
 from pipelines.evaluation.report import charts
 from pipelines.evaluation.report.charts import number
-from pipelines.evaluation.report.style import CSS
+from pipelines.report.parts import document, panels, section, table, tiles
 
 ERROR_KEY = ("right", "missed", "made up", "outline elsewhere")
 """Names of the colours, in the order of `visualization.ERROR_COLOURS`."""
@@ -56,33 +55,24 @@ def page(
     evaluation, categories = model.evaluation, model.evaluation.quality.categories
     parts = [
         f"<h1>{escape(model.title)}</h1><p>{evaluation.images} images</p>",
-        charts.tiles(_tiles(evaluation, intervals(model.counts, categories)["all"])),
+        tiles(_tiles(evaluation, intervals(model.counts, categories)["all"])),
         charts.headline(evaluation),
         "<p>In percent. AP is that of the instances before merging, against the things of the panoptic truth, which "
         "never overlap: it compares with other figures “against panoptic masks” only. To AP, as to COCO, void is "
         "background; PQ leaves it out.</p>",
         *(_comparison(model, other) for other in others),
-        _section("Classes", "What each class scores and to what it loses; in front the one that costs the average "
+        section("Classes", "What each class scores and to what it loses; in front the one that costs the average "
                  "most. The last column is how much of the mean PQ it takes away.", charts.class_bars(evaluation)),
-        _section("Size of segments", "Matched and missed segments by the area of the truth, made-up ones by their own. "
+        section("Size of segments", "Matched and missed segments by the area of the truth, made-up ones by their own. "
                  "Pixels of the original image.", charts.size_table(evaluation)),
         _confusion(evaluation),
-        _section("Speed", f"{facts.get('device', '')}. Milliseconds an image of one process; images a second of all "
+        section("Speed", f"{facts.get('device', '')}. Milliseconds an image of one process; images a second of all "
                  "together, reading and counting included.", _speed(model, others)),
         _examples("Worst images", "Lowest PQ of the image alone.", worst),
         _examples("Typical images", "Those around the median of all images, by the PQ of each alone.", typical),
-        _section("What was evaluated", "", charts.table([[k, v] for k, v in facts.items() if v], "facts")),
+        section("What was evaluated", "", table([[k, v] for k, v in facts.items() if v], "facts")),
     ]  # fmt: skip
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    return (
-        f'<!doctype html><html lang="en"><head>{head}<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(model.title)}: {number(evaluation.quality.all.pq)} PQ</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>"
-    )
-
-
-def _section(title: str, text: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>{f'<p>{escape(text)}</p>' if text else ''}{content}"
+    return document(f"{model.title}: {number(evaluation.quality.all.pq)} PQ", parts)
 
 
 def _tiles(evaluation: Evaluation, interval: Interval) -> list[tuple[str, str]]:
@@ -116,14 +106,14 @@ def _comparison(model: Model, other: Model) -> str:
         f"images. {verdict} The lines hold 95 % of {len(model.counts.names)} images drawn again and again; a dot is "
         "coloured where they leave out 0."
     )
-    return _section(f"Against {other.title}", text, charts.difference_bars(gains, categories))
+    return section(f"Against {other.title}", text, charts.difference_bars(gains, categories))
 
 
 def _confusion(evaluation: Evaluation) -> str:
     if evaluation.confusion is None:
         return ""
     text = "Segments matched by IoU alone, whatever their classes; “nothing” are those missed and those made up."
-    return _section(
+    return section(
         "Who is taken for what", text, charts.confusions(evaluation.confusion, evaluation.quality.categories)
     )
 
@@ -136,7 +126,7 @@ def _speed(model: Model, others: Sequence[Model]) -> str:
         rate = speed.get("images_per_second", float("nan"))
         rows.append([one.title, number(network), number(postprocess), number(rate, 2), number(pq)])
         points.append((one.title, network + postprocess, pq))
-    return charts.table(rows) + charts.speed_plot(points)
+    return table(rows) + charts.speed_plot(points)
 
 
 def _examples(title: str, text: str, examples: Sequence[Example]) -> str:
@@ -146,11 +136,6 @@ def _examples(title: str, text: str, examples: Sequence[Example]) -> str:
     key = "".join(f'<span><i style="background:rgb{colour}"></i>{name}</span>' for name, colour in colours)
     figures = []
     for example in examples:
-        panels = "".join(
-            f'<div><img alt="{escape(name)} of {escape(example.name)}" loading="lazy" '
-            f'src="data:image/jpeg;base64,{base64.b64encode(data).decode()}"><span>{escape(name)}</span></div>'
-            for name, data in example.panels.items()
-        )
         caption = f"<figcaption><b>{number(example.pq)}</b> {escape(example.name)}</figcaption>"
-        figures.append(f'<figure>{caption}<div class="panels">{panels}</div></figure>')
-    return _section(title, text, f'<div class="key">{key}</div>{"".join(figures)}')
+        figures.append(f"<figure>{caption}{panels(example.name, example.panels)}</figure>")
+    return section(title, text, f'<div class="key">{key}</div>{"".join(figures)}')

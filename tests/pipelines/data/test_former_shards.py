@@ -26,7 +26,7 @@ from tests.support.coco_folder import write_folder
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shards are written in this process."""
 
-    def write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source) -> Sequence[Report]:
+    def write_all(rows: pa.Table, out: str, rows_per_shard: int, source: Source, about: dict) -> Sequence[Report]:
         rows = rows.append_column("shard", pa.array([k // rows_per_shard for k in range(rows.num_rows)]))
         parts = [rows.slice(first, rows_per_shard) for first in range(0, rows.num_rows, rows_per_shard)]
         return [Report(**json.loads(write_shard(p, out, source.categories)["report"][0].as_py())) for p in parts]

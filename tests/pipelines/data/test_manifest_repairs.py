@@ -17,7 +17,7 @@ from tests.support.shards import change_manifest, write_shards
 def test_a_set_without_a_valid_image_ends_in_its_table(tmp_path: Path) -> None:
     content = write_folder(tmp_path / "data", "val", count=3)
     for image in content["images"]:
-        image["file_name"] = f"images/{image['file_name']}"
+        image["file_name"] = image["file_name"].replace(".jpg", "x.jpg")
     write_json(tmp_path / "data", "val", content)
     with pytest.raises(ValueError, match=r"3 of 3 images failed validation(.|\n)*which holds 000\.jpg") as caught:
         prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")

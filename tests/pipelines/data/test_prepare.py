@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +16,13 @@ import pytest
 from jobs.prepare import main
 from panoptic.png import encode_ids, from_coco
 from panoptic.segmentation import Categories
-from pipelines.cluster import disk
+from pipelines.cluster import disk, lease
 from pipelines.data import prepare as preparation
+from pipelines.data import resume
+from pipelines.data.join import Roots
 from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, read_row
 from pipelines.data.readers.coco_panoptic import coco_panoptic
+from pipelines.data.readers.source import Problem
 from pipelines.data.verify import verify
 from tests.support.coco_folder import CATEGORIES, write_folder, write_json
 from tests.support.full_disk import on_a_full_disk
@@ -152,6 +157,24 @@ def test_problems_can_be_skipped(tmp_path: Path) -> None:
     assert sorted(problem.name for problem in manifest.skipped) == [f"{k:03d}.jpg" for k in range(6)]
     assert "6 images failed validation and were skipped" in manifest.summary()
     assert Manifest.load(tmp_path / "out") == manifest
+    listed = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert [Problem(**entry) for entry in listed] == list(manifest.skipped)
+    assert verify(tmp_path / "out") == manifest
+
+
+def test_a_check_says_the_same_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken_folder(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    command = ["--data.root", str(tmp_path / "data"), "--data.split", "val", "--check"]
+    with pytest.raises(ValueError, match="6 of 12 images failed validation"):
+        main(command)
+    manifest = main([*command, "--on-invalid", "skip"])
+    assert sorted(tmp_path.rglob("*")) == before
+    written = prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out", on_invalid="skip")
+    assert (manifest.rows, manifest.skipped, manifest.statistics) == (6, written.skipped, written.statistics)
+    assert "6 images were left out" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--out DIR: missing"):
+        main(command[:-1])
 
 
 def test_long_tables_are_cut(tmp_path: Path) -> None:
@@ -186,6 +209,95 @@ def test_unfinished_shards_are_written_afresh(tmp_path: Path) -> None:
     prepare(coco_panoptic(tmp_path / "data", "train"), out)
     verify(out)
     assert sorted(path.name for path in out.iterdir()) == ["_index.arrow", "manifest.json", "shard-00000.arrow"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+WRITE = preparation._write_or_tell
+
+
+def dies_at_the_second(rows: pa.Table, out: str, categories: Categories, **how) -> pa.Table:
+    """What a worker does that is lost with its machine after two of three shards, the first without its report."""
+    number = rows["shard"][0].as_py()
+    if number == 2:
+        raise MemoryError("lost")
+    done = WRITE(rows, out, categories, **how)
+    if number == 0:
+        Path(out, ".prepare", "shard-00000.json").unlink()
+    return done
+
+
+def test_an_interrupted_preparation_is_finished_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "data", "train", count=40)
+    source, out = coco_panoptic(tmp_path / "data", "train"), tmp_path / "out"
+    prepare(source, tmp_path / "undisturbed")
+    with monkeypatch.context() as patched:
+        patched.setattr(preparation, "_write_or_tell", dies_at_the_second)
+        with pytest.raises(Exception, match="lost"):
+            prepare(source, out)
+    (out / ".shard-00002.arrow.12345678.tmp").write_bytes(b"begun")
+    finished, unreported = (out / f"shard-0000{k}.arrow" for k in (1, 0))
+    before, lost = finished.stat().st_mtime_ns, unreported.stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"other options \(seed was 0 and is now 7\); give the same ones"):
+        prepare(source, out, seed=7)
+    prepare(source, out)
+    assert finished.stat().st_mtime_ns == before and unreported.stat().st_mtime_ns != lost
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_shard_that_was_cut_or_whose_inputs_changed_is_written_again(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "val", count=20)
+    source, out = coco_panoptic(tmp_path / "data", "val"), str(tmp_path / "out")
+    rows = source.rows.append_column("shard", pa.array([3] * 20))
+
+    def write(inputs: str = "a", rows: pa.Table = rows) -> bool:
+        return json.loads(preparation._write_or_tell(rows, out, CATEGORIES, inputs=inputs)["report"][0].as_py())[
+            "before"
+        ]
+
+    assert [write(), write(), write("b"), write("b"), write("b", rows.slice(1))] == [False, True, False, True, False]
+    assert write("b", rows.slice(1))
+    with (tmp_path / "out/shard-00003.arrow").open("r+b") as file:
+        file.truncate(1000)
+    assert [write("b", rows.slice(1)), write("b", rows.slice(1))] == [False, True]
+    (tmp_path / "out/.prepare/shard-00003.json").write_bytes(b'{"key": ')
+    assert [write("b", rows.slice(1)), write("b", rows.slice(1))] == [False, True]
+
+
+def test_a_finished_set_is_not_mixed_with_other_options(tmp_path: Path) -> None:
+    write_folder(tmp_path / "data", "val", count=3)
+    source, out = coco_panoptic(tmp_path / "data", "val"), tmp_path / "out"
+    manifest = prepare(source, out)
+    before = contents(out)
+    with pytest.raises(
+        ValueError, match=r"rows_per_shard was its default and is now 2; on_invalid was stop and is now skip"
+    ):
+        prepare(source, out, rows_per_shard=2, on_invalid="skip")
+    assert contents(out) == before
+    assert len(prepare(source, out, rows_per_shard=2, replace_others=True).shards) == 2
+    (tmp_path / "data/images/val/000.jpg").write_bytes((tmp_path / "data/images/val/001.jpg").read_bytes())
+    assert prepare(coco_panoptic(tmp_path / "data", "val"), out, rows_per_shard=2).hash != manifest.hash
+
+
+def test_of_two_at_once_one_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "data", "val", count=3)
+    roots = Roots.of(str(tmp_path / "data"), "coco")
+    source, out = coco_panoptic(tmp_path / "data", "val"), tmp_path / roots.folder / "val"
+    monkeypatch.setattr(preparation, "PATIENCE", 0.1)
+    with lease.hold(resume.lease_folder(str(out)), "the folder"):
+        with pytest.raises(lease.Busy, match=rf"the folder {out} is in use by .*, or give another folder with --out"):
+            prepare(source, out)
+        assert [path.name for path in out.iterdir()] == [resume.STATE]
+        later = threading.Thread(target=preparation._prepare_in_cache, args=(roots, "val", tmp_path, 0, "stop", None))
+        later.start()
+        time.sleep(0.5)
+        assert later.is_alive()
+    later.join(60)
+    assert is_shards(out)
 
 
 def test_other_content_is_never_overwritten(tmp_path: Path) -> None:

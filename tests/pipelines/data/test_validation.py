@@ -11,12 +11,22 @@ import pytest
 from PIL import Image as PIL
 
 from panoptic.png import decode_image
+from panoptic.segmentation import Categories, Segmentation
+from pipelines.data.readers.faults import Fault
 from pipelines.data.validation import (
+    ANIMATED,
+    CMYK,
+    GREY,
+    SEVERAL_CROWDS,
+    SIXTEEN_BITS,
     STORED_FRAME,
+    STUFF_CROWD,
+    STUFF_UNITED,
     TWELVE_BITS,
     UPRIGHT_FRAME,
     check_photograph,
     is_cut,
+    sound_segments,
     without_exif,
 )
 
@@ -162,3 +172,51 @@ def test_files_without_an_image_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             check_photograph(data, "a", (120, 161))
+
+
+def image_file(mode: str, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    pixels = PIL.fromarray(picture())
+    if mode == "I;16":
+        pixels = PIL.fromarray(picture()[..., 0].astype(np.uint16) * 257)
+    else:
+        pixels = pixels.convert(mode)
+    pixels.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "kinds"),
+    [
+        (image_file("RGB", "JPEG"), []),
+        (image_file("RGB", "PNG"), []),
+        (image_file("L", "JPEG"), [GREY]),
+        (image_file("L", "PNG"), [GREY]),
+        (image_file("CMYK", "JPEG"), [CMYK]),
+        (image_file("I;16", "PNG"), [SIXTEEN_BITS, GREY]),
+        (image_file("RGB", "GIF", save_all=True, append_images=[PIL.new("RGB", (160, 120))]), [ANIMATED]),
+        (image_file("RGB", "PNG", save_all=True, append_images=[PIL.new("RGB", (160, 120))]), [ANIMATED]),
+    ],
+)
+def test_photographs_of_other_forms_are_read_as_rgb_and_counted(data: bytes, kinds: list[str]) -> None:
+    kept, repairs = check_photograph(data, "x", (120, 160))
+    assert kept == data and repairs == kinds
+    assert decode_image(data).shape == (120, 160, 3)
+
+
+def test_a_photograph_that_cannot_be_used_has_a_remedy() -> None:
+    for data, size in ((b"", (120, 160)), (jpeg()[:-900], (120, 160)), (jpeg(), (120, 161))):
+        with pytest.raises(Fault) as refused:
+            check_photograph(data, "x", size)
+        assert refused.value.remedy and refused.value.reason
+
+
+def test_a_stuff_class_is_one_segment_and_no_crowd(small_categories: Categories) -> None:
+    segments = np.array([[0, 1, 2, 3, 4, 5, 6]], np.int32)
+    labels, crowd = np.array([1, 0, 1, 3, 2, 2]), np.array([True, False, True, False, True, True])
+    truth, repairs, warnings = sound_segments(Segmentation(segments, labels, crowd), small_categories)
+    assert truth.segments.tolist() == [[0, 1, 2, 1, 3, 4, 5]] and truth.labels.tolist() == [1, 0, 3, 2, 2]
+    assert truth.is_crowd().tolist() == [False, False, False, True, True]
+    assert repairs == {STUFF_UNITED: 1, STUFF_CROWD: 2} and warnings == {SEVERAL_CROWDS: 1}
+    sound = Segmentation(segments[:, :5], labels[[0, 1, 3, 4]], crowd[[1, 1, 1, 4]])
+    assert sound_segments(sound, small_categories) == (sound, {}, {})

@@ -274,14 +274,14 @@ def test_repairs_are_counted_and_change_the_fingerprint(tmp_path: Path) -> None:
 def test_wrong_segments_concern_their_image_alone(tmp_path: Path) -> None:
     content = write_folder(tmp_path, "val", count=5)
     content["annotations"][0]["segments_info"] = None
-    content["annotations"][1]["segments_info"][1]["id"] = 0
+    content["annotations"][1]["segments_info"][1]["id"] = -1
     content["annotations"][2]["segments_info"][2].update(category_id=[7], iscrowd="no")
     write_json(tmp_path, "val", content)
     source = coco_panoptic(tmp_path, "val")
     assert source.rows["name"].to_pylist() == ["003.jpg", "004.jpg"]
     found = reasons(source)
     assert found["000.jpg"] == "annotations[0].segments_info is null; it must be the list of the image's segments"
-    assert found["001.jpg"].startswith("annotations[1].segments_info[1].id is 0; it must be a whole number from 1")
+    assert found["001.jpg"].startswith("annotations[1].segments_info[1].id is -1; it must be a whole number from 0")
     assert "annotations[2].segments_info[2].category_id is [7]; it must be the id of a category" in found["002.jpg"]
     assert "annotations[2].segments_info[2].iscrowd is 'no'; it must be 0 or 1" in found["002.jpg"]
 

@@ -1,4 +1,4 @@
-"""The one style sheet of the report: light and dark as the reader's system is, one column where it is narrow."""
+"""The one style sheet of the reports: light and dark as the reader's system is, one column where it is narrow."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ table.matrix thead th span { writing-mode: vertical-rl; transform: rotate(180deg
 .bars .head { color: var(--faint); font-size: 13px; }
 .bar { display: flex; height: 15px; background: var(--line); border-radius: 3px; overflow: hidden; min-width: 60px; }
 .bar i { display: block; height: 100%; }
+.bars.five { grid-template-columns: max-content minmax(60px, 1fr) repeat(3, max-content); }
+.bars .pair { min-width: 60px; } .pair i { display: block; height: 7px; border-radius: 2px; min-width: 1px;
+  box-shadow: 0 0 0 1px var(--line); }
+.pair i + i { margin-top: 3px; } .bars.five + p { margin-top: 12px; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; color: var(--faint); font-size: 13px; margin: 4px 0 12px; }
 .key i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 6px; }
 .range { position: relative; height: 15px; background: var(--line); border-radius: 3px; min-width: 90px; }
@@ -47,9 +51,15 @@ figcaption b { color: var(--ink); }
 .panels { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; }
 .panels img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .panels span { font-size: 12px; color: var(--faint); }
+.panels.two { grid-template-columns: repeat(2, 1fr); }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 0 20px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); gap: 14px; }
+.figures figure { margin: 0; }
 svg { max-width: 100%; min-width: 560px; height: auto; margin-top: 14px; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
+svg rect { fill: var(--accent); } svg rect.second { fill: var(--outline); } svg circle.many { fill-opacity: .45; }
 svg .faint { fill: var(--faint); } svg line { stroke: var(--line); } svg circle { fill: var(--accent); }
-@media (max-width: 720px) { .panels { grid-template-columns: repeat(2, 1fr); } main { padding: 18px 12px 40px; }
+@media (max-width: 720px) { .panels, .panels.two { grid-template-columns: repeat(2, 1fr); }
+  main { padding: 18px 12px 40px; }
   .bars .name { max-width: 110px; } th, td { padding: 4px 8px; } h1 { font-size: 20px; } }
 """
