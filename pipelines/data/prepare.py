@@ -442,7 +442,8 @@ def _manifest(source: Source, origin: dict, reports: Sequence[Report], index: st
         repairs.update(report.repairs)
         warnings.update(report.warnings)
         photographs.update(report.photographs)
-    if copies := sum(count - 1 for count in photographs.values()):
+    copies = sum(count - 1 for count in photographs.values())
+    if copies and source.copies is None:  # padding makes the last bytes of augmented copies alike
         warnings[COPIES] = copies
     problems = [Problem(*problem) for report in reports for problem in report.problems]
     return Manifest(
