@@ -198,6 +198,9 @@ def measure(way: str, work: str, folder: Path, side: int) -> dict[str, float]:
     torch.set_num_threads(1)
     stored = json.loads((folder / "stored.json").read_text())
     last = (stored["rows"] - buffered(folder)) // BATCH - 1
+    here = os.getpid()
+    first, second = usage(), usage()
+    own = second[here].read - first[here].read  # looking at processes is reading, too
     batches: Iterator[Batch] = iter(WAYS[way](folder, work, side))
     for _ in range(SKIPPED):
         next(batches)
@@ -207,8 +210,8 @@ def measure(way: str, work: str, folder: Path, side: int) -> dict[str, float]:
     used = [(pid, use, before.get(pid, NOTHING)) for pid, use in after.items()]
     cpu = sum(now.cpu - then.cpu for _, now, then in used)
     # our threads read in the process itself, where others receive what their processes have read
-    here = os.getpid()
     read = sum(now.read - then.read for pid, now, then in used if (pid == here) == (way == "ours"))
+    read -= own if way == "ours" else 0
     return {
         "rate": images / seconds,
         "cpu": 1e3 * cpu / images,
