@@ -25,7 +25,7 @@ def write_large_json(file: Path, images: int = IMAGES) -> list[str]:
         for k, (number, stem) in enumerate(zip(ids, stems, strict=True)):
             infos = [_segment(rng) for _ in range(max(1, round(rng.gauss(11, 4))))]
             annotation = {"segments_info": infos, "file_name": f"{stem}.png", "image_id": number}
-            stream.write(", " * (k > 0) + json.dumps(annotation, indent=2))
+            stream.write(", " * (k > 0) + json.dumps(annotation, indent=5))
         stream.write(f'], "categories": {json.dumps(classes)}}}')
     return stems
 
