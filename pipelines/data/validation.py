@@ -12,6 +12,7 @@ import PIL.Image
 
 from panoptic.png import PNG_SIGNATURE, decode_image, decode_stored, holds_12_bits, image_size
 from panoptic.segmentation import Categories, Segmentation
+from pipelines.data.readers.exif import EXIF_MARKS
 from pipelines.data.readers.faults import Fault
 from pipelines.data.readers.source import Orientation
 
@@ -38,9 +39,6 @@ COPY = "copy the file again from its source"
 PAIR = "check that map and photograph belong together, and export the map in the size of the photograph"
 DEFAULT_REMEDY = "replace the file, or correct its entry in the annotations"
 """Remedies."""
-
-_EXIF = (b"Exif", b"eXIf", b"EXIF")
-"""Marks of EXIF, of which a JPEG, PNG or WebP with an orientation holds one."""
 
 
 def check_photograph(
@@ -96,18 +94,6 @@ def _unequal(size: Sequence[int], stored: Sequence[int], upright: Sequence[int])
     return f"the map is {_shape(size)} but the photograph {_shape(stored)}{exif}, height x width"
 
 
-def exif_orientation(data: bytes) -> int:
-    """The EXIF orientation of an image file, 1 to 8; 1 where it has none. From 5 on, height and width are exchanged."""
-    if not any(mark in data for mark in _EXIF) and not data.startswith((b"II*\0", b"MM\0*")):
-        return 1
-    try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(274, 1)
-    except (OSError, ValueError, SyntaxError):  # a file that cannot be read at all is told by who decodes it
-        return 1
-    return orientation if orientation in range(1, 9) else 1
-
-
 def stored_forms(data: bytes) -> list[str]:
     """Kinds of repairs that decoding to RGB of 8 bits makes of an image file, read from its header."""
     deep, animated = "", False
@@ -144,7 +130,7 @@ def _may_be_turned(data: bytes) -> bool:
     """True if a file may have an EXIF orientation. In a JPEG it stands before the scan; elsewhere anywhere."""
     if data.startswith(b"\xff\xd8"):
         data = data[: _jpeg_header(data)[0]]
-    return any(mark in data for mark in _EXIF)
+    return any(mark in data for mark in EXIF_MARKS)
 
 
 def sound_segments(truth: Segmentation, categories: Categories) -> tuple[Segmentation, dict[str, int], dict[str, int]]:

@@ -29,12 +29,12 @@ from panoptic.png import decode_labels, image_size
 from panoptic.segmentation import Categories, Segmentation, distinct, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
+from pipelines.data.readers.exif import exif_orientation
 from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, members
 from pipelines.data.readers.places import holding, image_places, root_of_json
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
 from pipelines.data.readers.source import SWAPPED, Orientation, Problem, Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
-from pipelines.data.validation import exif_orientation
 
 logger = logging.getLogger(__name__)
 
