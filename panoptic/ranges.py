@@ -86,7 +86,7 @@ def _problems(kind: Any, value: Any, path: str) -> Iterator[str]:
     elif value is not None and type(None) in inner:  # `X | None`
         for member in inner:
             yield from _problems(member, value, path) if member is not type(None) else ()
-    elif kind is int and abs(value) > LARGEST:
+    elif kind is int and isinstance(value, int) and abs(value) > LARGEST:
         yield f"{path}: {_shown(value)}, but whole numbers go to {LARGEST}"
 
 
