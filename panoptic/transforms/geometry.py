@@ -127,11 +127,15 @@ def resize_image(image: np.ndarray, window: Window, antialias: bool = False) -> 
     # the source pixels that the part needs, from a row and column on where both grids meet
     rows, columns = (_source_span(size[k], window.scaled[k], window.start[k], window.stop[k]) for k in (0, 1))
     part = image[rows[0] : rows[1], columns[0] : columns[1]]
+    factors = window.scaled[0] / size[0], window.scaled[1] / size[1]
+    if all(round(side * factor) == side for side, factor in zip(part.shape, factors, strict=False)):
+        # OpenCV would copy a part whose size stays, though its pixels lie elsewhere
+        part, rows, columns = image, (0, size[0], 0), (0, size[1], 0)
     scaled = cv2.resize(
         part,
         None,
-        fx=window.scaled[1] / size[1],
-        fy=window.scaled[0] / size[0],
+        fx=factors[1],
+        fy=factors[0],
         interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
     )
     # without what was added to reach that row and column

@@ -112,6 +112,14 @@ def test_a_windowed_resize_equals_resize_then_crop(antialias: bool, data: st.Dat
     assert np.array_equal(transforms.resize_map(segments, window), transforms.resize_map(segments, whole)[crop])
 
 
+def test_a_window_whose_size_stays_is_not_copied() -> None:
+    """Of a scale near 1 a small part rounds to its own size, which OpenCV copies though its pixels lie elsewhere."""
+    image = smooth(12, 3)
+    whole, part = Window((13, 3), (0, 0), (13, 3), (0, 0), (13, 3)), Window((13, 3), (0, 0), (3, 1), (0, 0), (3, 1))
+    expected = transforms.resize_image(image, whole)[:3, :1].astype(int)
+    assert np.abs(transforms.resize_image(image, part) - expected).max() <= 3
+
+
 def test_the_whole_image_is_what_opencv_gives() -> None:
     image, window = smooth(37, 53), Window((61, 40), (0, 0), (61, 40), (0, 0), (61, 40))
     assert np.array_equal(transforms.resize_image(image, window), cv2.resize(image, (40, 61)))

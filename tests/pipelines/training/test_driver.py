@@ -96,7 +96,7 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
 
     class Shards:
         def __init__(self, split, categories):
-            self.split, self.categories = split, categories
+            self.split, self.categories, self.source, self.uri = split, categories, {}, split
 
     other = replace(small_categories, names=("human", *small_categories.names[1:]))
     found = {"train": Shards("train", small_categories), "val": Shards("val", other)}

@@ -67,7 +67,7 @@ def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tm
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.root": ".", "data.reader": "voc"}, r"^--data\.reader: reader 'voc' is unknown; there are .*coco"),
+        ({"data.root": ".", "data.reader": "voc"}, r"^data\.reader voc: unknown; there are .*coco"),
         ({"model.backbone.name": "resnet19"}, r"backbone\.name: timm cannot build 'resnet19'"),
         ({"model.backbone.weights": "nowhere.pkl"}, r"^model\.backbone\.weights nowhere\.pkl: no such file; give none"),
         (
