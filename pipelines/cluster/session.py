@@ -160,12 +160,15 @@ def end_leftovers(folder: str, patience: float = 5.0) -> int:
     """End what is left of a local session whose driver is gone, and return how many processes that were.
 
     Ray's processes notice the end of their driver, some of them only after minutes. They are told by the session's
-    folder, which stands in their command line or holds their open logs. Does nothing where there is no /proc.
+    folder, which stands in their command line or holds their open logs. Does nothing where there is no /proc, and never
+    ends the session of this process: a run that ended here, and whose lease could not be given back, names that.
 
     Args:
         folder: as `own_folder` gave it to the driver.
         patience: seconds that they have to end by themselves after SIGTERM.
     """
+    if folder == _own_folder:
+        return 0
     left = _processes_of(folder)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in _processes_of(folder):

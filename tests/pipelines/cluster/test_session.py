@@ -263,3 +263,12 @@ def test_only_the_processes_of_the_named_session_are_ended(tmp_path: Path) -> No
         for process in processes.values():
             process.kill()
             process.wait()
+
+
+def test_a_process_does_not_end_its_own_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in one process, after a first one whose lease lies on a store that went away."""
+    folder = "/tmp/ray/session_2026-01-01_00-00-00_000000_1"
+    monkeypatch.setattr(session, "_own_folder", folder)
+    monkeypatch.setattr(session, "_processes_of", lambda _: [1])
+    monkeypatch.setattr(session.os, "kill", lambda *_: pytest.fail("ended"))
+    assert session.end_leftovers(folder) == 0

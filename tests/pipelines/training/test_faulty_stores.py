@@ -34,7 +34,7 @@ TINY = """
 --train.workers 1 --train.deterministic True
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
