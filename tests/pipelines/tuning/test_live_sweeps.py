@@ -63,7 +63,7 @@ def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes1
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_pruned_trial_gives_its_resources_to_the_next(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
     """What learns nothing is ended at its first validation, and what it held is free again."""
     import ray
