@@ -123,7 +123,7 @@ def test_the_training_job_runs_as_a_submitted_job(cluster: tuple[str, dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, dict[str, str]], tmp_path: Path):
     """What they write would vanish with Ray's copy of the code; one job of all commands, as each submission takes 10 s.
 

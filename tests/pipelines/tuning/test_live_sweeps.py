@@ -35,7 +35,7 @@ def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_sweep_with_a_trial_that_fails_and_its_resumption(ray_cluster, scenes16, mlflow_template, tmp_path, capsys):
     """Trial by trial in MLflow, the failed one with its reason; `--resume` repeats that one alone."""
     from jobs.tune import main
