@@ -1,4 +1,4 @@
-"""Trainings whose S3 is away, silent or faulty around a checkpoint: what they wait for, and what the next start does.
+"""Trainings whose store is away, silent, faulty or full at a checkpoint: what they wait for, what the next start does.
 
 All are slow. The times are compressed: the patience with S3 is 6 s instead of 60 (8 attempts with pauses of 3.15 s, 1 s
 for an answer).
@@ -61,19 +61,22 @@ def proxy(ray_cluster: None) -> Iterator[S3Proxy]:
 @pytest.fixture(scope="module")
 def run(
     proxy: S3Proxy, scenes16: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Outcome]:
-    """`run("name")` trains a tiny model; runs, checkpoints and shards lie on S3, MLflow in a local file."""
+) -> Callable[..., Outcome]:
+    """`run("name")` trains a tiny model; runs, checkpoints and shards lie on S3 or in a folder, MLflow in a file."""
     from jobs import train
 
     folder = tmp_path_factory.mktemp("faulty")
     shutil.copy(mlflow_template, folder / "mlflow.db")
-    places = ["--storage", "s3://trainings/runs", "--data.root", str(scenes16)]
-    places += ["--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
-    return lambda name: train.main(["demo", *places, *TINY.split(), "--name", name])
+    places = ["--data.root", str(scenes16), "--tracking.uri", f"sqlite:///{folder}/mlflow.db"]
+
+    def start(name: str, place: str = "s3://trainings/runs") -> Outcome:
+        return train.main(["demo", "--storage", place, *places, *TINY.split(), "--name", name])
+
+    return start
 
 
 @pytest.fixture(scope="module")
-def whole(run: Callable[[str], Outcome]) -> Outcome:
+def whole(run: Callable[..., Outcome]) -> Outcome:
     """The training that nothing happened to."""
     return run("whole")
 
@@ -141,7 +144,7 @@ def at(proxy: S3Proxy, part: str, then: Callable[[], str]) -> list[float]:
 
 
 def test_faults_that_pass_cost_time_only(
-    run: Callable[[str], Outcome], whole: Outcome, proxy: S3Proxy, capfd: pytest.CaptureFixture[str]
+    run: Callable[..., Outcome], whole: Outcome, proxy: S3Proxy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One request in ten is refused, dropped, or done and then dropped; S3 is away while a checkpoint is written."""
     kinds = [one_in(30, "busy"), one_in(30, "drop"), one_in(30, "lose")]
@@ -171,7 +174,7 @@ def test_faults_that_pass_cost_time_only(
 
 
 def test_a_store_that_is_gone_ends_the_run_and_the_same_command_goes_on(
-    run: Callable[[str], Outcome], whole: Outcome, proxy: S3Proxy
+    run: Callable[..., Outcome], whole: Outcome, proxy: S3Proxy
 ) -> None:
     """Gone at the first checkpoint, silent at the second: each time the run ends in bounded time with one line.
 
@@ -194,3 +197,34 @@ def test_a_store_that_is_gone_ends_the_run_and_the_same_command_goes_on(
         proxy.stop()
         proxy.start()
     check_equal(run("gone"), whole)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_disk_that_is_full_ends_the_run_and_the_same_command_goes_on(
+    run: Callable[..., Outcome], whole: Outcome, tmp_path: Path
+) -> None:
+    """The second checkpoint meets a full disk; what it left is removed when there is room."""
+    from pipelines.cluster.disk import DiskFull
+
+    folder = tmp_path / "runs" / "full"
+    torn = folder / "step_000004" / "checkpoint.pt"
+
+    def fill() -> None:
+        while not (folder / "step_000002").exists():
+            time.sleep(0.01)
+        torn.parent.mkdir()
+        torn.symlink_to("/dev/full")
+
+    filling = threading.Thread(target=fill, daemon=True)
+    filling.start()
+    try:
+        with pytest.raises(DiskFull, match=r"full.*; a checkpoint's files need .*the same command goes on$") as told:
+            run("full", str(tmp_path / "runs"))
+    finally:
+        filling.join(5)
+    assert not filling.is_alive() and torn.is_symlink() and "\n" not in str(told.value)
+    torn.unlink()  # reading it would never end; a disk that is full leaves a part of the file
+    torn.write_bytes(b"PK\3\4")
+    outcome = run("full", str(tmp_path / "runs"))
+    assert torn.stat().st_size > 1000
+    check_equal(outcome, whole)
