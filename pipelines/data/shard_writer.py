@@ -174,7 +174,7 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
     except storage.Unavailable:  # says nothing about the image
         raise
     except Fault as fault:
-        return Problem(name, fault.reason, fault.remedy)
+        return Problem(name, fault.reason.removeprefix(f"{name}: "), fault.remedy)
     except (ValueError, OSError) as error:
         return Problem(name, str(error).removeprefix(f"{name}: "), DEFAULT_REMEDY)
 

@@ -20,6 +20,7 @@ from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_source import categories_of, coco_source, read_json
+from pipelines.data.readers.faults import FETCH, UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth, decode_coco
 from pipelines.data.readers.tables import classes, table
@@ -113,15 +114,15 @@ def decode_row(row: Mapping[str, Any], read: Callable[[str], bytes], categories:
     """
     name, address = row["name"], json.loads(row["record"]).get("instances")
     if address is None:
-        raise ValueError(f"{name}: its map in annotations_instance is missing (partial download?)")
+        raise Fault(f"{name}: its map in annotations_instance is missing (partial download?)", FETCH)
     try:
         semantic = decode_labels(read(row["png"]))
     except ValueError as error:
-        raise ValueError(f"{name}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{name}: {readable(row['png'])}", error) from error
     try:
         return Truth(from_maps(semantic, decode_channels(read(address), 3), categories))
     except ValueError as error:
-        raise ValueError(f"{name}: {readable(address)}: {error}") from error
+        raise placed(f"{name}: {readable(address)}", error) from error
 
 
 def from_maps(semantic: np.ndarray, numbered: np.ndarray, categories: Categories) -> Segmentation:
@@ -136,16 +137,17 @@ def from_maps(semantic: np.ndarray, numbered: np.ndarray, categories: Categories
         ValueError: the sizes differ, a value has no class, or an instance has several.
     """
     if semantic.shape != numbered.shape[:2]:
-        raise ValueError(
+        raise Fault(
             f"it is {numbered.shape[0]}x{numbered.shape[1]}, and the semantic map {semantic.shape[0]}x"
-            f"{semantic.shape[1]} (height x width)"
+            f"{semantic.shape[1]} (height x width)",
+            UNPACK,
         )
     index = {number + 1: label for label, number in enumerate(categories.ids)}
     classes_of = {int(key): value for key, value in table("ade20k")["instances"].items()}
     present = distinct(semantic).tolist()
     wrong = [value for value in present if value and value not in index]
     if wrong:
-        raise ValueError(f"values without a class in the semantic map (0 to 150): {counted(semantic, wrong)}")
+        raise Fault(f"values without a class in the semantic map (0 to 150): {counted(semantic, wrong)}", UNPACK)
     kept = [Kept(value, index[value]) for value in present if value and not categories.is_thing[index[value]]]
     keys = semantic.astype(np.int32)
     red, green = numbered[..., 0].astype(np.int32), numbered[..., 1].astype(np.int32)
@@ -155,9 +157,9 @@ def from_maps(semantic: np.ndarray, numbered: np.ndarray, categories: Categories
         if not number:
             continue
         if number in owners:
-            raise ValueError(f"instance {number} has two classes, {owners[number]} and {kind}; each has one")
+            raise Fault(f"instance {number} has two classes, {owners[number]} and {kind}", UNPACK)
         if kind not in classes_of:
-            raise ValueError(f"instance {number} has the class {kind}; there are 1 to {len(classes_of)}")
+            raise Fault(f"instance {number} has the class {kind}; there are 1 to {len(classes_of)}", UNPACK)
         owners[number] = kind
         kept.append(Kept(256 + number, index[classes_of[kind]]))
     keys = np.where(green > 0, green + 256, keys)

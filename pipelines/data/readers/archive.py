@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
+from pipelines.data.readers.faults import Fault
 
 _PREFIX = "zip:"
 _CELL = "parquet:"
@@ -40,6 +41,9 @@ _CHUNK = 8 << 20
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _BARE = -1  # a range of bytes without a header of its own and without a CRC, as in a tar file
 _ENCRYPTED = 1  # bit of the general purpose flags
+
+COPY_ARCHIVE = "copy the archive again from its source"
+"""Remedy."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
 """Files and folders that file managers leave; those that begin with `._` are such, too."""
@@ -307,7 +311,7 @@ class _Range(io.RawIOBase):
 def _header_length(header: bytes, name: str) -> int:
     """The length of a local header with its name and extra field."""
     if len(header) < _HEADER.size or header[:4] != b"PK\3\4":
-        raise ValueError(f"{name}: the archive is damaged there; copy it again from its source")
+        raise Fault(f"{name}: the archive is damaged there", COPY_ARCHIVE)
     *_, path, extra = _HEADER.unpack(header[: _HEADER.size])
     return _HEADER.size + path + extra
 
@@ -315,7 +319,7 @@ def _header_length(header: bytes, name: str) -> int:
 def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]:
     """The content of a member, piece by piece, compared with its size and CRC at the end."""
     if member.method not in (_BARE, _STORED, _DEFLATED, _BZIP2):
-        raise ValueError(f"{name}: is packed by the zip method {member.method}, which is not read; unpack the archive")
+        raise Fault(f"{name}: is packed by the zip method {member.method}, which is not read", "unpack the archive")
     # one request where the member is small: header, name, extra field and content
     first = file.read_at(_HEADER.size + len(name.encode()) + _SPARE + min(member.packed, _CHUNK), member.offset)
     bare = member.method == _BARE
@@ -335,10 +339,10 @@ def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]
             # no more than the directory states, so that a crafted archive cannot fill the memory
             data = machine.decompress(piece, member.size - size + 1) if machine else piece
         except (zlib.error, OSError) as error:
-            raise ValueError(f"{name}: the archive is damaged there ({error}); copy it again") from error
+            raise Fault(f"{name}: the archive is damaged there ({error})", COPY_ARCHIVE) from error
         crc, size = zlib.crc32(data, crc), size + len(data)
         if size > member.size:
             break
         yield data
     if size != member.size or (crc != member.crc and not bare):
-        raise ValueError(f"{name}: does not have the size and CRC that its archive states; copy the archive again")
+        raise Fault(f"{name}: does not have the size and CRC that its archive states", COPY_ARCHIVE)

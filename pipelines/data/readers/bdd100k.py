@@ -15,7 +15,8 @@ from panoptic.png import decode_channels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
-from pipelines.data.readers.rows import Kept, by_key, label_files, segmentation_of, stem
+from pipelines.data.readers.faults import UNPACK, Fault, placed
+from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth
 from pipelines.data.readers.tables import classes
 from pipelines.data.readers.tree import Folder, Tree, given
@@ -84,7 +85,7 @@ def decode_row(row: Mapping[str, Any], read: Callable[[str], bytes], categories:
     try:
         return Truth(from_bitmask(decode_channels(read(row["png"]), 4), categories))
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
 
 
 def from_bitmask(pixels: np.ndarray, categories: Categories) -> Segmentation:
@@ -112,5 +113,5 @@ def from_bitmask(pixels: np.ndarray, categories: Categories) -> Segmentation:
             label = index[number]
             kept.append(Kept(key, label, categories.is_thing[label] and bool(flags & _CROWD_OR_IGNORED)))
     if wrong:
-        raise ValueError(f"classes that BDD100K does not have (0 to 40): {', '.join(map(str, sorted(set(wrong))))}")
+        raise Fault(f"classes that BDD100K does not have (0 to 40): {counted(red, sorted(set(wrong)))}", UNPACK)
     return segmentation_of(keys, kept)

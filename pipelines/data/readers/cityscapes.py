@@ -23,6 +23,7 @@ from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_json import Annotation, Image
 from pipelines.data.readers.coco_source import coco_source, read_json
+from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of
 from pipelines.data.readers.source import Orientation, Source, Truth, decode_coco
 from pipelines.data.readers.tables import classes
@@ -174,10 +175,10 @@ def decode_instances(row: Mapping[str, Any], read: Callable[[str], bytes], categ
     png = read(row["png"])
     try:
         if png[24:25] != b"\x10":
-            raise ValueError("its bits are not 16, so it has lost the numbers of the instances; unpack it again")
+            raise Fault("its bits are not 16, so it has lost the numbers of the instances", UNPACK)
         return Truth(from_instance_ids(decode_labels(png), categories))
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
 
 
 def from_instance_ids(values: np.ndarray, categories: Categories) -> Segmentation:
@@ -204,10 +205,11 @@ def from_instance_ids(values: np.ndarray, categories: Categories) -> Segmentatio
             label = labels[number]
             kept.append(Kept(value, label, crowd=value < 1000 and categories.is_thing[label]))
     if wrong:
-        raise ValueError(f"values that are no label id of Cityscapes (0 to 33): {counted(values, wrong)}")
+        raise Fault(f"values that are no label id of Cityscapes (0 to 33): {counted(values, wrong)}", UNPACK)
     if numbered:
-        raise ValueError(
-            f"instances of classes that have none in Cityscapes: {counted(values, numbered)}; are these training ids?"
+        raise Fault(
+            f"instances of classes that have none in Cityscapes: {counted(values, numbered)}; are these training ids?",
+            UNPACK,
         )
     return segmentation_of(values, kept)
 

@@ -20,6 +20,7 @@ from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_json import Annotation, Image
 from pipelines.data.readers.coco_source import categories_of, coco_source, read_json
+from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of
 from pipelines.data.readers.source import Orientation, Source, Truth
 from pipelines.data.readers.tables import classes, table
@@ -136,7 +137,7 @@ def decode_row(row: Mapping[str, Any], read: Callable[[str], bytes], categories:
     try:
         return Truth(from_training_ids(decode_labels(read(row["png"])), categories))
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
 
 
 def from_training_ids(values: np.ndarray, categories: Categories) -> Segmentation:
@@ -153,7 +154,7 @@ def from_training_ids(values: np.ndarray, categories: Categories) -> Segmentatio
     present = distinct(values)
     wrong = [v for v in present.tolist() if v // 1000 not in index and v // 1000 not in _VOIDS]
     if wrong:
-        raise ValueError(f"values of no class (1000 times 0 to 18 or 32): {counted(values, wrong)}")
+        raise Fault(f"values of no class (1000 times 0 to 18 or 32): {counted(values, wrong)}", UNPACK)
     kinds = np.isin(values // 1000, [number for number, label in index.items() if categories.is_thing[label]])
     keys = np.where(kinds, values, values // 1000 * 1000)  # stuff is one segment, whatever the number
     kept = [

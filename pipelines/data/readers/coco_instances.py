@@ -30,6 +30,7 @@ from panoptic.segmentation import Categories, Segmentation, distinct, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
 from pipelines.data.readers.exif import exif_orientation
+from pipelines.data.readers.faults import DRAW, FETCH, Fault, placed
 from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, members
 from pipelines.data.readers.places import holding, image_places, root_of_json
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
@@ -333,17 +334,19 @@ def _source(
         photograph = images.match(image.name)
         semantic = maps.match(f"{image.name.rsplit('.', 1)[0]}.png") if maps else ""
         if times[image.id] > 1:
-            reason = f"image id {shown(image.id)} belongs to {times[image.id]} images; ids must be unique"
+            reason = f"image id {shown(image.id)} appears {times[image.id]} times in images"
+            remedy = "give each image an id of its own, which its annotations have too; join sets with --data.root A B"
         elif names[image.name] > 1:
-            reason = f"file name appears {names[image.name]} times in images; names must be unique"
+            reason = f"file name appears {names[image.name]} times in images"
+            remedy = "keep one entry of each photograph; join sets with --data.root A B"
         elif photograph is None:
-            reason = f"image is missing: {images.lacks(image.name)} (partial download?)"
+            reason, remedy = f"image is missing: {images.lacks(image.name)} (partial download?)", FETCH
         elif maps and semantic is None:
-            reason = f"semantic map is missing: {maps.lacks(f'{image.name.rsplit(chr(46), 1)[0]}.png')}"
+            reason, remedy = f"semantic map is missing: {maps.lacks(f'{image.name.rsplit(chr(46), 1)[0]}.png')}", FETCH
         else:
-            reason = _wrong(annotations, known)
+            reason, remedy = _wrong(annotations, known)
         if reason or photograph is None:
-            problems.append(Problem(image.name, reason))
+            problems.append(Problem(image.name, reason, remedy))
             continue
         stamps.append((images.stamps[photograph], maps.stamps[semantic] if maps and semantic else None))
         size += images.stamps[photograph][0]
@@ -359,7 +362,8 @@ def _source(
             )
         )
     for key in content.annotations.keys() - {ids.get(i, i) for i in listed}:
-        problems.append(Problem(f"image id {shown(key)}", "annotations of an image that images does not list; add it"))
+        reason, remedy = "annotations of an image that images does not list", "add it to images, or take them out"
+        problems.append(Problem(f"image id {shown(key)}", reason, remedy))
     if len({type(row.image_id) for row in rows}) > 1:
         raise ValueError(f"{file}: images[].id mixes numbers and text; use one of them throughout")
     _warn_of_crowds(content, file, crowd)
@@ -406,18 +410,20 @@ def _image_ids(content: Content, file: str, listed: set[int | str]) -> dict[int 
     )
 
 
-def _wrong(annotations: Sequence[bytes], known: set[int]) -> str:
-    """A reason if annotations use a category that is not there, or have no mask."""
+def _wrong(annotations: Sequence[bytes], known: set[int]) -> tuple[str, str]:
+    """Reason and remedy if annotations use a category that is not there, or have no mask."""
     entries = [pydantic_core.from_json(text) for text in annotations]
     unknown = {str(entry["category_id"]) for entry in entries if entry["category_id"] not in known}
     if unknown:
-        return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there"
+        listed = ", ".join(sorted(unknown))
+        return f"category_id {listed} is not in the JSON's categories", "add it there, or take its annotations out"
     boxes = [shown(entry.get("id", "?")) for entry in entries if entry.get("segmentation") in (None, [], {}, [[]])]
     if boxes:
         return (
-            f"box without mask (annotation {', '.join(boxes[:5])}); a box is never filled: draw the mask, or remove it"
+            f"box without mask (annotation {', '.join(boxes[:5])})",
+            "draw the mask or remove the box",
         )
-    return ""
+    return "", ""
 
 
 def _warn_of_crowds(content: Content, file: str, crowd: Crowd) -> None:
@@ -471,7 +477,7 @@ def decode_annotations(
             base = np.full(size, categories.names.index(background), np.int32)
         truth = paint(instances, size, categories, counts, overlap=overlap, uncovered=uncovered, base=base)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise placed(name, error) from error
     return Truth(truth, counts)
 
 
@@ -490,8 +496,9 @@ def _size(row: Mapping[str, Any], photograph: bytes) -> tuple[tuple[int, int], d
         return stated, {}
     if stated == stored[::-1]:
         return stored, {SWAPPED: 1}
-    raise ValueError(
-        f"the photograph is {stored[0]}x{stored[1]} but the JSON says {stated[0]}x{stated[1]} (height x width)"
+    raise Fault(
+        f"the photograph is {stored[0]}x{stored[1]} but the JSON says {stated[0]}x{stated[1]} (height x width)",
+        "correct height and width in images, or give the photographs that were annotated",
     )
 
 
@@ -519,7 +526,7 @@ def _instances(
         try:
             mask = _mask(entry["segmentation"], size, counts)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise Fault(f"{name}: {error}", DRAW) from error
         if mask is None:
             continue
         if not rle.area(mask):
@@ -588,15 +595,20 @@ def _base(values: np.ndarray, size: tuple[int, int], labels: Mapping[int, int], 
         ValueError: it has another size, or values without a meaning.
     """
     if values.shape != size:
-        raise ValueError(
-            f"the semantic map is {values.shape[0]}x{values.shape[1]} but the image {size[0]}x{size[1]}, height x width"
+        raise Fault(
+            f"the semantic map is {values.shape[0]}x{values.shape[1]} but the image {size[0]}x{size[1]} "
+            "(height x width)",
+            "give the semantic map in the size of its photograph",
         )
     wrong = [value for value in distinct(values).tolist() if value not in labels and value not in void]
     if wrong:
         hint = ""
         if labels and len(wrong) == 1 and wrong[0] in (min(labels) - 1, max(labels) + 1):
             hint = "; do the values begin at another number than --data.semantic-classes says?"
-        raise ValueError(f"values of the semantic map without a class: {counted(values, wrong)}{hint}")
+        raise Fault(
+            f"values of the semantic map without a class: {counted(values, wrong)}{hint}",
+            "say in --data.semantic-classes what they mean: a class, or void",
+        )
     table = np.full(max([*labels, *void, 0]) + 1, -1, np.int32)
     for value, label in labels.items():
         table[value] = label
@@ -636,9 +648,7 @@ def paint(
         if not instances[k].crowd:
             if overlap == "error" and (times[mask] > 0).any():
                 other = instances[top[mask & (times > 0)][0] - 1].name
-                raise ValueError(
-                    f"{other} and {instances[k].name} overlap; choose who has the pixels with --data.overlap"
-                )
+                raise Fault(f"{other} and {instances[k].name} overlap", "choose who has the pixels with --data.overlap")
             times[mask] = np.minimum(times[mask] + 1, 2)
         top[mask] = k + 1
     contested = times > 1

@@ -10,14 +10,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from panoptic.segmentation import Categories, count_repair, shown
+from panoptic.segmentation import VOID, Categories, count_repair, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
 from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId, parse
+from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.id_map import stands_in_bgr
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source, decode_coco
 from pipelines.data.readers.tables import table
@@ -33,6 +34,9 @@ RESPELT_IDS = "annotations.image_id given as text where images.id is a number, o
 WRAPPED = 1 << 16
 """Zips count their files in 16 bits, and some unpackers stop at that count."""
 
+
+UNKNOWN_CATEGORY = "add it to categories, or take its segments out and make their pixels void (id 0) in the map"
+"""Remedy."""
 
 PROBED = 8
 """Maps that are looked at, at most, to tell in which order their channels stand."""
@@ -133,6 +137,14 @@ def coco_source(
             f"{found} of {len(content.annotations)} id maps found in {pngs.uri}; this is what is left when an unpacker "
             "stops at the zip's 16-bit count: unpack the zip again with unzip, or give the zip itself"
         )
+    if not rows and len(check.unknown) == 1 and check.unknown.total() == len(check.problems):
+        number = check.unknown.popitem()[0]
+        first = min(categories.ids if known is None else known)
+        hint = f" (ids of categories begin at {first})" if number < first else ""
+        raise ValueError(
+            f"{file}: each annotation has segments of category {number}, which categories does not list{hint}; "
+            f"{UNKNOWN_CATEGORY}"
+        )
     repairs = content.repairs
     if check.renamed:
         count_repair(repairs, RENAMED, check.renamed)
@@ -214,9 +226,12 @@ class _Check:
         self.problems: list[Problem] = []
         self.annotated: set[ImageId] = set()
         self.missing_maps = self.renamed = 0
+        self.unknown: Counter[int] = Counter()
+        """Images that have segments of a category which is not listed, by category."""
         entries = {entry["id"]: entry for entry in content.images}
-        repeated_ids = _repeated(entry["id"] for entry in content.images)
-        repeated_names = _repeated(entry["file_name"] for entry in content.images)
+        repeated_ids = _repeated(content.images, "id", "file_name")
+        repeated_names = _repeated(content.images, "file_name", "id")
+        rows: dict[ImageId, Row] = {}
         taken: dict[str, str] = {}
         maps = set()
         for position, annotation in enumerate(content.annotations):
@@ -228,42 +243,57 @@ class _Check:
             id_map = png_of(annotation) if png_of else pngs.match(png)
             self.missing_maps += id_map is None
             if not entry:
-                reason = f"annotation of image id {shown(key)}, which images does not list; add the image, or drop it"
+                reason = f"annotation of image id {shown(key)}, which images does not list"
+                remedy = "add the image to images, or take its annotation out"
             elif key in repeated_ids:
-                reason = f"image id {shown(key)} belongs to {repeated_ids[key]} images; ids must be unique"
+                reason = f"image id {shown(key)} appears {repeated_ids[key]} in images"
+                remedy = (
+                    "give each image an id of its own, which its annotation has too; join sets with --data.root A B"
+                )
             elif name in repeated_names:
-                reason = f"file name appears {repeated_names[name]} times in images; names must be unique"
+                reason = f"file name appears {repeated_names[name]} in images"
+                remedy = "keep one entry of each photograph; join sets with --data.root A B"
             elif key in self.annotated:
-                reason = "image has a second annotation; keep one per image"
+                rows.pop(key, None)
+                reason = "image has a second annotation, and how the two would be merged is not defined"
+                remedy = "keep one annotation of each image"
             elif png in maps:
                 reason = f"PNG {png} already belongs to another image"
+                remedy = "correct the file_name of one of the two annotations"
             elif photograph is None:
-                reason = f"image is missing: {images.lacks(name)} (partial download?)"
+                reason, remedy = f"image is missing: {images.lacks(name)} (partial download?)", FETCH
             elif id_map is None:
-                reason = f"id map {png} is missing: {pngs.lacks(png)} (partial download?)"
+                reason, remedy = f"id map {png} is missing: {pngs.lacks(png)} (partial download?)", FETCH
             elif photograph in taken:
-                reason = f"the file {photograph} is that of {taken[photograph]}, too; correct images[].file_name"
+                reason = f"the file {photograph} is that of {taken[photograph]}, too"
+                remedy = "correct images[].file_name of one of them"
+            elif position in content.faults:
+                reason, remedy = content.faults[position], "correct the value in the JSON"
             else:
-                reason = content.faults.get(position) or _unknown_categories(annotation, known)
+                unknown = {s["category_id"] for s in annotation["segments_info"] if s["id"] != VOID} - known
+                self.unknown.update(unknown)
+                listed = ", ".join(map(str, sorted(unknown)))
+                reason = f"category_id {listed} is not in the JSON's categories" if unknown else ""
+                remedy = UNKNOWN_CATEGORY
             self.annotated.add(key)
             maps.add(png)
             if reason or photograph is None or id_map is None or not entry:
-                self.problems.append(Problem(name, reason))
+                self.problems.append(Problem(name, reason, remedy))
             else:
                 taken[photograph] = name
-                self.renamed += image_of is None and photograph != name
-                self.rows.append(Row(photograph, id_map, entry, position))
+                rows[key] = Row(photograph, id_map, entry, position)
+        self.rows = list(rows.values())
+        self.renamed = sum(image_of is None and row.name != row.entry["file_name"] for row in self.rows)
 
 
-def _repeated(values: Iterable[int | str]) -> dict[int | str, int]:
-    """The count of each value that occurs more than once."""
-    return {value: count for value, count in Counter(values).items() if count > 1}
-
-
-def _unknown_categories(annotation: Annotation, known: set[int]) -> str:
-    """A reason if a segment's category is not the dataset's."""
-    unknown = {str(s["category_id"]) for s in annotation["segments_info"] if s["category_id"] not in known}
-    return f"category_id {', '.join(sorted(unknown))} is not in the JSON's categories; add it there" if unknown else ""
+def _repeated(images: Iterable[Image], key: Literal["id", "file_name"], other: Literal["id", "file_name"]) -> dict:
+    """The values of a field that several images have, with the other field of these images, for messages."""
+    counts = Counter(entry[key] for entry in images)
+    owners: dict[int | str, list[str]] = {value: [] for value, count in counts.items() if count > 1}
+    for entry in images if owners else ():
+        if entry[key] in owners:
+            owners[entry[key]].append(shown(entry[other]))
+    return {value: f"{len(of)} times ({', '.join(of[:3])})" for value, of in owners.items()}
 
 
 def _table(rows: Sequence[Row], content: Content, images: Folder, pngs: Folder, file: str) -> pa.Table:

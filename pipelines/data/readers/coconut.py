@@ -16,11 +16,15 @@ import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import cell
+from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.places import holding, image_places
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
 from pipelines.data.readers.source import Orientation, Problem, Source
 from pipelines.data.readers.tables import classes
 from pipelines.data.readers.tree import Folder, Tree, given
+
+OTHER_CLASSES = "take the row out, or give its segments ids of COCO's 133 classes"
+"""Remedy."""
 
 _COLUMNS = ("mask", "segments_info", "image_info")
 
@@ -64,13 +68,15 @@ def coconut(
         name, photograph = image["file_name"], folder.match(image["file_name"])
         unknown = sorted({str(s["category_id"]) for s in record["segments_info"]} - set(map(str, known)))
         if times[name] > 1 or ids[image["id"]] > 1:
-            reason = f"image {image['id']} ({name}) stands in {max(times[name], ids[image['id']])} rows; keep one"
+            reason = f"image {image['id']} ({name}) stands in {max(times[name], ids[image['id']])} rows"
+            remedy = "keep one row of each image"
         elif photograph is None:
-            reason = f"image is missing: {folder.lacks(name)} (partial download?)"
+            reason, remedy = f"image is missing: {folder.lacks(name)} (partial download?)", FETCH
         else:
             reason = f"category_id {', '.join(unknown)} is none of COCO's" if unknown else ""
+            remedy = OTHER_CLASSES
         if reason or photograph is None:
-            problems.append(Problem(name, reason))
+            problems.append(Problem(name, reason, remedy))
             continue
         sizes = image.get("height"), image.get("width")
         size += folder.stamps[photograph][0]

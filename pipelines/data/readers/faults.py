@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+FETCH = "fetch the missing file from the data set's source, or take the image out"
+UNPACK = "unpack the file again from the archive of its owner"
+DRAW = "correct the annotation in the tool that it comes from, and export it again"
+"""Remedies that several readers give."""
+
 
 class Fault(ValueError):
     """An image fails validation. Reason and remedy become a row of the table of problems."""
@@ -12,3 +17,10 @@ class Fault(ValueError):
 
     def __reduce__(self) -> tuple[type[Fault], tuple[str, str]]:
         return Fault, (self.reason, self.remedy)
+
+
+def placed(place: str, error: ValueError) -> ValueError:
+    """The same error with the place where it happened before its reason; a `Fault` keeps its remedy."""
+    if isinstance(error, Fault):
+        return Fault(f"{place}: {error.reason}", error.remedy)
+    return ValueError(f"{place}: {error}")

@@ -17,7 +17,8 @@ from panoptic.png import decode_channels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
-from pipelines.data.readers.rows import Kept, by_key, label_files, segmentation_of, stem
+from pipelines.data.readers.faults import UNPACK, Fault, placed
+from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth
 from pipelines.data.readers.tables import classes, table
 from pipelines.data.readers.tree import Folder, Tree, given
@@ -98,7 +99,7 @@ def decode_row(row: Mapping[str, Any], read: Callable[[str], bytes], categories:
     try:
         return Truth(from_panoptic_map(decode_channels(read(row["png"]), 3), categories))
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
 
 
 def from_panoptic_map(pixels: np.ndarray, categories: Categories) -> Segmentation:
@@ -125,5 +126,5 @@ def from_panoptic_map(pixels: np.ndarray, categories: Categories) -> Segmentatio
         elif number != _VOID:
             wrong.append(number)
     if wrong:
-        raise ValueError(f"classes that KITTI-STEP does not have (0 to 18, 255): {sorted(set(wrong))}")
+        raise Fault(f"classes that KITTI-STEP does not have (0 to 18, 255): {counted(red, sorted(set(wrong)))}", UNPACK)
     return segmentation_of(keys, kept)

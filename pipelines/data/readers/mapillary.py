@@ -21,6 +21,7 @@ from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_source import categories_of, coco_source, read_json
+from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
@@ -242,10 +243,10 @@ def decode_instances(row: Mapping[str, Any], read: Callable[[str], bytes], categ
     png = read(row["png"])
     try:
         if png[24:25] != b"\x10":
-            raise ValueError("its bits are not 16; the 8-bit maps in labels/ hold no instances")
+            raise Fault("its bits are not 16; the 8-bit maps in labels/ hold no instances", UNPACK)
         return Truth(from_instance_map(decode_labels(png), categories, count))
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
 
 
 def from_instance_map(values: np.ndarray, categories: Categories, count: int) -> Segmentation:
@@ -263,9 +264,10 @@ def from_instance_map(values: np.ndarray, categories: Categories, count: int) ->
     present = distinct(values)
     wrong = present[present // 256 >= count].tolist()
     if wrong:
-        raise ValueError(
+        raise Fault(
             f"values of no label (256 times one of 0 to {count - 1}, and a number): {counted(values, wrong)}; is the "
-            "config of the same version?"
+            "config of the same version?",
+            "put the config of the maps' version beside them, or unpack the data set again",
         )
     table = np.arange(1 << 16)
     kept: dict[int, Kept] = {}

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from panoptic.segmentation import Categories, Segmentation, renumber
+from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source
 from pipelines.data.readers.tree import Folder
 
@@ -128,10 +129,10 @@ def label_files(
     for key in sorted(image_of.keys() | label_of.keys()):
         if key not in image_of:
             reason = f"its image is missing: {images.lacks(key)} (partial download?)"
-            problems.append(Problem(label_of[key], reason))
+            problems.append(Problem(label_of[key], reason, FETCH))
         elif key not in label_of:
             reason = f"its label map is missing: {labels.lacks(key)} (partial download?)"
-            problems.append(Problem(image_of[key], reason))
+            problems.append(Problem(image_of[key], reason, FETCH))
         else:
             image, label = image_of[key], label_of[key]
             name = names(key) if names else image

@@ -13,6 +13,7 @@ import pyarrow as pa
 from panoptic.png import from_ids
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.copies import Copies
+from pipelines.data.readers.faults import Fault
 from pipelines.data.readers.id_map import read_ids
 
 Stamps = dict[str, tuple[int, int]]
@@ -94,8 +95,9 @@ def check_size(row: Mapping[str, Any], truth: Segmentation) -> dict[str, int]:
     if stated == truth.size[::-1]:
         return {SWAPPED: 1}
     height, width = truth.size
-    raise ValueError(
-        f"{row['name']}: the map is {height}x{width} but the JSON says {stated[0]}x{stated[1]} (height x width)"
+    raise Fault(
+        f"{row['name']}: the map is {height}x{width} but the JSON says {stated[0]}x{stated[1]} (height x width)",
+        "correct height and width in images, or export the map in the size of its photograph",
     )
 
 

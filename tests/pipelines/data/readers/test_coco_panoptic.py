@@ -222,7 +222,7 @@ def test_problems_in_the_json(tmp_path: Path) -> None:
     content["annotations"][6]["file_name"] = "005.png"
     write_json(tmp_path, "val", content)
     source = coco_panoptic(tmp_path, "val")
-    assert source.rows["name"].to_pylist() == ["004.jpg", "005.jpg", "007.jpg"]
+    assert source.rows["name"].to_pylist() == ["005.jpg", "007.jpg"]
     assert source.unannotated == ("000.jpg",)
     found = reasons(source)
     assert "image id 999, which images does not list" in found["000.png"]
@@ -240,7 +240,7 @@ def test_image_ids_that_appear_twice(tmp_path: Path) -> None:
     write_json(tmp_path, "val", content)
     source = coco_panoptic(tmp_path, "val")
     assert not source.rows.num_rows
-    assert "belongs to 2 images" in source.problems[0].reason
+    assert "image id 100 appears 2 times ('000.jpg', '001.jpg') in images" in source.problems[0].reason
 
 
 def test_repairs_are_counted_and_change_the_fingerprint(tmp_path: Path) -> None:

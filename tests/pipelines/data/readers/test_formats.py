@@ -85,7 +85,7 @@ def test_kitti_step_values() -> None:
         "car": [(1, True), (1, False), (1, False)],
         "bicycle": [(2, False)],
     }
-    with pytest.raises(ValueError, match=r"does not have .*\[19\]"):
+    with pytest.raises(ValueError, match=r"does not have .*: 19 \(1 pixel\)"):
         from_panoptic_map(np.array([[(19, 0, 0)]], np.uint8), classes_of)
 
 
