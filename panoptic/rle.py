@@ -165,6 +165,11 @@ def from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) ->
     return coco.merge(parts)  # type: ignore[arg-type,return-value]
 
 
+def union(masks: Sequence[dict]) -> dict:
+    """The RLE of the pixels that at least one of some masks of the same image has."""
+    return coco.merge(list(masks))  # type: ignore[arg-type,return-value]
+
+
 def decode(mask: dict) -> np.ndarray:
     """The bool [H, W] mask of an RLE."""
     return coco.decode(mask).astype(bool)  # type: ignore[arg-type]

@@ -17,10 +17,16 @@ from pipelines.data.readers.cityscapes_vps import cityscapes_vps, vps_files
 from pipelines.data.readers.coco_instances import coco_instances, instance_files
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.readers.coconut import coconut
-from pipelines.data.readers.kitti_step import kitti_step
+from pipelines.data.readers.cvat import FILE as CVAT_FILE
+from pipelines.data.readers.cvat import cvat
+from pipelines.data.readers.cvat_masks import LABEL_MAP, cvat_masks
+from pipelines.data.readers.huggingface import huggingface
+from pipelines.data.readers.kitti_step import kitti_step, motchallenge_step
+from pipelines.data.readers.label_studio import label_studio
 from pipelines.data.readers.mapillary import SPLITS as MAPILLARY_SPLITS
 from pipelines.data.readers.mapillary import mapillary
 from pipelines.data.readers.options import AUTO, ReaderOptions
+from pipelines.data.readers.segments_ai import segments_ai
 from pipelines.data.readers.source import Source
 
 __all__ = ["AUTO", "EVIDENCE", "READERS", "ReaderOptions", "read_source"]
@@ -35,6 +41,12 @@ READERS: dict[str, Callable[..., Source]] = {
     "kitti-step": kitti_step,
     "cityscapes-vps": cityscapes_vps,
     "coconut": coconut,
+    "motchallenge-step": motchallenge_step,
+    "cvat": cvat,
+    "cvat-masks": cvat_masks,
+    "label-studio": label_studio,
+    "segments-ai": segments_ai,
+    "huggingface": huggingface,
 }
 """The formats that `jobs/prepare.py` reads, by name."""
 
@@ -54,12 +66,15 @@ EVIDENCE: dict[str, Callable[[str], list[str]]] = {
     "coco": lambda split: [f"annotations/panoptic_{split}.json", f"panoptic_{split}.json"],
     "cityscapes": lambda split: [f"gtFine/{split}", f"gtCoarse/{split}", f"leftImg8bit/{split}"],
     "bdd100k": lambda split: [f"labels/pan_seg/bitmasks/{split}", f"pan_seg/bitmasks/{split}"],
+    "motchallenge-step": lambda split: [f"MOTS/{split}", f"motchallenge-step/panoptic_maps/{split}"],
     "kitti-step": lambda split: [f"panoptic_maps/{split}"],
     "ade20k": _ade20k,
     "mapillary": _mapillary,
     "cityscapes-vps": vps_files,
     "coco-instances": instance_files,
     "coconut": lambda split: [f"data/{name}-00000-of-00001.parquet" for name in (split, "train")],
+    "cvat": lambda split: [CVAT_FILE],
+    "cvat-masks": lambda split: [LABEL_MAP],
 }
 """Paths by which the format of a split is known where no reader is named, the preferred format first."""
 

@@ -53,6 +53,10 @@ OTHER_BOX = "RLE masks that lie outside of their bbox: are their runs row by row
 UNCOVERED = "pixels of a thing class in the semantic map under no instance"
 """Kinds of repairs and counts, as the manifest adds them up."""
 
+MaskOf = Callable[[Any, tuple[int, int], Counter], "dict | None"]
+"""From a segmentation as a tool writes it, the (H, W) of its image and the counts to its RLE, None where it has no
+pixel."""
+
 _REACH = 1 << 16
 """Coordinates further out are no pixels of any image, and would take the rasteriser's memory."""
 
@@ -111,7 +115,7 @@ def coco_instances(
     values = _read_values(semantic, semantic_classes, tree)
     if values and background:
         raise ValueError("--data.background and --data.semantic exclude each other: the PNG says what lies there")
-    categories = _categories(content, file, values, background, things)
+    categories = instance_categories(content, file, values, background, things)
     beside = path.rpartition("/")[0]
     if images:
         folder = Folder(*given(tree, images, "--data.images"))
@@ -123,8 +127,20 @@ def coco_instances(
         places = [*image_places(split), "data"]
         folder = Folder(tree, holding(tree, places, [beside], names, "folder of images", "--data.images"))
     maps = Folder(*given(tree, semantic, "--data.semantic")) if semantic else None
-    return _source(
-        content, file, tree, split, categories, folder, maps, values, overlap, crowd, uncovered, background, exif
+    return instance_source(
+        content,
+        file,
+        tree,
+        split,
+        categories,
+        folder,
+        maps,
+        values,
+        overlap=overlap,
+        crowd=crowd,
+        uncovered=uncovered,
+        background=background,
+        exif=exif,
     )
 
 
@@ -132,7 +148,8 @@ def instance_files(split: str) -> list[str]:
     """Where instance JSONs of a split are usual, relative to the data set."""
     names = [f"instances_{split}.json", f"lvis_v1_{split}.json", "instances_default.json"]
     below = [f"annotations/{name}" for name in names]
-    return [*below, *names, f"{split}/_annotations.coco.json", f"{split}/labels.json", "labels.json", "instances.json"]
+    beside = ["labels.json", "instances.json", "result.json"]  # FiftyOne's, and Label Studio's export as COCO
+    return [*below, *names, f"{split}/_annotations.coco.json", f"{split}/labels.json", *beside]
 
 
 class ImageEntry(NamedTuple):
@@ -158,6 +175,10 @@ class Content:
     """Annotations of each kind: ("polygon" or "rle" or "none", crowd)."""
     by_cvat: bool = False
     federated: bool = False
+    faults: dict[int | str, Fault] = field(default_factory=dict)
+    """Images whose annotations cannot be used as a whole."""
+    unannotated: list[str] = field(default_factory=list)
+    """Names of images that are listed without having been annotated, and are left out."""
     digest: Any = field(default_factory=hashlib.sha256)
 
 
@@ -276,10 +297,14 @@ def _read_values(semantic: storage.Uri, file: storage.Uri, tree: Tree) -> Values
     return Values(entries, void)
 
 
-def _categories(
-    content: Content, file: str, values: Values | None, background: str, things: Sequence[str]
+def instance_categories(
+    content: Content, file: str, values: Values | None = None, background: str = "", things: Sequence[str] = ()
 ) -> Categories:
-    """The classes of the JSON, then those of the semantic PNG or the background."""
+    """The classes of the file, then those of the semantic PNG or the background; all are things unless they say more.
+
+    Raises:
+        ValueError: the classes are no such list, `things` names one that is not there, or ids have two meanings.
+    """
     entries = content.categories
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{file}: categories is {shown(entries)}; it must be a list of categories")
@@ -307,22 +332,37 @@ def _categories(
     return Categories.from_coco(entries, file)
 
 
-def _source(
+def instance_source(
     content: Content,
     file: str,
     tree: Tree,
     split: str,
     categories: Categories,
     images: Folder,
-    maps: Folder | None,
-    values: Values | None,
+    maps: Folder | None = None,
+    values: Values | None = None,
+    *,
     overlap: Overlap,
-    crowd: Crowd,
-    uncovered: Uncovered,
+    crowd: Crowd = "trust",
+    uncovered: Uncovered = "void",
     background: str,
     exif: Literal["auto"] | Orientation,
+    reader: str = "coco-instances",
+    mask_of: MaskOf | None = None,
 ) -> Source:
-    """The rows, and what is wrong before a pixel is read."""
+    """The source that instances and a folder of photographs make: the rows, and what is wrong before a pixel is read.
+
+    Args:
+        content: images and annotations; `file` is their name, for messages.
+        tree, split, categories, reader: of the source.
+        images: the photographs.
+        maps, values: the semantic PNGs that lie under the instances, and what their values mean.
+        overlap, crowd, uncovered, background, exif: see `coco_instances`.
+        mask_of: reads the segmentations of another tool than COCO's.
+
+    Raises:
+        ValueError: the annotations as a whole do not fit the images.
+    """
     known = set(categories.ids)
     times = Counter(image.id for image in content.images)
     names = Counter(image.name for image in content.images)
@@ -333,7 +373,9 @@ def _source(
         annotations = content.annotations.get(ids.get(image.id, image.id), [])
         photograph = images.match(image.name)
         semantic = maps.match(f"{image.name.rsplit('.', 1)[0]}.png") if maps else ""
-        if times[image.id] > 1:
+        if fault := content.faults.get(image.id):
+            reason, remedy = fault.reason, fault.remedy
+        elif times[image.id] > 1:
             reason = f"image id {shown(image.id)} appears {times[image.id]} times in images"
             remedy = "give each image an id of its own, which its annotations have too; join sets with --data.root A B"
         elif names[image.name] > 1:
@@ -370,13 +412,13 @@ def _source(
     options = [overlap, crowd, uncovered, background, values and [values.classes, sorted(values.void)]]
     content.digest.update(fingerprint_of(stamps, options, categories.to_coco()).encode())
     return Source(
-        reader="coco-instances",
+        reader=reader,
         root=tree.root,
         split=split,
         categories=categories,
         rows=table_of(rows),
         problems=tuple(problems),
-        unannotated=(),
+        unannotated=tuple(content.unannotated),
         bytes=size,
         fingerprint=content.digest.hexdigest(),
         decode=partial(
@@ -387,6 +429,7 @@ def _source(
             values={entry["value"]: entry["id"] for entry in values.classes} if values else {},
             void=values.void if values else frozenset(),
             background=background,
+            **({"mask_of": mask_of} if mask_of else {}),
         ),
         orientation="applied" if exif == "auto" else exif,
     )
@@ -449,6 +492,7 @@ def decode_annotations(
     values: Mapping[int, int],
     void: frozenset[int] = frozenset(),
     background: str = "",
+    mask_of: MaskOf | None = None,
 ) -> Truth:
     """The truth of a row whose `record` is the list of the image's annotations, and `png` its semantic map, if any.
 
@@ -458,6 +502,7 @@ def decode_annotations(
         trust_crowd: false where iscrowd is ignored.
         values: category id of each value of the semantic map.
         void: its other values.
+        mask_of: reads a segmentation; by default COCO's forms.
 
     Raises:
         ValueError: a mask cannot be read, or the files are of other sizes; begins with the name of the image.
@@ -467,7 +512,8 @@ def decode_annotations(
     try:
         size, swapped = _size(row, read(row["image"]))
         counts.update(swapped)
-        instances = list(_instances(json.loads(row["record"]), size, index, trust_crowd, counts))
+        entries = json.loads(row["record"])
+        instances = list(_instances(entries, size, index, trust_crowd, counts, mask_of or read_mask))
         base = None
         if row["png"]:
             base = _base(
@@ -511,10 +557,17 @@ class Instance(NamedTuple):
     crowd: bool
     name: str
     """For messages."""
+    layer: int = 0
+    """Instances of a higher layer lie on top, whatever their size; a tool lets its users choose it."""
 
 
 def _instances(
-    entries: Iterable[dict], size: tuple[int, int], index: Mapping[int, int], trust_crowd: bool, counts: Counter
+    entries: Iterable[dict],
+    size: tuple[int, int],
+    index: Mapping[int, int],
+    trust_crowd: bool,
+    counts: Counter,
+    mask_of: MaskOf,
 ) -> Iterator[Instance]:
     """The annotations that have a mask, in their order; the others are counted.
 
@@ -524,7 +577,7 @@ def _instances(
     for position, entry in enumerate(entries):
         name = f"annotation {shown(entry.get('id', position))}"
         try:
-            mask = _mask(entry["segmentation"], size, counts)
+            mask = mask_of(entry["segmentation"], size, counts)
         except (ValueError, TypeError, KeyError) as error:
             raise Fault(f"{name}: {error}", DRAW) from error
         if mask is None:
@@ -535,11 +588,23 @@ def _instances(
         if isinstance(entry["segmentation"], dict) and _is_elsewhere(mask, entry.get("bbox")):
             counts[OTHER_BOX] += 1
         crowd = (trust_crowd and bool(entry.get("iscrowd"))) or bool(entry.get("ignore"))
-        yield Instance(mask, index[entry["category_id"]], crowd, name)
+        yield Instance(mask, index[entry["category_id"]], crowd, name, entry.get("layer", 0))
 
 
-def _mask(segmentation: Any, size: tuple[int, int], counts: Counter) -> dict | None:
-    """The RLE of a segmentation in one of its forms; None where all its polygons are left out."""
+def read_mask(segmentation: Any, size: tuple[int, int], counts: Counter) -> dict | None:
+    """The RLE of a segmentation in one of COCO's forms.
+
+    Args:
+        segmentation: a list of polygons, or an RLE.
+        size: H and W of the image.
+        counts: is added to: what is left out, cut or repaired.
+
+    Returns:
+        The RLE; None where all its polygons are left out.
+
+    Raises:
+        ValueError: it is none of these, or does not fit the image.
+    """
     if isinstance(segmentation, dict):
         return _read_rle(segmentation, size)
     if not isinstance(segmentation, list):
@@ -666,7 +731,7 @@ def _painting_order(instances: Sequence[Instance], areas: Sequence[int], overlap
         order.sort(key=lambda k: -areas[k])  # stable: of equal ones the later lies on top
     elif overlap == "earlier-wins":
         order.reverse()
-    return sorted(order, key=lambda k: not instances[k].crowd)
+    return sorted(order, key=lambda k: (not instances[k].crowd, instances[k].layer))
 
 
 def _joined(

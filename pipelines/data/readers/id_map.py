@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,12 @@ REPEATED = "segment id listed twice with the same category"
 COVERED = "segments without a pixel, left out"
 VOID_LISTED = "segments of id 0, which is void, left out"
 ONE_CHANNEL = "id maps of one channel, whose values are the ids"
+UNLISTED = "pixels of ids or colours that nothing lists, made void"
 BGR = "id maps whose channels stand in the order blue, green, red"
 """Kinds of repairs, as the manifest adds them up."""
+
+Unlisted = Literal["refuse", "void"]
+"""What becomes of pixels whose id or colour nothing lists: the image is a problem, or they are void."""
 
 SPECKS = 8
 """A map that holds at least so many ids which are not listed, most of them on a few pixels, was smoothed."""
@@ -43,7 +47,14 @@ class Read(NamedTuple):
     """Segments whose stated area their pixels deny."""
 
 
-def read_ids(png: bytes, record: dict[str, Any], *, bgr: bool = False, covered: bool = False) -> Read:
+def read_ids(
+    png: bytes,
+    record: dict[str, Any],
+    *,
+    bgr: bool = False,
+    covered: bool = False,
+    unlisted: Unlisted = "refuse",
+) -> Read:
     """A map and its record, repaired where that is safe.
 
     Args:
@@ -51,6 +62,8 @@ def read_ids(png: bytes, record: dict[str, Any], *, bgr: bool = False, covered: 
         record: the annotation: `segments_info` with `id`, `category_id` and, where it has them, `iscrowd` and `area`.
         bgr: all maps of the data set have red and blue exchanged.
         covered: leave out segments without a pixel, which ADE20K's prepared form lists where things cover stuff.
+        unlisted: what becomes of pixels whose id the record does not list, where nothing shows that the map was
+            spoilt (written as a JPEG, resized smoothly, cut to 8 bits): that stays a fault.
 
     Raises:
         Fault: map and record do not belong together, and the reason shows in the difference.
@@ -60,9 +73,13 @@ def read_ids(png: bytes, record: dict[str, Any], *, bgr: bool = False, covered: 
     infos = _listed_once(record["segments_info"], repairs)
     listed = {info["id"] for info in infos}
     ids, counts = _decoded(png, listed, bgr, repairs)
-    unlisted = sorted(counts.keys() - listed - {VOID})
-    if unlisted:
-        raise _fault_of_unlisted(counts, listed, unlisted)
+    if others := sorted(counts.keys() - listed - {VOID}):
+        if fault := _spoilt(counts, listed, others):
+            raise fault
+        if unlisted == "refuse":
+            raise _fault_of_unlisted(counts, others)
+        count_repair(repairs, UNLISTED, sum(counts[value] for value in others))
+        ids = np.where(np.isin(ids, others), VOID, ids).astype(np.int32)
     absent = listed - counts.keys()
     if gone := [info for info in infos if covered and info["id"] in absent]:
         count_repair(repairs, COVERED, len(gone))
@@ -156,8 +173,8 @@ def _fits(values: Collection[int], listed: Collection[int]) -> bool:
     return bool(listed) and set(values) - {VOID} == listed
 
 
-def _fault_of_unlisted(counts: dict[int, int], listed: set[int], unlisted: Sequence[int]) -> Fault:
-    """The most likely reason for ids that the record does not list."""
+def _spoilt(counts: dict[int, int], listed: set[int], unlisted: Sequence[int]) -> Fault | None:
+    """The fault of a map whose ids show that it was spoilt after it was drawn."""
     if len(unlisted) >= SPECKS and statistics.median(counts[value] for value in unlisted) < SPECK:
         return Fault(
             f"the map holds {len(unlisted)} ids that the record does not list, most of them on fewer than {SPECK} "
@@ -169,12 +186,17 @@ def _fault_of_unlisted(counts: dict[int, int], listed: set[int], unlisted: Seque
             f"all ids of the map are below 256, but the record lists up to {max(listed)}: it was saved with 8 bits",
             "export it again as 8-bit RGB with id = R + 256 G + 65536 B",
         )
+    return None
+
+
+def _fault_of_unlisted(counts: dict[int, int], unlisted: Sequence[int]) -> Fault:
+    """The fault of ids that the record does not list."""
     largest = sorted(unlisted, key=lambda value: -counts[value])
     shown = [f"{value} ({counts[value]} pixels)" for value in largest[:8]]
     rest = f" and {len(unlisted) - 8} more" if len(unlisted) > 8 else ""
     return Fault(
         f"segments in the PNG that the record does not list: {', '.join(shown)}{rest}",
-        "list them in segments_info, or make them void (id 0) in the map",
+        "list them in segments_info, or make them void: id 0 in the map, or --data.unlisted void",
     )
 
 

@@ -8,18 +8,24 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream
 from pipelines.data.readers.coco_instances import Crowd, Overlap, Uncovered
-from pipelines.data.readers.source import Orientation, Source
+from pipelines.data.readers.crowds import decode_merged
+from pipelines.data.readers.id_map import Unlisted
+from pipelines.data.readers.source import Decode, Orientation, Source
 from pipelines.data.readers.tree import Tree, given
 
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 """The reader is chosen by what the folder holds."""
+
+GENERAL = ("unlisted", "merge_crowds")
+"""Options that concern what a reader decodes, whatever its format."""
 
 _SNIFFED = 1 << 20
 """Bytes of a JSON that are looked through for the form of its annotations."""
@@ -57,7 +63,13 @@ class ReaderOptions:
     background: str = ""
     """Name of a stuff class for all that no instance covers; by default that is void."""
     things: tuple[str, ...] = ()
-    """Names of the classes that are things, where a JSON does not say it or says it wrong."""
+    """Names of the classes that are things, where the annotations do not say it or say it wrong."""
+    label_set: str = ""
+    """Label set of a release of Segments.ai; by default ground-truth, or the only one."""
+    unlisted: Unlisted = "refuse"
+    """Pixels of a map whose id or colour nothing lists: the image fails validation, or they are void, and counted."""
+    merge_crowds: bool = False
+    """All crowds of a class in an image become one: evaluations of COCO's kind know one only, the last."""
     exif: Literal["auto"] | Orientation = "auto"
     """The maps lie over the stored pixels, or over the image that its EXIF orientation gives, where both have one size;
     by default over the stored ones in public data sets, else over the other."""
@@ -94,19 +106,38 @@ def read_source(
         reader = detect(evidence, root, split, spelt)
     if reader not in readers:
         raise ValueError(f"--data.reader {reader}: unknown; there are {AUTO}, {', '.join(readers)}")
+    own = {name: value for name, value in spelt.items() if name not in GENERAL}
     known = [name for name in inspect.signature(readers[reader]).parameters if name not in ("root", "split")]
-    unknown = [_option(name) for name in spelt if name not in known]
+    unknown = [_option(name) for name in own if name not in known]
     if unknown:
         raise ValueError(
             f"{', '.join(unknown)}: the reader {reader} has no such option; it has {', '.join(map(_option, known))}"
         )
     # a split that a format calls otherwise (training) keeps the name by which its shards are asked for (train)
-    source = replace(readers[reader](root, split, **spelt), split=split)
+    source = replace(readers[reader](root, split, **own), split=split)
     if not spelt:
         return source
+    source = replace(source, decode=_decode_of(source, spelt))
     text = json.dumps([source.fingerprint, sorted(spelt.items())])
     about = {**source.about, "options": spelt}
     return replace(source, fingerprint=hashlib.sha256(text.encode()).hexdigest(), about=about)
+
+
+def _decode_of(source: Source, options: Mapping[str, Any]) -> Decode:
+    """The source's `decode` under the options that every reader takes.
+
+    Raises:
+        ValueError: the format has no ids that could be unlisted.
+    """
+    decode = source.decode
+    if unlisted := options.get("unlisted"):
+        if "unlisted" not in inspect.signature(decode).parameters:
+            raise ValueError(
+                f"--data.unlisted: the format {source.reader} has no list of ids, but classes of fixed values; leave "
+                "it out"
+            )
+        decode = partial(decode, unlisted=unlisted)  # pyright: ignore[reportCallIssue]  # it has it, see above
+    return partial(decode_merged, inner=decode) if options.get("merge_crowds") else decode
 
 
 def _option(name: str) -> str:
@@ -129,6 +160,8 @@ def detect(
     text = storage.absolute(root)
     if text.lower().endswith(".json") and not storage.is_folder(text):
         return _form(text)
+    if text.lower().endswith(".xml") and not storage.is_folder(text):
+        return "cvat"
     tree = Tree(text)
     if json_file := options.get("json_file"):
         at, path = given(tree, json_file, "--data.json-file")
@@ -150,12 +183,21 @@ def detect(
 
 
 def _form(address: str) -> str:
-    """The reader for a JSON of COCO's form: the first annotation tells it."""
+    """The reader for a JSON: the first annotation tells it."""
     stream, text = Stream(address), b""
     while piece := stream.read(_SNIFFED):
-        text = text[-20:] + piece
-        if b'"segments_info"' in text:
-            return "coco"
-        if b'"segmentation"' in text:
-            return "coco-instances"
+        text = text[-30:] + piece
+        marks = {place: reader for mark, reader in _MARKS.items() if (place := text.find(mark)) >= 0}
+        if marks:
+            return marks[min(marks)]
     return "coco"
+
+
+_MARKS = {
+    b'"segments_info"': "coco",
+    b'"segmentation"': "coco-instances",
+    b'"segmentation_bitmap"': "segments-ai",
+    b'"task_attributes"': "segments-ai",
+    b'"original_width"': "label-studio",
+}
+"""Keys that only one form of JSON has."""

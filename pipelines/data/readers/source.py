@@ -14,7 +14,7 @@ from panoptic.png import from_ids
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.copies import Copies
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.id_map import read_ids
+from pipelines.data.readers.id_map import Unlisted, read_ids
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -67,18 +67,21 @@ def decode_coco(
     written: Categories | None = None,
     covered: bool = False,
     bgr: bool = False,
+    unlisted: Unlisted = "refuse",
 ) -> Truth:
     """The truth of a row of COCO-panoptic: `png` is its id map, `record` its annotation.
 
     Args:
         row, read, categories: see `Decode`.
         written: the same classes with the ids that the record uses, where those of `categories` are others.
-        covered, bgr: see `read_ids`.
+        covered, bgr, unlisted: see `read_ids`.
 
     Raises:
         ValueError: the map and the record do not agree.
     """
-    ids, record, repairs, mismatches = read_ids(read(row["png"]), json.loads(row["record"]), bgr=bgr, covered=covered)
+    ids, record, repairs, mismatches = read_ids(
+        read(row["png"]), json.loads(row["record"]), bgr=bgr, covered=covered, unlisted=unlisted
+    )
     truth = from_ids(ids, record, written or categories, row["name"])
     return Truth(truth, {**repairs, **check_size(row, truth)}, mismatches)
 

@@ -89,6 +89,27 @@ def test_kitti_step_values() -> None:
         from_panoptic_map(np.array([[(19, 0, 0)]], np.uint8), classes_of)
 
 
+MOTS_MAP = np.zeros((4, 6, 3), np.uint8)
+MOTS_MAP[0], MOTS_MAP[1], MOTS_MAP[2, :3] = (4, 0, 0), (4, 1, 2), (4, 0, 7)
+MOTS_MAP[3] = (255, 0, 0)
+
+
+@pytest.mark.parametrize("tree", ["images/train/0002/000001.jpg", "MOTS/train/MOTS20-02/img1/000001.jpg"])
+def test_motchallenge_step(tree: str, tmp_path: Path) -> None:
+    maps = {f"motchallenge-step/panoptic_maps/train/{name}/000001.png": png(MOTS_MAP) for name in ("0002", "0009")}
+    others = {tree.replace("0002", "0009").replace("-02", "-09"): photograph()}
+    root = put(tmp_path, {**maps, tree: photograph(), **others})
+    source = read_source("auto", root, "train", {})
+    assert source.reader == "motchallenge-step" and len(source.categories) == 7
+    assert source.rows["name"].to_pylist() == ["0002/000001.jpg", "0009/000001.jpg"]
+    truth = source.decode(source.rows.to_pylist()[0], read_file, source.categories).segmentation
+    found = named(truth, source.categories)
+    assert found == {"sidewalk": [(3, False)], "person": [(6, True), (3, False), (6, False)]}
+    if tree.startswith("images"):  # whose maps would mean other classes under the other reader
+        with pytest.raises(ValueError, match=r"0002, 0009 over JPEGs.* use --data.reader motchallenge-step"):
+            read_source("kitti-step", root, "train", {})
+
+
 def test_values_of_cityscapes_dvps() -> None:
     classes_of = _by_training_ids()
     truth = from_training_ids(row_of_pixels(0, 1, 32000, 13000, 13001, 13002, 13002), classes_of)
