@@ -28,7 +28,7 @@ from panoptic.segmentation import Categories, distinct
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_instances import UNCOVERED
-from pipelines.data.readers.faults import Fault
+from pipelines.data.readers.faults import Fault, placed
 from pipelines.data.readers.id_map import UNLISTED, Unlisted
 from pipelines.data.readers.places import holding, image_places
 from pipelines.data.readers.rows import Kept, by_key, label_files, segmentation_of, stem
@@ -276,10 +276,8 @@ def decode_row(
     try:
         colours = decode_colours(read(row["png"]))
         objects = decode_colours(read(address)) if things else np.zeros_like(colours)
-    except Fault:
-        raise
     except ValueError as error:
-        raise ValueError(f"{row['name']}: {readable(row['png'])}: {error}") from error
+        raise placed(f"{row['name']}: {readable(row['png'])}", error) from error
     return from_colours(colours, objects, categories, labels, void=unlisted == "void")
 
 

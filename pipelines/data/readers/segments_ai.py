@@ -16,6 +16,7 @@ import pydantic_core
 from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import read_file, readable
+from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.places import holding, image_places
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
 from pipelines.data.readers.source import Orientation, Problem, Source
@@ -78,9 +79,10 @@ def segments_ai(
         if name in seen:
             reason, remedy = "a second sample has this name", "rename one of them, and release again"
         elif photograph is None:
-            reason = f"image is missing: {photographs.lacks(name)} (partial download?)"
+            reason, remedy = f"image is missing: {photographs.lacks(name)} (partial download?)", FETCH
         elif bitmap is None:
             reason = f"bitmap is missing: {maps.lacks(f'{stem}_label_{chosen}.png')} (partial download?)"
+            remedy = FETCH
         seen.add(name)
         if reason or photograph is None or bitmap is None:
             problems.append(Problem(name, reason, remedy))
