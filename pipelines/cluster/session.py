@@ -9,6 +9,7 @@ Ray is imported inside the functions: its environment defaults must be set first
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -16,12 +17,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,6 +61,9 @@ SESSION_FOLDER = re.compile(r"/session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d{6}_\d+/
 PACKAGE = "-packages/ray/"
 """Part of the command line of every process that Ray starts, unless it has taken a title that begins with "ray"."""
 
+CLUSTER_PATIENCE = "PANOPTIC_CLUSTER_PATIENCE"
+"""Variable with the seconds for which `grow` waits for machines of an autoscaler; unset or 0 = not at all."""
+
 _own_folder = ""
 
 
@@ -81,6 +87,51 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
         else:
             _start(cpus, object_store)
     data_context()
+
+
+def grow(count: int, each: Mapping[str, float]) -> None:
+    """Ask the autoscaler of the cluster for machines that hold `count` workers, and wait until they have come.
+
+    A cluster that grows with its work has no GPU while nobody trains, so what is there now says nothing about what a
+    training can get. Does nothing where `PANOPTIC_CLUSTER_PATIENCE` is not set, in a local session, or where the
+    cluster is large enough. Returns when the machines are there or the time is over; whoever asked then looks at what
+    there is.
+
+    Args:
+        count: of workers.
+        each: resources of a worker, as {"CPU": 1.0, "GPU": 1.0}.
+
+    Raises:
+        ValueError: the variable is no number of seconds.
+    """
+    text = os.environ.get(CLUSTER_PATIENCE, "") or "0"
+    try:
+        patience = float(text)
+    except ValueError:
+        patience = math.nan
+    if not 0 <= patience < math.inf:
+        raise ValueError(f"{CLUSTER_PATIENCE}={text}: give seconds, 0 or more")
+    if not patience or own_folder() or _holds(count, each):
+        return
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = ", ".join(f"{count * number:g} {name}s" for name, number in each.items() if number)
+    logger.info("asking the cluster's autoscaler for %s; waiting for at most %g s", wanted, patience)
+    end = time.monotonic() + patience
+    request_resources(bundles=[dict(each)] * count)
+    try:
+        while not _holds(count, each) and time.monotonic() < end:
+            time.sleep(min(5.0, patience / 10))
+    finally:
+        request_resources(bundles=[])  # the workers' own placement keeps the machines from here on
+
+
+def _holds(count: int, each: Mapping[str, float]) -> bool:
+    """True if the sums over the cluster's machines hold so many workers."""
+    import ray
+
+    there = ray.cluster_resources()
+    return all(there.get(name, 0.0) >= count * number for name, number in each.items())
 
 
 def _start(cpus: int | None, object_store: int) -> None:

@@ -25,7 +25,7 @@ from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
-from pipelines.cluster import disk, storage
+from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, Train
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
@@ -225,13 +225,18 @@ def parse_schedule(text: Any) -> list[tuple[int, int]]:
 def check_cluster(experiment: Experiment) -> bool:
     """Refuse a cluster on which workers and data would starve each other; returns whether to train on GPUs.
 
+    A cluster with an autoscaler is given the time that `session.grow` says; to get GPUs that are not there yet, the
+    options must say `train.gpu yes`.
+
     Raises:
         ValueError: names what is needed, what there is, and what to change.
     """
     import ray
 
-    resources = ray.cluster_resources()
     options = experiment.train
+    gpu = {"GPU": 1.0} if options.gpu == "yes" else {}
+    session.grow(options.workers, {"CPU": (options.cpus_per_worker or 1.0) + experiment.feed.reserved_cpus, **gpu})
+    resources = ray.cluster_resources()
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
     if options.gpu == "yes" and gpus < options.workers:
         raise ValueError(

@@ -272,3 +272,28 @@ def test_a_process_does_not_end_its_own_session(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(session, "_processes_of", lambda _: [1])
     monkeypatch.setattr(session.os, "kill", lambda *_: pytest.fail("ended"))
     assert session.end_leftovers(folder) == 0
+
+
+def test_a_cluster_with_an_autoscaler_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """It is asked once for what the workers need; the hint is withdrawn when the machines are there, or do not come."""
+    import ray
+    import ray.autoscaler.sdk
+
+    asked, there = [], [{"CPU": 4.0}] * 3 + [{"CPU": 20.0, "GPU": 2.0}]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there.pop(0) if len(there) > 1 else there[0])
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(session.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(session, "own_folder", lambda: "")
+    session.grow(2, {"CPU": 8.0, "GPU": 1.0})
+    assert not asked, "without the variable a cluster is taken as it is"
+    monkeypatch.setenv(session.CLUSTER_PATIENCE, "600")
+    session.grow(2, {"CPU": 8.0, "GPU": 1.0})
+    assert asked == [[{"CPU": 8.0, "GPU": 1.0}] * 2, []] and len(there) == 1
+    session.grow(2, {"CPU": 10.0, "GPU": 1.0})
+    assert len(asked) == 2, "a cluster that is large enough is asked for nothing"
+    monkeypatch.setenv(session.CLUSTER_PATIENCE, "0.05")
+    session.grow(3, {"GPU": 1.0})
+    assert asked[2:] == [[{"GPU": 1.0}] * 3, []]
+    monkeypatch.setenv(session.CLUSTER_PATIENCE, "an hour")
+    with pytest.raises(ValueError, match="PANOPTIC_CLUSTER_PATIENCE=an hour: give seconds"):
+        session.grow(1, {"CPU": 1.0})

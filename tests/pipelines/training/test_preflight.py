@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from panoptic.segmentation import Categories
+from pipelines.cluster import session
 from pipelines.config import Experiment, override
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.training.checkpoints import checkpoint_bytes
@@ -201,6 +202,22 @@ def test_a_cluster_that_is_too_small_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"train\.gpu yes: 64 workers need 64 GPUs, the cluster has"):
         check_cluster(changed(workers=64, gpu="yes"))
     assert check_cluster(changed(workers=2, gpu="no")) is False
+
+
+def test_gpus_that_an_autoscaler_brings_are_asked_for(monkeypatch: pytest.MonkeyPatch):
+    import ray
+
+    there, asked = {"CPU": 4.0}, []
+
+    def grow(count: int, each: dict[str, float]) -> None:
+        asked.append((count, each))
+        there.update({"CPU": 30.0, "GPU": 2.0} if "GPU" in each else {})
+
+    monkeypatch.setattr(session, "grow", grow)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: dict(there))
+    assert check_cluster(changed(workers=2, gpu="auto")) is False
+    assert check_cluster(changed(workers=2, gpu="yes", cpus_per_worker=12)) is True
+    assert asked == [(2, {"CPU": 1.0}), (2, {"CPU": 12.0, "GPU": 1.0})]
 
 
 def test_a_continued_run_keeps_its_options():
