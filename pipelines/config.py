@@ -35,6 +35,7 @@ from pipelines.tracking.runs import Tracking
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Images = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
 File = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 """Arguments that a command line gives without a name, in the order of the fields."""
 
 Actors = Annotated[int, Ge(-1)]

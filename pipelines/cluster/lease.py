@@ -200,6 +200,21 @@ def is_gone(holding: Mapping[str, Any]) -> bool:
     return _alive(holding) is False
 
 
+def is_alive(holding: Mapping[str, Any]) -> bool | None:
+    """True if a holder is a process of this machine that exists; None where that cannot be seen from here."""
+    return _alive(holding)
+
+
+def count(folder: storage.Uri) -> int:
+    """The number of times that a lease was taken."""
+    return (_numbers(storage.absolute(folder)) or [0])[-1]
+
+
+def describe(holding: Mapping[str, Any]) -> str:
+    """A holder as a person looks for it: process, machine, since when."""
+    return _name(holding)
+
+
 def wait(folder: storage.Uri, seconds: float = EXPIRY) -> Lease:
     """The lease, as soon as nobody else holds it.
 

@@ -37,6 +37,7 @@ from pipelines.data.sampler import Stream
 from pipelines.tracking.tracker import Tracker
 from pipelines.training.checkpoints import CHECKPOINT, checkpoint, load_checkpoint, resume, transfer
 from pipelines.training.state import Job, State, accumulation
+from pipelines.training.status import note_start
 from pipelines.training.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,17 @@ def loop(job: Job) -> None:
                 resume(state, Path(folder) / CHECKPOINT)
         elif job.begin:
             transfer(state, job.begin)
+        if state.rank == 0:
+            _note_start(state)
         train(state)
+
+
+def _note_start(state: State) -> None:
+    """Write down that the workers begin here, for `jobs/status.py`; a store that errs does not keep them from it."""
+    try:
+        note_start(state.job.folder, state.step)
+    except OSError as error:
+        logger.warning("%s: this start is not written down (%s)", state.job.folder, error)
 
 
 def build_state(job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) -> State:
