@@ -21,19 +21,18 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: timm's.
-        pretrained: let timm download its weights.
         output_stride: 32, 16 or 8, where the model allows less than 32.
 
     Raises:
         ValueError: timm does not know the model, or its features are no pyramid of strides 4, 8, 16, 32.
     """
 
-    def __init__(self, name: str, pretrained: bool = False, output_stride: int = 32) -> None:
+    def __init__(self, name: str, output_stride: int = 32) -> None:
         super().__init__()
         self.name = name
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         try:
-            self.body = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+            self.body = timm.create_model(name, features_only=True, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride} "
@@ -79,6 +78,17 @@ class TimmBackbone(nn.Module):
                 parts.append(name)
         # timm's own frozen norms: checkpoints of frozen pyramids have always held their keys, without a counter
         freeze(self.body, parts, freeze_batch_norm_2d)
+
+    def stage_of(self, name: str) -> int:
+        """The stage of a parameter: 0 = the stem, 1 to 4 = res2 to res5, by what `freeze_stages` freezes.
+
+        Raises:
+            ValueError: the stages cannot be told apart.
+        """
+        order = [module for module, _ in self.body.named_modules() if module]
+        place = order.index(name.removeprefix("body.").rpartition(".")[0])
+        ends = (self._end_of_stage(order, stage) for stage in STEM_AND_STAGES[:-1])
+        return next((k for k, end in enumerate(ends) if place < end), len(STEM_AND_STAGES) - 1)
 
     def _end_of_stage(self, order: list[str], stage: str) -> int:
         """The number of modules, in order of registration, that come no later than the stage's last."""

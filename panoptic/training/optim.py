@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, UnitFloat
+from panoptic.backbones.stages import stage_of
+from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveUnitFloat, UnitFloat
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 """Modules whose parameters the references never decay (Mask2Former counts embeddings among them)."""
@@ -52,6 +53,9 @@ class Optim:
     """Decayed parameters: neither norms nor biases (nothing 1-D), all but norms, or everything."""
     backbone_lr: NonNegativeFloat = 1.0
     """Factor on the learning rate of the backbone."""
+    stage_decay: PositiveUnitFloat = 1.0
+    """Factor on the backbone's learning rate from each stage to the one before it: res5 has the backbone's, res4 that
+    times the factor, the stem its fourth power; 1 = the same for all."""
     schedule: Literal["poly", "cosine", "multistep", "constant"] = "poly"
     """Shape of the learning rate over the run."""
     power: NonNegativeFloat = 0.9
@@ -114,28 +118,31 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """The trainable parameters, by learning-rate factor and decay, in an order that never changes.
 
-    Parameters named `backbone.…` get `optim.backbone_lr`. Frozen parameters (and so a frozen
-    backbone) are left out.
+    Parameters named `backbone.…` get `optim.backbone_lr`, times `optim.stage_decay` for each stage that follows theirs
+    (layer-wise rates: Clark et al., "ELECTRA", arXiv 2003.10555, by stages as Liu et al. do for ConvNeXt, 2201.03545).
+    Frozen parameters (and so a frozen backbone) are left out.
 
     Returns:
-        up to four groups with `params`, `lr`, `lr_factor`, `weight_decay`.
+        up to four groups with `params`, `lr`, `lr_factor`, `weight_decay`; up to twelve with a decay over stages.
 
     Raises:
         ValueError: nothing is left to train.
     """
     undecayed = _undecayed(model, optim.decay)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    backbone = getattr(model, "backbone", model)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("backbone."), name not in undecayed)
-            groups.setdefault(key, []).append(parameter)
+            inner = name.removeprefix("backbone.")
+            part = 0 if inner == name else 1 if optim.stage_decay == 1 else 5 - stage_of(backbone, inner)
+            groups.setdefault((part, name not in undecayed), []).append(parameter)
     if not groups:
         raise ValueError("parameter_groups: every parameter is frozen; freeze fewer stages")
     return [
         {
             "params": groups[key],
             "lr": optim.lr,
-            "lr_factor": optim.backbone_lr if key[0] else 1.0,
+            "lr_factor": optim.backbone_lr * optim.stage_decay ** (key[0] - 1) if key[0] else 1.0,
             "weight_decay": optim.weight_decay if key[1] else 0.0,
         }
         for key in sorted(groups)

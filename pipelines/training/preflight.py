@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from panoptic.backbones import imagenet
 from panoptic.evaluation.tally import Batch, evaluate_batches, summarise
 from panoptic.metrics.report import metrics
 from panoptic.models.base import PanopticModel
@@ -43,6 +44,7 @@ SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 FREE = (
     *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
     *("train.keep", "train.score", "train.score_mode"),
+    "model.backbone.own_pixels",  # the pixels themselves may not change
 )
 """Options that a continued run may change. Any other, outside of the groups below, makes it another experiment."""
 
@@ -52,7 +54,10 @@ FREE_GROUPS = ("feed.", "tracking.", "data.")
 FIXED = ("data.limit", "data.limit_seed", "data.window")
 """Options of these groups that choose the images or their order, so that a continued run keeps them."""
 
-ADDED = {"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"}
+ADDED = {
+    **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
+    "optim.stage_decay": 1.0,
+}
 """Options that runs of earlier versions do not name, with the value that they had."""
 
 
@@ -104,16 +109,16 @@ def check_disk(experiment: Experiment, categories: Categories) -> None:
 
 
 def check_weights(experiment: Experiment) -> None:
-    """Refuse weights that are not there.
+    """Refuse weights that are not there; those that timm has to download are downloaded here, into its cache.
 
     Raises:
-        ValueError: names the option and the file.
+        ValueError: names the option and the file, or what to install.
     """
-    backbone = experiment.model.backbone.weights
-    if backbone not in ("none", "timm") and not storage.exists(backbone):
-        raise ValueError(
-            f"model.backbone.weights {backbone}: no such file; give none, timm (which downloads) or a file"
-        )
+    backbone = experiment.model.backbone
+    if backbone.weights in imagenet.NAMES and imagenet.packaged(backbone.timm_name) is None:
+        imagenet.imagenet_weights(backbone.timm_name)
+    elif backbone.weights not in ("none", *imagenet.NAMES) and not storage.exists(backbone.weights):
+        raise ValueError(f"model.backbone.weights {backbone.weights}: no such file; give none, imagenet or a file")
     if experiment.train.weights:
         try:
             checkpoint_file(experiment.train.weights)
@@ -194,7 +199,7 @@ def check_freezing(experiment: Experiment) -> None:
     backbone, patterns = experiment.model.backbone, " ".join(experiment.train.freeze)
     named = f"train.freeze {patterns}" if patterns else f"model.backbone.freeze {backbone.freeze}"
     thaw = "set --train.freeze to nothing" if patterns else "train everything with --model.backbone.freeze 0"
-    weights = "" if missing == "model" else "--model.backbone.weights FILE (or timm, which downloads), or with "
+    weights = "" if missing == "model" else "--model.backbone.weights imagenet (or FILE), or with "
     raise ValueError(
         f"{named}: no weights were loaded into what is frozen, and frozen noise measures nothing. Start with {weights}"
         f"--train.weights CHECKPOINT, or {thaw}"

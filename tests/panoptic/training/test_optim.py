@@ -156,3 +156,37 @@ def test_tables_of_positions_are_not_decayed():
         groups = parameter_groups(attention, Optim(decay=decay, weight_decay=0.1))
         free = [p for group in groups if group["weight_decay"] == 0 for p in group["params"]]
         assert len(free) == undecayed and (not free or any(p is attention.relative_position_bias_table for p in free))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny", "vgg16_bn", "efficientps_b0", "tf_efficientnet_lite0"])
+def test_rates_fall_from_stage_to_stage_towards_the_stem(name: str) -> None:
+    from panoptic.backbones import Backbone
+
+    with torch.device("meta"):
+        model = nn.ModuleDict({"backbone": Backbone(name).build(), "head": nn.Linear(2, 2)})
+    groups = parameter_groups(model, Optim(backbone_lr=0.5, stage_decay=0.1))
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    factors = {names[id(p)]: group["lr_factor"] for group in groups for p in group["params"]}
+    assert set(factors) == {key for key, _ in model.named_parameters()}
+    assert factors["head.weight"] == 1
+    ordered = [factors[key] for key, _ in model.named_parameters() if key.startswith("backbone.") and "norm" not in key]
+    assert ordered == sorted(ordered)
+    assert sorted(set(factors.values())) == pytest.approx([0.5 * 0.1**k for k in (4, 3, 2, 1, 0)] + [1])
+    for stage in range(1, 6):  # what is frozen first has the smallest rates
+        with torch.device("meta"):
+            frozen = Backbone(name, freeze=stage).build()
+        learns = {f"backbone.{key}" for key, p in frozen.named_parameters() if p.requires_grad}
+        assert {key for key, factor in factors.items() if factor > 0.5 * 0.1 ** (5 - stage) * 1.5} >= learns
+
+
+def test_equal_rates_make_the_groups_of_old() -> None:
+    from panoptic.backbones import Backbone
+
+    model = nn.ModuleDict({"backbone": Backbone("resnet18").build(), "head": nn.Linear(2, 2)})
+    groups = parameter_groups(model, Optim(backbone_lr=0.1, weight_decay=1e-2))
+    assert [(group["lr_factor"], group["weight_decay"]) for group in groups] == [
+        (1, 0),
+        (1, 1e-2),
+        (0.1, 0),
+        (0.1, 1e-2),
+    ]
