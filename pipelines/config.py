@@ -15,8 +15,8 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -254,7 +254,29 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     description = f"Preset {name}: {presets[name].__doc__}"
     experiment = _cli(preset, arguments, description)
     check_ranges(experiment)
-    return name, experiment
+    return name, keep_given(experiment, typed_paths(arguments))
+
+
+def typed_paths(arguments: Sequence[str]) -> frozenset[str]:
+    """The paths of the options on a command line: `--train.validate-every 5` is `train.validate_every`."""
+    words = (word for word in arguments if word.startswith("--"))
+    return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
+
+
+PIXELS = frozenset({"model.pixel_mean", "model.pixel_std", "model.bgr"})
+"""Options of which naming one keeps all three as they are given, whatever the weights were trained with."""
+
+
+def keep_given(experiment: Experiment, named: Collection[str]) -> Experiment:
+    """An experiment that keeps its own pixels if the user named some of their options.
+
+    Args:
+        named: dotted paths of the options that were given.
+    """
+    if PIXELS.isdisjoint(named):
+        return experiment
+    backbone = replace(experiment.model.backbone, own_pixels=True)
+    return replace(experiment, model=replace(experiment.model, backbone=backbone))  # pyright: ignore
 
 
 def parse_options(options: type[Any], argv: Sequence[str], description: str, spellings: Mapping[str, str]) -> Any:

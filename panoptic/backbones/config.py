@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-import timm
 from annotated_types import Interval
 
+from panoptic.backbones import imagenet
 from panoptic.backbones.efficientnet import SCALES, EfficientNet
 from panoptic.backbones.res2net import RES2NETS, Res2Net
 from panoptic.backbones.resnet import DEPTHS, Deformable, ResNet
@@ -25,7 +25,7 @@ from panoptic.backbones.weights import load_weights
 from panoptic.layers.norm import Norm, freeze
 from panoptic.ranges import NOT_EMPTY, Decay, PositiveInt
 
-ALWAYS = ("name", "weights", "freeze")
+ALWAYS = ("name", "weights", "own_pixels", "freeze")
 """Options that every backbone has."""
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -69,8 +69,12 @@ class Backbone:
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
     swin_tiny small base large, efficientps_b0 to b7, or any timm model whose features have strides 4 to 32."""
     weights: str = "none"
-    """none (from scratch), timm (downloaded by timm: of ResNets torchvision's first, of Swin the papers'), or a file
-    that the pipeline opens and `load_weights` reads."""
+    """none (from scratch), imagenet (the published ones: of an installed package, else timm's cache, else downloaded by
+    timm; of ResNets torchvision's first, of Swin the papers'), or a file that the pipeline opens and `load_weights`
+    reads. timm is the former spelling of imagenet."""
+    own_pixels: bool = False
+    """Keep the model's pixel_mean, pixel_std and bgr where the weights were trained with others. Without it the
+    pipeline takes those of the weights where it knows them; naming one of the three sets it."""
     output_stride: Literal[8, 16, 32] = 32
     """Stride of the last feature map; below 32 the last stages trade their stride for dilation."""
     stem: Literal["conv7", "deeplab"] = "conv7"
@@ -92,28 +96,35 @@ class Backbone:
     freeze: Annotated[int, Interval(ge=0, le=5)] = 0
     """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics."""
 
+    @property
+    def timm_name(self) -> str:
+        """timm's name of the model whose ImageNet weights this backbone takes."""
+        return TIMM_NAMES.get(self.name, self.name)
+
     def build(self) -> ResNet | Res2Net | VGG | Swin | EfficientNet | TimmBackbone:
         """The module, with its first stages frozen. Weights of a file are loaded afterwards, by `load_weights`.
 
         Raises:
-            ValueError: an unknown name, an option that the backbone does not have, or freeze outside 0..5.
+            ValueError: an unknown name, an option that the backbone does not have, freeze outside 0..5, or ImageNet
+                weights that are not to be had.
         """
         if not 0 <= self.freeze <= len(STEM_AND_STAGES):
             raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 ({', '.join(STEM_AND_STAGES)})")
         self._refuse_foreign_options()
         if self.name not in OPTIONS:
-            pyramid = TimmBackbone(self.name, pretrained=self.weights == "timm", output_stride=self.output_stride)
+            pyramid = TimmBackbone(self.name, output_stride=self.output_stride)
+            if self.weights in imagenet.NAMES:
+                load_weights(pyramid, imagenet.imagenet_weights(self.name, features_only=True))
             pyramid.freeze_stages(self.freeze)
             return pyramid
         module = self._own()
-        if self.weights == "timm" and self.stride_in_1x1:
+        if self.weights in imagenet.NAMES and self.stride_in_1x1:
             raise ValueError(
-                "backbone.weights: timm's bottlenecks stride in the 3x3: set backbone.stride_in_1x1 false (and the "
-                "model's pixels to RGB with mean 123.675 116.28 103.53, deviation 58.395 57.12 57.375)"
+                "backbone.weights imagenet: timm's bottlenecks stride in the 3x3: set backbone.stride_in_1x1 false "
+                "(and the model's pixels to RGB with mean 123.675 116.28 103.53, deviation 58.395 57.12 57.375)"
             )
-        if self.weights == "timm":  # its names are those of the published files
-            name = TIMM_NAMES.get(self.name, self.name)
-            load_weights(module, timm.create_model(name, pretrained=True).state_dict())
+        if self.weights in imagenet.NAMES:  # its names are those of the published files
+            load_weights(module, imagenet.imagenet_weights(self.timm_name))
         freeze(module, [name for stage in module.stage_names()[: self.freeze] for name in stage])
         if isinstance(module, Swin):
             module.fix_stages(self.freeze)

@@ -3,6 +3,7 @@
 | file | recognised by |
 |---|---|
 | torchvision's ResNet and VGG, Res2Net's (v1, v1b), Swin's, timm's, ours | the backbone's own names |
+| EfficientNet-PyTorch's port (B0 to B8, Lite0 to Lite4) | `_conv_stem.weight`, `_blocks.0._depthwise_conv.weight` |
 | timm's EfficientNet, whose squeeze-excite parts are dropped (EfficientPS has none) | the backbone's own names |
 | detectron2's ResNet and its Res2Net fork | `stem.conv1.weight`, `res2.0.conv1.norm.weight` |
 | Caffe2's ResNet (detectron2's MSRA and FAIR files) | `conv1_w`, `res2_0_branch2a_bn_s` |
@@ -35,6 +36,16 @@ UNUSED = ("conv1_b", "stem.conv1.bias")
 
 EXTRA = {ResNet: r".*\.(conv2b|bn2b|conv2_offset)\..*", Swin: r"norm[0-3]\..*"}
 """Keys of our backbones that the published networks lack, each group present as a whole or not at all."""
+
+PORT_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+PORT_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2", **_SQUEEZE}
+PORT_EXPANDED = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
+    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+    **_SQUEEZE,
+}
+"""timm's names of the layers of EfficientNet-PyTorch: outside of the blocks, in the first group, in the others."""
 
 CAFFE2 = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
 CAFFE2_NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
@@ -76,6 +87,8 @@ def load_weights(backbone: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights under the backbone's own names, the classifier's left out."""
+    if "_conv_stem.weight" in state:
+        state = _efficientnet(state, own)
     if isinstance(backbone, TimmBackbone):  # whose heads have many names: whatever the pyramid lacks
         renamed = {_timm_key(key, own): value for key, value in state.items()}
         return {key: value for key, value in renamed.items() if key in own}
@@ -105,6 +118,27 @@ def _statistics(missing: set[str], own: Mapping[str, Tensor]) -> dict[str, Tenso
     """Statistics for norms whose file has none, because they were folded into the affine: mean 0, variance 1."""
     means = {key: torch.zeros_like(own[key]) for key in missing if key.endswith("running_mean")}
     return means | {key: torch.ones_like(own[key]) for key in missing if key.endswith("running_var")}
+
+
+def _efficientnet(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names of the weights of the EfficientNet-PyTorch port, whose blocks are counted through all groups.
+
+    A block without an expansion (those of the first group) has its names one place further on in timm.
+    """
+    found = (re.match(r"(?:body\.)?blocks\.(\d+)\.(\d+)\.", key) for key in own)
+    blocks = sorted({(int(match[1]), int(match[2])) for match in found if match})
+    expanded = {key.split(".")[1] for key in state if key.endswith("._expand_conv.weight")}
+    renamed = {}
+    for key, value in state.items():
+        if not key.startswith("_blocks."):
+            layer, rest = key.split(".", 1)
+            renamed[f"{PORT_ENDS.get(layer, layer)}.{rest}"] = value
+            continue
+        _, number, layer, rest = key.split(".", 3)
+        place = ".".join(map(str, blocks[int(number)])) if int(number) < len(blocks) else f"beyond.{number}"
+        names = PORT_EXPANDED if number in expanded else PORT_FIRST
+        renamed[f"blocks.{place}.{names.get(layer, layer)}.{rest}"] = value
+    return renamed
 
 
 def _swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

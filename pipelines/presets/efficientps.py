@@ -21,7 +21,7 @@ def efficientps_b5_cityscapes() -> Experiment:
     """Cityscapes, EfficientNet-B5: PQ 64.9 (things 61.0, stuff 67.7) from the paper, 64.4 from its code's table.
 
     The code's recipe: 160 epochs of 16 crops of 1024 x 2048, the rate divided by ten after 120 and 144 epochs. ImageNet
-    weights are needed for that figure: --model.backbone.weights timm. The paper's schedule, 50,000 steps:
+    weights are needed for that figure: --model.backbone.weights imagenet. The paper's schedule, 50,000 steps:
     --train.steps 50000 --optim.milestones 32000 44000 --optim.warmup-steps 200. The rate belongs to 16 images; another
     batch scales it linearly.
     """

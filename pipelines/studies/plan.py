@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from panoptic.ranges import NonNegativeInt, PositiveInt
-from pipelines.config import Experiment, flatten, override, parse
+from pipelines.config import Experiment, flatten, override, parse, typed_paths
 from pipelines.studies import STUDIES
 from pipelines.studies.pretrain import pretrained
 from pipelines.studies.study import SMALL, Row, Study
@@ -103,12 +103,6 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
                 raise ValueError(f"--{path}: the rows of {name} differ in it; leave it out, or the study")
 
 
-def typed_paths(rest: Sequence[str]) -> frozenset[str]:
-    """The paths of the options on a command line: `--train.validate-every 5` is `train.validate_every`."""
-    words = (word for word in split_preset(rest)[1] if word.startswith("--"))
-    return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
-
-
 def preset_of(study: Study, row: Row, small: bool) -> str:
     """The preset of a row."""
     return study.small if small else row.preset or study.preset
@@ -117,7 +111,8 @@ def preset_of(study: Study, row: Row, small: bool) -> str:
 def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[PlannedTrial]:
     """Every row of the studies under every seed, with all its options."""
     given = rest[0] if rest and not rest[0].startswith("-") else ""
-    arguments, typed = split_preset(rest)[1], typed_paths(rest)
+    arguments = split_preset(rest)[1]
+    typed = typed_paths(arguments)
     bases: dict[str, Experiment] = {}
     planned = []
     for name in options.study:

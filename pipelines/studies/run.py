@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment, check_run_name, flatten, parse
+from pipelines.config import Experiment, check_run_name, flatten, parse, typed_paths
 from pipelines.studies import STUDIES
 from pipelines.studies.evaluate import RowResult, evaluate_row
 from pipelines.studies.plan import (
@@ -22,7 +22,6 @@ from pipelines.studies.plan import (
     limited,
     plan,
     short_name,
-    typed_paths,
     with_weights,
 )
 from pipelines.studies.statistics import Cell

@@ -36,6 +36,7 @@ from pipelines.tracking import runs
 from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.checkpoints import REPORT, drop_torn, load_checkpoint, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
+from pipelines.training.pixels import follow_weights
 from pipelines.training.preflight import (
     STAND_IN,
     check_cluster,
@@ -121,6 +122,9 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     """
     experiment = _named(experiment, preset)
     check_options(experiment)
+    experiment, pixels = follow_weights(experiment)
+    if pixels:
+        print(pixels, flush=True)
     storage.check_lasting(experiment.storage, "--storage")
     categories = data_categories(experiment) or STAND_IN
     check_model(experiment, categories)

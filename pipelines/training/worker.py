@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from panoptic.backbones import imagenet
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.layers.norm import synchronise_norms
@@ -114,7 +115,7 @@ def load_initial_weights(model: PanopticModel, experiment: Experiment, rank: int
     """Load the weights that a new run starts from; the names of the tensors that they leave fresh."""
     fresh: list[str] = []
     backbone, start = experiment.model.backbone.weights, experiment.train.weights
-    if backbone not in ("none", "timm"):
+    if backbone not in ("none", *imagenet.NAMES):
         weights = read_checkpoint(io.BytesIO(storage.read_bytes(backbone)))
         lacking = load_weights(model.get_submodule("backbone"), weights)
         fresh = [f"backbone.{name}" for name in lacking]

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor
 
-from panoptic.backbones import Backbone
-from panoptic.backbones.config import OPTIONS, TIMM_NAMES
+from panoptic.backbones import Backbone, imagenet
+from panoptic.backbones.config import OPTIONS
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.ranges import check_ranges
@@ -186,7 +186,7 @@ class WeightsCheck:
         backbone = replace(experiment.model.backbone, freeze=0)
         if backbone.weights == "none" or backbone in self._tried:
             return
-        shapes = _timm(backbone) if backbone.weights == "timm" else self._read(backbone.weights)
+        shapes = _imagenet(backbone) if backbone.weights in imagenet.NAMES else self._read(backbone.weights)
         with torch.device("meta"):
             if shapes:
                 load_weights(replace(backbone, weights="none").build(), shapes)
@@ -203,20 +203,20 @@ class WeightsCheck:
         return self._files[file]
 
 
-def _timm(backbone: Backbone) -> Mapping[str, Tensor]:
-    """The tensors, without memory, of the weights that timm would download; {} for its own models, which fit.
+def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
+    """The tensors, without memory, of the ImageNet weights; {} for timm's own models, which they fit.
 
     Raises:
         ValueError: timm has no weights, or none for such a backbone.
     """
-    name = TIMM_NAMES.get(backbone.name, backbone.name)
+    name = backbone.timm_name
     if not timm.is_model_pretrained(name):
-        raise ValueError(f"model.backbone.weights timm: timm has no weights for {name}; give a FILE")
+        raise ValueError(f"model.backbone.weights imagenet: timm has no weights for {name}; give a FILE")
     if backbone.name not in OPTIONS:
         return {}
     if backbone.stride_in_1x1:
         raise ValueError(
-            "model.backbone.weights timm: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
+            "model.backbone.weights imagenet: its bottlenecks stride in the 3x3, those of model.backbone.stride_in_1x1 "
             "in the first 1x1; give a FILE such as R-50.pkl"
         )
     with torch.device("meta"):

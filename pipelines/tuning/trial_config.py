@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.config import Experiment, override
+from pipelines.config import Experiment, keep_given, override
 from pipelines.training.preflight import parse_schedule
 from pipelines.tuning.plan import Plan, TrialConfig
 from pipelines.tuning.search_space import PRESET, label
@@ -69,7 +69,7 @@ def apply(base: Experiment, changes: Mapping[str, Any]) -> tuple[Experiment, tup
     if FREEZE in changes:
         schedule = tuple(parse_schedule(changes[FREEZE]))
         changes[FREEZE] = schedule[0][1]
-    experiment = override(base, changes) if changes else base
+    experiment = keep_given(override(base, changes), changes) if changes else base
     if schedule[-1][0] >= experiment.train.steps:
         raise ValueError(f"{FREEZE}: the schedule changes at step {schedule[-1][0]}, training ends before")
     return fit_workers(experiment), schedule

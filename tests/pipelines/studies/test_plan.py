@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import override
+from pipelines.config import override, typed_paths
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, run
 from pipelines.studies import plan as planning
 from pipelines.studies.papers import coco_challenges, detr_cityscapes_slides, jsis_net, panoptic_fcn
-from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, typed_paths, with_weights
+from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, with_weights
 from pipelines.studies.study import METRICS, Row
 from pipelines.training.preflight import meta_model
 from pipelines.tuning.trial_config import apply

@@ -53,7 +53,7 @@ def test_what_is_frozen_without_weights(changes: dict[str, Any], missing: str):
     with pytest.raises(ValueError, match="frozen noise measures nothing") as refused:
         check_freezing(experiment)
     assert "--train.weights CHECKPOINT" in str(refused.value)
-    assert ("--model.backbone.weights FILE" in str(refused.value)) == (missing == "backbone")
+    assert ("--model.backbone.weights imagenet (or FILE)" in str(refused.value)) == (missing == "backbone")
 
 
 def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tmp_path: Path):
