@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     options: Options = parse_options(Options, given, str(__doc__), FORMER)
     check(options)
     storage.check_lasting(options.out, "--out")
-    check_store(Tracking(uri=options.tracking.uri), "runs")
     if not options.no_log:
+        check_store(Tracking(uri=options.tracking.uri), "runs", options.out)
         check_answers(Tracking(uri=options.tracking.uri), "runs")
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     places = Places(tracking_uri, options.tracking.experiment, options.out)

@@ -22,6 +22,7 @@ import pyarrow as pa
 from panoptic.segmentation import Categories
 from pipelines.cluster import disk, lease, session, storage
 from pipelines.cluster.progress import progress
+from pipelines.cluster.shared import check_shared
 from pipelines.data import resume, statistics
 from pipelines.data.classes import with_class_map
 from pipelines.data.copies import Copies
@@ -482,6 +483,10 @@ def _write_all(rows: pa.Table, out: str | None, rows_per_shard: int, source: Sou
     session.connect()
     import ray.data
 
+    roots = [one["root"] for one in source.about.get("sets", ())] or [source.root]
+    check_shared(
+        {f"--data.root {number or ''}".strip(): root for number, root in enumerate(roots)}, {"--out": out or ""}
+    )
     if source.copies is not None:
         rows = rows.append_column("number", pa.array(np.arange(rows.num_rows)))
     rows = rows.append_column("shard", pa.array(np.arange(rows.num_rows) // rows_per_shard))

@@ -62,6 +62,9 @@ DIGEST_LENGTH = 36
 REMEDY = "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
 """Ends the message about a store that does not answer."""
 
+SERVER = "give --tracking.uri http://HOST:5000, or export MLFLOW_TRACKING_URI"
+"""Ends the message about work for which a store must be named."""
+
 NAME_TAG = "mlflow.runName"
 """Tag by which a run is called in MLflow's lists."""
 
@@ -116,14 +119,24 @@ def resolve_uri(tracking: Tracking, root: str | Path) -> str:
     return sqlite_uri(str(Path(root).resolve() / "mlflow.db"))
 
 
-def check_store(tracking: Tracking, root: str | Path) -> None:
-    """Refuse a SQLite store in a place that vanishes.
+def check_store(tracking: Tracking, root: str | Path, place: storage.Uri = "") -> None:
+    """Refuse a SQLite store in a place that vanishes, and one that nobody chose where other machines write to it.
+
+    Args:
+        tracking: its configuration.
+        root: local folder of the default store.
+        place: where the work's other results go, local or on S3.
 
     Raises:
-        ValueError: it lies in Ray's temporary copy of the code of a submitted job.
+        ValueError: it lies in Ray's temporary copy of the code of a submitted job; or results go to S3 or a cluster
+            works (RAY_ADDRESS) and no store was named.
     """
     uri = resolve_uri(tracking, root)
-    if file := sqlite_file(uri):
+    file, chosen = sqlite_file(uri), tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if file and not chosen and (os.environ.get("RAY_ADDRESS") or "://" in storage.absolute(place or root)):
+        why = "a cluster works (RAY_ADDRESS)" if os.environ.get("RAY_ADDRESS") else f"results go to {masked(place)}"
+        raise ValueError(f"--tracking.uri: missing, though {why}, where a file of this machine does not do: {SERVER}")
+    if file:
         storage.check_lasting(file, "--tracking.uri")
 
 

@@ -23,6 +23,7 @@ from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
+from pipelines.cluster.shared import check_shared
 from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
@@ -33,6 +34,7 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.data.sampler import limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
+from pipelines.tracking.client import sqlite_file
 from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.checkpoints import REPORT, drop_torn, load_checkpoint, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
@@ -129,7 +131,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
     categories = data_categories(experiment) or STAND_IN
     check_model(experiment, categories)
     check_disk(experiment, categories)
-    runs.check_store(experiment.tracking, _local_root(experiment))
+    runs.check_store(experiment.tracking, _local_root(experiment), experiment.storage)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     if child is None:
         runs.check_answers(experiment.tracking, _local_root(experiment))
@@ -145,6 +147,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         if occupy is not None:
             occupy()
         gpu = check_cluster(experiment)
+        if child is None:
+            check_places(experiment)
         train_set, val_set = prepare_data(experiment)
         with session.sigterm_raises():
             run = _open_run(experiment, preset, child, folder, train_set, val_set)
@@ -199,6 +203,26 @@ def occupied(place: str, what: str) -> Iterator[Callable[[], None]]:
             held.renew()
 
         yield note
+
+
+def check_places(experiment: Experiment) -> None:
+    """Refuse local paths that not every machine of the cluster sees.
+
+    Raises:
+        ValueError: names the option, the path and the machine.
+    """
+    options, backbone = experiment.train, experiment.model.backbone.weights
+    read = {
+        "--model.backbone.weights": "" if backbone in ("none", "timm") else backbone,
+        "--train.weights": options.weights,
+    }
+    data = experiment.data
+    if isinstance(data.root, str) and data.root != "scenes":  # several are looked for where they are prepared
+        read["--data.root"] = data.root
+    written = {"--storage": experiment.storage, "--data.shards": data.shards}
+    if store := sqlite_file(runs.resolve_uri(experiment.tracking, _local_root(experiment))):
+        written["--tracking.uri"] = str(Path(store).parent)
+    check_shared(read, written)
 
 
 def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:

@@ -231,7 +231,7 @@ def check_storage(bases: Iterable[Experiment]) -> None:
     """
     for base in bases:
         storage.check_lasting(base.storage, "--storage")
-        runs.check_store(base.tracking, base.storage if "://" not in base.storage else "runs")
+        runs.check_store(base.tracking, base.storage if "://" not in base.storage else "runs", base.storage)
         if base.data.root == "scenes" and "://" in base.storage:
             raise ValueError(
                 f"data.root scenes: the scenes are drawn into a local folder, but storage is {base.storage}; set "

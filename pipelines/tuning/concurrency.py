@@ -62,6 +62,15 @@ def join_cluster(limit: int, experiments: Sequence[Experiment]) -> int:
     )
 
 
+def cores() -> int:
+    """The cores that all trials share: those of this machine in a session of our own, else the cluster's CPUs."""
+    import ray
+
+    if session.own_folder() or not ray.is_initialized():
+        return os.cpu_count() or 1
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def _data_cpus(experiment: Experiment) -> float:
     """The CPUs that Ray Data takes for one worker."""
     return experiment.feed.reserved_cpus

@@ -26,7 +26,7 @@ from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
-from pipelines.tuning.concurrency import join_cluster, start_limiter
+from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
 from pipelines.tuning.failures import close_children
 from pipelines.tuning.plan import Plan, SweepOptions, Trials
 from pipelines.tuning.results import SweepResult, conclude
@@ -177,7 +177,7 @@ def prepare_base(
         data = replace(data, root=absolute(data.root), class_map=class_map) if data.root else data
     local = first.storage if "://" not in first.storage else "runs"
     uri = runs.resolve_uri(first.tracking, local)
-    threads = base.train.threads or max(1, (os.cpu_count() or 1) // (concurrent * base.train.workers))
+    threads = base.train.threads or max(1, cores() // (concurrent * base.train.workers))
     named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
     train_set, _ = prepare_data(named)
     if data.root == "scenes":  # drawn below the storage, which is another folder in a trial

@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -110,14 +111,16 @@ class Cluster:
     def head(self) -> Node:
         return self.nodes[0]
 
-    def add(self, cpus: int = 2, **resources: float) -> Node:
+    def add(self, cpus: int = 2, hide: Sequence[Path] = (), **resources: float) -> Node:
         """Start one more node and wait until it has joined.
 
         Args:
             cpus: logical CPUs.
+            hide: folders that are empty for this node's processes, since another machine has not got them; for root
+                alone, others see what is there.
             resources: further ones by their names, which a task or actor may ask for.
         """
-        return self._join(self._start(cpus, resources, "--address", self.address))
+        return self._join(self._start(cpus, resources, hide, "--address", self.address))
 
     def run(self, command: Sequence[str], timeout: float = 200, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command as a client of the cluster, with its output as text: stderr follows stdout."""
@@ -148,7 +151,7 @@ class Cluster:
         texts = [f"{log}:\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.folder.glob("*.log"))]
         return "\n".join(texts)
 
-    def _start(self, cpus: int, resources: Mapping[str, float], *where: str) -> Node:
+    def _start(self, cpus: int, resources: Mapping[str, float], hide: Sequence[Path], *where: str) -> Node:
         number = len(self.nodes)
         address, folder = f"127.0.0.{2 + number}", self.folder / str(number)
         agent, grpc, metrics = free_ports(3)
@@ -157,8 +160,12 @@ class Cluster:
         command += ["--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", grpc]
         command += ["--metrics-export-port", metrics, "--disable-usage-stats"]
         command += ["--resources", "{" + ", ".join(f'"{name}": {count}' for name, count in resources.items()) + "}"]
-        variables = {k: v for k, v in self.environment.items() if k not in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
+        # RAY_API_SERVER_ADDRESS stays: what looks for a job server by itself stumbles over other Rays of the machine
+        variables = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
         variables |= {MARK: self.mark, NODE: str(number)}
+        if hide and os.getuid() == 0:
+            mounts = "; ".join(f"mount -t tmpfs none {shlex.quote(str(path))}" for path in hide)
+            command = ["unshare", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh", *command]
         with (self.folder / f"{number}.log").open("wb") as log:
             process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, cwd=self.folder)
         self.nodes.append(Node(number, address, folder, "", self.mark, process))
@@ -197,12 +204,12 @@ def cluster_of_nodes(
     variables = os.environ | DEFAULTS | {"PATH": path, "RAY_AUTH_TOKEN": secrets.token_hex(32)} | (environment or {})
     variables |= {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": url}
     cluster = Cluster(address, url, {k: v for k, v in variables.items() if v}, mark, folder, store)
-    with _ended_without_us(mark, folder):
+    with ended_without_us(mark, folder):
         try:
             where = ["--head", "--port", port, "--dashboard-host", "127.0.0.2", "--dashboard-port", dashboard]
-            cluster._join(cluster._start(cpus, {}, *where, "--ray-client-server-port", client))
+            cluster._join(cluster._start(cpus, {}, (), *where, "--ray-client-server-port", client))
             for _ in range(1, nodes):  # together: each takes seconds of imports
-                cluster._start(cpus, {}, "--address", address)
+                cluster._start(cpus, {}, (), "--address", address)
             for node in cluster.nodes[1:]:
                 cluster._join(node)
             yield cluster
@@ -214,7 +221,7 @@ def cluster_of_nodes(
 
 
 @contextlib.contextmanager
-def _ended_without_us(mark: str, folder: Path) -> Iterator[None]:
+def ended_without_us(mark: str, folder: Path) -> Iterator[None]:
     """Should this process be killed in here, another one ends the cluster: it waits for the end of a pipe."""
     command = [sys.executable, "-E", __file__, mark, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as waiting:

@@ -377,3 +377,21 @@ def test_places_that_vanish_with_a_submitted_job_are_refused(monkeypatch: pytest
             check_store(tracking, "runs")
     check_store(Tracking(uri="http://mlflow:5000"), "runs")
     check_store(Tracking(), tmp_path)
+
+
+def test_a_store_is_named_where_several_machines_write_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from pipelines.tracking.runs import Tracking, check_store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    remedy = r".*: give --tracking\.uri http://HOST:5000, or export MLFLOW_TRACKING_URI$"
+    check_store(Tracking(), tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="^--tracking.uri: missing, though results go to s3://bucket/runs" + remedy):
+        check_store(Tracking(), "runs", "s3://bucket/runs")
+    check_store(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), "runs", "s3://bucket/runs")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ValueError, match=r"^--tracking.uri: missing, though a cluster works \(RAY_ADDRESS\)" + remedy):
+        check_store(Tracking(), tmp_path, tmp_path)
+    check_store(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), "runs", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    check_store(Tracking(), "runs", "s3://bucket/runs")

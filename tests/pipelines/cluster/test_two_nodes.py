@@ -1,82 +1,204 @@
-"""The tests' cluster of two nodes: what later tests rely on."""
+"""The whole pipeline on two machines: two raylets, one of which sees none of the other's files.
+
+One cluster serves all tests of the file, and each builds on what those before it have left on S3: the data is prepared
+while the head is alone, a second node joins and is lost, a third takes its place.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support import two_nodes
-from tests.support.two_nodes import Cluster
+from tests.support import s3_server, two_nodes
+from tests.support.tracking_server import tracking_server
+from tests.support.two_nodes import Cluster, Node
 
-NODES = """
-import ray
-ray.init(logging_level="ERROR")
-for node in ray.nodes():
-    print(node["NodeID"], "alive" if node["Alive"] else "dead")
+TINY = """
+--model.rates 2 --model.aspp-channels 16 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
+--model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
+--model.instance-head-channels 8 --augment.crop 65 97 --train.batch 4 --train.log-every 1 --train.overlays 0
 """
 
-WHERE = """
-import ray, time
-ray.init(logging_level="ERROR")
+BUCKET = "s3://bucket"
 
-@ray.remote(num_cpus=2)
-def where():
-    time.sleep(2)
-    return ray.get_runtime_context().get_node_id()
-
-print(*ray.get([where.remote() for _ in range(COUNT)]))
+ACTORS = """
+from ray.util.state import list_actors
+for actor in list_actors(limit=1000):
+    print(actor.node_id, actor.class_name)
 """
+
+
+@dataclass
+class Place:
+    """A cluster with an S3 and a tracking server, and a folder that the head alone sees."""
+
+    cluster: Cluster
+    local: Path
+
+    def job(self, name: str, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        return self.cluster.run([sys.executable, f"jobs/{name}.py", *arguments], timeout=timeout)
+
+    def done(self, name: str, *arguments: str) -> str:
+        """The output of a job that succeeds."""
+        job = self.job(name, *arguments)
+        assert job.returncode == 0, job.stdout + self.cluster.logs()
+        return job.stdout
+
+    def nodes_of(self, kind: str) -> set[str]:
+        """Ids of the nodes on which actors of a class run or ran."""
+        lines = self.cluster.run([sys.executable, "-c", ACTORS], timeout=60).stdout.splitlines()
+        return {line.split(" ", 1)[0] for line in lines if kind in line}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with two_nodes.cluster_of_nodes() as cluster:
-        yield cluster
+def place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Iterator[Place]:
+    """The head alone, and drawn scenes on S3 and in the folder that it alone sees."""
+    import boto3
+
+    folder = tmp_path_factory.mktemp("two-nodes")
+    (folder / "local").mkdir()
+    with pytest.MonkeyPatch.context() as patch, s3_server.s3_server() as endpoint:
+        for name, value in {**s3_server.ENVIRONMENT, "AWS_ENDPOINT_URL_S3": endpoint}.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        upload_scenes(folder / "local" / "scenes")
+        with tracking_server(folder, f"{BUCKET}/mlflow", mlflow_template) as tracking:
+            environment = {"MLFLOW_TRACKING_URI": tracking}
+            with two_nodes.cluster_of_nodes(nodes=1, environment=environment) as cluster:
+                yield Place(cluster, folder / "local")
 
 
-def script(cluster: Cluster, text: str) -> str:
-    done = cluster.run([sys.executable, "-c", text], timeout=60)
-    assert done.returncode == 0, done.stdout + cluster.logs()
-    return done.stdout
+def upload_scenes(folder: Path) -> None:
+    from pyarrow import fs
+
+    from pipelines.cluster import storage
+    from pipelines.data.scenes import write_scenes
+
+    write_scenes(folder, train=8, val=4, seed=7, workers=1)
+    filesystem, path = storage.resolve(f"{BUCKET}/scenes")
+    fs.copy_files(str(folder), path, destination_filesystem=filesystem)
 
 
-def wait_for(condition, seconds: float = 40) -> None:
+@pytest.fixture(scope="module")
+def shards(place: Place) -> str:
+    """Both splits, prepared by the head alone; then a second node joins, which sees no file of the head's."""
+    for split in ("train", "val"):
+        place.done("prepare", "--data.root", f"{BUCKET}/scenes", "--data.split", split, "--out", f"{BUCKET}/s/{split}")
+    assert len(place.cluster.nodes) == 1
+    place.cluster.add(hide=[place.local])
+    return f"{BUCKET}/s"
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
-        time.sleep(0.3)
+        time.sleep(0.2)
+
+
+def training(name: str, shards: str, steps: int) -> list[str]:
+    """A training whose two workers take all CPUs of two nodes, one each."""
+    options = [*TINY.split(), "--train.workers", "2", "--train.cpus-per-worker", "2", "--train.validate-every", "4"]
+    options += ["--train.steps", str(steps), "--data.root", shards, "--storage", f"{BUCKET}/runs", "--name", name]
+    return [sys.executable, "jobs/train.py", "demo", *options]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_cluster_has_two_nodes_and_takes_and_loses_one(cluster: Cluster):
-    ids = {node.id for node in cluster.nodes}
-    assert len(ids) == 2 and set(script(cluster, WHERE.replace("COUNT", "2")).split()) == ids
-    added = cluster.add(cpus=2, special=1)
-    assert added.id in script(cluster, NODES)
-    cluster.drain(added, 1)
-    added.kill()
-    assert not added.pids()
-    wait_for(lambda: f"{added.id} dead" in script(cluster, NODES))
-    assert set(script(cluster, WHERE.replace("COUNT", "2")).split()) == ids
+@pytest.mark.timeout(300)
+def test_local_files_of_one_machine_are_refused_on_two(place: Place, shards: str, tmp_path: Path):
+    """In one line, with the option and the machine that lacks them, and before anything is written."""
+    second = place.cluster.nodes[1].address
+    told = r"error: {} {}: the machine {} of the cluster does not see it; give s3://bucket/folder, or a folder that all"
+    local = str(place.local)
+    cases = [
+        ("prepare", ["--data.root", f"{local}/scenes", "--data.split", "val", "--out", f"{BUCKET}/x"], "--data.root"),
+        ("train", ["demo", "--storage", f"{local}/runs", "--data.root", shards, "--name", "x"], "--storage"),
+    ]
+    if os.getuid() != 0:
+        pytest.skip("hiding one machine's files from another needs root")
+    for name, arguments, option in cases:
+        job = place.job(name, *arguments)
+        path = arguments[arguments.index(option) + 1]
+        assert job.returncode == 2 and re.search(told.format(option, path, second), job.stdout), job.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Node]]:
+    """The log of a training that lost one of its two nodes in mid-run, and the nodes that were there: three."""
+    log = tmp_path_factory.mktemp("trained") / "log.txt"
+    job = place.cluster.start(training("lost-node", shards, 24), log)
+    wait_for(lambda: "step 6/24" in log.read_text() or job.poll() is not None)  # the checkpoint of step 4 is committed
+    assert job.poll() is None, log.read_text()
+    place.cluster.nodes[1].kill()
+    place.cluster.add(hide=[place.local])
+    assert job.wait(200) == 0, log.read_text() + place.cluster.logs()
+    return log.read_text(), place.cluster.nodes
 
 
 @pytest.mark.slow
-def test_a_cluster_asks_for_its_token(cluster: Cluster):
-    stranger = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
-    done = cluster.run([sys.executable, "-c", NODES], env=stranger, timeout=60)
+@pytest.mark.timeout(500)
+def test_a_training_on_two_nodes_survives_the_loss_of_one(place: Place, trained: tuple[str, list[Node]]):
+    """A worker on each; when a node dies, the run goes on from its last checkpoint on the node that was added."""
+    from mlflow import MlflowClient
+
+    from pipelines.cluster import storage
+
+    log, nodes = trained
+    assert place.nodes_of("RayTrainWorker") == {node.id for node in nodes} and len(nodes) == 3
+    restart = re.search(r"continuing at step (\d+)", log)
+    assert restart and 4 <= int(restart[1]) < 24 and "step 24/24" in log, log
+    assert f"{BUCKET}/runs/lost-node/step_" in log and "lost-node: best checkpoint, on 4 images of val" in log
+    client = MlflowClient(place.cluster.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("panoptic")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'lost-node'")
+    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss/total")}
+    assert run.info.status == "FINISHED" and steps == set(range(1, 25))
+    assert "checkpoint.pt" in storage.list_files(f"{BUCKET}/runs/lost-node/step_000024")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_actors_of_an_evaluation_are_on_both_nodes(place: Place, trained: tuple[str, list[Node]], shards: str):
+    """Two models of one batch of images each; the figures are those of the training."""
+    run = f"{BUCKET}/runs/lost-node"
+    options = [
+        "--data.root",
+        shards,
+        "--data.split",
+        "val",
+        "--out",
+        f"{BUCKET}/evaluations",
+        "--actors",
+        "2",
+        "--quick",
+    ]
+    text = place.done("evaluate", f"{run}/step_000024", *options, "--against", f"{run}/step_000020")
+    assert place.nodes_of("_Actor") == {place.cluster.nodes[0].id, place.cluster.nodes[2].id}
+    (trained_row,) = [line for line in trained[0].split("validation at step 24")[1].splitlines() if " all " in line][:1]
+    assert trained_row.split(" all ")[1].split()[:3] == next(
+        line.split()[1:4] for line in text.splitlines() if line.startswith("all ")
+    )
+
+
+@pytest.mark.slow
+def test_a_cluster_asks_for_its_token(place: Place):
+    stranger = place.cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = place.cluster.run([sys.executable, "-c", "import ray; ray.init()"], env=stranger, timeout=60)
     assert done.returncode != 0 and "auth" in done.stdout.lower()
 
 
 @pytest.mark.slow
-def test_a_cluster_ends_with_the_process_that_started_it(tmp_path: Path):
+def test_a_cluster_ends_with_the_process_that_started_it():
     """Although that is killed and can end nothing itself."""
     text = (
         "import time\nfrom tests.support.two_nodes import cluster_of_nodes\n"
