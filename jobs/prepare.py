@@ -47,7 +47,8 @@ class Source(ReaderOptions):
     reader: OneOrMore = AUTO
     """Format of the data set, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
     class_map: str = ""
-    """Class map (JSON, see the README): what becomes of the classes."""
+    """Class map, what becomes of the classes: a JSON (see the README), or the name of one of
+    `pipelines.data.class_maps`."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Split(ReaderOptions):
     shards: str = "runs/shards"
     """Folder in which shards are written, and found again, when `root` is not prepared."""
     class_map: str = ""
-    """Class map (JSON, see the README) on the classes of the data set."""
+    """Class map on the classes of the data set: a JSON (see the README), or the name of one of
+    `pipelines.data.class_maps`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Data(ReaderOptions):
     reader: OneOrMore = AUTO
     """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
     class_map: str = ""
-    """Class map (JSON, see the README) on the classes of the data sets."""
+    """Class map on the classes of the data sets: a JSON (see the README), or the name of one of
+    `pipelines.data.class_maps`."""
     shards: str = ""
     """Folder in which shards are written, or found when already prepared; empty = `<storage>/shards`."""
     on_invalid: Literal["stop", "skip"] = "stop"

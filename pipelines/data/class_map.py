@@ -28,6 +28,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 
 from panoptic.segmentation import SHOWN, Categories, default_colour, flag
 from pipelines.cluster import storage
+from pipelines.data import class_maps
 from pipelines.data.class_mapping import VOID, ClassMapping, Split, SplitKind
 from pipelines.data.manifest import readable
 
@@ -145,15 +146,23 @@ class Resolved(NamedTuple):
 
 
 def load(uri: storage.Uri) -> ClassMap:
-    """Read a class map.
+    """Read a class map: a file, or one of those that are ready (`class_maps`) by its name.
 
     Raises:
-        ValueError: the file is missing, is no JSON, or a field is missing, unknown or of another kind.
+        ValueError: there is none, or it is no JSON, or a field is missing, unknown or of another kind.
     """
     file = storage.absolute(uri)
+    if str(uri) in class_maps.NAMES and not storage.exists(file):
+        return parse(class_maps.read(str(uri)), str(uri))
     if not storage.exists(file):
-        raise ValueError(f"{uri}: no such class map; check the path")
+        raise ValueError(f"{uri}: no such class map; check the path, or name one of {', '.join(class_maps.NAMES)}")
     return parse(storage.read_bytes(file), str(uri))
+
+
+def absolute(uri: storage.Uri) -> str:
+    """A class map's file as an absolute path; the name of one that is ready stays."""
+    file = storage.absolute(uri)
+    return str(uri) if str(uri) in class_maps.NAMES and not storage.exists(file) else file
 
 
 def parse(data: bytes, file: str) -> ClassMap:

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.cluster import storage
 from pipelines.cluster.masking import masked_values
 from pipelines.config import Experiment, check_run_name, parse
+from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
@@ -173,7 +174,7 @@ def prepare_base(
     root = storage.absolute(first.storage)
     data = replace(base.data, shards=base.data.shards or storage.join(root, "shards"))
     if data.root != "scenes":
-        class_map = storage.absolute(data.class_map) if data.class_map else ""
+        class_map = absolute_map(data.class_map) if data.class_map else ""
         data = replace(data, root=absolute(data.root), class_map=class_map) if data.root else data
     local = first.storage if "://" not in first.storage else "runs"
     uri = runs.resolve_uri(first.tracking, local)

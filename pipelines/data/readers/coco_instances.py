@@ -35,6 +35,7 @@ from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, mem
 from pipelines.data.readers.places import holding, image_places, root_of_json
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
 from pipelines.data.readers.source import SWAPPED, Orientation, Problem, Source, Truth
+from pipelines.data.readers.tables import table
 from pipelines.data.readers.tree import Folder, Tree, given
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ def coco_instances(
             an image in which instances overlap is a problem.
         crowd: trust iscrowd, or ignore it where a tool sets it on single objects.
         semantic: folder of a semantic PNG for each image, of the same name.
-        semantic_classes: JSON that says what its values mean: {"void": [255], "classes": [{"value", "id", "name",
-            "isthing"}, …]}.
+        semantic_classes: a key of `VALUES`, or a JSON that says what its values mean: {"void": [255], "classes":
+            [{"value", "id", "name", "isthing"}, …]}.
         uncovered: pixels of a thing class in the semantic PNG under no instance are void, or a crowd of the class.
         background: name of a stuff class for all that is not covered, where there is no semantic PNG.
         things: names of the classes that are things, where not all are and the JSON does not say it.
@@ -271,8 +272,33 @@ class Values(NamedTuple):
     void: frozenset[int]
 
 
+def _cocostuff() -> Values:
+    """COCO-Stuff's `stuffthingmaps`: label - 1, 255 unlabelled (nightrome/cocostuff, README)."""
+    return Values([{**entry, "value": entry["id"] - 1} for entry in table("cocostuff")["categories"]], frozenset([255]))
+
+
+def _cocostuff_challenge() -> Values:
+    """The maps of the stuff challenge: labels 92 to 182, 183 all things, 0 unlabelled (stuff evaluation of COCO)."""
+    stuff = [entry for entry in table("cocostuff")["categories"] if not entry["isthing"]]
+    return Values([{**entry, "value": entry["id"]} for entry in stuff], frozenset([0, 183]))
+
+
+def _panoptic_stuff() -> Values:
+    """detectron2's `panoptic_stuff_*`: 1 to 53 the stuff of COCO panoptic in its order, 0 all things, 255 void."""
+    stuff = [entry for entry in table("coco")["categories"] if not entry["isthing"]]
+    return Values([{**entry, "value": value} for value, entry in enumerate(stuff, 1)], frozenset([0, 255]))
+
+
+VALUES: dict[str, Callable[[], Values]] = {
+    "cocostuff": _cocostuff,
+    "cocostuff-challenge": _cocostuff_challenge,
+    "panoptic-stuff": _panoptic_stuff,
+}
+"""Meanings of the values of public semantic PNGs, which the files do not say: named in place of a JSON."""
+
+
 def _read_values(semantic: storage.Uri, file: storage.Uri, tree: Tree) -> Values | None:
-    """The JSON of `--data.semantic-classes`.
+    """The JSON of `--data.semantic-classes`, or one of `VALUES`.
 
     Raises:
         ValueError: only one of the two is given, or the file is no such.
@@ -283,6 +309,8 @@ def _read_values(semantic: storage.Uri, file: storage.Uri, tree: Tree) -> Values
         )
     if not file:
         return None
+    if str(file) in VALUES:
+        return VALUES[str(file)]()
     at, path = given(tree, file, "--data.semantic-classes")
     form = '{"void": [255], "classes": [{"value": 1, "id": 101, "name": "sky", "isthing": 0}, …]}'
     try:

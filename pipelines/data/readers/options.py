@@ -57,7 +57,8 @@ class ReaderOptions:
     semantic: str = ""
     """Folder of semantic PNGs that lie under the instances of a JSON."""
     semantic_classes: str = ""
-    """JSON that says what the values of these PNGs mean."""
+    """JSON that says what the values of these PNGs mean, or cocostuff (values label - 1, 255 void), cocostuff-challenge
+    (92 to 182, 0 and 183 void) or panoptic-stuff (detectron2's 1 to 53, 0 and 255 void)."""
     uncovered: Uncovered = "void"
     """Pixels of a thing class in these PNGs under no instance: void, or a crowd of the class."""
     background: str = ""

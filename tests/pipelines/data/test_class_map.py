@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from panoptic.segmentation import IGNORE, Categories, Instances, Segmentation
-from pipelines.data.class_map import KEEP, ClassesOf, load, parse, resolve
+from pipelines.data import class_maps
+from pipelines.data.class_map import KEEP, ClassesOf, absolute, load, parse, resolve
 from pipelines.data.class_mapping import ClassMapping
+from pipelines.data.readers.tables import classes
 
 ENTRIES = [
     {"id": 7, "name": "road", "isthing": 0, "color": [128, 64, 128]},
@@ -50,6 +52,59 @@ def test_the_stored_result_on_cityscapes(shared: Callable[[str], Path]) -> None:
             mapped = made.segmentation(pair[0])
             assert as_set(mapped) == as_set(pair[1]) and len(mapped.labels) == image["n"]
             assert mapped.segments.dtype == np.int32
+
+
+VISTAS = ("Road", "Manhole", "Traffic Sign (Back)", "Person", "Bicyclist", "On Rails")
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "target"),
+    [
+        ("cityscapes-categories", "cityscapes", ""),
+        ("coco-things", "coco", ""),
+        ("cocostuff-to-coco", "cocostuff", "coco"),
+        ("vistas1.2-to-cityscapes", "mapillary_v1.2", "cityscapes"),
+    ],
+)
+def test_maps_that_are_ready_fit_the_classes_of_their_set(name: str, own: str, target: str) -> None:
+    source = classes(own)
+    made = resolve(load(name), [ClassesOf("x", source)]).mappings[0]
+    assert not made.absent
+    if target:
+        same = ("names", "is_thing", "colours")
+        assert [getattr(made.categories, f) for f in same] == [getattr(classes(target), f) for f in same]
+    of = dict(zip(source.names, made.targets, strict=True))
+    if name == "cityscapes-categories":
+        assert made.categories.names == ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+        assert sum(made.categories.is_thing) == 2 and -1 not in made.targets
+    elif name == "coco-things":
+        assert len(made.categories) == 80 and all(made.categories.is_thing) and made.targets.count(-1) == 53
+    elif name == "cocostuff-to-coco":
+        assert made.targets.count(-1) == 12 and of["fog"] == of["clouds"] == made.categories.names.index(
+            "sky-other-merged"
+        )
+    else:
+        assert [made.categories.names[of[one]] if of[one] >= 0 else "" for one in VISTAS] == [
+            *("road", "road", "", "person", "rider", "train"),
+        ]
+
+
+def test_the_map_of_vistas_2_fits_its_configuration(shared: Callable[[str], Path]) -> None:
+    labels = json.loads((shared("data/classes") / "mapillary_vistas_v2.0_config.json").read_text())["labels"]
+    kept = [label for label in labels if label["evaluate"]]
+    entries = [{"id": k, "name": one["readable"], "isthing": int(one["instances"])} for k, one in enumerate(kept)]
+    made = resolve(load("vistas2.0-to-cityscapes"), [ClassesOf("x", Categories.from_coco(entries))]).mappings[0]
+    assert made.categories.names == classes("cityscapes").names and not made.absent
+
+
+def test_a_file_comes_before_the_name_of_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("coco-things") == "coco-things" and "coco-things" in class_maps.NAMES
+    (tmp_path / "coco-things").write_text('{"version": 1, "classes": [], "rest": "keep"}')
+    assert absolute("coco-things") == str(tmp_path / "coco-things")
+    assert load("coco-things").content.rest == "keep"
+    with pytest.raises(ValueError, match=r"no such class map; .* name one of cityscapes-categories, coco-things"):
+        load("coco-thing")
 
 
 SCENE = Segmentation(

@@ -30,6 +30,7 @@ from pipelines.data.readers.coco_instances import (
     paint,
 )
 from pipelines.data.readers.source import SWAPPED, Truth
+from tests.support.trees import photograph, png, put
 
 SIZE = (8, 10)
 CLASSES = Categories(("person", "car", "sky"), (True, True, False), (1, 2, 3), ((0, 0, 0),) * 3)
@@ -239,3 +240,33 @@ def test_runs_are_those_of_pycocotools(seed: int) -> None:
     lengths = rle.run_lengths(encoded["counts"])
     assert np.cumsum(lengths).tolist() == edges.tolist() or sum(lengths) == flat.size
     np.testing.assert_array_equal(rle.decode(rle.from_run_lengths(lengths, (37, 53))), mask.astype(bool))
+
+
+@pytest.mark.parametrize(
+    ("preset", "values", "names", "wrong"),
+    [
+        ("cocostuff", [0, 0, 2, 156, 255, 91], ["car", "sky-other", "banner"], 183),
+        ("cocostuff-challenge", [0, 183, 183, 157, 0, 92], ["car", "sky-other", "banner"], 255),
+        ("panoptic-stuff", [0, 0, 0, 1, 53, 255], ["car", "banner", "rug-merged"], 54),
+    ],
+)
+def test_values_of_public_semantic_maps_have_names(
+    preset: str, values: list[int], names: list[str], wrong: int, tmp_path: Path
+) -> None:
+    entry = {"id": 1, "image_id": 1, "category_id": 3, "segmentation": [[0, 0, 2, 0, 2, 1, 0, 1]], "iscrowd": 0}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [entry],
+        "categories": [{"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
+    }
+    files = {"instances_train.json": json.dumps(content).encode(), "images/a.png": photograph(1, 6)}
+    put(tmp_path, {**files, "stuff/a.png": png(np.array([values], np.uint8))})
+    options = {"semantic": str(tmp_path / "stuff"), "semantic_classes": preset}
+    source = read_source("coco-instances", tmp_path, "train", options)
+    (row,) = source.rows.to_pylist()
+    truth = source.decode(row, read_file, source.categories)
+    assert [source.categories.names[label] for label in truth.segmentation.labels] in (names, [names[0], *names[:0:-1]])
+    assert int((truth.segmentation.segments == 0).sum()) == (6 - 2 - 2)
+    put(tmp_path, {"stuff/a.png": png(np.array([[wrong] * 6], np.uint8))})
+    with pytest.raises(ValueError, match=rf"without a class: {wrong} \(6 pixels\)"):
+        source.decode(row, read_file, source.categories)
