@@ -104,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     pool = Pool(options.actors, options.threads)
 
     def task(uri: str):
-        return ask(uri, manifest, PRESETS["demo"](), places.tracking_uri, measures, class_map)
+        cache = "" if data.class_map else data.shards
+        return ask(uri, manifest, PRESETS["demo"](), places.tracking_uri, measures, class_map, cache)
 
     if options.once:
         margin = 1.0 if options.margin is None else options.margin

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +24,8 @@ from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.recall import count_recall
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion, mean_iou
-from panoptic.models.base import PanopticModel, Wanted
-from panoptic.segmentation import Categories, Segmentation, Targets
+from panoptic.models.base import PanopticModel, Prediction, Wanted
+from panoptic.segmentation import IGNORE, VOID, Categories, Instances, Segmentation, Targets
 from panoptic.training.device import Engine, seed_torch
 
 
@@ -53,6 +53,9 @@ class Batch(NamedTuple):
     """B maps at `targets.frame.output_sizes`."""
     rows: Sequence[int]
     """The place of each image in its dataset, by which sums are ordered."""
+    absent: Sequence[frozenset[int]] = ()
+    """For each image, the classes that its data set never annotates; none where it is empty. Predictions of them are
+    neither right nor wrong."""
 
 
 @dataclass
@@ -120,6 +123,9 @@ def _counted(batch: Batch, result: EvaluationResult, categories: Categories, mea
     """The counts of one batch, without times."""
     tally, classes, prediction = Tally(), len(categories), result.prediction
     assert prediction.maps is not None and prediction.semantics is not None
+    if any(batch.absent):
+        prediction = _without_absent(prediction, batch.absent)
+        assert prediction.maps is not None and prediction.semantics is not None
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
         scored = prediction.instances
         instances = None if scored is None else instance_overlaps(truth, scored[k], categories)
@@ -134,6 +140,40 @@ def _counted(batch: Batch, result: EvaluationResult, categories: Categories, mea
     means = {name: float(value) for name, value in result.losses.items()}
     tally.losses = {batch.rows[0]: (len(prediction.maps), means)}
     return tally
+
+
+def _without_absent(prediction: Prediction, absent: Sequence[frozenset[int]]) -> Prediction:
+    """What is predicted without the classes of each image that nobody annotated there.
+
+    Their segments and pixels become void, so that a true segment that they cover is a miss, but they are no false
+    positives.
+    """
+    lists = [np.array(sorted(labels), np.int64) for labels in absent]
+    maps, instances, semantics = prediction.maps, prediction.instances, prediction.semantics
+    return replace(
+        prediction,
+        maps=maps and [_segments_without(one, labels) for one, labels in zip(maps, lists, strict=True)],
+        instances=instances and [_instances_without(one, labels) for one, labels in zip(instances, lists, strict=True)],
+        semantics=semantics
+        and [
+            np.where(np.isin(one, labels), IGNORE, one).astype(one.dtype)
+            for one, labels in zip(semantics, lists, strict=True)
+        ],
+    )
+
+
+def _segments_without(segmentation: Segmentation, labels: np.ndarray) -> Segmentation:
+    gone = np.isin(segmentation.labels, labels)
+    if not gone.any():
+        return segmentation
+    numbers = np.concatenate([[VOID], np.where(gone, VOID, np.arange(1, len(gone) + 1))]).astype(np.int32)
+    return replace(segmentation, segments=numbers[segmentation.segments]).compact()
+
+
+def _instances_without(instances: Instances, labels: np.ndarray) -> Instances:
+    kept = ~np.isin(instances.labels, labels)
+    masks = [mask for mask, keep in zip(instances.masks, kept.tolist(), strict=True) if keep]
+    return Instances(masks, instances.labels[kept], instances.scores[kept], instances.boxes[kept])
 
 
 def gather(tallies: Iterable[Tally]) -> Tally:

@@ -15,6 +15,7 @@ checkpoint need not:
 | step, position | updates done; position of the next sample in the training stream |
 | run_id | of the tracking server, "" if none |
 | experiment | the flat configuration of the whole run |
+| class_map | what became of the data sets' classes; only where a class map or a join changed them |
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FORMAT = 1
 """The version that is written, and the only one that is read."""
 
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
-"""The keys that every checkpoint has (`ema_updates` came later)."""
+"""The keys that every checkpoint has (`ema_updates` and `class_map` came later)."""
 
 NOT_OURS = "not a checkpoint of panoptic-ray, or cut short"
 
@@ -56,6 +57,7 @@ def save(
     position: int = 0,
     run_id: str = "",
     experiment: Mapping[str, Any] | None = None,
+    class_map: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -69,6 +71,7 @@ def save(
         position: of the next sample in the training stream.
         run_id: of the tracking server.
         experiment: the flat configuration of the whole run.
+        class_map: what became of the data sets' classes, of plain values.
     """
     record = {
         "format": FORMAT,
@@ -82,6 +85,7 @@ def save(
         "position": position,
         "run_id": run_id,
         "experiment": {key: to_plain(value) for key, value in (experiment or {}).items()},
+        **({"class_map": to_plain(class_map)} if class_map else {}),
     }
     torch.save(record, file)
 
@@ -372,6 +376,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "position": ("position of the stream", _is_count),
     "run_id": ("text", lambda v: isinstance(v, str)),
     "experiment": ("flat configuration", _is_options),
+    "class_map": ("class map", lambda v: isinstance(v, dict)),
 }
 """The kind of each entry in words, and whether a value is of it."""
 

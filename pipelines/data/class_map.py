@@ -19,7 +19,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -142,7 +142,8 @@ class Resolved(NamedTuple):
     notes: tuple[str, ...]
     """Lines about what is odd without being wrong."""
     record: dict[str, Any]
-    """Kept by manifests and runs: the classes, and of each set the target of each id (-1 = void), with a sha256."""
+    """Kept by manifests and models: the classes, and of each set the target of each id (-1 = void), with the sha256 of
+    these; the names of each set's classes, and what the file says."""
 
 
 def load(uri: storage.Uri) -> ClassMap:
@@ -200,7 +201,7 @@ def resolve(class_map: ClassMap, sets: Sequence[ClassesOf]) -> Resolved:
         raise ValueError("\n".join(shown + [f"{file}: and {rest} more problems"] * (rest > 0)))
     mappings = resolution.mappings()
     notes = (*resolution.notes, *(_absence(one, mapping) for one, mapping in zip(sets, mappings, strict=True)))
-    return Resolved(mappings, tuple(filter(None, notes)), _record(sets, mappings))
+    return Resolved(mappings, tuple(filter(None, notes)), _record(class_map, sets, mappings))
 
 
 def _absence(one: ClassesOf, mapping: ClassMapping) -> str:
@@ -209,11 +210,11 @@ def _absence(one: ClassesOf, mapping: ClassMapping) -> str:
         return ""
     return (
         f"{one.name} annotates no {', '.join(mapping.absent)}: what its images show of it must be void, or is learnt "
-        "and counted as another class"
+        "as another class; predictions of it are not counted there"
     )
 
 
-def _record(sets: Sequence[ClassesOf], mappings: Sequence[ClassMapping]) -> dict[str, Any]:
+def _record(class_map: ClassMap, sets: Sequence[ClassesOf], mappings: Sequence[ClassMapping]) -> dict[str, Any]:
     content: dict[str, Any] = {
         "classes": mappings[0].categories.to_coco(),
         "sets": {
@@ -229,7 +230,80 @@ def _record(sets: Sequence[ClassesOf], mappings: Sequence[ClassMapping]) -> dict
             for one, mapping in zip(sets, mappings, strict=True)
         },
     }
-    return {**content, "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    names = {one.name: dict(zip(map(str, one.categories.ids), one.categories.names, strict=True)) for one in sets}
+    said = _SCHEMA.dump_python(class_map.content, mode="json", by_alias=True, exclude_none=True)
+    return {
+        **content,
+        "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "names": names,
+        "content": said,
+    }
+
+
+def from_record(record: Mapping[str, Any], one: ClassesOf) -> ClassMapping:
+    """The mapping of a data set's classes that a manifest or a model keeps (`Resolved.record`).
+
+    A set whose classes are those of one that was mapped then is mapped as that was; another by what the file said.
+
+    Args:
+        record: of the map.
+        one: the data set's classes.
+
+    Raises:
+        ValueError: the record is none of this version, or does not tell what becomes of these classes.
+    """
+    try:
+        categories = Categories.from_coco(record["classes"], "class map")
+        sets = [(name, record["sets"][name], record["names"][name]) for name in record["sets"]]
+        content = _SCHEMA.validate_python({**record["content"]})
+        known = [_recorded(stated, names, one.categories, categories) for _, stated, names in sets]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"the class map that is stored with the model cannot be read ({type(error).__name__}: {error}); name it "
+            "with --data.class-map"
+        ) from error
+    fitting = {name: mapping for (name, _, _), mapping in zip(sets, known, strict=True) if mapping is not None}
+    own = [mapping for name, mapping in fitting.items() if fold(name) in (fold(one.name), fold(one.reader))]
+    if own or (fitting and len(set(fitting.values())) == 1):
+        return (own or list(fitting.values()))[0]
+    if fitting:
+        raise ValueError(
+            f"the model knows the classes of {', '.join(fitting)}, which are those of {one.name}, and maps them "
+            "differently; name the map with --data.class-map"
+        )
+    if not content.classes:
+        raise ValueError(
+            f"the model was trained on {', '.join(record['sets'])} joined, none of which has the classes of "
+            f"{one.name}; name a map with --data.class-map"
+        )
+    made = resolve(ClassMap(content, "the class map that is stored with the model"), [one]).mappings[0]
+    if (made.categories.names, made.categories.is_thing) != (categories.names, categories.is_thing):
+        raise ValueError(
+            f"the class map that is stored with the model makes other classes of those of {one.name} than the model "
+            "has; name a map with --data.class-map"
+        )
+    return made
+
+
+def _recorded(
+    stated: Mapping[str, Any], names: Mapping[str, str], own: Categories, target: Categories
+) -> ClassMapping | None:
+    """The mapping of a recorded set for classes that have its names; None where they have others."""
+    ids = {fold(name): number for number, name in names.items()}
+    if sorted(ids) != sorted(map(fold, own.names)) or len(ids) != len(own):
+        return None
+    keys = [ids[fold(name)] for name in own.names]
+    crowds = set(map(str, stated["crowd_to_void"]))
+    splits = [stated["splits"].get(key) for key in keys]
+    targets = tuple(int(stated["targets"][key]) for key in keys)
+    if not all(VOID <= k < len(target) for k in targets):
+        raise ValueError("a target that is no class")
+    return ClassMapping(
+        categories=target,
+        targets=targets,
+        crowd_to_void=tuple(key in crowds for key in keys),
+        splits=tuple(None if split is None else Split(split[0], int(split[1])) for split in splits),
+    )
 
 
 class _Place(NamedTuple):

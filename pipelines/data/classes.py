@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,7 +20,10 @@ import numpy as np
 from panoptic.png import decode_segments, encode_segments
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import storage
-from pipelines.data.class_map import ClassesOf, load, resolve
+from pipelines.data.absent import KEY as ABSENT
+from pipelines.data.absent import absent_of, mapped_absent
+from pipelines.data.class_map import ClassesOf, from_record, load, resolve
+from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.manifest import MANIFEST, Manifest, Shard, content_hash, former_manifest, is_shards
 from pipelines.data.shard_file import encode_shard
 from pipelines.data.shard_index import Entries, load_index, write_index
@@ -99,13 +102,35 @@ def with_class_map(manifest: Manifest, class_map: str, cache: storage.Uri) -> Ma
     Raises:
         ValueError: the map does not fit the classes of the shards.
     """
-    source = manifest.source
-    name = str(source.get("root", "")).rsplit("/", 1)[-1]
-    sets = [ClassesOf(name, manifest.categories, str(source.get("reader", "")))]
-    resolved = resolve(load(class_map), sets)
+    resolved = resolve(load(class_map), [_classes(manifest)])
     for note in resolved.notes:
         logger.warning("note: %s", note)
-    (mapping,) = resolved.mappings
+    return _mapped(manifest, resolved.mappings[0], {"file": class_map, **resolved.record}, cache)
+
+
+def with_recorded_map(manifest: Manifest, record: Mapping[str, Any], cache: storage.Uri) -> Manifest:
+    """A copy of prepared shards in the classes that a model was trained on under a class map.
+
+    Args:
+        record: what the model keeps of the map (`class_map.Resolved.record`).
+        cache: as for `with_class_map`.
+
+    Raises:
+        ValueError: the record does not tell what becomes of the shards' classes.
+    """
+    mapping = from_record(record, _classes(manifest))
+    return _mapped(manifest, mapping, dict(record), cache)
+
+
+def _classes(manifest: Manifest) -> ClassesOf:
+    """The classes of shards under the name of their data set."""
+    source = manifest.source
+    name = str(source.get("root", "")).rsplit("/", 1)[-1]
+    return ClassesOf(name, manifest.categories, str(source.get("reader", "")))
+
+
+def _mapped(manifest: Manifest, mapping: ClassMapping, record: dict[str, Any], cache: storage.Uri) -> Manifest:
+    source = manifest.source
 
     def change(row: dict[str, Any]) -> None:
         segments = decode_segments(row["segments"], (row["height"], row["width"]))
@@ -114,9 +139,10 @@ def with_class_map(manifest: Manifest, class_map: str, cache: storage.Uri) -> Ma
         row["segments"] = encode_segments(truth.segments)
         row["labels"], row["crowd"] = truth.labels.tolist(), truth.is_crowd().tolist()
 
-    key = hashlib.sha256(json.dumps([manifest.hash, resolved.record["sha256"]]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([manifest.hash, record["sha256"]]).encode()).hexdigest()
     out = storage.join(cache, f"{manifest.split}-classes-{key[:16]}")
-    about = {"class_map": {"file": class_map, **resolved.record}}
+    absent = mapped_absent(manifest.categories, mapping, absent_of(source))
+    about = {"class_map": record, ABSENT: absent}
     return _copy(replace(manifest, source={**source, **about}), mapping.categories, change, out)
 
 

@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
+from pipelines.data.absent import KEY as ABSENT
+from pipelines.data.absent import absent_of, joined_absent, mapped_absent
 from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.copies import KEY, Copies
@@ -141,9 +143,13 @@ class Roots:
         for note in resolved.notes:
             logger.warning("note: %s", note)
         about: dict[str, Any] = {"class_map": {"file": self.class_map, **resolved.record}}
+        absent = {
+            name: mapped_absent(one.categories, mapping, absent_of(one.about))
+            for name, one, mapping in zip(self.names, sources, resolved.mappings, strict=True)
+        }
         if len(sources) == 1:
-            return mapped(sources[0], resolved.mappings[0], about)
-        return joined(self.names, sources, resolved.mappings, about)
+            return mapped(sources[0], resolved.mappings[0], {**about, ABSENT: absent[self.names[0]]})
+        return joined(self.names, sources, resolved.mappings, {**about, ABSENT: joined_absent(absent)})
 
 
 def _split_name(root: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -29,6 +29,7 @@ from pipelines.cluster.actor_pool import Killed, Pool, each
 from pipelines.config import Experiment, override
 from pipelines.data.class_map import ClassMap
 from pipelines.data.class_mapping import ClassMapping
+from pipelines.data.classes import with_recorded_map
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
 from pipelines.data.shard_index import list_images
@@ -58,6 +59,8 @@ class Stored:
     model: PanopticModel
     options: dict[str, Any]
     """Flat, of the experiment that trained it."""
+    class_map: Mapping[str, Any] | None = None
+    """What became of the classes of its data sets, where a class map or a join changed them."""
 
 
 def load(uri: str, tracking_uri: str = "") -> Stored:
@@ -70,9 +73,9 @@ def load(uri: str, tracking_uri: str = "") -> Stored:
         from pipelines.tracking import model as mlflow_model
 
         packaged = mlflow_model.load_packaged(uri, tracking_uri)
-        return Stored(packaged.model, dict(packaged.experiment))
+        return Stored(packaged.model, dict(packaged.experiment), packaged.class_map)
     record = load_checkpoint(uri)
-    return Stored(build_model(record, name=uri), dict(record["experiment"]))
+    return Stored(build_model(record, name=uri), dict(record["experiment"]), record.get("class_map"))
 
 
 def options_of(stored: Stored, base: Experiment) -> Experiment:
@@ -104,6 +107,8 @@ class Task:
     """Applied to the model's predictions before anything is counted or written."""
     mapping: ClassMapping | None = None
     """The same on the model's classes; None until the model is loaded."""
+    cache: str = ""
+    """Folder for copies of the images in the classes of the model's own class map; "" = never map them."""
 
 
 def ask(
@@ -113,18 +118,21 @@ def ask(
     tracking_uri: str = "",
     measures: Measures | None = None,
     class_map: ClassMap | None = None,
+    cache: str = "",
 ) -> Task:
     """A task whose model is not loaded yet: with the options of `base` in place of the model's own, see `resolved`.
 
     Args:
         class_map: makes the data's classes of the model's.
+        cache: where the images go in the classes of the class map that the model was trained under, where they have
+            others; "" = they are refused.
 
     Raises:
         ValueError: nothing is there.
     """
     fixed, identity = identify(uri, tracking_uri)
     measures = measures or Measures(boundary=True, instances=True, losses=False)
-    return Task(fixed, tracking_uri, identity, manifest, base, measures, class_map=class_map)
+    return Task(fixed, tracking_uri, identity, manifest, base, measures, class_map=class_map, cache=cache)
 
 
 def resolved(asked: Task) -> Task:
@@ -133,8 +141,9 @@ def resolved(asked: Task) -> Task:
     Raises:
         ValueError: it is no model of this project, or the classes of model and data differ.
     """
-    stored, data = stored_of(asked), asked.manifest.categories
-    mapping = None
+    stored = stored_of(asked)
+    manifest = _in_classes_of(stored, asked)
+    data, mapping = manifest.categories, None
     if asked.class_map is not None:
         mapping = mapping_of(asked.class_map, stored.model.categories, data)
     try:
@@ -144,7 +153,23 @@ def resolved(asked: Task) -> Task:
             f"{error}. To evaluate it all the same, bring both to one list of classes: --map-prediction FILE for the "
             "model's, --data.class-map FILE for the data's"
         ) from error
-    return replace(asked, experiment=options_of(stored, asked.experiment), mapping=mapping)
+    return replace(asked, manifest=manifest, experiment=options_of(stored, asked.experiment), mapping=mapping)
+
+
+def _in_classes_of(stored: Stored, asked: Task) -> Manifest:
+    """The task's images, in the classes of the model's own class map where they have others.
+
+    Raises:
+        ValueError: the map does not tell what becomes of their classes.
+    """
+    manifest, own = asked.manifest, stored.model.categories
+    data = manifest.categories
+    same = (own.names, own.is_thing) == (data.names, data.is_thing)
+    if same or asked.class_map is not None or not asked.cache or not stored.class_map:
+        return manifest
+    mapped = with_recorded_map(manifest, stored.class_map, asked.cache)
+    logger.info("%s in the classes of the class map that the model was trained under: %s", manifest.uri, mapped.uri)
+    return mapped
 
 
 def assign(

@@ -11,6 +11,8 @@ there when it is loaded.
 | config.json | {"format", "model": {"class", fields}, "resize": {fields}, "experiment": the run's flat options} |
 | categories.json | list of COCO category entries |
 
+config.json has "class_map", too, where a class map or a join changed the classes of the data.
+
 The pyfunc takes encoded images (a list of bytes, or a frame with the column `image`; any format that
 OpenCV reads) and gives for each a PNG of COCO-panoptic ids (`id = R + 256 G + 65536 B`, column `png`)
 and the JSON list of its segments (column `segments`: id, category_id, category, isthing, area, bbox,
@@ -89,6 +91,8 @@ class Packaged:
     """Resizing of an image before the network; maps come back at the image's own size."""
     experiment: dict[str, Any]
     """Flat options of the run that trained it, precision among them."""
+    class_map: dict[str, Any] | None = None
+    """What became of the data sets' classes, where a class map or a join changed them."""
 
 
 def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:
@@ -102,6 +106,7 @@ def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Res
         "model": checkpoint["config"],
         "resize": to_plain(resize),
         "experiment": checkpoint["experiment"],
+        **({"class_map": checkpoint["class_map"]} if checkpoint.get("class_map") else {}),
     }
     Path(paths["config"]).write_text(json.dumps(config, indent=2))
     Path(paths["categories"]).write_text(json.dumps(checkpoint["categories"], indent=2))
@@ -131,7 +136,10 @@ def read_package(paths: Mapping[str, str | Path]) -> Packaged:
     check_entries(categories, str(paths["categories"]))
     record = {"config": config["model"], "categories": categories, "weights": weights, "ema": None}
     model = build_model(record, name=str(Path(paths["config"]).parent))
-    return Packaged(model, from_plain(Resize, config["resize"], "resize"), config["experiment"])
+    class_map = config.get("class_map")
+    if not isinstance(class_map, dict | None):
+        raise ValueError(f"{paths['config']}: class_map is no class map; {LOG_AGAIN}")
+    return Packaged(model, from_plain(Resize, config["resize"], "resize"), config["experiment"], class_map)
 
 
 def _read_json(path: str | Path) -> Any:

@@ -189,6 +189,7 @@ def write(folder: Path, state: State, evaluation: Evaluation) -> None:
         position=state.position,
         run_id=state.job.run.run_id,
         experiment=masked_values(flatten(state.experiment)),
+        class_map=state.job.train.source.get("class_map"),
     )
     (folder / REPORT).write_text(f"step {state.step}\n{table(evaluation)}\n")
     (folder / METRICS).write_text(json.dumps(metrics(evaluation), indent=1))

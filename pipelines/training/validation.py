@@ -25,6 +25,7 @@ from panoptic.segmentation import Sample, Targets
 from panoptic.visualization import side_by_side
 from pipelines.cluster.file_names import PictureNames
 from pipelines.config import Experiment
+from pipelines.data.absent import absent_labels
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.manifest import Manifest
 from pipelines.training.state import State
@@ -95,7 +96,8 @@ def share_batches(
         manifest, experiment.resize, size, rank=rank, world=world, divisor=divisor, threads=threads, rows=rows
     ):
         truths = [sample.original for sample in samples if sample.original is not None]
-        yield Batch(images, targets, truths, [sample.position for sample in samples])
+        absent = absent_labels(manifest.source, manifest.categories, [sample.name for sample in samples])
+        yield Batch(images, targets, truths, [sample.position for sample in samples], absent)
 
 
 def pictures(

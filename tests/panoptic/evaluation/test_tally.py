@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from panoptic import rle
 from panoptic.evaluation.tally import Batch, Measures, Tally, evaluate_batches, summarise
 from panoptic.metrics.report import details, metrics
 from panoptic.models.base import Outputs, Prediction, Wanted
-from panoptic.segmentation import Frame, Segmentation
+from panoptic.segmentation import Frame, Instances, Segmentation
 from panoptic.training.device import Engine
 from tests.support.tiny import Tiny, TinyConfig, tiny_batch, tiny_categories
 
@@ -73,6 +74,42 @@ def test_everything_can_be_counted_and_adds_up() -> None:
     assert whole.image_pq == pytest.approx(np.mean(single)) != flat["val/pq"]
     assert {"network_ms", "postprocess_ms", "loss_ms", "metric_ms", "data_ms"} <= set(whole.timings)
     assert "against panoptic masks" in details(whole) and "AP" not in details(plain)
+
+
+class Everywhere(Tiny):
+    """Sees class 1 everywhere, as one segment and as one instance."""
+
+    def postprocess(self, outputs: Outputs, frame: Frame, want: Collection[Wanted] = ("maps",)) -> Prediction:
+        sizes = [(height, width) for height, width in frame.output_sizes.tolist()]
+        instances = Instances(rle.encode_masks(np.ones((1, *sizes[0]), np.uint8)), *SCORED) if sizes else None
+        return Prediction(
+            maps=[Segmentation(np.ones(size, np.int32), np.array([1])) for size in sizes],
+            instances=[instances] * len(sizes) if instances and "instances" in want else None,
+            semantics=[np.full(size, 1, np.int32) for size in sizes],
+        )
+
+
+SCORED = (np.array([1]), np.array([0.9], np.float32), np.array([[0, 0, 8, 8]], np.float32))
+
+
+def test_predictions_of_classes_that_nobody_annotated_are_neither_right_nor_wrong() -> None:
+    network, everything = Everywhere(TinyConfig(), tiny_categories()).eval(), Measures(boundary=True, instances=True)
+    assert network.categories.is_thing == (False, True, False)
+    truth = Segmentation(np.ones((16, 16), np.int32), np.array([0]))  # a stuff class, and nothing of class 1
+    (batch,) = batches([0])
+    batch = batch._replace(truths=[truth])
+    batch.targets.frame.output_sizes[:] = 16
+    plain = summarise([evaluate_batches(network, [batch], Engine(), everything)], network.categories)
+    freed = batch._replace(absent=[frozenset([1])])
+    tally = evaluate_batches(network, [freed], Engine(), everything)
+    mapped = summarise([tally], network.categories)
+    assert plain.quality.counts.fp[1] == 1 and mapped.quality.counts.fp.sum() == 0
+    assert plain.quality.counts.fn[0] == mapped.quality.counts.fn[0] == 1  # what it covers is missed all the same
+    assert np.isnan(mapped.quality.pq[1]) and plain.quality.pq[1] == 0
+    assert plain.regions is not None and mapped.regions is not None
+    assert np.isnan(mapped.regions.iou[1]) and plain.regions.iou[1] == 0 == mapped.regions.iou[0]
+    overlaps = tally.images[0].instances
+    assert overlaps is not None and not list(overlaps.by_class())
 
 
 class Proposing(Tiny):

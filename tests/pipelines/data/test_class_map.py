@@ -12,7 +12,7 @@ import pytest
 
 from panoptic.segmentation import IGNORE, Categories, Instances, Segmentation
 from pipelines.data import class_maps
-from pipelines.data.class_map import KEEP, ClassesOf, absolute, load, parse, resolve
+from pipelines.data.class_map import KEEP, ClassesOf, absolute, from_record, load, parse, resolve
 from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.readers.tables import classes
 
@@ -298,3 +298,63 @@ def test_the_record_changes_with_the_meaning_only() -> None:
     maps = [parse(json.dumps({"version": 1, **text}, indent=k).encode(), "x") for k, text in enumerate(texts)]
     hashes = [resolve(one, [ClassesOf("street", STREET)]).record["sha256"] for one in maps]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+MAP = {
+    "version": 1,
+    "classes": [
+        {"name": "flat", "from": ["road", "sidewalk"]},
+        {"name": "pole", "thing": True, "from": [{"name": "pole", "split": "components", "min_area": 3}]},
+        {"name": "human", "from": ["person", "rider"]},
+        {"name": "boat", "thing": True, "from": [{"name": "boat", "set": "lake"}]},
+    ],
+    "void": ["Traffic-Light"],
+    "crowd_to_void": ["person"],
+}
+LAKE = Categories.from_coco([{"id": 1, "name": "boat", "isthing": 1}, {"id": 2, "name": "road", "isthing": 0}])
+
+
+def recorded(*sets: ClassesOf, content: dict[str, Any] = MAP) -> dict[str, Any]:
+    class_map = parse(json.dumps(content).encode(), "classes.json")
+    return json.loads(json.dumps(resolve(class_map, sets).record))  # as a manifest or a checkpoint keeps it
+
+
+def test_a_record_gives_the_mapping_again() -> None:
+    sets = ClassesOf("street", STREET), ClassesOf("lake", LAKE)
+    record = recorded(*sets)
+    wanted = resolve(parse(json.dumps(MAP).encode(), "x"), sets).mappings
+    assert tuple(from_record(record, one) for one in sets) == wanted
+    # other ids, order and spelling, another name
+    order = [4, 5, 0, 3, 2, 1]
+    entries = [{**ENTRIES[k], "id": k + 50, "name": str(ENTRIES[k]["name"]).upper()} for k in order]
+    again = from_record(record, ClassesOf("val", Categories.from_coco(entries)))
+    assert again.targets == tuple(wanted[0].targets[k] for k in order)
+    assert again.splits == tuple(wanted[0].splits[k] for k in order) and again.categories == wanted[0].categories
+    assert again.crowd_to_void == tuple(wanted[0].crowd_to_void[k] for k in order)
+
+
+def test_a_record_without_the_set_is_applied_as_the_file_said() -> None:
+    content = {**MAP, "rest": "void", "classes": MAP["classes"][:3], "void": [], "crowd_to_void": []}
+    record = recorded(ClassesOf("street", STREET), content=content)
+    more = Categories.from_coco([*ENTRIES, {"id": 99, "name": "tram", "isthing": 1}])
+    made = from_record(record, ClassesOf("x", more))
+    assert made.targets == (0, 0, 1, 2, 2, -1, -1) and made.categories.names == ("flat", "pole", "human")
+    with pytest.raises(ValueError, match="no class is called 'sidewalk'"):
+        from_record(record, ClassesOf("x", LAKE))
+
+
+def test_records_that_do_not_say_what_becomes_of_the_classes() -> None:
+    joined = json.loads(json.dumps(resolve(KEEP, [ClassesOf("a", STREET), ClassesOf("b", LAKE)]).record))
+    assert from_record(joined, ClassesOf("x", LAKE)).absent == ("sidewalk", "pole", "person", "rider", "Traffic-Light")
+    other = Categories.from_coco([{"id": 1, "name": "tree", "isthing": 0}])
+    with pytest.raises(ValueError, match="trained on a, b joined, none of which has the classes of x"):
+        from_record(joined, ClassesOf("x", other))
+    same = {**MAP, "classes": [{"name": "n", "from": [{"name": "boat", "set": "a"}, {"name": "boat", "set": "b"}]}]}
+    same |= {"void": [{"name": "road", "set": "a"}], "crowd_to_void": [], "rest": "keep"}
+    twice = recorded(ClassesOf("a", LAKE), ClassesOf("b", LAKE), content=same)
+    assert from_record(twice, ClassesOf("a", LAKE)).targets == (0, -1)
+    with pytest.raises(ValueError, match="knows the classes of a, b, which are those of c, and maps them differently"):
+        from_record(twice, ClassesOf("c", LAKE))
+    for broken in ({}, {**joined, "names": {}}, {**joined, "sets": 3}, {**joined, "classes": []}):
+        with pytest.raises(ValueError, match=r"cannot be read .* with --data.class-map"):
+            from_record(broken, ClassesOf("x", LAKE))

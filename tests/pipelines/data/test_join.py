@@ -73,6 +73,11 @@ def test_joined_sets_keep_names_and_ids_apart(two: tuple[str, str]) -> None:
     )
 
 
+def test_joined_sets_say_what_each_never_annotates(two: tuple[str, str]) -> None:
+    assert Roots.of(two).open("train").about["absent"] == {"a": ["boat"], "b": ["car"]}
+    assert Roots.of((two[0], f"again={two[0]}")).open("train").about["absent"] == {}
+
+
 def test_problems_of_a_joined_set_have_its_name(two: tuple[str, str]) -> None:
     (Path(two[1]) / "images/train/000.jpg").unlink()
     source = Roots.of(two).open("train")
