@@ -20,7 +20,7 @@ from tests.support.shards import store
 OPTIONS = {"train.validation_batch": 2}
 
 
-def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
+def write_model(folder: Path, categories: Any, seed: int = 0, class_map: Any = None) -> str:
     """A checkpoint folder of a tiny Panoptic-DeepLab with random weights."""
     import torch
 
@@ -30,7 +30,8 @@ def write_model(folder: Path, categories: Any, seed: int = 0) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = SMALL_DEEPLAB.build(categories)
-    checkpoint.save(str(folder / "checkpoint.pt"), config=SMALL_DEEPLAB, model=model, experiment=OPTIONS)
+    file = str(folder / "checkpoint.pt")
+    checkpoint.save(file, config=SMALL_DEEPLAB, model=model, experiment=OPTIONS, class_map=class_map)
     return str(folder)
 
 

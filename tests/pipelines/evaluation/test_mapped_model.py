@@ -85,6 +85,28 @@ def test_figures_are_those_of_mapped_predictions(tmp_path: Path, small_categorie
     assert said["removed before anything is counted"] == "car" and said["map_prediction"] == class_map(MAP).digest
 
 
+def test_a_model_brings_the_class_map_that_it_was_trained_under(tmp_path: Path, small_categories: Categories) -> None:
+    from panoptic.evaluation.tally import Measures
+    from pipelines.data.class_map import ClassesOf, resolve
+    from pipelines.evaluation.evaluate import ask, resolved
+    from pipelines.presets import PRESETS
+
+    (tmp_path / "shards").mkdir()
+    val = write_shards(tmp_path / "shards", small_categories, 4)
+    made = resolve(class_map(MAP), [ClassesOf("set", small_categories)])
+    uri = write_model(tmp_path / "model", made.mappings[0].categories, class_map=made.record)
+    base, measures = PRESETS["demo"](), Measures(losses=False)
+    with pytest.raises(ValueError, match="--map-prediction FILE"):  # where nobody allows a copy
+        resolved(ask(uri, val, base, measures=measures))
+    asked = ask(uri, val, base, measures=measures, cache=str(tmp_path / "cache"))
+    task = resolved(asked)
+    assert task.manifest.categories.names == ("living", "ground") and task.manifest.rows == val.rows
+    assert task.manifest.source["class_map"]["sha256"] == made.record["sha256"]
+    assert resolved(asked).manifest.uri == task.manifest.uri != val.uri
+    own = resolved(ask(uri, task.manifest, base, measures=measures, cache=str(tmp_path / "cache")))
+    assert own.manifest == task.manifest  # has the model's classes already
+
+
 def test_files_of_a_mapped_prediction(tmp_path: Path, small_categories: Categories) -> None:
     import cv2
 
