@@ -144,6 +144,10 @@ def test_averaged_weights_are_the_ones_stored(tmp_path, checkpoint):
 
     average = {key: torch.zeros_like(value) for key, value in checkpoint["weights"].items()}
     packaged = read_package(write_package(tmp_path, {**checkpoint, "ema": average}, RESIZE))
+    assert packaged.class_map is None
+    mapped = {**checkpoint, "class_map": {"classes": [], "sha256": "x"}}
+    (tmp_path / "mapped").mkdir()
+    assert read_package(write_package(tmp_path / "mapped", mapped, RESIZE)).class_map == mapped["class_map"]
     assert all(not value.any() for value in packaged.model.state_dict().values())
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"format": 2}))
