@@ -92,23 +92,29 @@ Source = Callable[[Reading, FeedConfig], Generator[Sequence[Row], None, None]]
 
 
 def read_ahead(reading: Reading, config: FeedConfig) -> Generator[Sequence[Row], None, None]:
-    """The rows of each micro-batch, read in threads while those before them are used."""
+    """The rows of each micro-batch, read in threads while those before them are used.
+
+    Beside the micro-batch that is due, so many rows are under way as keep every thread busy; at least those of the
+    next one.
+    """
     stream = reading.stream
     threads = config.reads or (S3_READS if reading.shards.uri.startswith("s3://") else DISK_READS)
     requests = _Requests(Rows(reading.shards), stream, threads)
     waiting: deque[list[_Requested]] = deque()
-    following, rows, size = 0, 0, 0
+    following, rows, size = 0, 0, 0  # the next micro-batch to begin; rows and bytes behind the one that is due
     try:
         while following < len(stream) or waiting:
-            while following < len(stream) and (not waiting or (rows < 2 * threads and size < config.ahead << 20)):
+            while following < len(stream) and (len(waiting) < 2 or (rows < 2 * threads and size < config.ahead << 20)):
                 waiting.append([requests.begin(position) for position in stream[following]])
-                rows += len(waiting[-1])
-                size += sum(request.size for request in waiting[-1])
                 following += 1
-            ready = waiting.popleft()
-            rows -= len(ready)
-            size -= sum(request.size for request in ready)
-            yield [request.row() for request in ready]
+                if len(waiting) > 1:
+                    rows += len(waiting[-1])
+                    size += _bytes(waiting[-1])
+            due = waiting.popleft()
+            if waiting:  # the next one is due now
+                rows -= len(waiting[0])
+                size -= _bytes(waiting[0])
+            yield [request.row() for request in due]
     finally:
         requests.close()
 
@@ -125,6 +131,10 @@ class _Requested:
 
     def row(self) -> Row:
         return self.rows.result()[self.number] | {"position": self.position}
+
+
+def _bytes(requests: Sequence[_Requested]) -> int:
+    return sum(request.size for request in requests)
 
 
 class _Requests:

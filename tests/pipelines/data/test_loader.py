@@ -423,12 +423,19 @@ def test_many_reads_are_under_way_and_their_rows_come_in_order(manifest: Manifes
     assert 12 <= counted.most_at_once <= 16
 
 
-def test_no_more_is_read_ahead_than_may_wait(manifest: Manifest, counted: Counting) -> None:
-    reading = Reading(stream(steps=100, batch=1), manifest.shard_set)
+@pytest.mark.parametrize(("batch", "expected"), [(1, 1 + 4), (3, 3 + 6), (12, 12 + 12)])
+def test_reading_goes_on_while_rows_are_used_but_no_further_than_may_wait(
+    manifest: Manifest, counted: Counting, batch: int, expected: int
+) -> None:
+    """With two reads at a time: four rows beside those that are due, in whole micro-batches, at least one of them."""
+    reading = Reading(stream(steps=100, batch=batch), manifest.shard_set)
     rows = rows_of(reading, FeedConfig(reads=2))
     next(rows)
+    deadline = time.monotonic() + 20
+    while len(counted.of_rows(manifest)) < expected and time.monotonic() < deadline:
+        time.sleep(0.01)
     time.sleep(0.05)
-    assert len(counted.of_rows(manifest)) <= 4
+    assert len(counted.of_rows(manifest)) == expected
     rows.close()
 
 
