@@ -224,19 +224,22 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
 
 
 def check_storage(bases: Iterable[Experiment]) -> None:
-    """Check that what is written stays, and that drawn scenes go to a local folder.
+    """Check that what is written stays, that drawn scenes go to a local folder, and that results on S3 have a store.
 
     Raises:
-        ValueError: the storage is a bucket, or Ray's temporary copy of the code of a submitted job.
+        ValueError: the storage is a bucket, or Ray's temporary copy of the code of a submitted job; or no tracking
+            store is named where other machines write to it.
     """
+    bases = list(bases)
     for base in bases:
         storage.check_lasting(base.storage, "--storage")
-        runs.check_store(base.tracking, base.storage if "://" not in base.storage else "runs", base.storage)
         if base.data.root == "scenes" and "://" in base.storage:
             raise ValueError(
                 f"data.root scenes: the scenes are drawn into a local folder, but storage is {base.storage}; set "
                 "--storage to one, or give --data.root"
             )
+    for base in bases:
+        runs.check_store(base.tracking, base.storage if "://" not in base.storage else "runs", base.storage)
 
 
 def check_population(samples: int, concurrent: int) -> None:

@@ -91,7 +91,12 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
         (Options(study=("aspp",), searcher="optuna"), [], "--searcher and --scheduler out"),
         (Options(study=("aspp",), scheduler="asha"), [], "--searcher and --scheduler out"),
         (Options(study=("aspp",), seeds=0), [], "--seeds is 1 or more"),
-        (Options(study=("aspp",), steps=10, small=True), ["--storage", "s3://b/x"], "drawn into a local folder"),
+        (Options(study=("aspp",), steps=10, small=True), ["--storage", "s3://b/x"], "--tracking.uri: missing"),
+        (
+            Options(study=("aspp",), steps=10, small=True),
+            ["--storage", "s3://b/x", "--tracking.uri", "http://mlflow"],
+            "drawn into a local folder",
+        ),
         (Options(study=("aspp",)), ["dmo"], "preset dmo is unknown"),
         (Options(study=("aspp", "batch")), ["--train.batch", "9"], "--train.batch: the rows of batch differ in it"),
         (Options(study=("detr-length",)), ["--data.limit=9"], "--data.limit: the rows of detr-length differ in it"),
