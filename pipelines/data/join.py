@@ -275,7 +275,7 @@ def decode_mapped(
         inner, own: of the source that is mapped.
     """
     truth = inner(row, read, own)
-    return truth._replace(segmentation=mapping.segmentation(truth.segmentation))
+    return truth._replace(segmentation=mapping.segmentation(truth.segmentation), areas=None)
 
 
 def decode_joined(

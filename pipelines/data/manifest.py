@@ -107,7 +107,7 @@ class Manifest:
     repairs: Mapping[str, int] = field(default_factory=dict)
     """Number of values and images that were read although they are not as the format asks, by kind."""
     warnings: Mapping[str, int] = field(default_factory=dict)
-    """Number of images in which something is odd without being wrong, by kind."""
+    """Number of images or segments in which something is odd without being wrong, by kind."""
     statistics: Statistics | None = None
     """Counts of pixels, classes and sizes; None in manifests of earlier versions."""
     uri: str = field(default="", compare=False)

@@ -48,7 +48,7 @@ class Report(NamedTuple):
     problems: list[list[str]]
     repairs: dict[str, int]  # values, segments or pixels by the kind of repair that they need
     images: int  # that were read, good and bad
-    warnings: dict[str, int]  # images by what is odd in them without being wrong
+    warnings: dict[str, int]  # images or segments by what is odd in them without being wrong
     photographs: list[str]  # a key of each, which copies share
     statistics: dict[str, Any]  # the fields of a `Statistics`
     before: bool = False  # True where an earlier attempt had finished it
@@ -154,10 +154,10 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
             raise Fault(EMPTY, COPY)
         stated = image_size(photograph, name)
         with DECODING.share(stated[0] * stated[1]):
-            truth, kinds, mismatches = decode(row, read, categories)
-            truth, rules, warnings = sound_segments(truth, categories)
+            found = decode(row, read, categories)
+            truth, areas, rules, odd = sound_segments(found.segmentation, categories, found.areas)
             image, repairs = check_photograph(photograph, name, truth.size, row.get("orientation", orientation))
-            segments = encode_segments(truth.segments)
+            segments = encode_segments(truth.segments, len(truth.labels) if areas.all() else None)
             columns = {
                 "name": name,
                 "image": image,
@@ -168,9 +168,10 @@ def _check(row: dict, categories: Categories, decode: Decode, orientation: Orien
                 "width": truth.size[1],
                 "image_id": row["image_id"],
             }
-            counts = Counter(kinds) + Counter(repairs) + Counter(rules)
-            digest, segments = row_digest(columns, truth), statistics.Segments.of(truth)
-            return _Good(columns, digest, mismatches, counts, Counter(warnings), segments)
+            counts = Counter(found.repairs) + Counter(repairs) + Counter(rules)
+            warnings = Counter(found.warnings) + Counter(odd)
+            digest, segments = row_digest(columns, truth), statistics.Segments.of(truth, areas)
+            return _Good(columns, digest, found.area_mismatches, counts, warnings, segments)
     except storage.Unavailable:  # says nothing about the image
         raise
     except Fault as fault:

@@ -57,9 +57,9 @@ class Segments(NamedTuple):
     """bool [N]."""
 
     @classmethod
-    def of(cls, truth: Segmentation) -> Segments:
-        """Those of a map."""
-        return cls(truth.size, truth.labels, truth.areas(), truth.is_crowd())
+    def of(cls, truth: Segmentation, areas: np.ndarray | None = None) -> Segments:
+        """Those of a map; `areas` where they are known."""
+        return cls(truth.size, truth.labels, truth.areas() if areas is None else areas, truth.is_crowd())
 
 
 def of_images(images: Sequence[Segments], classes: int) -> Statistics:

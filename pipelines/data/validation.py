@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
 
-from panoptic.png import PNG_SIGNATURE, decode_image, decode_stored, holds_12_bits, image_size
+from panoptic.png import PNG_SIGNATURE, check_jpeg, decode_image, decode_stored, holds_12_bits, image_size
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.readers.exif import EXIF_MARKS
 from pipelines.data.readers.faults import Fault
@@ -69,8 +69,13 @@ def check_photograph(
     header = image_size(data, name)
     if tuple(size) not in (header, header[::-1]):
         raise Fault(_unequal(size, header, header), PAIR)
-    image = decode_image(data, name)
     repairs = stored_forms(data)
+    if data.startswith(b"\xff\xd8") and not _may_be_turned(data):
+        check_jpeg(data, name)
+        if tuple(size) != header:
+            raise Fault(_unequal(size, header, header), PAIR)
+        return data, repairs
+    image = decode_image(data, name)
     stored = decode_stored(data, name) if _may_be_turned(data) else image
     turned = (image.shape == stored.shape and not np.array_equal(image, stored)) or _turned_tiff(data, image)
     if image.shape[:2] != size and stored.shape[:2] != size:
@@ -133,12 +138,27 @@ def _may_be_turned(data: bytes) -> bool:
     return any(mark in data for mark in EXIF_MARKS)
 
 
-def sound_segments(truth: Segmentation, categories: Categories) -> tuple[Segmentation, dict[str, int], dict[str, int]]:
-    """A map in which a stuff class is one segment and no crowd, as PQ counts it.
+class Sound(NamedTuple):
+    """A map in which a stuff class is one segment and no crowd, as PQ counts it."""
 
-    Returns:
-        the map; the number of each kind of repair, and of each kind of warning.
+    segmentation: Segmentation
+    areas: np.ndarray
+    """int64 [N], the pixels of each segment."""
+    repairs: dict[str, int]
+    """Number of each kind of repair."""
+    warnings: dict[str, int]
+    """Number of each kind of warning."""
+
+
+def sound_segments(truth: Segmentation, categories: Categories, areas: np.ndarray | None = None) -> Sound:
+    """A map whose stuff classes are one segment each and no crowds.
+
+    Args:
+        truth: as a reader gives it.
+        categories: of the data set.
+        areas: int64 [N], the pixels of each segment, where they are known.
     """
+    areas = truth.areas() if areas is None else areas
     stuff, crowd = ~np.array(categories.is_thing, bool)[truth.labels], truth.is_crowd()
     repairs = {STUFF_CROWD: int((stuff & crowd).sum())}
     crowd = crowd & ~stuff
@@ -154,10 +174,11 @@ def sound_segments(truth: Segmentation, categories: Categories) -> tuple[Segment
         position = np.cumsum(kept)[owner]
         segments = np.concatenate([[0], position]).astype(np.int32)[truth.segments]
         truth = Segmentation(segments, truth.labels[kept], crowd[kept])
+        areas = np.bincount(position - 1, areas, minlength=len(truth.labels)).astype(np.int64)
     elif repairs[STUFF_CROWD]:
         truth = Segmentation(truth.segments, truth.labels, crowd)
     occurring = [{kind: count for kind, count in counts.items() if count} for counts in (repairs, warnings)]
-    return truth, occurring[0], occurring[1]
+    return Sound(truth, areas, *occurring)
 
 
 def without_exif(jpeg: bytes) -> bytes:

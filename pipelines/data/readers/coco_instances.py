@@ -29,6 +29,7 @@ from panoptic.png import decode_labels, image_size
 from panoptic.segmentation import Categories, Segmentation, distinct, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
+from pipelines.data.readers.category_list import checked_categories
 from pipelines.data.readers.exif import exif_orientation
 from pipelines.data.readers.faults import DRAW, FETCH, Fault, placed
 from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, members
@@ -180,6 +181,7 @@ class Content:
     """Images whose annotations cannot be used as a whole."""
     unannotated: list[str] = field(default_factory=list)
     """Names of images that are listed without having been annotated, and are left out."""
+    repairs: dict[str, int] = field(default_factory=dict)
     digest: Any = field(default_factory=hashlib.sha256)
 
 
@@ -333,7 +335,7 @@ def instance_categories(
     Raises:
         ValueError: the classes are no such list, `things` names one that is not there, or ids have two meanings.
     """
-    entries = content.categories
+    entries = checked_categories(content.categories, file, lambda: content.used, content.repairs, background)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{file}: categories is {shown(entries)}; it must be a list of categories")
     groups = [e for e in entries if e.get("supercategory") == "none" and not content.used[e.get("id")]]
@@ -354,10 +356,12 @@ def instance_categories(
                 f"{file} calls category {entry['id']} {same.get('name')!r}, --data.semantic-classes "
                 f"{entry.get('name')!r}; ids must mean the same in both"
             )
-    if background:
+    if background in [entry.get("name") for entry in entries]:  # for its annotations and all that none covers
+        entries = [{**entry, "isthing": 0} if entry.get("name") == background else entry for entry in entries]
+    elif background:
         number = max((entry["id"] for entry in entries if isinstance(entry.get("id"), int)), default=0) + 1
         entries.append({"id": number, "name": background, "isthing": 0})
-    return Categories.from_coco(entries, file)
+    return Categories.from_coco(entries, file, content.repairs)
 
 
 def instance_source(
@@ -449,6 +453,7 @@ def instance_source(
         unannotated=tuple(content.unannotated),
         bytes=size,
         fingerprint=content.digest.hexdigest(),
+        repairs=content.repairs,
         decode=partial(
             decode_annotations,
             overlap=overlap,

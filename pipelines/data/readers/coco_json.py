@@ -39,6 +39,7 @@ class SegmentInfo(TypedDict):
     category_id: int
     iscrowd: NotRequired[Annotated[int, Field(ge=0, le=1)]]
     area: NotRequired[Any]  # never used, only compared with the pixels
+    bbox: NotRequired[Any]  # likewise
 
 
 @with_config(STRICT)

@@ -23,6 +23,7 @@ def coco_panoptic(
     pngs: storage.Uri = "",
     images: storage.Uri = "",
     things: Sequence[str] = (),
+    background: str = "",
     exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
     """A COCO-panoptic dataset: one JSON, a folder of PNG id maps, a folder of images; local or on S3, zipped or not.
@@ -38,6 +39,7 @@ def coco_panoptic(
         split: e.g. "train", "train2017".
         json_file, pngs, images: where the dataset keeps them elsewhere.
         things: names of the classes that are things, where the JSON does not say it or says it wrong.
+        background: name of a class that is kept although it is called background.
         exif: the frame of the maps where an EXIF orientation leaves the size of a photograph; by default that of the
             stored pixels for the classes of a public data set, else that of the upright image.
 
@@ -52,7 +54,7 @@ def coco_panoptic(
         at, path = tree, tree.one(_json_places(split), "annotation file", "--data.json-file")
     file = readable(at.address(path))
     content = read_json(at.address(path))
-    categories = categories_of(content, file, things)
+    categories = categories_of(content, file, things, background)
     names = [image["file_name"] for image in content.images[:20]]
     first = islice(content.annotations, 20)
     maps = [name for annotation in first if (name := annotation.get("file_name"))]

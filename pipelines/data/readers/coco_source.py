@@ -17,6 +17,7 @@ import pyarrow as pa
 from panoptic.segmentation import VOID, Categories, count_repair, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
+from pipelines.data.readers.category_list import checked_categories
 from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId, parse
 from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.id_map import stands_in_bgr
@@ -51,18 +52,19 @@ def read_json(address: str) -> Content:
     return parse(Stream(address), readable(address))
 
 
-def categories_of(content: Content, file: str, things: Collection[str] = ()) -> Categories:
+def categories_of(content: Content, file: str, things: Collection[str] = (), background: str = "") -> Categories:
     """The classes of a JSON.
 
     Args:
         content: of the JSON; its repairs are added to.
         file: its name, for messages.
         things: the names of the classes that are things, in place of what the JSON says of them.
+        background: the name of a class that is kept although it is called background.
 
     Raises:
         ValueError: the list cannot be read, or does not say which classes are things and nobody else does.
     """
-    entries = content.categories
+    entries = checked_categories(content.categories, file, lambda: _uses(content), content.repairs, background)
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
         names = [str(entry.get("name")) for entry in entries]
         if unknown := [name for name in things if name not in names]:
@@ -78,6 +80,12 @@ def categories_of(content: Content, file: str, things: Collection[str] = ()) -> 
     if not any(categories.is_thing):  # as one tool writes it for every data set
         logger.warning("%s: no class is a thing; where some are, name them with --data.things", file)
     return categories
+
+
+def _uses(content: Content) -> Counter[int]:
+    """The number of segments of each category id."""
+    infos = (info for annotation in content.annotations for info in annotation.get("segments_info") or ())
+    return Counter(info.get("category_id") for info in infos if isinstance(info, dict) and info.get("id") != VOID)
 
 
 def public_set(categories: Categories) -> str:

@@ -42,4 +42,4 @@ def decode_merged(
     truth = inner(row, read, categories)
     segmentation, gone = merge_crowds(truth.segmentation)
     repairs = {**truth.repairs, MERGED: gone} if gone else truth.repairs
-    return truth._replace(segmentation=segmentation, repairs=repairs)
+    return truth._replace(segmentation=segmentation, repairs=repairs, areas=None)

@@ -34,6 +34,46 @@ SPECK = 5
 """Pixels that are few."""
 
 
+class Regions(NamedTuple):
+    """The pixels of each id of a map, seen as runs of equal pixels, which are many times fewer than pixels."""
+
+    runs: tuple[np.ndarray, np.ndarray]
+    """As `segmentation.runs` gives them."""
+    order: np.ndarray
+    """The runs sorted by id, those of an id in the order of rows."""
+    first: np.ndarray
+    """The place in `order` of the first run of each id."""
+    pixels: dict[int, int]
+    """The number of pixels of each id, in the order of ids."""
+    width: int
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> Regions:
+        """Those of a map, int [H, W]."""
+        values, lengths = runs(ids)
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+        first = np.flatnonzero(np.concatenate([np.ones(min(1, len(order)), bool), ordered[1:] != ordered[:-1]]))
+        counts = np.add.reduceat(lengths[order], first) if len(first) else first
+        pixels = dict(zip(ordered[first].tolist(), counts.tolist(), strict=True))
+        return cls((values, lengths), order, first, pixels, ids.shape[1])
+
+    def boxes(self) -> dict[int, list[int]]:
+        """The box of each id as COCO has it: x, y, width, height."""
+        lengths = self.runs[1]
+        last = np.cumsum(lengths) - 1
+        top, bottom = (last - lengths + 1) // self.width, last // self.width
+        wraps = bottom > top  # a run that goes on in the next row touches both sides
+        left = np.where(wraps, 0, last - lengths + 1 - top * self.width)
+        right = np.where(wraps, self.width - 1, last - bottom * self.width)
+        ends = np.append(self.first[1:], len(self.order)) - 1
+        x0 = np.minimum.reduceat(left[self.order], self.first)
+        x1 = np.maximum.reduceat(right[self.order], self.first)
+        y0, y1 = top[self.order[self.first]], bottom[self.order[ends]]
+        boxes = np.stack([x0, y0, x1 - x0 + 1, y1 - y0 + 1], -1)
+        return dict(zip(self.pixels, boxes.tolist(), strict=True))
+
+
 class Read(NamedTuple):
     """A map and its record that belong together."""
 
@@ -45,6 +85,10 @@ class Read(NamedTuple):
     """Number of repairs, by kind."""
     area_mismatches: int
     """Segments whose stated area their pixels deny."""
+    box_mismatches: int
+    """Segments whose stated box their pixels deny by more than a pixel."""
+    regions: Regions
+    """Those of the map."""
 
 
 def read_ids(
@@ -72,7 +116,8 @@ def read_ids(
     repairs: dict[str, int] = {}
     infos = _listed_once(record["segments_info"], repairs)
     listed = {info["id"] for info in infos}
-    ids, counts = _decoded(png, listed, bgr, repairs)
+    ids, regions = _decoded(png, listed, bgr, repairs)
+    counts = regions.pixels
     if others := sorted(counts.keys() - listed - {VOID}):
         if fault := _spoilt(counts, listed, others):
             raise fault
@@ -80,6 +125,8 @@ def read_ids(
             raise _fault_of_unlisted(counts, others)
         count_repair(repairs, UNLISTED, sum(counts[value] for value in others))
         ids = np.where(np.isin(ids, others), VOID, ids).astype(np.int32)
+        regions = Regions.of(ids)
+        counts = regions.pixels
     absent = listed - counts.keys()
     if gone := [info for info in infos if covered and info["id"] in absent]:
         count_repair(repairs, COVERED, len(gone))
@@ -90,7 +137,16 @@ def read_ids(
             "take them out of segments_info, or draw them in the map",
         )
     mismatches = sum(info.get("area") not in (None, counts[info["id"]]) for info in infos)
-    return Read(ids, {**record, "segments_info": infos}, repairs, mismatches)
+    boxes = regions.boxes() if any(info.get("bbox") is not None for info in infos) else {}
+    others = sum(info.get("bbox") is not None and _differ(info["bbox"], boxes[info["id"]]) for info in infos)
+    return Read(ids, {**record, "segments_info": infos}, repairs, mismatches, others, regions)
+
+
+def _differ(stated: Any, box: Sequence[int]) -> bool:
+    """True if a stated box is none, or differs from another by more than a pixel, by which tools disagree."""
+    if not isinstance(stated, list) or len(stated) != 4 or not all(isinstance(v, int | float) for v in stated):
+        return True
+    return any(abs(a - b) > 1 for a, b in zip(stated, box, strict=True))
 
 
 def stands_in_bgr(png: bytes, record: dict[str, Any]) -> bool | None:
@@ -100,7 +156,7 @@ def stands_in_bgr(png: bytes, record: dict[str, Any]) -> bool | None:
         ValueError: it is no COCO-panoptic PNG.
     """
     listed = {info["id"] for info in record["segments_info"]} - {VOID}
-    values = _histogram(decode_ids(png)).keys()
+    values = Regions.of(decode_ids(png)).pixels.keys()
     as_is, exchanged = (_fits(values, ids) for ids in (listed, _all_exchanged(listed)))
     return None if as_is == exchanged else exchanged
 
@@ -126,37 +182,39 @@ def _listed_once(infos: Sequence[dict[str, Any]], repairs: dict[str, int]) -> li
     return list(entries.values())
 
 
-def _decoded(png: bytes, listed: set[int], bgr: bool, repairs: dict[str, int]) -> tuple[np.ndarray, dict[int, int]]:
-    """The ids of a PNG of any kind whose meaning is certain, and the pixels of each."""
+def _decoded(png: bytes, listed: set[int], bgr: bool, repairs: dict[str, int]) -> tuple[np.ndarray, Regions]:
+    """The ids of a PNG of any kind whose meaning is certain, and their regions."""
     if png.startswith(b"\xff\xd8"):
         raise Fault("the map is a JPEG, whose compression makes up ids", "export it again as a PNG")
     colour, depth = (png[25], png[24]) if png.startswith(PNG_SIGNATURE) and len(png) > 25 else (2, 8)
     if colour in (0, 3):
         ids = decode_labels(png)
-        counts = _histogram(ids)
-        if not listed <= counts.keys():
+        regions = Regions.of(ids)
+        if not listed <= regions.pixels.keys():
             raise Fault(
                 f"the map has one channel of {depth} bits, and its values are not the ids of the record",
                 "save the map as 8-bit RGB with id = R + 256 G + 65536 B",
             )
         count_repair(repairs, ONE_CHANNEL)
-        return ids, counts
+        return ids, regions
     ids = decode_ids(png)
-    counts = _histogram(ids)
-    as_is = _fits(counts.keys(), listed)
+    regions = Regions.of(ids)
+    values = regions.pixels.keys()
+    as_is = _fits(values, listed)
     if as_is and not bgr:
-        return ids, counts
-    exchanged = _fits(counts.keys(), _all_exchanged(listed))
+        return ids, regions
+    exchanged = _fits(values, _all_exchanged(listed))
     if bgr and (exchanged or not as_is):
         count_repair(repairs, BGR)
-        return _exchanged(ids), {_exchanged(value): count for value, count in counts.items()}
-    if bgr or (exchanged and not listed & counts.keys()):
+        ids = _exchanged(ids)
+        return ids, Regions.of(ids)
+    if bgr or (exchanged and not listed & values):
         order, others = ("RGB", "BGR") if bgr else ("BGR", "RGB")
         raise Fault(
             f"the channels of the map stand in {order} order, those of other maps in {others}",
             "write all maps of the data set in RGB order (OpenCV writes the first channel as blue)",
         )
-    return ids, counts
+    return ids, regions
 
 
 def _exchanged(ids: Any) -> Any:
@@ -198,14 +256,6 @@ def _fault_of_unlisted(counts: dict[int, int], unlisted: Sequence[int]) -> Fault
         f"segments in the PNG that the record does not list: {', '.join(shown)}{rest}",
         "list them in segments_info, or make them void: id 0 in the map, or --data.unlisted void",
     )
-
-
-def _histogram(ids: np.ndarray) -> dict[int, int]:
-    """The pixels of each id that occurs, in the order of ids."""
-    listed, lengths = runs(ids)
-    values, place = np.unique(listed, return_inverse=True)
-    counts = np.bincount(place, lengths, minlength=len(values)).astype(np.int64)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _some(ids: Sequence[int], limit: int = 8) -> str:

@@ -27,6 +27,8 @@ _STEPS = np.zeros(256, np.int8)
 _STEPS[[ord("{"), ord("[")]] = 1
 _STEPS[[ord("}"), ord("]")]] = -1
 _MARKS = bytes(1 if _STEPS[code] or code in (_QUOTE, _COMMA) else 0 for code in range(256))
+_VALUE = re.compile(r'[\["\d-]|(null|true|false)\b')
+"""The beginning of a JSON value that is no object."""
 _KEY = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:\s*', re.DOTALL)
 
 
@@ -116,7 +118,8 @@ def members(text: Iterable[bytes], lists: Collection[str]) -> Iterator[Member]:
             if start == len(chunk):
                 continue
             if chunk[start : start + 1] != b"{":
-                raise NotAnObject(chunk[start : start + SHOWN].decode(errors="replace").strip())
+                first = chunk[start : start + SHOWN].decode(errors="replace").strip()
+                raise NotAnObject(first) if _VALUE.match(first) else NotJson(_no_value(first))
             begun, start = True, start + 1
         separators, ends = scanner.find(chunk)
         for end in ends:
@@ -134,6 +137,14 @@ def members(text: Iterable[bytes], lists: Collection[str]) -> Iterator[Member]:
             yield from member.extend(chunk[start:], separators[separators >= start] - start)
     if not ended:
         raise NotJson(f"EOF while parsing: {scanner.depth} brackets are open" if begun else "EOF: it is empty")
+
+
+def _no_value(first: str) -> str:
+    """Say what a file begins with that is no JSON at all."""
+    first = " ".join(first.split())
+    if first.startswith("version https://git-lfs"):
+        return f"it begins with {first!r}: this is a pointer of Git LFS, which `git lfs pull` replaces by the file"
+    return f"it begins with {first!r}"
 
 
 class _Scanner:

@@ -62,7 +62,8 @@ class ReaderOptions:
     uncovered: Uncovered = "void"
     """Pixels of a thing class in these PNGs under no instance: void, or a crowd of the class."""
     background: str = ""
-    """Name of a stuff class for all that no instance covers; by default that is void."""
+    """Name of a stuff class for all that no instance covers; by default that is void. A class of the data set that is
+    called background is kept where it is named here."""
     things: tuple[str, ...] = ()
     """Names of the classes that are things, where the annotations do not say it or say it wrong."""
     label_set: str = ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from panoptic.png import from_ids
@@ -48,12 +49,19 @@ class Truth(NamedTuple):
     """Number of values, segments or pixels that needed a repair, by kind, as the manifest adds them up."""
     area_mismatches: int = 0
     """Segments whose stated area their pixels deny."""
+    warnings: Mapping[str, int] = MappingProxyType({})
+    """Number of images or segments in which something is odd without being wrong, by kind."""
+    areas: np.ndarray | None = None
+    """int64 [N], the pixels of each segment, where the reading counted them."""
 
 
 Decode = Callable[[Mapping[str, Any], Callable[[str], bytes], Categories], Truth]
 """From a light row, the function that reads an address, and the categories to the truth of the image. It travels to the
 workers, so it is a function of a module, or a `functools.partial` of one. It raises ValueError, naming the file, where
 the label files are not what the format asks; sizes that the row states are compared, not used."""
+
+OTHER_BOXES = "segments state a bbox that their pixels deny (the pixels count)"
+"""Kind of warning."""
 
 SWAPPED = "width and height swapped in the JSON"
 """Kind of repair, as the manifest adds them up."""
@@ -79,11 +87,12 @@ def decode_coco(
     Raises:
         ValueError: the map and the record do not agree.
     """
-    ids, record, repairs, mismatches = read_ids(
-        read(row["png"]), json.loads(row["record"]), bgr=bgr, covered=covered, unlisted=unlisted
-    )
-    truth = from_ids(ids, record, written or categories, row["name"])
-    return Truth(truth, {**repairs, **check_size(row, truth)}, mismatches)
+    options = {"bgr": bgr, "covered": covered, "unlisted": unlisted}
+    found = read_ids(read(row["png"]), json.loads(row["record"]), **options)
+    truth = from_ids(found.ids, found.record, written or categories, row["name"], of_map=found.regions.runs)
+    areas = np.array([found.regions.pixels[info["id"]] for info in found.record["segments_info"]], np.int64)
+    warnings = {OTHER_BOXES: found.box_mismatches} if found.box_mismatches else {}
+    return Truth(truth, {**found.repairs, **check_size(row, truth)}, found.area_mismatches, warnings, areas)
 
 
 def check_size(row: Mapping[str, Any], truth: Segmentation) -> dict[str, int]:

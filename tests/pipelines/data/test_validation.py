@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from panoptic.png import decode_image
+from panoptic.png import check_jpeg, decode_image
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.readers.faults import Fault
 from pipelines.data.validation import (
@@ -158,6 +158,26 @@ def test_only_exif_is_removed() -> None:
     assert without_exif(with_orientation(6) + FILM) == without_exif(with_orientation(6)) + FILM
 
 
+@pytest.mark.parametrize("kind", ["plain", "progressive", "grey", "restarts"])
+def test_a_jpeg_is_refused_unread_as_it_is_when_it_is_read(kind: str) -> None:
+    """The check computes no pixels; what is damaged must show all the same."""
+    rng, verdicts = np.random.default_rng(3), set()
+    for _ in range(120):
+        data = bytearray(KINDS[kind])
+        for place in rng.integers(2, len(data), 3):
+            data[place] = rng.integers(256)
+        accepted = []
+        for read in (check_jpeg, decode_image):
+            try:
+                read(bytes(data))
+                accepted.append(True)
+            except ValueError:
+                accepted.append(False)
+        assert accepted[0] == accepted[1]
+        verdicts.update(accepted)
+    assert verdicts == {True, False}
+
+
 def test_photographs_of_12_bits_are_counted() -> None:
     values = np.random.default_rng(0).integers(0, 4096, (12, 16, 3), np.uint16)
     data = cv2.imencode(".png", values)[1].tobytes()
@@ -214,9 +234,11 @@ def test_a_photograph_that_cannot_be_used_has_a_remedy() -> None:
 def test_a_stuff_class_is_one_segment_and_no_crowd(small_categories: Categories) -> None:
     segments = np.array([[0, 1, 2, 3, 4, 5, 6]], np.int32)
     labels, crowd = np.array([1, 0, 1, 3, 2, 2]), np.array([True, False, True, False, True, True])
-    truth, repairs, warnings = sound_segments(Segmentation(segments, labels, crowd), small_categories)
+    truth, areas, repairs, warnings = sound_segments(Segmentation(segments, labels, crowd), small_categories)
+    assert areas.tolist() == truth.areas().tolist() == [2, 1, 1, 1, 1]
     assert truth.segments.tolist() == [[0, 1, 2, 1, 3, 4, 5]] and truth.labels.tolist() == [1, 0, 3, 2, 2]
     assert truth.is_crowd().tolist() == [False, False, False, True, True]
     assert repairs == {STUFF_UNITED: 1, STUFF_CROWD: 2} and warnings == {SEVERAL_CROWDS: 1}
     sound = Segmentation(segments[:, :5], labels[[0, 1, 3, 4]], crowd[[1, 1, 1, 4]])
-    assert sound_segments(sound, small_categories) == (sound, {}, {})
+    kept = sound_segments(sound, small_categories, sound.areas())
+    assert kept.segmentation is sound and not kept.repairs and not kept.warnings

@@ -36,10 +36,25 @@ def image(pixels: np.ndarray, **options: object) -> bytes:
 
 
 def test_a_sound_map_is_read_as_it_is() -> None:
-    ids, kept, repairs, mismatches = read_ids(encode_ids(IDS), record())
+    ids, kept, repairs, mismatches, *_ = read_ids(encode_ids(IDS), record())
     assert np.array_equal(ids, IDS) and kept == record() and not repairs and not mismatches
     assert read_ids(encode_ids(IDS), record(area=1199)).area_mismatches == 3
     assert stands_in_bgr(encode_ids(IDS), record()) is False
+
+
+def test_boxes_are_counted_from_the_pixels_and_compared() -> None:
+    regions = id_map.Regions.of(IDS)
+    assert regions.pixels == {0: 1200, 5: 1200, 300: 1200, 70_000: 1200} and regions.boxes()[300] == [0, 30, 40, 30]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        ids = rng.integers(0, 4, (rng.integers(1, 9), rng.integers(1, 9))) * (rng.random() > 0.1)
+        for value, (x, y, width, height) in id_map.Regions.of(ids).boxes().items():
+            rows, columns = np.nonzero(ids == value)
+            assert (x, y) == (columns.min(), rows.min())
+            assert (width, height) == (columns.max() - x + 1, rows.max() - y + 1)
+    for box, others in (([0, 30, 40, 30], 2), ([0, 31, 39, 29], 2), ([0, 28, 40, 30], 3), ([1, 2], 3), ("x", 3)):
+        assert read_ids(encode_ids(IDS), record(bbox=box)).box_mismatches == others
+    assert read_ids(encode_ids(IDS), record(bbox=None)).box_mismatches == 0
 
 
 REFUSED = {
@@ -77,7 +92,7 @@ def test_a_map_that_was_resized_smoothly_or_went_through_a_jpeg() -> None:
 
 def test_blue_first_in_every_map_is_repaired_and_in_some_refused() -> None:
     assert stands_in_bgr(exchanged(IDS), record()) is True
-    ids, _, repairs, _ = read_ids(exchanged(IDS), record(), bgr=True)
+    ids, _, repairs, *_ = read_ids(exchanged(IDS), record(), bgr=True)
     assert np.array_equal(ids, IDS) and repairs == {id_map.BGR: 1}
     with pytest.raises(Fault, match="RGB order, those of other maps in BGR"):
         read_ids(encode_ids(IDS), record(), bgr=True)
@@ -95,7 +110,7 @@ def test_one_channel_whose_values_are_the_ids(mode: str) -> None:
         assert picture.mode == "P"
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    ids, _, repairs, _ = read_ids(buffer.getvalue(), record(*np.unique(small[small > 0]).tolist()))
+    ids, _, repairs, *_ = read_ids(buffer.getvalue(), record(*np.unique(small[small > 0]).tolist()))
     assert np.array_equal(ids, small) and repairs == {id_map.ONE_CHANNEL: 1}
 
 
@@ -105,9 +120,9 @@ def test_entries_that_stand_for_nothing_are_left_out_and_counted() -> None:
         {"id": 0, "category_id": 9},
         {"id": 5, "category_id": 3, "iscrowd": 1},
     ]
-    _, kept, repairs, _ = read_ids(encode_ids(IDS), entry)
+    _, kept, repairs, *_ = read_ids(encode_ids(IDS), entry)
     assert [info["id"] for info in kept["segments_info"]] == [70_000, 300, 5]
     assert kept["segments_info"][2]["iscrowd"] == 0
     assert repairs == {id_map.VOID_LISTED: 1, id_map.REPEATED: 1}
-    _, kept, repairs, _ = read_ids(encode_ids(IDS), record(70_000, 300, 5, 8, area=7), covered=True)
+    _, kept, repairs, *_ = read_ids(encode_ids(IDS), record(70_000, 300, 5, 8, area=7), covered=True)
     assert len(kept["segments_info"]) == 3 and repairs == {id_map.COVERED: 1}
