@@ -1,6 +1,6 @@
 """Train a preset: `python jobs/train.py [PRESET] [--path value …]`; no preset is the demo.
 
-`python jobs/train.py PRESET --help` lists every option.
+`python jobs/train.py --list` shows the presets, `python jobs/train.py PRESET --help` every option.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from pipelines.config import parse
 from pipelines.presets import PRESETS
+from pipelines.presets.listing import listing
 from pipelines.training.driver import Outcome, closing_lines, train
 
 
-def main(arguments: Sequence[str] | None = None) -> Outcome:
-    """Run it, print the best table and where everything lies."""
-    preset, experiment = parse(sys.argv[1:] if arguments is None else arguments, PRESETS)
+def main(arguments: Sequence[str] | None = None) -> Outcome | None:
+    """Run it, print the best table and where everything lies; with `--list` only show the presets."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if "--list" in given:
+        print(listing(PRESETS), flush=True)
+        return None
+    preset, experiment = parse(given, PRESETS)
     outcome = train(experiment, preset)
     print(closing_lines(outcome), flush=True)
     return outcome

@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -251,12 +252,19 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
     if name not in presets:
-        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(sorted(presets))}")
+        raise ValueError(unknown_presets([name], presets))
     preset = presets[name]()
     description = f"Preset {name}: {presets[name].__doc__}"
     experiment = _cli(preset, arguments, description)
     check_ranges(experiment)
     return name, keep_given(experiment, typed_paths(arguments))
+
+
+def unknown_presets(names: Sequence[str], presets: Collection[str]) -> str:
+    """The message for presets that do not exist: near names of each, and where all of them are shown."""
+    near = dict.fromkeys(other for name in names for other in get_close_matches(name, presets, 4, 0.5))
+    hint = f"near: {', '.join(near)}; " if near else ""
+    return f"unknown preset {', '.join(map(repr, names))}; {hint}jobs/train.py --list shows all"
 
 
 def typed_paths(arguments: Sequence[str]) -> frozenset[str]:

@@ -5,6 +5,7 @@ Shapes: B images, H x W canvas, h x w a feature map, C channels.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, cast
 
 import timm
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.layers.norm import freeze
+
+OWN_NAMES = ("resnet50_double3x3", "resnet101_double3x3", "swin_tiny", "swin_small", "swin_base", "swin_large")
+"""Names of our own backbones that resemble none of timm's, for messages about a name that is neither."""
 
 
 class TimmBackbone(nn.Module):
@@ -34,9 +38,13 @@ class TimmBackbone(nn.Module):
         try:
             self.body = timm.create_model(name, features_only=True, **options)
         except (RuntimeError, TypeError, AttributeError) as error:
+            near = ""
+            if not timm.is_model(name):
+                names = [*OWN_NAMES, *timm.list_models()]
+                near = f"; near names: {', '.join(get_close_matches(name, names, 5, 0.5)) or 'none'}"
             raise ValueError(
                 f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride} "
-                f"({error})"
+                f"({error}){near}"
             ) from error
         info = cast(FeatureInfo, self.body.feature_info)
         strides = [min(4 * 2**k, output_stride) for k in range(4)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from panoptic.ranges import NonNegativeInt, PositiveInt
-from pipelines.config import Experiment, flatten, override, parse, typed_paths
+from pipelines.config import Experiment, flatten, override, parse, typed_paths, unknown_presets
 from pipelines.studies import STUDIES
 from pipelines.studies.pretrain import pretrained
 from pipelines.studies.study import SMALL, Row, Study
@@ -84,7 +84,7 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
     )
     missing = sorted({name for name in needed if name not in presets})
     if missing:
-        raise ValueError(f"preset {', '.join(missing)} is unknown; there are: {', '.join(sorted(presets))}")
+        raise ValueError(unknown_presets(missing, presets))
     return given
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipelines.cluster import storage
 from pipelines.cluster.masking import masked_values
-from pipelines.config import Experiment, check_run_name, parse
+from pipelines.config import Experiment, check_run_name, parse, unknown_presets
 from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
@@ -61,7 +61,7 @@ def sweep(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Call
     names = [str(value) for value in space[PRESET].values] if PRESET in space else [chosen]
     unknown = [name for name in names if name not in presets]
     if unknown:
-        raise ValueError(f"preset {', '.join(unknown)} is unknown; there are: {', '.join(sorted(presets))}")
+        raise ValueError(unknown_presets(unknown, presets))
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
     name = check_run_name(bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}")
     check_whole_numbers(space, bases)

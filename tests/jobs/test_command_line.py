@@ -95,7 +95,7 @@ def test_the_command_and_the_script_are_one(
         main()
     assert done.returncode == end.value.code == 2
     assert done.stderr == capsys.readouterr().err
-    assert done.stderr.startswith("error: unknown preset 'no-such-preset'; there are: ")
+    assert done.stderr.startswith("error: unknown preset 'no-such-preset'; ")
 
 
 def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:

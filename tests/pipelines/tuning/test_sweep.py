@@ -33,7 +33,7 @@ from pipelines.tuning.sweep import split_preset, sweep
         (["model.backbone.freeze=grid(0,'2 0@9')"], r"frozen noise"),
         (["train.freeze=grid((),('backbone.*',))"], r"frozen noise"),
         (["model.backbone.name=choice(resnet18,resnet1)"], "resnet1"),
-        (["preset=choice(demo,dmo)"], "preset dmo is unknown"),
+        (["preset=choice(demo,dmo)"], "unknown preset 'dmo'; near: demo"),
         ([], "nothing to search"),
     ],
 )
