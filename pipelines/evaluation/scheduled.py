@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipelines.cluster import lease, storage
+from pipelines.cluster import gauges, lease, session, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.lease import Busy
 from pipelines.cluster.masking import masked
@@ -64,9 +66,22 @@ def scheduled(
     if record is None:
         return None
     print(f"{title_of(task)}: PQ {record.pq:.2f}{'' if made else ', as evaluated before'} (run {record.run.run_id})")
-    if reference.uri:
-        _compare(ask, task, record, pool, places, reference)
+    try:
+        if reference.uri:
+            _compare(ask, task, record, pool, places, reference)
+    finally:
+        _publish(model, record)
     return record
+
+
+def _publish(model: str, record: Record) -> None:
+    """On a cluster, tell Prometheus that the evaluation is there, also one that was there before."""
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    session.connect()
+    values = {"panoptic_evaluation_pq": record.pq, "panoptic_evaluation_timestamp_seconds": time.time()}
+    gauges.publish(values, model=model)
+    gauges.linger()
 
 
 def _compare(

@@ -13,7 +13,9 @@ import logging
 import os
 import resource
 import sys
+import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,13 +26,14 @@ from panoptic.backbones import imagenet
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.layers.norm import synchronise_norms
+from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
 from panoptic.training.step import Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
-from pipelines.cluster import session, storage
+from pipelines.cluster import gauges, session, storage
 from pipelines.cluster.masking import mask_output
 from pipelines.config import Experiment, Train
 from pipelines.data.loader import Feed
@@ -165,7 +168,10 @@ def train(state: State) -> None:
             if state.step % options.log_every == 0 or state.step == last:
                 log(state, meter.read(), health)
             if state.step % options.validate_every == 0 or state.step == last:
-                checkpoint(state, validate(state))
+                evaluation = validate(state)
+                checkpoint(state, evaluation)
+                if state.tracker is not None:
+                    gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
                 set_training_mode(model, options)
     if state.tracker is not None:
         state.tracker.close()
@@ -216,7 +222,22 @@ def log(state: State, values: dict[str, float], health: SkipCounter) -> None:
         return
     values = {**values, "memory_mib": _memory(state.device), "skipped_steps": health.skipped}
     state.tracker.metrics(state.step, {f"train/{name}": value for name, value in values.items()})
+    gauges.publish(progress_gauges(state.step, last_step(state.experiment.train), values), run=state.experiment.name)
     _say(console_line(state.step, last_step(state.experiment.train), values))
+
+
+def progress_gauges(step: int, last: int, values: Mapping[str, float]) -> dict[str, float]:
+    """What a log line says, under the names of `gauges.TRAINING`."""
+    names = {
+        "panoptic_images_per_second": "images_per_second",
+        "panoptic_step_seconds": "step_seconds",
+        "panoptic_data_wait_ratio": "data_wait",
+        "panoptic_loss": "loss/total",
+        "panoptic_skipped_steps": "skipped_steps",
+    }
+    told = {name: values[key] for name, key in names.items() if key in values}
+    steps = {"panoptic_step": step, "panoptic_steps": last, "panoptic_memory_bytes": values["memory_mib"] * 2**20}
+    return {**steps, **told, "panoptic_progress_timestamp_seconds": time.time()}
 
 
 def console_line(step: int, last: int, values: dict[str, float]) -> str:
@@ -234,6 +255,15 @@ def console_line(step: int, last: int, values: dict[str, float]) -> str:
     if values["skipped_steps"]:
         parts.append(f"{values['skipped_steps']:.0f} steps skipped")
     return " | ".join(parts)
+
+
+def checkpoint_gauges(step: int, evaluation: Evaluation) -> dict[str, float]:
+    """What is known when a checkpoint has been committed, under the names of `gauges.TRAINING`."""
+    return {
+        "panoptic_pq": evaluation.quality.all.pq,
+        "panoptic_checkpoint_step": step,
+        "panoptic_checkpoint_timestamp_seconds": time.time(),
+    }
 
 
 def _silence() -> None:
