@@ -123,11 +123,11 @@ class Data(ReaderOptions):
 
     root: OneOrMore = "scenes"
     """A folder in the form of `reader`, a folder of prepared shards, or "scenes" for the drawn data set. Local or s3://.
-    Several folders, each alone or as NAME=FOLDER, are joined."""
-    train: str = "train"
-    """Name of the training split."""
-    val: str = "val"
-    """Name of the validation split."""
+    Several folders of either kind, each alone or as NAME=FOLDER, are joined."""
+    train: OneOrMore = "train"
+    """Name of the training split, or one for each of several roots."""
+    val: OneOrMore = "val"
+    """Name of the validation split, likewise."""
     reader: OneOrMore = AUTO
     """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
     class_map: str = ""

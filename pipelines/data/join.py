@@ -29,7 +29,9 @@ from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
 from pipelines.data.copies import KEY, Copies
 from pipelines.data.readers import AUTO, READERS, ReaderOptions, read_source
+from pipelines.data.readers.options import GENERAL
 from pipelines.data.readers.source import COLUMNS, Decode, Source, Truth
+from pipelines.data.shard_source import shard_source
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +130,12 @@ class Roots:
             splits = splits * len(self.roots)
         if len(splits) != len(self.roots):
             raise ValueError(f"--data.split names {len(splits)} splits for {len(self.roots)} roots; give one for each")
-        if self.options and len(self.roots) > 1:
-            options = ", ".join(f"--data.{name.replace('_', '-')}" for name in self.options)
+        if len(self.roots) > 1 and (own := [name for name in self.options if name not in GENERAL]):
+            options = ", ".join(f"--data.{name.replace('_', '-')}" for name in own)
             raise ValueError(f"{options}: cannot be given for several roots; prepare each for itself")
         readers = self.readers * len(self.roots) if len(self.readers) == 1 else self.readers
         asked = zip(readers, self.places, splits, strict=True)
-        sources = [read_source(reader, root, one, self.options) for reader, root, one in asked]
+        sources = [_source(reader, root, one, self.options) for reader, root, one in asked]
         return sources[0] if not self.changed else self._mapped(sources)
 
     def _mapped(self, sources: Sequence[Source]) -> Source:
@@ -150,6 +152,21 @@ class Roots:
         if len(sources) == 1:
             return mapped(sources[0], resolved.mappings[0], {**about, ABSENT: absent[self.names[0]]})
         return joined(self.names, sources, resolved.mappings, {**about, ABSENT: joined_absent(absent)})
+
+
+def _source(reader: str, root: str, split: str, options: Mapping[str, Any]) -> Source:
+    """The source that a reader makes of a root, or that prepared shards are.
+
+    Raises:
+        ValueError: the reader refuses the root, or the shards cannot be a source.
+    """
+    shards = shard_source(root, split)
+    if shards is None:
+        return read_source(reader, root, split, options)
+    if options:
+        names = ", ".join(f"--data.{name.replace('_', '-')}" for name in options)
+        raise ValueError(f"{names}: {root} holds prepared shards, which no reader reads; leave it out")
+    return shards
 
 
 def _split_name(root: str) -> tuple[str, str]:

@@ -183,7 +183,7 @@ def rejected_lines(problems: Sequence[Problem]) -> bytes:
 
 def ensure_shards(
     root: storage.Uri | Sequence[str],
-    split: str,
+    split: str | Sequence[str],
     cache: storage.Uri,
     reader: str | Sequence[str] = AUTO,
     seed: int = 0,
@@ -196,8 +196,8 @@ def ensure_shards(
 
     Args:
         root: a folder of shards of this split, a folder with one such folder per split, or a dataset; several datasets
-            (each alone or as NAME=FOLDER) are joined.
-        split: which split.
+            (each alone or as NAME=FOLDER) are joined, and may be shards themselves.
+        split: which split, or one for each data set.
         cache: where shards prepared on the fly go; the same dataset finds them again.
         reader: the format of a dataset, or of each; "auto" = found by what the folder holds.
         seed: of the shuffle.
@@ -206,14 +206,17 @@ def ensure_shards(
         copies: augmented copies that are written, too, where shards are prepared on the fly.
 
     Raises:
-        ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards are to be
-            joined or mapped, or shards of an earlier version whose data set is not there.
+        ValueError: `root` holds neither, or shards of another split, or an image fails validation, or shards of an
+            earlier version whose data set is not there.
     """
     roots = Roots.of(root, reader, class_map, options)
     if len(roots.roots) > 1:
-        _refuse_shards(roots, split)
         return _prepare_in_cache(roots, split, cache, seed, on_invalid, copies)
     (root,) = roots.places
+    if not isinstance(split, str):
+        if len(split) != 1:
+            raise ValueError(f"{len(split)} splits ({', '.join(split)}) for one data set; give one for each root")
+        (split,) = split
     if class_map and any(is_shards(folder) for folder in (storage.join(root, split), root)):
         return with_class_map(ensure_shards(root, split, cache, reader, seed, on_invalid), class_map, cache)
     for folder in (storage.join(root, split), root):
@@ -232,13 +235,20 @@ def ensure_shards(
 
 
 def _prepare_in_cache(
-    roots: Roots, split: str, cache: storage.Uri, seed: int, on_invalid: OnInvalid, copies: Copies | None
+    roots: Roots,
+    split: str | Sequence[str],
+    cache: storage.Uri,
+    seed: int,
+    on_invalid: OnInvalid,
+    copies: Copies | None,
 ) -> Manifest:
     """Prepare in a cache that several trainings share: whoever comes second waits, and finds the shards finished."""
-    source, folder, told = roots.open(split), split, False
+    splits = [split] if isinstance(split, str) else list(split)
+    source, told = roots.open(split), False
+    name = folder = splits[0] if len(set(splits)) == 1 else "+".join(splits)
     if copies is not None:
         source = with_copies(source, copies)
-        folder = f"{split}-copies-{source.fingerprint[:8]}"
+        folder = f"{name}-copies-{source.fingerprint[:8]}"
     out = storage.join(cache, roots.folder, folder)
     while True:
         try:
@@ -250,18 +260,8 @@ def _prepare_in_cache(
             told = True
         time.sleep(PATIENCE)
     for note in manifest.notes:
-        logger.warning("%s of %s: %s", split, ", ".join(roots.places), note)
+        logger.warning("%s of %s: %s", name, ", ".join(roots.places), note)
     return manifest
-
-
-def _refuse_shards(roots: Roots, split: str) -> None:
-    """Refuse to join shards: their images would be written once more."""
-    for place in roots.places:
-        if is_shards(storage.join(place, split)) or is_shards(place):
-            raise ValueError(
-                f"{place}: holds prepared shards; data sets are joined before: give the folder that these were "
-                "prepared from"
-            )
 
 
 def _prepare_again(

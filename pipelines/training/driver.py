@@ -263,7 +263,8 @@ def data_categories(experiment: Experiment) -> Categories | None:
     if data.root == "scenes":
         return None
     roots = Roots.of(data.root, data.reader, data.class_map, data)
-    for folder in (storage.join(roots.places[0], data.val), roots.places[0]) if len(roots.roots) == 1 else ():
+    split = data.val if isinstance(data.val, str) else data.val[0]
+    for folder in (storage.join(roots.places[0], split), roots.places[0]) if len(roots.roots) == 1 else ():
         if is_shards(folder):
             former = former_manifest(folder)
             categories = former["categories"] if former else Manifest.load(folder).categories

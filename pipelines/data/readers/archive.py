@@ -16,6 +16,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import io
+import json
 import os
 import struct
 import tarfile
@@ -25,16 +26,18 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.cluster import storage
 from pipelines.data.readers.faults import Fault
+from pipelines.data.shard_file import Span, decode_row
 
 _PREFIX = "zip:"
 _CELL = "parquet:"
+_ROW = "shard:"
 _HEADER = struct.Struct("<4s5H3I2H")  # a local header up to its name
 _SPARE = 256  # bytes read beyond a member, for the extra field of its local header
 _CHUNK = 8 << 20
@@ -84,6 +87,8 @@ def read_file(address: storage.Uri) -> bytes:
     text = os.fspath(address)
     if text.startswith(_CELL):
         return _read_cell(text)
+    if text.startswith(_ROW):
+        return _read_row(text)
     if not text.startswith(_PREFIX):
         return storage.read_bytes(text)
     member, _ = _parse(text)
@@ -125,6 +130,9 @@ def readable(address: storage.Uri) -> str:
     if text.startswith(_CELL):
         file, _, place = text.removeprefix(_CELL).rpartition("#")
         return f"{file}, row {place.split(',')[1]} of group {place.split(',')[0]}"
+    if text.startswith(_ROW):
+        file, _, place = text.removeprefix(_ROW).rpartition("#")
+        return f"{file}, column {place.split(',')[3]} of the row at byte {place.split(',')[0]}"
     if not text.startswith(_PREFIX):
         return text
     member, path = _parse(text)
@@ -134,6 +142,39 @@ def readable(address: storage.Uri) -> str:
 def cell(file: str, group: int, row: int, column: str) -> str:
     """The address of an image that a Parquet file holds, as the `bytes` of a struct."""
     return f"{_CELL}{file}#{group},{row},{column}"
+
+
+def row_column(file: str, span: Span, column: str) -> str:
+    """The address of a value of a shard's row: bytes as they are, lists as JSON."""
+    return f"{_ROW}{file}#{span.offset},{span.length},{span.crc32},{column}"
+
+
+def _read_row(address: str) -> bytes:
+    place, _, column = address.removeprefix(_ROW).rpartition(",")
+    value = _row(place)[column]
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+@lru_cache(maxsize=16)
+def _row(place: str) -> dict[str, Any]:
+    """A row of a shard, whose columns are asked for one after the other.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    file, _, numbers = place.rpartition("#")
+    offset, length, crc32 = map(int, numbers.split(","))
+    with storage.open_file(file) as stream:
+        data = stream.read_at(length, offset)
+    if zlib.crc32(data) != crc32:
+        raise Fault(f"{file}: the row at byte {offset} is not what was written", "prepare these shards again")
+    return decode_row(data, _schema(file), 1 << 31)
+
+
+@lru_cache(maxsize=64)
+def _schema(file: str) -> pa.Schema:
+    with storage.open_file(file) as stream:
+        return pa.ipc.open_file(stream).schema
 
 
 def _read_cell(address: str) -> bytes:

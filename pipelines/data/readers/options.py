@@ -70,7 +70,7 @@ class ReaderOptions:
     """Label set of a release of Segments.ai; by default ground-truth, or the only one."""
     unlisted: Unlisted = "refuse"
     """Pixels of a map whose id or colour nothing lists: the image fails validation, or they are void, and counted."""
-    merge_crowds: bool = False
+    merge_crowds: Literal["yes", "no"] = "no"
     """All crowds of a class in an image become one: evaluations of COCO's kind know one only, the last."""
     exif: Literal["auto"] | Orientation = "auto"
     """The maps lie over the stored pixels, or over the image that its EXIF orientation gives, where both have one size;
@@ -139,7 +139,7 @@ def _decode_of(source: Source, options: Mapping[str, Any]) -> Decode:
                 "it out"
             )
         decode = partial(decode, unlisted=unlisted)  # pyright: ignore[reportCallIssue]  # it has it, see above
-    return partial(decode_merged, inner=decode) if options.get("merge_crowds") else decode
+    return partial(decode_merged, inner=decode) if options.get("merge_crowds") == "yes" else decode
 
 
 def _option(name: str) -> str:

@@ -10,13 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from panoptic.segmentation import Segmentation
+from panoptic.segmentation import Categories, Segmentation
+from pipelines.config import parse
+from pipelines.data import prepare as preparing
 from pipelines.data.join import JOINED, Roots, absolute
 from pipelines.data.readers import ReaderOptions
 from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.source import Source
+from pipelines.data.shard_writer import write_shard
+from pipelines.presets import PRESETS
+from pipelines.training import driver
 from tests.pipelines.data.test_class_map import as_set
 from tests.support.coco_folder import write_folder, write_json
+from tests.support.stored import write_shards
 
 OTHER = [
     {"id": 1, "name": "Sky", "isthing": 0},
@@ -113,8 +119,6 @@ def test_places_and_splits_belong_to_roots(two: tuple[str, str]) -> None:
 
 
 def test_one_shard_of_two_sets(two: tuple[str, str], tmp_path: Path) -> None:
-    from pipelines.data.shard_writer import write_shard
-
     source = Roots.of(two).open("train")
     rows = source.rows.append_column("shard", pa.array([0] * source.rows.num_rows))
     report = json.loads(write_shard(rows, str(tmp_path / "out"), source.categories, source.decode)["report"][0].as_py())
@@ -150,3 +154,83 @@ def test_the_stored_result_from_the_files(shared: Callable[[str], Path]) -> None
             truth = source.decode(rows[image["image_id"]], read_file, source.categories).segmentation
             wanted = Segmentation(stored[f"{k}_segments"], stored[f"{k}_labels"], stored[f"{k}_crowd"])
             assert as_set(truth) == as_set(wanted)
+
+
+def test_prepared_shards_are_joined_as_the_sets_they_were_made_of(
+    two: tuple[str, str], tmp_path: Path, small_categories: Categories
+) -> None:
+    shards = write_shards(tmp_path / "c" / "train", small_categories, 5)
+    manifest = json.loads((tmp_path / "c/train/manifest.json").read_text())
+    manifest |= {"split": "train", "source": {"reader": "cityscapes", "absent": {"x": ["dog"]}}}
+    (tmp_path / "c/train/manifest.json").write_text(json.dumps(manifest))
+    source = Roots.of([two[1], str(tmp_path / "c")], ("coco", "auto")).open("train")
+    names = source.categories.names
+    assert names == ("Sky", "person", "boat", "car", "road", "dog") and source.rows.num_rows == 2 + 5
+    assert source.rows["name"].to_pylist()[-1] == "c/4.jpg"
+    assert source.about["absent"] == {"b": ["car", "road", "dog"], "c": ["boat"], "c/x": ["boat", "dog"]}
+    rows = source.rows.append_column("shard", pa.array([0] * 7))
+    report = json.loads(write_shard(rows, str(tmp_path / "out"), source.categories, source.decode)["report"][0].as_py())
+    assert report["rows"] == 7 and not report["problems"]
+    stored = preparing.read_row  # the images of the shards came through, byte by byte, with their maps
+    joined = pa.ipc.open_file(str(tmp_path / "out/shard-00000.arrow")).read_all().to_pylist()[2:]
+    first = pa.ipc.open_file(shards.files[0]).read_all().to_pylist()
+    for a, b in zip(joined, first, strict=True):
+        assert a["image"] == b["image"]
+        own, theirs = stored(a).truth, stored(b).truth
+        assert [names[k].lower() for k in own.labels] == [small_categories.names[k] for k in theirs.labels]
+        assert (own.segments == theirs.segments).all() and (own.is_crowd() == theirs.is_crowd()).all()
+
+
+def test_shards_that_cannot_be_joined(two: tuple[str, str], tmp_path: Path, small_categories: Categories) -> None:
+    write_shards(tmp_path / "c" / "train", small_categories, 2)
+    roots = [two[0], str(tmp_path / "c")]
+    with pytest.raises(ValueError, match="these are shards of split 'val', not of 'train'"):
+        Roots.of(roots).open("train")
+    file = tmp_path / "c/train/manifest.json"
+    manifest = {**json.loads(file.read_text()), "split": "train"}
+    file.write_text(json.dumps({**manifest, "source": {"copies": {}}}))
+    with pytest.raises(ValueError, match="holds augmented copies"):
+        Roots.of(roots).open("train")
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"--data\.things: .*holds prepared shards, which no reader reads"):
+        Roots.of(roots[1], options=ReaderOptions(things=("dog",))).open("train")
+    shard = tmp_path / "c/train" / manifest["shards"][0]["path"]
+    source = Roots.of(roots[1]).open("train")
+    shard.write_bytes(shard.read_bytes()[:600] + b"?" + shard.read_bytes()[601:])
+    with pytest.raises(ValueError, match="is not what was written; prepare these shards again"):
+        labels(source)
+
+
+def test_options_of_every_format_hold_for_all_roots(two: tuple[str, str]) -> None:
+    source = Roots.of(two, options=ReaderOptions(merge_crowds="yes")).open("train")
+    plain = Roots.of(two).open("train")
+    assert source.fingerprint != plain.fingerprint and source.rows == plain.rows
+
+
+def test_each_root_has_its_split_in_training(
+    two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "a", "train2017", 1)
+    content = json.loads((tmp_path / "b/annotations/panoptic_train.json").read_text())
+    write_folder(tmp_path / "b", "val", 1)
+    write_json(
+        tmp_path / "b", "val", {**content, "images": content["images"][:1], "annotations": content["annotations"][:1]}
+    )
+    opened: list[tuple[str, Source]] = []
+
+    def prepare(source: Source, out: str, **_: object) -> object:
+        opened.append((out, source))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing, "prepare", prepare)
+    shards = str(tmp_path / "cache")
+    words = ["demo", "--data.root", *two, "--data.train", "train2017", "train", "--data.shards", shards]
+    _, experiment = parse(words, PRESETS)
+    assert experiment.data.train == ("train2017", "train") and experiment.data.val == "val"
+    with pytest.raises(KeyboardInterrupt):
+        driver.prepare_data(experiment)
+    ((out, source),) = opened
+    assert out.endswith("/train2017+train") and source.split == "train2017+train"
+    assert source.rows["name"].to_pylist() == ["a/000.jpg", "b/000.jpg", "b/001.jpg"]
+    with pytest.raises(ValueError, match=r"2 splits \(a, b\) for one data set"):
+        preparing.ensure_shards(two[0], ("a", "b"), str(tmp_path))

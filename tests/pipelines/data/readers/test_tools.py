@@ -437,6 +437,6 @@ def test_merged_crowds_are_counted(tmp_path: Path) -> None:
     }
     files = {"annotations/panoptic_train.json": json.dumps(content).encode(), "images/train/a.png": PHOTO}
     put(tmp_path, {**files, "annotations/panoptic_train/a.png": encode_ids(np.where(IDS == 70000, 0, IDS))})
-    source = read_source("coco", tmp_path, "train", {"merge_crowds": True})
+    source = read_source("coco", tmp_path, "train", {"merge_crowds": "yes"})
     (truth,) = truths(source).values()
     assert drawn(source, truth) == [("car", 50, True)] and Counter(truth.repairs) == {MERGED: 1}
