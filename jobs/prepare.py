@@ -21,6 +21,7 @@ from panoptic.transforms import POLICIES, Augment
 from pipelines.cluster import storage
 from pipelines.config import OneOrMore, parse_options
 from pipelines.data.copies import Copies
+from pipelines.data.duplicates import warn_of_neighbours
 from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import problem_table
 from pipelines.data.prepare import Manifest, OnInvalid, check, prepare
@@ -124,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
     if manifest.skipped:
         print(f"{len(manifest.skipped)} images were left out:\n{problem_table(manifest.skipped)}")
     print(manifest.summary())
+    if not options.check:
+        warn_of_neighbours(manifest)
     if options.report:
         storage.write_bytes(options.report, page(manifest, pictures(source)).encode())
         print(f"report: {options.report}")

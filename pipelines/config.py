@@ -139,7 +139,7 @@ class Data(ReaderOptions):
     """An image that fails validation stops the preparation, or is left out and listed."""
     classes_of: Literal["both", "train", "val"] = "both"
     """The split whose classes count where they differ: images of the other split may use no class beside them. With
-    "both", the classes must be the same; their colours, ids and order may differ."""
+    "both", they must be the same, or one split's contain the other's; their colours, ids and order may differ."""
     limit: NonNegativeInt = 0
     """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
     what a larger one keeps. 0 = all."""

@@ -44,12 +44,13 @@ def with_equal_classes(
 
     Args:
         train, val: their shards.
-        classes_of: the split whose classes count; with "both", they must be the same.
+        classes_of: the split whose classes count; with "both", they must be the same, or one split's contain the
+            other's, and then they count.
         cache: where copies of shards go whose classes have other positions.
 
     Raises:
-        ValueError: the splits' classes differ with "both", a class is a thing in one split and stuff in the other, or
-            images use a class that the split that counts does not have; names the classes.
+        ValueError: each split has classes of its own with "both", a class is a thing in one split and stuff in the
+            other, or images use a class that the split that counts does not have; names the classes.
     """
     a, b = (dict(zip(m.categories.names, m.categories.is_thing, strict=True)) for m in (train, val))
     kinds = [name for name in a if name in b and a[name] != b[name]]
@@ -59,7 +60,16 @@ def with_equal_classes(
             "stuff in the other; correct isthing in one of their annotation files"
         )
     only = [(m.split, [name for name in own if name not in other]) for m, own, other in ((train, a, b), (val, b, a))]
-    if classes_of == "both" and any(names for _, names in only):
+    ours, theirs = (names for _, names in only)
+    if classes_of == "both" and bool(ours) != bool(theirs):  # one list contains the other
+        classes_of = "train" if ours else "val"
+        larger, smaller = (train, val) if ours else (val, train)
+        logger.warning(
+            "split %s has no %s, which split %s lists; the classes of the latter count for both, unless "
+            "--data.classes-of says otherwise",
+            *(smaller.split, _some(ours or theirs), larger.split),
+        )
+    if classes_of == "both" and ours:
         parts = "; ".join(f"only {split} has {_some(names)}" for split, names in only if names)
         raise ValueError(
             f"the splits {train.split} and {val.split} have different categories: {parts}. "

@@ -168,7 +168,9 @@ class Manifest:
         rest = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         if "class_map" not in self.source:  # of which all classes are named below
             counts[f"thing classes have no segment ({', '.join(absent[:5])}{rest})"] = len(absent)
-        repaired = [f"repaired {count} times: {kind}" for kind, count in sorted(self.repairs.items())]
+        repaired = [
+            f"repaired {count} times: {kind}{self._of_all(kind, count)}" for kind, count in sorted(self.repairs.items())
+        ]
         unused = [name for name, count in zip(self.categories.names, self.segments, strict=True) if not count]
         mapped = [f"{len(unused)} classes of the class map have no segment: {', '.join(unused)}"] if unused else []
         lines = [f"{count} {what}" for what, count in {**counts, **self.warnings}.items() if count] + repaired
@@ -189,6 +191,11 @@ class Manifest:
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
+
+    def _of_all(self, kind: str, count: int) -> str:
+        """The share of all pixels, for kinds that count pixels."""
+        counts = self.statistics
+        return f" ({percent(count, counts.pixels)} of all)" if counts and kind.startswith("pixels ") else ""
 
     def _shares(self) -> str:
         counts = self.statistics

@@ -26,6 +26,7 @@ from pipelines.cluster.shared import check_shared
 from pipelines.data import resume, statistics
 from pipelines.data.classes import with_class_map
 from pipelines.data.copies import Copies
+from pipelines.data.duplicates import PHOTOGRAPHS, write_keys
 from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import (
     MANIFEST,
@@ -144,9 +145,10 @@ def _prepare(
         raise disk.full(out, source.bytes, f"the shards of split {source.split}") from error
     entries = [report.entries for report in reports if report.rows]
     index = write_index(out, entries, source.rows.schema.field("image_id").type) if entries else ""
+    write_keys(out, (key for report in reports for key in report.photographs))
     manifest = _manifest(source, about, reports, index)
     if _is_refused(manifest, about["preparation"]["on_invalid"]):
-        for name in (INDEX, *(shard.path for shard in manifest.shards)):
+        for name in (INDEX, PHOTOGRAPHS, *(shard.path for shard in manifest.shards)):
             storage.delete(storage.join(out, name))
         resume.forget(out)
         return manifest
@@ -305,7 +307,7 @@ def _finished(out: str, about: dict, replace_others: bool) -> Manifest | None:
         ValueError: other files lie there, or the shards of something else.
     """
     names = set(storage.list_files(out)) if storage.exists(out) else set()
-    ours = (MANIFEST, INDEX, REJECTED, "shard-", resume.STATE[1:])
+    ours = (MANIFEST, INDEX, PHOTOGRAPHS, REJECTED, "shard-", resume.STATE[1:])
     foreign = sorted(name for name in names if not name.lstrip(".").startswith(ours))
     if foreign:
         raise ValueError(f"{out}: holds other files ({', '.join(foreign[:3])}); give the shards a folder of their own")
@@ -410,7 +412,7 @@ def _write_or_tell(rows: pa.Table, out: str | None, categories: Categories, **ho
 
 def _drop_leftovers(out: str, manifest: Manifest) -> None:
     """Remove what an earlier preparation with more shards, or an interrupted one, left behind."""
-    for name in set(storage.list_files(out)) - {INDEX, *(shard.path for shard in manifest.shards)}:
+    for name in set(storage.list_files(out)) - {INDEX, PHOTOGRAPHS, *(shard.path for shard in manifest.shards)}:
         if not name.startswith(f"{resume.STATE}/"):
             storage.delete(storage.join(out, name))
 

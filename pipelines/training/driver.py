@@ -28,6 +28,7 @@ from pipelines.config import Experiment, check_run_name, flatten
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.copies import KEY, Copies, check_copies
+from pipelines.data.duplicates import warn_of_shared
 from pipelines.data.join import Roots
 from pipelines.data.manifest import SCHEMA_VERSION, Manifest, former_manifest, is_shards
 from pipelines.data.prepare import ensure_shards
@@ -244,6 +245,7 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
         for s, c in ((data.train, copies), (data.val, None))
     )
     check_copies(experiment.augment, train_set.source, train_set.uri)
+    warn_of_shared(val_set, train_set)
     train_set, val_set = with_equal_classes(train_set, val_set, data.classes_of, cache)
     if data.limit:
         if KEY in train_set.source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,7 +15,10 @@ import pyarrow as pa
 from panoptic.segmentation import Categories, Segmentation, renumber
 from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source
-from pipelines.data.readers.tree import Folder
+from pipelines.data.readers.tree import Folder, folded
+
+RESPELT = "label files whose name differs from the photograph's in case or Unicode form"
+"""Kind of repair, as the manifest counts it."""
 
 
 class Row(NamedTuple):
@@ -125,6 +129,8 @@ def label_files(
         ValueError: no key has both files.
     """
     (images, image_of), (labels, label_of) = photographs, maps
+    label_of, respelt = _spelt_alike(label_of, image_of)
+    records = {respelt.get(key, key): record for key, record in records.items()}
     rows, problems, used = [], [], []
     for key in sorted(image_of.keys() | label_of.keys()):
         if key not in image_of:
@@ -151,6 +157,25 @@ def label_files(
         unannotated=(),
         bytes=sum(image[0] + label[0] for image, label in used),
         fingerprint=fingerprint_of(reader, [row.name for row in rows], used, dict(records), extra),
+        repairs={RESPELT: len(respelt)} if respelt else {},
         decode=decode,
         orientation=orientation,
     )
+
+
+def _spelt_alike(label_of: Mapping[str, str], image_of: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The label files by the keys of the photographs, also where file systems or archivers spelt a name in other ways.
+
+    Returns:
+        the file of each key; for each key that was replaced, the one that stands in its place.
+    """
+    alone: dict[str, list[str]] = {}
+    for key in image_of.keys() - label_of.keys():
+        alone.setdefault(folded(key), []).append(key)
+    others = Counter(folded(key) for key in label_of.keys() - image_of.keys())
+    respelt = {
+        key: alone[folded(key)][0]
+        for key in label_of.keys() - image_of.keys()
+        if len(alone.get(folded(key), ())) == 1 == others[folded(key)]
+    }
+    return {respelt.get(key, key): path for key, path in label_of.items()}, respelt

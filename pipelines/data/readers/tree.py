@@ -333,7 +333,12 @@ class Folder:
 def _plain(name: str) -> str:
     """A path in one spelling."""
     parts = name.replace("\\", "/").split("/")
-    return unicodedata.normalize("NFC", "/".join(part for part in parts if part not in ("", "."))).casefold()
+    return folded("/".join(part for part in parts if part not in ("", ".")))
+
+
+def folded(name: str) -> str:
+    """A name without the differences that file systems make: case, and the Unicode form of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _last(name: str) -> str:

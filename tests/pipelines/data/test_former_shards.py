@@ -58,7 +58,7 @@ def test_those_in_the_cache_are_replaced(tmp_path: Path, caplog: pytest.LogCaptu
     assert "shards of schema version 1, while this software reads 2. Preparing them again from" in caplog.text
     assert again == first == verify(first.uri)
     names = sorted(file.name for file in Path(first.uri).iterdir())
-    assert names == ["_index.arrow", "manifest.json", "shard-00000.arrow"]
+    assert names == ["_index.arrow", "_photographs.txt", "manifest.json", "shard-00000.arrow"]
 
 
 def test_those_that_are_given_stay_and_are_prepared_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

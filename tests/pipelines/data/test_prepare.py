@@ -208,7 +208,8 @@ def test_unfinished_shards_are_written_afresh(tmp_path: Path) -> None:
         ensure_shards(out, "train", tmp_path / "cache")
     prepare(coco_panoptic(tmp_path / "data", "train"), out)
     verify(out)
-    assert sorted(path.name for path in out.iterdir()) == ["_index.arrow", "manifest.json", "shard-00000.arrow"]
+    names = ["_index.arrow", "_photographs.txt", "manifest.json", "shard-00000.arrow"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
 def contents(folder: Path) -> dict[str, bytes]:
