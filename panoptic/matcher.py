@@ -1,7 +1,8 @@
 """One-to-one matching of queries and targets at the lowest cost (Carion et al., "DETR", arXiv 2005.12872, section 3.1).
 
 Costs are batched matrices in float32, whatever the autocast; what does not depend on a pair is summed
-once instead of per pair. The assignment itself is SciPy's, one round trip to the host for all groups.
+once instead of per pair. The assignment itself is SciPy's, one copy to the host for all groups; what the host knows
+from it (how many pairs each group and image has) is never asked of the device again.
 
 Shapes: B images, G groups (one for each decoder layer and image, layers outermost: group g is of image
 g % B), Q queries, N targets (padded), C classes, P pixels or points.
@@ -29,11 +30,19 @@ class Matches:
     """int64 [M], places among Q."""
     targets: Tensor
     """int64 [M], places among the padded N."""
+    listed: np.ndarray
+    """int64 [M], the groups on the CPU."""
 
     def of(self, start: int, count: int) -> Matches:
         """The pairs of `count` groups from group `start` on, with groups counted from 0: one decoder layer."""
-        inside = (self.groups >= start) & (self.groups < start + count)
-        return Matches(self.groups[inside] - start, self.queries[inside], self.targets[inside])
+        inside = slice(*np.searchsorted(self.listed, (start, start + count)).tolist())
+        return Matches(
+            self.groups[inside] - start, self.queries[inside], self.targets[inside], self.listed[inside] - start
+        )
+
+    def per_image(self, images: int) -> list[int]:
+        """How many pairs each of the B images has in all its groups."""
+        return np.bincount(self.listed % images, minlength=images).tolist()
 
 
 @torch.no_grad()
@@ -53,9 +62,10 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
             the optimiser would learn from an assignment that means nothing.
     """
     images = len(valid)
-    usable = valid.repeat(len(cost) // max(images, 1), 1)
-    table = cost.float().masked_fill(~usable[:, None], 0.0).cpu().numpy()
-    columns = valid.cpu().numpy()
+    usable = valid.repeat(len(cost) // max(images, 1), 1)[:, None]
+    # one more row says which targets count, so that the device is waited for once
+    table = torch.cat([cost.float().masked_fill(~usable, 0.0), usable.to(torch.float32)], 1).cpu().numpy()
+    table, columns = table[:, :-1], table[:images, -1] > 0
     broken = np.flatnonzero(~np.isfinite(table).all((1, 2)))
     if len(broken):
         unique = dict.fromkeys(names[g % images] for g in broken.tolist())
@@ -67,7 +77,7 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     groups = np.repeat(np.arange(len(assigned)), [len(queries) for queries, _ in assigned])
     queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in assigned)]) for k in (0, 1))
     pairs = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64))
-    return Matches(*pairs.to(cost.device, non_blocking=True))
+    return Matches(*pairs.to(cost.device, non_blocking=True), groups)
 
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

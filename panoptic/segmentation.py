@@ -400,6 +400,11 @@ class Targets:
             crowd=self.crowd.to(device, non_blocking=True),
         )
 
+    def pin_memory(self) -> Targets:
+        """The same targets in pinned memory (`frame` as it is)."""
+        parts = {name: getattr(self, name).pin_memory() for name in ("segments", "labels", "crowd")}
+        return replace(self, **parts)
+
 
 @dataclass(frozen=True)
 class Instances:

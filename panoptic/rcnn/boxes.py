@@ -160,7 +160,10 @@ def sample(labels: Sequence[Tensor], count: int, fraction: float) -> list[tuple[
     masks = torch.stack([every > 0, every == 0])  # positives, negatives
     # how many of each kind an image has, then their places among the boxes of all images
     amounts = torch.stack([part.sum(1) for part in masks.split(sizes, 1)], 1).tolist()
-    kinds = [mask.nonzero()[:, 0].split(amount) for mask, amount in zip(masks, amounts, strict=True)]
+    kinds = [
+        torch.nonzero_static(mask, size=sum(amount))[:, 0].split(amount)
+        for mask, amount in zip(masks, amounts, strict=True)
+    ]
     starts = [0, *accumulate(sizes)]
     drawn = []
     for positive, negative, start in zip(*kinds, starts, strict=False):

@@ -177,8 +177,8 @@ def suppress(
         [clip(image, height, width) for image, (height, width) in zip(every, sizes.tolist(), strict=True)]
     )
     usable = every.isfinite().all(2) & confidence.isfinite() & ~is_empty(every, least)
-    # two reads of the device for all images, instead of one each
-    places = usable.nonzero()[:, 1].split(usable.sum(1).tolist())
+    counts = usable.sum(1).tolist()  # one read of the device for all images
+    places = torch.nonzero_static(usable, size=sum(counts))[:, 1].split(counts)
     proposals = []
     for image, scores, kept in zip(every, confidence, places, strict=True):
         image, scores = image[kept], scores[kept]

@@ -63,7 +63,8 @@ def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tenso
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
     classes = table.to(targets.labels.device, non_blocking=True)[targets.labels]
-    entries = visible.nonzero()[:, 1].split(visible.sum(1).tolist())
+    counts = visible.sum(1).tolist()
+    entries = torch.nonzero_static(visible, size=sum(counts))[:, 1].split(counts)
     return (
         list(entries),
         [outlines[b, chosen] for b, chosen in enumerate(entries)],

@@ -7,6 +7,7 @@ Shapes: B images of a micro-batch, H x W the canvas.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,12 @@ from panoptic.segmentation import Targets
 class Engine:
     """Precision and memory format of a step, and its patience with numbers that are not finite."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the network, by autocast; losses and post-processing always run in float32."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the network, by autocast; losses and post-processing always run in float32. float16 (for GPUs
+    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients."""
+    tf32: Literal["none", "convolutions", "all"] = "convolutions"
+    """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
+    torch does by itself), or matrix products too."""
     channels_last: bool = False
     """Memory format of images and weights; usually faster on a GPU."""
     max_skipped: PositiveInt = 5
@@ -33,9 +38,25 @@ class Engine:
 
 
 def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) -> PanopticModel:
-    """The model on its device and in its memory format, before optimiser and DDP take hold of it."""
+    """The model on its device and in its memory format, before optimiser and DDP take hold of it.
+
+    On a GPU it also sets what of this process is computed in TF32.
+    """
+    if torch.device(device).type == "cuda":
+        set_tf32(engine)
     memory = torch.channels_last if engine.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
+
+
+def set_tf32(engine: Engine) -> None:
+    """Compute in TF32 what the engine says, in all of this process."""
+    torch.backends.cuda.matmul.allow_tf32 = engine.tf32 == "all"
+    torch.backends.cudnn.allow_tf32 = engine.tf32 != "none"
+
+
+def build_scaler(engine: Engine, device: torch.device | str) -> torch.amp.GradScaler | None:
+    """The factor on the loss, without which small gradients vanish in float16; None in other precisions."""
+    return torch.amp.GradScaler(torch.device(device).type) if engine.precision == "float16" else None
 
 
 def unwrap(model: nn.Module) -> PanopticModel:
@@ -59,12 +80,36 @@ def seed_torch(seed: int, step: int, micro: int, rank: int) -> None:
 
 
 def to_device(model: nn.Module, images: Tensor, targets: Targets, engine: Engine) -> tuple[Tensor, Targets]:
-    """The batch on the model's device, in the memory format of its weights."""
+    """The batch on the model's device, in the memory format of its weights.
+
+    What lies in pinned memory (`pinned`) is copied to a GPU on a stream of its own, so beside what the GPU still
+    computes of the step before.
+    """
     device = next(model.parameters()).device
     memory = torch.channels_last if engine.channels_last else torch.contiguous_format
-    return images.to(device, non_blocking=True).contiguous(memory_format=memory), targets.to(device)
+    if device.type != "cuda" or not images.is_pinned():
+        return images.to(device, non_blocking=True).contiguous(memory_format=memory), targets.to(device)
+    computing, copying = torch.cuda.current_stream(device), _copying_stream(device)
+    with torch.cuda.stream(copying):
+        images, targets = images.to(device, non_blocking=True), targets.to(device)
+    computing.wait_stream(copying)
+    for tensor in (images, targets.segments, targets.labels, targets.crowd):
+        tensor.record_stream(computing)  # its memory is given to nobody else before the step has used it
+    return images.contiguous(memory_format=memory), targets
+
+
+@functools.cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are copied."""
+    return torch.cuda.Stream(device)
+
+
+def pinned(images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+    """A batch in memory from which a GPU copies by itself; copying into it takes time, so call it in a thread."""
+    return images.pin_memory(), targets.pin_memory()
 
 
 def autocast(images: Tensor, engine: Engine) -> torch.autocast:
     """The context in which the network runs; float32 where the engine says so."""
-    return torch.autocast(images.device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
+    half = torch.float16 if engine.precision == "float16" else torch.bfloat16
+    return torch.autocast(images.device.type, half, enabled=engine.precision != "float32")

@@ -11,15 +11,15 @@ iteration 0, warm-up included. Nothing is shifted and nothing restarts where the
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from panoptic.backbones.stages import stage_of
 from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveUnitFloat, UnitFloat
@@ -176,27 +176,88 @@ def build_optimiser(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Averaged weights and buffers of `model` (not of its DDP wrapper); None when `decay` is 0.
-
-    The first update copies; update n + 1 moves by `1 - min(decay, (1 + n) / (10 + n))`, so that early
-    validations do not evaluate the initial weights (weights and running statistics; integer buffers are copied).
-    """
+    """Averaged weights and buffers of `model` (not of its DDP wrapper), for `update_ema`; None when `decay` is 0."""
     if decay == 0:
         return None
-    averaged = AveragedModel(model, multi_avg_fn=_moving_average(decay), use_buffers=True)
+    averaged = AveragedModel(model, use_buffers=True)
+    averaged.n_averaged = averaged.n_averaged.to(next(model.parameters()).device)
     return averaged.requires_grad_(False).eval()
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """torch's moving average with a decay that grows, and safe for integers: torch's would corrupt an index table."""
+@torch.no_grad()
+def update_ema(ema: AveragedModel, model: nn.Module, decay: float, finite: Tensor | None = None) -> None:
+    """Move the averages towards the model's weights and buffers, without the host waiting for the device.
 
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            done = int(count)
-            get_ema_multi_avg_fn(min(decay, (1 + done) / (10 + done)))(averaged, current, count)
-            return
-        for old, new in zip(averaged, current, strict=True):
-            old.copy_(new)
+    The first update copies; update n + 1 moves by `1 - min(decay, (1 + n) / (10 + n))`, so that early
+    validations do not evaluate the initial weights (weights and running statistics; integer buffers are copied).
 
-    return update
+    Args:
+        ema: from `build_ema`.
+        model: unwrapped.
+        decay: largest one.
+        finite: bool scalar on the device; nothing moves where it is False. None = True.
+    """
+    done = ema.n_averaged
+    n = done.double()
+    share = torch.where(done == 0, 1.0, 1 - torch.clamp((1 + n) / (10 + n), max=decay))
+    if finite is None:
+        done += 1
+    else:
+        share = torch.where(finite, share, 0.0)
+        done += finite
+    for (device, kind), (averaged, current) in _by_kind(ema.module, model).items():
+        if not kind.is_floating_point:  # an average would corrupt an index table
+            torch._foreach_copy_(averaged, current)
+        elif device.type == "cpu":
+            torch._foreach_lerp_(averaged, current, [share.to(kind)] * len(averaged))
+        else:  # torch has no kernel of all tensors at once for a share that lies on the device
+            own = share.to(kind)
+            torch._foreach_mul_(averaged, 1 - own)
+            torch._foreach_add_(averaged, torch._foreach_mul(current, own))
+
+
+def _by_kind(
+    averaged: nn.Module, current: nn.Module
+) -> dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]]:
+    """Parameters and buffers of two equal models, by device and kind of number."""
+    groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    pairs = zip(
+        itertools.chain(averaged.parameters(), averaged.buffers()),
+        itertools.chain(current.parameters(), current.buffers()),
+        strict=True,
+    )
+    for old, new in pairs:
+        group = groups.setdefault((old.device, old.dtype), ([], []))
+        group[0].append(old.detach())
+        group[1].append(new.detach())
+    return groups
+
+
+def masked_step(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
+    """One update of a fused optimiser, none where `finite` (bool scalar on the device) is False.
+
+    The device decides, so the host need not wait for it: the kernels of torch's fused optimisers take such a flag.
+    """
+    if isinstance(optimiser, torch.optim.SGD):
+        _start_momentum(optimiser)
+    holder: Any = optimiser
+    holder.grad_scale, holder.found_inf = None, left_out(finite)
+    try:
+        optimiser.step()
+    finally:
+        del holder.grad_scale, holder.found_inf
+
+
+def left_out(finite: Tensor) -> Tensor:
+    """The flag that fused optimisers take, 1 where the update is left out: float32, whatever the parameters are."""
+    return (~finite).to(torch.float32)
+
+
+def _start_momentum(optimiser: torch.optim.SGD) -> None:
+    """Begin momentum at zero: in a first step that is left out torch would keep memory that nothing was written to."""
+    for group in optimiser.param_groups:
+        if group["momentum"]:
+            for parameter in group["params"]:
+                state = optimiser.state[parameter]
+                if parameter.grad is not None and state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)

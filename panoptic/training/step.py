@@ -6,6 +6,9 @@ micro-batches of b images each, W * A * b images, one update.
 Torch is seeded from (seed, step, micro-batch, rank) before every micro-batch, so that a run that is continued draws
 what it would have drawn and no generator state needs saving.
 
+The host runs ahead of a GPU: the device itself decides whether an update is made, copies of the batch lie on a stream
+of their own, and the only value that a step reads is the verdict on the step before (`SkipCounter`).
+
 Shapes: B images of a micro-batch, H x W the canvas.
 """
 
@@ -15,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +28,73 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.distributed import world_size
 from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
-from panoptic.training.optim import Optim, learning_rate_factor, set_learning_rate
+from panoptic.training.optim import Optim, learning_rate_factor, masked_step, set_learning_rate, update_ema
 
 ONE_VALUE = "Expected more than 1 value per channel"
 """The beginning of torch's message where a batch norm has nothing to take a variance of."""
 
 
+MADE, SCALED, BROKEN = 0, 1, 2
+"""Verdicts on a step: the update was made; it was left out because the factor on a float16 loss was too large, which
+halves it; it was left out because something was not finite."""
+
+
+@dataclass
+class Verdict:
+    """What became of a step, on its way from the device."""
+
+    step: int
+    names: list[str]
+    """Of the step's images on this worker."""
+    losses: dict[str, Tensor]
+    norm: Tensor
+    """Of the gradient."""
+    value: Tensor
+    """uint8 scalar on the CPU: `MADE`, `SCALED` or `BROKEN`; to be read after `copied`."""
+    copied: torch.cuda.Event | None
+    """Of the copy to the CPU; None where the step ran there."""
+
+
 @dataclass
 class SkipCounter:
-    """The updates that were skipped because something was not finite; outlives the steps."""
+    """The updates that were skipped because something was not finite; outlives the steps.
+
+    A step on a GPU is counted while the next one runs, or by `settle`; one on a CPU at its end.
+    """
 
     skipped: int = 0
     """All of them."""
     in_a_row: int = 0
-    """Skipped updates since the last one that was made."""
+    """Skipped updates since the last one that was made, but for those that a smaller factor on the loss cures."""
+    waiting: Verdict | None = field(default=None, compare=False, repr=False)
+    """On the newest step, where it is not counted yet."""
+
+    def settle(self, most: int) -> None:
+        """Count the step that waits for it, if one does; waits until the device has done that step.
+
+        Raises:
+            FloatingPointError: it is the `most`-th in a row that was broken; names the images.
+        """
+        verdict, self.waiting = self.waiting, None
+        if verdict is None:
+            return
+        if verdict.copied is not None:
+            verdict.copied.synchronize()
+        value = int(verdict.value)
+        self.skipped += value != MADE
+        if value == MADE:
+            self.in_a_row = 0
+        elif value == BROKEN:
+            self.in_a_row += 1
+            if self.in_a_row >= most:
+                raise FloatingPointError(_too_many(verdict, self.in_a_row))
 
 
 @dataclass(frozen=True)
 class StepResult:
     """Losses, rate and times of one step.
 
-    Losses and gradient norm stay on the device: `Meter` reads them when they are logged.
+    Losses, gradient norm and `finite` stay on the device: `Meter` reads them when they are logged.
     """
 
     losses: dict[str, Tensor]
@@ -53,14 +103,19 @@ class StepResult:
     """The norm of the whole gradient before clipping, over all workers."""
     lr: float
     """The learning rate of this step, before the factor of each parameter group."""
-    skipped: bool
-    """The update was left out, because a loss or the gradient was not finite."""
+    finite: Tensor
+    """bool scalar: the update was made; False where it was left out, because a loss or the gradient was not finite."""
     images: int
     """This worker's images."""
     wait: float
     """Seconds spent waiting for data."""
     seconds: float
     """Seconds of the whole step, waiting included."""
+
+    @property
+    def skipped(self) -> bool:
+        """The update was left out; asking waits for the device."""
+        return not bool(self.finite)
 
 
 def train_step(
@@ -78,6 +133,7 @@ def train_step(
     seed: int = 0,
     rank: int = 0,
     lr: float | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> StepResult:
     """One update from `accumulation` micro-batches.
 
@@ -96,11 +152,12 @@ def train_step(
         seed: of the run; with step, micro-batch and rank it seeds torch.
         rank: of this worker.
         lr: rate for the global batch; `optim.lr` by default.
+        scaler: from `build_scaler`, for float16.
 
     Raises:
         ValueError: `batches` ended early.
         FloatingPointError: a loss or gradient was not finite in `engine.max_skipped` steps in a row;
-            names the images.
+            names the images. On a GPU this is known in the step after, before its update.
     """
     start = time.perf_counter()
     rate = (optim.lr if lr is None else lr) * learning_rate_factor(step, total, optim)
@@ -108,7 +165,8 @@ def train_step(
     optimiser.zero_grad(set_to_none=True)
     restore = _running_statistics(model)
     source, wait, images_seen, names = iter(batches), 0.0, 0, []
-    sums: dict[str, Tensor] = {}
+    terms: list[str] = []
+    sums: Tensor | None = None
     for micro in range(accumulation):
         waiting = time.perf_counter()
         images, targets = _take(source, step, micro, accumulation)
@@ -117,19 +175,26 @@ def train_step(
         names.extend(targets.names)
         seed_torch(seed, step, micro, rank)
         last = micro == accumulation - 1
-        losses = _backward(model, images, targets, engine, accumulation, last)
-        sums = {name: value + sums[name] if sums else value for name, value in losses.items()}
+        terms, values = _backward(model, images, targets, engine, accumulation, last, scaler)
+        sums = values if sums is None else values + sums
+    assert sums is not None
+    losses = dict(zip(terms, sums.unbind(), strict=True))
+    if scaler is not None:
+        scaler.unscale_(optimiser)
     norm = clip_gradients(optimiser, optim.clip_norm, optim.clip_value)
-    skipped = not _all_finite(sums["total"], norm)
-    if skipped:
-        restore()
-        _count_skip(health, engine, step, names, sums, norm)
-    else:
-        health.in_a_row = 0
-        optimiser.step()
-        if ema is not None:
-            ema.update_parameters(unwrap(model))
-    return StepResult(sums, norm, rate, skipped, images_seen, wait, time.perf_counter() - start)
+    verdict = _judge(losses["total"], norm, scaler)
+    finite = verdict == MADE
+    health.settle(engine.max_skipped)
+    restore(finite)
+    masked_step(optimiser, finite)
+    if ema is not None:
+        update_ema(ema, unwrap(model), optim.ema, finite)
+    if scaler is not None:
+        scaler.update()
+    health.waiting = Verdict(step, names, losses, norm, *_on_its_way(verdict))
+    if verdict.device.type == "cpu":
+        health.settle(engine.max_skipped)
+    return StepResult(losses, norm, rate, finite, images_seen, wait, time.perf_counter() - start)
 
 
 def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
@@ -167,9 +232,15 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 
 
 def _backward(
-    model: nn.Module, images: Tensor, targets: Targets, engine: Engine, accumulation: int, last: bool
-) -> dict[str, Tensor]:
-    """Forward and backward of one micro-batch; returns its share of the losses, detached.
+    model: nn.Module,
+    images: Tensor,
+    targets: Targets,
+    engine: Engine,
+    accumulation: int,
+    last: bool,
+    scaler: torch.amp.GradScaler | None,
+) -> tuple[list[str], Tensor]:
+    """Forward and backward of one micro-batch; returns its share of the losses, detached, and their sum: names, values.
 
     Backward runs whatever the loss is, because the other workers wait for this one's gradients. Gradients are exchanged
     with the last micro-batch only.
@@ -184,9 +255,10 @@ def _backward(
             if ONE_VALUE not in str(error):
                 raise
             raise ValueError(_too_few_values(images, targets)) from error
-        loss = total(losses) / accumulation
-        loss.backward()
-    return {name: value.detach() / accumulation for name, value in losses.items()} | {"total": loss.detach()}
+        terms = torch.stack(list(losses.values()))
+        loss = terms.sum() / accumulation
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    return [*losses, "total"], torch.cat([terms.detach() / accumulation, loss.detach()[None]])
 
 
 def _too_few_values(images: Tensor, targets: Targets) -> str:
@@ -200,61 +272,78 @@ def _too_few_values(images: Tensor, targets: Targets) -> str:
     )
 
 
-def _all_finite(loss: Tensor, norm: Tensor) -> bool:
-    """Loss and gradient are finite on every worker. The one point at which a step waits for the GPU.
+def _judge(loss: Tensor, norm: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
+    """The verdict on a step, uint8 scalar on the device, the same on every worker.
 
     The reduced gradient, which all workers share, does not show a loss that is not finite where its gradient is zero.
     Workers that disagree about an update would drift apart for ever, so they ask each other.
     """
-    finite = (torch.isfinite(loss) & torch.isfinite(norm)).float()
+    finite = torch.stack([torch.isfinite(loss), torch.isfinite(norm)]).float()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
-    return bool(finite.item())
+    broken = BROKEN * (1 - finite.amin())
+    if scaler is not None:  # a gradient that overflowed alone, under a factor that can still fall
+        curable = finite[0] * (scaler.scale(torch.ones_like(loss)) > 1)
+        broken = broken - (BROKEN - SCALED) * curable * (1 - finite[1])
+    return broken.to(torch.uint8)
 
 
-def _running_statistics(model: nn.Module) -> Callable[[], None]:
-    """A function that puts the statistics of batch norms back as they are now.
+def _on_its_way(verdict: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """The verdict on the CPU, and the event after which it is there; does not wait for it."""
+    if verdict.device.type != "cuda":
+        return verdict, None
+    value = torch.empty((), dtype=verdict.dtype, pin_memory=True).copy_(verdict, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return value, copied
+
+
+def _running_statistics(model: nn.Module) -> Callable[[Tensor], None]:
+    """A function that puts the statistics of batch norms back as they are now, where its argument is False.
 
     A forward pass that is not finite poisons them for ever: training would go on with the statistics of
-    its batches and every later validation would be NaN. (0.4 ms for a ResNet-50 on a CPU.)
+    its batches and every later validation would be NaN. The argument, a bool scalar, stays on the device.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for norm in norms:
+        for buffer in norm.buffers(recurse=False):
+            groups.setdefault(buffer.dtype, []).append(buffer)
+    kept = {kind: _joined(buffers) for kind, buffers in groups.items()}
+    return partial(_restore, groups, kept)
 
-    def restore() -> None:
-        for buffer, value in kept:
-            buffer.copy_(value)
 
-    return restore
+def _restore(groups: dict[torch.dtype, list[Tensor]], kept: dict[torch.dtype, Tensor], finite: Tensor) -> None:
+    """Give the buffers the values that were kept, where `finite` is False; a few kernels whatever their number."""
+    for kind, buffers in groups.items():
+        chosen = torch.where(finite, _joined(buffers), kept[kind])
+        parts = chosen.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
-def _count_skip(
-    health: SkipCounter, engine: Engine, step: int, names: list[str], losses: dict[str, Tensor], norm: Tensor
-) -> None:
-    """Count a skipped update, and stop the run at the last one that it may skip."""
-    health.skipped += 1
-    health.in_a_row += 1
-    if health.in_a_row >= engine.max_skipped:
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
-        raise FloatingPointError(
-            f"step {step}: loss or gradient not finite in {health.in_a_row} steps in a row. On this worker: {values}, "
-            f"gradient norm {float(norm):.4g}, images {', '.join(names)}. "
-            "Look at these images, lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
-        )
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """All values in one row; a copy."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _too_many(verdict: Verdict, in_a_row: int) -> str:
+    """The message where the last step that may be skipped was skipped."""
+    values = ", ".join(f"{name} {float(value):.4g}" for name, value in verdict.losses.items())
+    return (
+        f"step {verdict.step}: loss or gradient not finite in {in_a_row} steps in a row. On this worker: {values}, "
+        f"gradient norm {float(verdict.norm):.4g}, images {', '.join(verdict.names)}. "
+        "Look at these images, lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
+    )
 
 
 @dataclass
 class Meter:
     """Means between two log lines. Every worker feeds its own and calls `read` at the same steps."""
 
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over the counted steps."""
-    grad_norm: Tensor | None = None
-    """The sum over the counted steps."""
+    sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
+    """By the names of the losses: sums over the counted steps of the losses, the gradient norm and 1, float [T + 2]."""
     steps: int = 0
     """All steps."""
-    counted: int = 0
-    """Steps whose update was made."""
     images: int = 0
     """This worker's images in all steps."""
     wait: float = 0.0
@@ -265,20 +354,20 @@ class Meter:
     """The newest step's."""
 
     def add(self, result: StepResult) -> None:
-        """Count a step. Skipped ones count in time and images only."""
+        """Count a step; does not wait for the device. Skipped ones count in time and images only."""
         self.steps += 1
         self.images += result.images
         self.wait += result.wait
         self.seconds += result.seconds
         self.lr = result.lr
-        if result.skipped:
-            return
-        self.counted += 1
-        self.losses = {n: v + self.losses[n] if n in self.losses else v for n, v in result.losses.items()}
-        self.grad_norm = result.grad_norm if self.grad_norm is None else self.grad_norm + result.grad_norm
+        names = tuple(result.losses)
+        losses = torch.stack(list(result.losses.values()))
+        values = torch.cat([losses, result.grad_norm.to(losses)[None], torch.ones_like(losses[:1])])
+        values = torch.where(result.finite, values, 0.0)
+        self.sums[names] = values + self.sums[names] if names in self.sums else values
 
     def read(self) -> dict[str, float]:
-        """Means over steps and workers since the last call, and start again.
+        """Means over steps and workers since the last call, and start again; waits for the device once.
 
         Returns:
             `loss/<term>`, `grad_norm`, `lr`, `images_per_second` (of all workers), `step_seconds` and
@@ -286,13 +375,17 @@ class Meter:
         """
         workers = world_size()
         values: dict[str, float] = {}
-        if self.counted and self.grad_norm is not None:
-            names = [*(f"loss/{name}" for name in self.losses), "grad_norm"]
-            means = torch.stack([*self.losses.values(), self.grad_norm.to(self.losses["total"])]) / self.counted
+        sums: dict[str, float] = {}
+        counted = 0.0
+        for names, total in self.sums.items():
             if workers > 1:
-                torch.distributed.all_reduce(means)
-                means /= workers
-            values.update(zip(names, means.tolist(), strict=True))
+                torch.distributed.all_reduce(total)
+            *terms, norm, made = total.tolist()
+            counted += made
+            for name, term in zip([*(f"loss/{name}" for name in names), "grad_norm"], [*terms, norm], strict=True):
+                sums[name] = sums.get(name, 0.0) + term
+        if counted:
+            values.update({name: value / counted for name, value in sums.items()})
         values["lr"] = self.lr
         if self.steps:
             values["images_per_second"] = workers * self.images / max(self.seconds, 1e-9)

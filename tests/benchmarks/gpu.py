@@ -33,16 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from panoptic.models.base import PanopticModel, full_precision
 from panoptic.segmentation import Targets
-from panoptic.training.device import Engine, autocast, prepare, to_device
+from panoptic.training.device import Engine, autocast, build_scaler, pinned, prepare, set_tf32, to_device
 from panoptic.training.optim import build_optimiser
-from panoptic.training.step import SkipCounter, clip_gradients, total, train_step
-from tests.benchmarks.gpu_cases import Case, batches, calibrate, from_presets, read, write
+from panoptic.training.step import SkipCounter, StepResult, clip_gradients, total, train_step
+from tests.benchmarks.gpu_cases import PRECISIONS, Case, batches, calibrate, from_presets, read, write
 from tests.benchmarks.gpu_peers import stepper
 from tests.benchmarks.gpu_table import Figures, row, table
 from tests.support.host_reads import HostReads, place
-
-PRECISIONS = {"float32": (False, False), "tf32": (True, True), "bfloat16": (False, True), "bfloat16+tf32": (True, True)}
-"""Whether what stays in float32 is in TF32 after all: matrix products, convolutions. Of "bfloat16" as torch has it."""
 
 BATCHES = 3
 """Different ones that the steps take in turn."""
@@ -59,24 +56,24 @@ class Bench:
     """
 
     def __init__(self, case: Case, precision: str, device: str, steps: int) -> None:
-        set_tf32(precision)
         torch.manual_seed(0)
         self.case, self.steps, self.device = case, steps, torch.device(device)
         self.engine: Engine = case.engine(precision)
         self.model: PanopticModel = prepare(case.config.build(case.categories), device, self.engine).train()
         self.optimiser = build_optimiser(self.model, case.optim)
-        self.batches = batches(case, self.model.divisor, BATCHES)
+        self.scaler = build_scaler(self.engine, device)
+        drawn = batches(case, self.model.divisor, BATCHES)
+        self.batches = [pinned(*batch) for batch in drawn] if device == "cuda" else drawn
         self.health, self.done = SkipCounter(), 0
         calibrate(self.model, self.batches[0][0][:2].to(device))
 
-    def step(self) -> None:
+    def step(self) -> StepResult:
         """`train_step`, the data at hand already."""
         batch = self.batches[self.done % BATCHES]
-        options = {"optim": self.case.optim, "engine": self.engine, "health": self.health}
+        options: Any = {"optim": self.case.optim, "engine": self.engine, "health": self.health, "scaler": self.scaler}
         result = train_step(self.model, self.optimiser, [batch], step=self.done, total=10_000, **options)
-        if result.skipped:
-            raise FloatingPointError(f"{self.case.name}: a loss or gradient is not finite")
         self.done += 1
+        return result
 
     def placed(self, k: int) -> tuple[Tensor, Targets]:
         """Batch k on the device, in the memory format of the weights."""
@@ -152,11 +149,6 @@ def timed(work: Callable[[int], Any], device: torch.device, steps: int) -> float
     return statistics.median(taken[2:])
 
 
-def set_tf32(precision: str) -> None:
-    """As `PRECISIONS` says."""
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = PRECISIONS[precision]
-
-
 def synchronise(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
@@ -174,6 +166,8 @@ def measure(case: Case, precision: str, device: str, steps: int, compiled: bool)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     figures["step"] = bench.timed(lambda _: bench.step())
+    if bench.step().skipped:
+        raise FloatingPointError(f"{case.name}: a loss or gradient is not finite")
     if cuda:
         figures["memory"] = torch.cuda.max_memory_allocated() / 2**30
     parts = [bench.parts(k) for k in range(2 + steps)][2:]
@@ -192,8 +186,8 @@ def measure(case: Case, precision: str, device: str, steps: int, compiled: bool)
 
 def measure_peer(case: Case, precision: str, device: str, steps: int) -> Figures:
     """Milliseconds and memory of the same architecture in transformers; nothing where there is none."""
-    set_tf32(precision)
-    step = stepper(case, batches(case, 32, BATCHES), device, precision.startswith("bfloat16"))
+    set_tf32(case.engine(precision))
+    step = stepper(case, batches(case, 32, BATCHES), device, case.engine(precision))
     if step is None:
         return {}
     if device == "cuda":
@@ -272,8 +266,8 @@ def compile_network(bench: Bench) -> Figures:
 
 def matrix_rate(precision: str, device: str, side: int = 8192) -> float:
     """TFLOP/s of one large matrix product of random numbers, the best that this machine reaches."""
-    set_tf32(precision)
-    kind = torch.bfloat16 if precision.startswith("bfloat16") else torch.float32
+    set_tf32(Engine(*PRECISIONS[precision]))
+    kind = getattr(torch, PRECISIONS[precision][0])
     a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
     taken = []
     for _ in range(8):

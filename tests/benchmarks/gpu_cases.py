@@ -37,6 +37,16 @@ PRESETS = {
 and thing classes there are."""
 
 
+PRECISIONS: dict[str, tuple[Any, Any]] = {
+    "float32": ("float32", "none"),
+    "tf32": ("float32", "all"),
+    "bfloat16": ("bfloat16", "convolutions"),
+    "bfloat16+tf32": ("bfloat16", "all"),
+    "float16": ("float16", "convolutions"),
+}
+"""Of the network, and of what stays in float32: `Engine.precision` and `Engine.tf32`. "bfloat16" is as torch has it."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One architecture as its recipe trains it."""
@@ -61,8 +71,9 @@ class Case:
         )
 
     def engine(self, precision: str) -> Engine:
-        """How it computes: "bfloat16" and what begins so by autocast, anything else in float32."""
-        return Engine("bfloat16" if precision.startswith("bfloat16") else "float32", self.channels_last)
+        """How it computes: a key of `PRECISIONS`."""
+        kind, tf32 = PRECISIONS[precision]
+        return Engine(kind, tf32, self.channels_last)
 
 
 def from_presets() -> list[Case]:

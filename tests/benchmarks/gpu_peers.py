@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from panoptic.segmentation import Targets
+from panoptic.training.device import Engine, autocast
 from tests.benchmarks.gpu_cases import Case
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -60,7 +61,9 @@ def truth(case: Case, targets: Targets) -> dict[str, Any]:
     }
 
 
-def stepper(case: Case, batches: list[tuple[Tensor, Targets]], device: str, half: bool) -> Callable[[int], None] | None:
+def stepper(
+    case: Case, batches: list[tuple[Tensor, Targets]], device: str, engine: Engine
+) -> Callable[[int], None] | None:
     """One training step of the peer on batch k, with AdamW and clipping; None where there is no peer."""
     model = build(case)
     if model is None:
@@ -72,7 +75,7 @@ def stepper(case: Case, batches: list[tuple[Tensor, Targets]], device: str, half
     def step(k: int) -> None:
         images, arguments = placed[k % len(placed)]
         optimiser.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with autocast(images, engine):
             loss = model(pixel_values=images, **arguments).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)

@@ -53,6 +53,8 @@ class _Widened(TorchFunctionMode):
     """Every call of torch with float64 in place of float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and args[0].dtype is torch.bool and args[0].ndim == 0:
+            return func(*args, **(kwargs or {}))  # the flag of `optim.left_out`, which torch takes in float32 alone
         if func is torch.Tensor.float:
             return args[0].double()
         if func is torch.Tensor.view and torch.float32 in args[1:]:  # of bytes: room for values that are yet to come

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -29,14 +32,24 @@ INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, a
 
 
 class HostReads(TorchDispatchMode):
-    """While it is entered, `places` counts reads by the innermost line within panoptic/.
+    """While it is entered, `places` counts reads by the innermost line within panoptic/, `.cpu()` and `.tolist()` too.
 
-    Copies to the CPU are no operation of their own on a CPU, so `.cpu()`, `.numpy()` and `.tolist()` do not count.
+    Args:
+        on_cpu: tensors that lie on the CPU in a training on a GPU, too; lists of their values do not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_cpu: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.places: Counter[str] = Counter()
+        self._copies = _Copies(self.places, {tensor.data_ptr() for tensor in on_cpu})
+
+    def __enter__(self) -> HostReads:
+        self._copies.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._copies.__exit__(*error)
 
     @property
     def count(self) -> int:
@@ -51,6 +64,19 @@ class HostReads(TorchDispatchMode):
     @staticmethod
     def _masked(indices: Any) -> bool:
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+class _Copies(TorchFunctionMode):
+    """Counts copies to the CPU by the call, as on a CPU they are no operation of their own."""
+
+    def __init__(self, places: Counter[str], on_cpu: set[int]) -> None:
+        super().__init__()
+        self._places, self._on_cpu = places, on_cpu
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.cpu, Tensor.tolist) and args[0].data_ptr() not in self._on_cpu:
+            self._places[place()] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def place() -> str:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -150,11 +151,9 @@ def _mask_losses(query_masks: QueryMasks, targets: Targets, matches: Matches) ->
     frame, weight = targets.frame, 1.0
     if not len(matches.queries):  # some mask, for nothing, so that every parameter has a gradient
         nothing = torch.zeros(1, dtype=torch.int64, device=matches.queries.device)
-        matches, weight = Matches(nothing, nothing, nothing), 0.0
+        matches, weight = Matches(nothing, nothing, nothing, np.zeros(1, np.int64)), 0.0
     masks = []
-    # the matches of one layer are ordered by image: one read of the device, instead of one an image
-    images = torch.arange(len(frame.sizes), device=matches.groups.device)
-    counts = (matches.groups == images[:, None]).sum(1).tolist()
+    counts = matches.per_image(len(frame.sizes))  # the matches of one layer are ordered by image
     for b, queries in enumerate(matches.queries.split(counts)):
         if len(queries):
             masks.append(query_masks(b, queries))

@@ -108,7 +108,7 @@ def mask_losses(
     matched = embeddings[matches.groups, matches.queries]
     owner = matches.groups % images
     order = owner.argsort(stable=True)
-    counts = (owner == torch.arange(images, device=owner.device)[:, None]).sum(1).tolist()
+    counts = matches.per_image(images)
     compared = []
     # taken apart once: the gradient of each selection would be as large as all features
     for image_features, pairs in zip(features.unbind(), order.split(counts), strict=True):

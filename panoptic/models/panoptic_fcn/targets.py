@@ -119,7 +119,8 @@ def kernel_targets(
     middles = mass_centres(masks, boxes.gather(1, _entries(segments, 4)), centre)
     classes = _thing_classes(targets, categories)
     levels = []
-    pairs = held.nonzero()[:, 1:].split(held.sum((1, 2)).tolist())
+    counts = held.sum((1, 2)).tolist()
+    pairs = torch.nonzero_static(held, size=sum(counts))[:, 1:].split(counts)
     for shape, here in zip(shapes, pairs, strict=True):
         image, entry = here.unbind(1)
         thing = slots[image, entry] - 1

@@ -13,7 +13,7 @@ import torch
 from panoptic import models
 from panoptic.segmentation import Categories
 from panoptic.training import checkpoint
-from panoptic.training.optim import Optim, build_ema, build_optimiser
+from panoptic.training.optim import Optim, build_ema, build_optimiser, update_ema
 from panoptic.training.plain import read_config
 from tests.support.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
@@ -64,7 +64,7 @@ def test_round_trip_builds_the_same_model():
 def test_build_prefers_the_averaged_weights():
     model = CONFIG.build(tiny_categories())
     ema = build_ema(model, 0.5)
-    ema.update_parameters(model)
+    update_ema(ema, model, 0.5)
     torch.nn.init.zeros_(model.head.weight)
     file = io.BytesIO()
     checkpoint.save(file, config=CONFIG, model=model, ema=ema)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from panoptic.training.optim import (
     Optim,
@@ -17,6 +18,7 @@ from panoptic.training.optim import (
     parameter_groups,
     scaled_learning_rate,
     set_learning_rate,
+    update_ema,
 )
 
 
@@ -119,7 +121,7 @@ def test_ema_follows_weights_and_statistics_and_keeps_integers():
     model = Net()
     ema = build_ema(model, 0.9)
     assert ema is not None and build_ema(model, 0.0) is None
-    ema.update_parameters(model)
+    update_ema(ema, model, 0.9)
     assert int(ema.n_averaged) == 1
     start = model.head[0].weight.detach().clone()
     with torch.no_grad():
@@ -127,12 +129,27 @@ def test_ema_follows_weights_and_statistics_and_keeps_integers():
             if value.is_floating_point():
                 value.add_(1.0)
     for _ in range(100):
-        ema.update_parameters(model)
+        update_ema(ema, model, 0.9)
     moved = 1 - math.prod(min(0.9, (1 + done) / (10 + done)) for done in range(1, 101))
     torch.testing.assert_close(ema.module.head[0].weight, start + moved)
     assert ema.module.backbone[1].running_mean[0].item() == pytest.approx(moved, rel=1e-5)
     assert ema.module.index.tolist() == [7, 3, 250]
     assert math.isfinite(float(ema.module.backbone[1].running_var.sum()))
+
+
+def test_averages_are_those_of_torch_to_the_last_bit_and_rest_where_told():
+    model, moved = Net(), Net()
+    ema = build_ema(model, 0.9)
+    assert ema is not None
+    update_ema(ema, model, 0.9)
+    assert all(torch.equal(value, ema.module.state_dict()[key]) for key, value in model.state_dict().items())
+    update_ema(ema, moved, 0.9, torch.tensor(False))
+    assert all(torch.equal(value, ema.module.state_dict()[key]) for key, value in model.state_dict().items())
+    assert int(ema.n_averaged) == 1
+    update_ema(ema, moved, 0.9, torch.tensor(True))
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    get_ema_multi_avg_fn(2 / 11)(expected, list(moved.parameters()), 1)
+    assert all(torch.equal(a, b) for a, b in zip(expected, ema.module.parameters(), strict=True))
 
 
 def test_adam_penalises_weights_and_adamw_shrinks_them():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from panoptic.training import checkpoint
-from panoptic.training.device import Engine, prepare
+from panoptic.training.device import Engine, build_scaler, prepare
 from panoptic.training.optim import Optim, build_ema, build_optimiser
-from panoptic.training.step import Meter, SkipCounter, StepResult, clip_gradients, train_step
+from panoptic.training.step import BROKEN, MADE, Meter, SkipCounter, StepResult, Verdict, clip_gradients, train_step
 from tests.support.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 OPTIM = Optim(lr=0.05, warmup_steps=3, weight_decay=1e-4, clip_norm=1.0, ema=0.9)
@@ -31,6 +31,7 @@ class Run:
         self.model = prepare(self.config.build(tiny_categories()), "cpu", engine)
         self.optimiser = build_optimiser(self.model, optim)
         self.ema = build_ema(self.model, optim.ema)
+        self.scaler = build_scaler(engine, "cpu")
 
     def step(self, step: int, batches, accumulation: int = 1) -> StepResult:
         return train_step(
@@ -45,6 +46,7 @@ class Run:
             accumulation=accumulation,
             ema=self.ema,
             seed=5,
+            scaler=self.scaler,
         )
 
     def steps(self, start: int, stop: int) -> list[float]:
@@ -139,6 +141,64 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert run.health == SkipCounter(skipped=1, in_a_row=0)
 
 
+def test_momentum_that_begins_with_a_skipped_step_begins_at_zero():
+    optim = Optim(optimiser="sgd", lr=0.1)
+    run, fresh = Run(optim), Run(optim)
+    network = run.model.network
+    _poison(run.model)
+    assert run.step(0, [tiny_batch(0)]).skipped
+    run.model.network = network  # type: ignore[method-assign]
+    run.step(1, [tiny_batch(1)])
+    fresh.step(1, [tiny_batch(1)])
+    assert same(run.model, fresh.model)
+
+
+class _Event:
+    """An event of a GPU."""
+
+    waited = 0
+
+    def synchronize(self) -> None:
+        self.waited += 1
+
+
+def test_a_step_of_a_gpu_is_counted_once_its_verdict_has_been_copied():
+    event, health = _Event(), SkipCounter(in_a_row=1)
+    for value, waited in ((BROKEN, 1), (MADE, 2)):
+        losses = {"total": torch.tensor(float("nan"))}
+        copy = torch.tensor(value, dtype=torch.uint8)
+        health.waiting = Verdict(7, ["a.jpg"], losses, torch.tensor(2.0), copy, event)  # type: ignore[arg-type]
+        if value == BROKEN:
+            with pytest.raises(FloatingPointError, match=r"step 7: .* 2 steps in a row.*total nan.*norm 2, images a.jpg"):
+                health.settle(2)
+        health.settle(2)
+        assert event.waited == waited
+    assert health == SkipCounter(skipped=1, in_a_row=0)
+
+
+def test_float16_learns_and_its_factor_falls_where_a_gradient_overflows():
+    run = Run(engine=Engine(precision="float16", max_skipped=2))
+    assert run.scaler is not None
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-37)
+    results = [run.step(k, [tiny_batch(k)]) for k in range(5)]
+    # three of a row, which is more than may be broken: but a smaller factor cures them
+    assert [result.skipped for result in results] == [True, True, True, False, False]
+    assert run.health == SkipCounter(skipped=3, in_a_row=0) and run.scaler.get_scale() == 2.0**15
+    plain = Run()
+    for k in (3, 4):
+        plain.step(k, [tiny_batch(k)])
+    for half, single in zip(run.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(half, single, rtol=0.05, atol=0.02)
+
+
+def test_a_loss_that_is_broken_is_no_matter_of_the_factor():
+    run = Run(engine=Engine(precision="float16", max_skipped=2))
+    _poison(run.model)
+    run.step(0, [tiny_batch(0)])
+    with pytest.raises(FloatingPointError, match="2 steps in a row"):
+        run.step(1, [tiny_batch(1)])
+
+
 def _poison(model: Tiny) -> list[int]:
     calls: list[int] = []
 
@@ -210,7 +270,8 @@ def test_meter_means_and_starts_again():
     meter = Meter()
     for loss, skipped in ((1.0, False), (3.0, False), (float("nan"), True)):
         losses = {"total": torch.tensor(loss)}
-        meter.add(StepResult(losses, torch.tensor(2.0), 0.1, skipped, images=4, wait=0.5, seconds=2.0))
+        finite = torch.tensor(not skipped)
+        meter.add(StepResult(losses, torch.tensor(2.0), 0.1, finite, images=4, wait=0.5, seconds=2.0))
     assert meter.read() == {
         "loss/total": 2.0,
         "grad_norm": 2.0,
