@@ -27,7 +27,7 @@ class Engine:
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the network, by autocast; losses and post-processing always run in float32. float16 (for GPUs
-    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients."""
+    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients; see `loss_scale`."""
     tf32: Literal["none", "convolutions", "all"] = "convolutions"
     """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
     torch does by itself), or matrix products too."""
@@ -52,11 +52,6 @@ def set_tf32(engine: Engine) -> None:
     """Compute in TF32 what the engine says, in all of this process."""
     torch.backends.cuda.matmul.allow_tf32 = engine.tf32 == "all"
     torch.backends.cudnn.allow_tf32 = engine.tf32 != "none"
-
-
-def build_scaler(engine: Engine, device: torch.device | str) -> torch.amp.GradScaler | None:
-    """The factor on the loss, without which small gradients vanish in float16; None in other precisions."""
-    return torch.amp.GradScaler(torch.device(device).type) if engine.precision == "float16" else None
 
 
 def unwrap(model: nn.Module) -> PanopticModel:

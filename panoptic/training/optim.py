@@ -24,6 +24,9 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.backbones.stages import stage_of
 from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveUnitFloat, UnitFloat
 
+LISTS: Any = torch
+"""torch with its operations on lists of tensors, a few kernels for all, which it does not list by name."""
+
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding)
 """Modules whose parameters the references never decay (Mask2Former counts embeddings among them)."""
 
@@ -207,13 +210,13 @@ def update_ema(ema: AveragedModel, model: nn.Module, decay: float, finite: Tenso
         done += finite
     for (device, kind), (averaged, current) in _by_kind(ema.module, model).items():
         if not kind.is_floating_point:  # an average would corrupt an index table
-            torch._foreach_copy_(averaged, current)
+            LISTS._foreach_copy_(averaged, current)
         elif device.type == "cpu":
-            torch._foreach_lerp_(averaged, current, [share.to(kind)] * len(averaged))
+            LISTS._foreach_lerp_(averaged, current, [share.to(kind)] * len(averaged))
         else:  # torch has no kernel of all tensors at once for a share that lies on the device
             own = share.to(kind)
-            torch._foreach_mul_(averaged, 1 - own)
-            torch._foreach_add_(averaged, torch._foreach_mul(current, own))
+            LISTS._foreach_mul_(averaged, 1 - own)
+            LISTS._foreach_add_(averaged, LISTS._foreach_mul(current, own))
 
 
 def _by_kind(

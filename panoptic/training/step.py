@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,11 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.distributed import world_size
 from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
+from panoptic.training.loss_scale import follow, loss_scale, unscale
 from panoptic.training.optim import Optim, learning_rate_factor, masked_step, set_learning_rate, update_ema
+
+LISTS: Any = torch
+"""torch with its operations on lists of tensors, a few kernels for all, which it does not list by name."""
 
 ONE_VALUE = "Expected more than 1 value per channel"
 """The beginning of torch's message where a batch norm has nothing to take a variance of."""
@@ -133,7 +138,6 @@ def train_step(
     seed: int = 0,
     rank: int = 0,
     lr: float | None = None,
-    scaler: torch.amp.GradScaler | None = None,
 ) -> StepResult:
     """One update from `accumulation` micro-batches.
 
@@ -152,7 +156,6 @@ def train_step(
         seed: of the run; with step, micro-batch and rank it seeds torch.
         rank: of this worker.
         lr: rate for the global batch; `optim.lr` by default.
-        scaler: from `build_scaler`, for float16.
 
     Raises:
         ValueError: `batches` ended early.
@@ -167,6 +170,7 @@ def train_step(
     source, wait, images_seen, names = iter(batches), 0.0, 0, []
     terms: list[str] = []
     sums: Tensor | None = None
+    scale = loss_scale(optimiser, _device_of(optimiser)) if engine.precision == "float16" else None
     for micro in range(accumulation):
         waiting = time.perf_counter()
         images, targets = _take(source, step, micro, accumulation)
@@ -175,22 +179,22 @@ def train_step(
         names.extend(targets.names)
         seed_torch(seed, step, micro, rank)
         last = micro == accumulation - 1
-        terms, values = _backward(model, images, targets, engine, accumulation, last, scaler)
+        terms, values = _backward(model, images, targets, engine, accumulation, last, scale)
         sums = values if sums is None else values + sums
     assert sums is not None
     losses = dict(zip(terms, sums.unbind(), strict=True))
-    if scaler is not None:
-        scaler.unscale_(optimiser)
+    if scale is not None:
+        unscale(optimiser, scale)
     norm = clip_gradients(optimiser, optim.clip_norm, optim.clip_value)
-    verdict = _judge(losses["total"], norm, scaler)
+    verdict = _judge(losses["total"], norm, scale)
     finite = verdict == MADE
     health.settle(engine.max_skipped)
     restore(finite)
     masked_step(optimiser, finite)
     if ema is not None:
         update_ema(ema, unwrap(model), optim.ema, finite)
-    if scaler is not None:
-        scaler.update()
+    if scale is not None:
+        follow(optimiser, verdict == SCALED, finite)
     health.waiting = Verdict(step, names, losses, norm, *_on_its_way(verdict))
     if verdict.device.type == "cpu":
         health.settle(engine.max_skipped)
@@ -218,6 +222,11 @@ def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: floa
     return norm
 
 
+def _device_of(optimiser: torch.optim.Optimizer) -> torch.device:
+    """The device of the parameters."""
+    return optimiser.param_groups[0]["params"][0].device
+
+
 def _take(source: Iterator[tuple[Tensor, Targets]], step: int, micro: int, accumulation: int) -> tuple[Tensor, Targets]:
     """The next micro-batch."""
     batch = next(source, None)
@@ -238,7 +247,7 @@ def _backward(
     engine: Engine,
     accumulation: int,
     last: bool,
-    scaler: torch.amp.GradScaler | None,
+    scale: Tensor | None,
 ) -> tuple[list[str], Tensor]:
     """Forward and backward of one micro-batch; returns its share of the losses, detached, and their sum: names, values.
 
@@ -257,7 +266,7 @@ def _backward(
             raise ValueError(_too_few_values(images, targets)) from error
         terms = torch.stack(list(losses.values()))
         loss = terms.sum() / accumulation
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        (loss if scale is None else loss * scale).backward()
     return [*losses, "total"], torch.cat([terms.detach() / accumulation, loss.detach()[None]])
 
 
@@ -272,7 +281,7 @@ def _too_few_values(images: Tensor, targets: Targets) -> str:
     )
 
 
-def _judge(loss: Tensor, norm: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
+def _judge(loss: Tensor, norm: Tensor, scale: Tensor | None) -> Tensor:
     """The verdict on a step, uint8 scalar on the device, the same on every worker.
 
     The reduced gradient, which all workers share, does not show a loss that is not finite where its gradient is zero.
@@ -282,8 +291,8 @@ def _judge(loss: Tensor, norm: Tensor, scaler: torch.amp.GradScaler | None) -> T
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
     broken = BROKEN * (1 - finite.amin())
-    if scaler is not None:  # a gradient that overflowed alone, under a factor that can still fall
-        curable = finite[0] * (scaler.scale(torch.ones_like(loss)) > 1)
+    if scale is not None:  # a gradient that overflowed alone, under a factor that can still fall
+        curable = finite[0] * (scale > 1)
         broken = broken - (BROKEN - SCALED) * curable * (1 - finite[1])
     return broken.to(torch.uint8)
 
@@ -318,7 +327,7 @@ def _restore(groups: dict[torch.dtype, list[Tensor]], kept: dict[torch.dtype, Te
     for kind, buffers in groups.items():
         chosen = torch.where(finite, _joined(buffers), kept[kind])
         parts = chosen.split([buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
+        LISTS._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

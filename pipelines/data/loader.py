@@ -34,6 +34,7 @@ from torch import Tensor
 
 from panoptic.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from panoptic.segmentation import Sample, Targets, collate
+from panoptic.training.device import pinned
 from panoptic.transforms import Augment, Resize, evaluation_view
 from pipelines.data.copies import copies_of
 from pipelines.data.prepare import Manifest, read_row
@@ -191,6 +192,7 @@ class Feed:
         config: FeedConfig = FeedConfig(),
         divisor: int = 1,
         source: Source = rows_of,
+        pin: bool = False,
     ) -> None:
         """Start reading.
 
@@ -201,6 +203,7 @@ class Feed:
             config: machinery; no choice of it changes what comes out.
             divisor: the model's; canvases are padded to it.
             source: who brings the rows; another one is for tests and measurements.
+            pin: put micro-batches into pinned memory, from which a GPU copies beside its other work.
 
         Raises:
             ValueError: there are no rows, the stream was made for another number of rows, or the global batch
@@ -224,7 +227,7 @@ class Feed:
         in_map = augment if config.decode == "map" else None
         self._copies = copies_of(manifest.source)
         self._reading = Reading(stream, manifest.shard_set, in_map, self._copies)
-        self._source = source
+        self._source, self._pin = source, pin
         self._ready: queue.Queue[Any] = queue.Queue(config.prefetch)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -282,7 +285,8 @@ class Feed:
             source = self._source(self._reading, self._config)
             with contextlib.closing(source), ThreadPoolExecutor(self._config.threads, "decode") as pool:
                 for decoding in _one_ahead(self._decoding(source, pool)):
-                    if not self._put(collate([sample.result() for sample in decoding], self._divisor)):
+                    batch = collate([sample.result() for sample in decoding], self._divisor)
+                    if not self._put(pinned(*batch) if self._pin else batch):
                         return
         except BaseException as error:
             self._put(error)

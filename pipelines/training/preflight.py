@@ -57,6 +57,7 @@ FIXED = ("data.limit", "data.limit_seed", "data.window")
 ADDED = {
     **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
     "optim.stage_decay": 1.0,
+    "engine.tf32": "convolutions",
 }
 """Options that runs of earlier versions do not name, with the value that they had."""
 

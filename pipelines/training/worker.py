@@ -142,7 +142,8 @@ def train(state: State) -> None:
     meter, health = Meter(), SkipCounter()
     set_training_mode(model, options)
     stream = stream_of(state)
-    with Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor) as feed:
+    pin = state.device.type == "cuda"
+    with Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin) as feed:
         batches = iter(feed)
         while state.step < last:
             result = train_step(
@@ -173,6 +174,7 @@ def train(state: State) -> None:
                 if state.tracker is not None:
                     gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
                 set_training_mode(model, options)
+    health.settle(experiment.engine.max_skipped)
     if state.tracker is not None:
         state.tracker.close()
 

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from panoptic.models.base import PanopticModel, full_precision
 from panoptic.segmentation import Targets
-from panoptic.training.device import Engine, autocast, build_scaler, pinned, prepare, set_tf32, to_device
+from panoptic.training.device import Engine, autocast, pinned, prepare, set_tf32, to_device
 from panoptic.training.optim import build_optimiser
 from panoptic.training.step import SkipCounter, StepResult, clip_gradients, total, train_step
 from tests.benchmarks.gpu_cases import PRECISIONS, Case, batches, calibrate, from_presets, read, write
@@ -61,7 +61,6 @@ class Bench:
         self.engine: Engine = case.engine(precision)
         self.model: PanopticModel = prepare(case.config.build(case.categories), device, self.engine).train()
         self.optimiser = build_optimiser(self.model, case.optim)
-        self.scaler = build_scaler(self.engine, device)
         drawn = batches(case, self.model.divisor, BATCHES)
         self.batches = [pinned(*batch) for batch in drawn] if device == "cuda" else drawn
         self.health, self.done = SkipCounter(), 0
@@ -70,7 +69,7 @@ class Bench:
     def step(self) -> StepResult:
         """`train_step`, the data at hand already."""
         batch = self.batches[self.done % BATCHES]
-        options: Any = {"optim": self.case.optim, "engine": self.engine, "health": self.health, "scaler": self.scaler}
+        options: Any = {"optim": self.case.optim, "engine": self.engine, "health": self.health}
         result = train_step(self.model, self.optimiser, [batch], step=self.done, total=10_000, **options)
         self.done += 1
         return result

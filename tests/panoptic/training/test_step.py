@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoptic.training import checkpoint
-from panoptic.training.device import Engine, build_scaler, prepare
+from panoptic.training import checkpoint, loss_scale
+from panoptic.training.device import Engine, prepare
+from panoptic.training.loss_scale import GOOD, SCALE
 from panoptic.training.optim import Optim, build_ema, build_optimiser
 from panoptic.training.step import BROKEN, MADE, Meter, SkipCounter, StepResult, Verdict, clip_gradients, train_step
 from tests.support.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
@@ -31,7 +32,6 @@ class Run:
         self.model = prepare(self.config.build(tiny_categories()), "cpu", engine)
         self.optimiser = build_optimiser(self.model, optim)
         self.ema = build_ema(self.model, optim.ema)
-        self.scaler = build_scaler(engine, "cpu")
 
     def step(self, step: int, batches, accumulation: int = 1) -> StepResult:
         return train_step(
@@ -46,7 +46,6 @@ class Run:
             accumulation=accumulation,
             ema=self.ema,
             seed=5,
-            scaler=self.scaler,
         )
 
     def steps(self, start: int, stop: int) -> list[float]:
@@ -169,7 +168,7 @@ def test_a_step_of_a_gpu_is_counted_once_its_verdict_has_been_copied():
         copy = torch.tensor(value, dtype=torch.uint8)
         health.waiting = Verdict(7, ["a.jpg"], losses, torch.tensor(2.0), copy, event)  # type: ignore[arg-type]
         if value == BROKEN:
-            with pytest.raises(FloatingPointError, match=r"step 7: .* 2 steps in a row.*total nan.*norm 2, images a.jpg"):
+            with pytest.raises(FloatingPointError, match=r"step 7: .* 2 steps in a row.*total nan.*2, images a.jpg"):
                 health.settle(2)
         health.settle(2)
         assert event.waited == waited
@@ -177,18 +176,35 @@ def test_a_step_of_a_gpu_is_counted_once_its_verdict_has_been_copied():
 
 
 def test_float16_learns_and_its_factor_falls_where_a_gradient_overflows():
-    run = Run(engine=Engine(precision="float16", max_skipped=2))
-    assert run.scaler is not None
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-37)
-    results = [run.step(k, [tiny_batch(k)]) for k in range(5)]
-    # three of a row, which is more than may be broken: but a smaller factor cures them
-    assert [result.skipped for result in results] == [True, True, True, False, False]
-    assert run.health == SkipCounter(skipped=3, in_a_row=0) and run.scaler.get_scale() == 2.0**15
-    plain = Run()
-    for k in (3, 4):
-        plain.step(k, [tiny_batch(k)])
-    for half, single in zip(run.model.parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(half, single, rtol=0.05, atol=0.02)
+    optim = replace(OPTIM, warmup_steps=0)
+    run = Run(optim, engine=Engine(precision="float16", max_skipped=2))
+    group = run.optimiser.param_groups[0]
+    group[SCALE] = torch.tensor(2.0**40)
+    results = [run.step(0, [tiny_batch(0)]) for _ in range(40)]
+    made = [not result.skipped for result in results]
+    # more in a row than may be broken, but a smaller factor cures them
+    overflown = made.index(True)
+    assert overflown > 5 and all(made[overflown:])
+    assert run.health == SkipCounter(skipped=overflown, in_a_row=0)
+    assert (float(group[SCALE]), int(group[GOOD])) == (2.0 ** (40 - overflown), 40 - overflown)
+    plain = Run(optim)
+    expected = [float(plain.step(0, [tiny_batch(0)]).losses["total"]) for _ in range(40 - overflown)]
+    losses = [float(result.losses["total"]) for result in results[overflown:]]
+    assert losses == pytest.approx(expected, rel=0.05) and losses[-1] < 0.8 * losses[0]
+
+
+def test_the_factor_of_float16_doubles_after_many_steps_and_survives_a_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss_scale, "PATIENCE", 3)
+    run, second = (Run(engine=Engine(precision="float16")) for _ in range(2))
+    run.steps(0, 4)
+    file = io.BytesIO()
+    checkpoint.save(file, config=run.config, model=run.model, ema=run.ema, optimiser=run.optimiser, step=4)
+    file.seek(0)
+    checkpoint.restore(checkpoint.load(file), second.model, second.optimiser, second.ema)
+    group = second.optimiser.param_groups[0]
+    assert (float(group[SCALE]), int(group[GOOD])) == (2 * loss_scale.INITIAL, 1)
+    assert second.steps(4, 6) == run.steps(4, 6)
+    assert float(second.optimiser.param_groups[0][SCALE]) == 4 * loss_scale.INITIAL
 
 
 def test_a_loss_that_is_broken_is_no_matter_of_the_factor():

@@ -172,6 +172,21 @@ def test_a_position_resumes_the_stream(manifest: Manifest, reference: list) -> N
     assert everything(manifest, FeedConfig(), local, start=position, steps=3) == reference[12:]
 
 
+def test_pinned_batches_are_pinned_in_the_thread(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:  # there is no pinned memory without a GPU
+        threads.append(threading.current_thread().name)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    with Feed(manifest, stream(), AUGMENT, source=local, pin=True) as feeding:
+        taken = [entry for batch in feeding for entry in images(batch)]
+    with Feed(manifest, stream(), AUGMENT, source=local) as feeding:
+        assert taken == [entry for batch in feeding for entry in images(batch)]
+    assert threads == ["feed"] * (4 * len(feeding))
+
+
 def test_the_position_counts_whole_steps(manifest: Manifest) -> None:
     with Feed(manifest, stream(accumulation=3, world=2, rank=1), AUGMENT, source=local) as feeding:
         assert [feeding.position for _ in feeding] == [6 * (k // 3) for k in range(1, 16)]
