@@ -77,7 +77,8 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     groups = np.repeat(np.arange(len(assigned)), [len(queries) for queries, _ in assigned])
     queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in assigned)]) for k in (0, 1))
     pairs = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64))
-    return Matches(*pairs.to(cost.device, non_blocking=True), groups)
+    here = pairs.to(cost.device, non_blocking=True)
+    return Matches(here[0], here[1], here[2], groups)
 
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -174,7 +174,8 @@ class Train:
     sync_bn: bool = False
     """Share batch-norm statistics over workers (GPU only; ignored with a warning on CPU)."""
     compile: bool = False
-    """`torch.compile` the network (losses and post-processing stay eager)."""
+    """`torch.compile` the network (losses and post-processing stay eager). After the first lines of the log none should
+    say that graphs were compiled: each takes tens of seconds. Images of one size (--augment.crop) need the fewest."""
     seed: NonNegativeInt = 0
     """Seed of initialisation, order, augmentation and dropout."""
     deterministic: bool = False

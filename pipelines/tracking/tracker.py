@@ -14,14 +14,17 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from panoptic.png import encode_image
@@ -55,6 +58,12 @@ ATTEMPTS = 5
 
 RETRY = 1.0
 """Seconds between attempts while a tracker closes; before that, they are `client.PAUSE`."""
+
+IMAGES_TAG = "mlflow.loggedImages"
+"""Tag of runs for which MLflow's page looks for pictures with steps."""
+
+THUMBNAIL = 256
+"""Pixels of the longer side of a picture in the overview, as MLflow has it."""
 
 CHUNK = 1000
 """Metrics and tags in one request: MLflow's limit."""
@@ -158,6 +167,18 @@ class Tracker:
         """
         path = f"overlays/step_{step:06d}/{safe_name(name)}.png"
         self._put(lambda: self._spool.put(path, encode_image(picture)))
+
+    def slider(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Show a picture, uint8 [H, W, 3] RGB, under Model metrics on the run's page, where a slider chooses the step.
+
+        Kept under the names that `MlflowClient.log_image(key=…, step=…)` gives, so that an outage loses none: at full
+        size, and small for the overview. It must not change afterwards.
+        """
+        key = re.sub(r"[^\w\-. ]", "_", name, flags=re.ASCII)
+        path = f"images/overlays~{key}+step+{step}+timestamp+{_now()}+{uuid.uuid4()}"
+        self._put(lambda: self._spool.put(f"{path}.png", encode_image(picture)))
+        self._put(lambda: self._spool.put(f"{path}+compressed.webp", _thumbnail(picture)))
+        self._add([{"tag": IMAGES_TAG, "value": "True"}])
 
     def flush(self) -> None:
         """Send the metrics now instead of within `INTERVAL`; does not wait for it."""
@@ -449,6 +470,14 @@ def enumerate_briefly(names: Sequence[str], most: int = 4) -> str:
     """The first of some names, and how many there are besides."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _thumbnail(picture: np.ndarray) -> bytes:
+    """A small WebP of a picture."""
+    scale = min(1.0, THUMBNAIL / max(picture.shape[:2]))
+    size = [max(1, round(side * scale)) for side in picture.shape[1::-1]]
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".webp", small[:, :, ::-1], [cv2.IMWRITE_WEBP_QUALITY, 80])[1].tobytes()
 
 
 def _now() -> int:

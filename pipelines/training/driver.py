@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from panoptic.png import encode_image
@@ -39,6 +39,7 @@ from pipelines.tracking.client import sqlite_file
 from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.checkpoints import REPORT, drop_torn, load_checkpoint, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
+from pipelines.training.pages import data_set, fill_pages
 from pipelines.training.pixels import follow_weights
 from pipelines.training.preflight import (
     STAND_IN,
@@ -320,10 +321,7 @@ def _open_run(
     if child is not None:
         options, params, tags = replace(options, name=child.label), dict(child.params), {**tags, **child.tags}
         parent, run_id = child.parent, child.run_id
-    data = [
-        runs.DataSet(PurePosixPath(m.uri).parent.name, m.hash, m.uri, context)
-        for m, context in ((train_set, "train"), (val_set, "val"))
-    ]
+    data = [data_set(train_set, "train"), data_set(val_set, "val")]
     run = runs.start(options, root, params=params, config=flat, tags=tags, data=data, parent=parent, run_id=run_id)
     content = {"run_id": run.run_id, "preset": preset, "options": flat, "schema_version": SCHEMA_VERSION, **hashes}
     try:
@@ -394,6 +392,9 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     if finished and log_model:
         model, no_model = _log_model(job, record, description)
         undelivered += [] if model else ["the model"]
+        paths = [kept.path for kept, _ in result.best_checkpoints]
+        kept = paths if "://" not in experiment.storage else [f"s3://{path}" for path in paths]
+        undelivered += [] if fill_pages(job, kept, model, record["step"], metrics) else ["models or plots of its pages"]
     if not runs.describe(job.run, description):
         undelivered.append("the run's description and status")
     return Outcome(

@@ -151,6 +151,7 @@ def _record(state: State, model: PanopticModel, evaluation: Evaluation) -> None:
     tracker.table(f"classes/step_{step:06d}", class_rows(evaluation), text)
     for name, picture in pictures(model, state.job.val, state.experiment, state.experiment.train.overlays):
         tracker.image(step, name, picture)
+        tracker.slider(step, name, picture)
 
 
 def _gather(tally: Tally) -> list[Tally]:

@@ -28,6 +28,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.layers.norm import synchronise_norms
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
+from panoptic.training.compiling import CompiledGraphs, compile_network
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
@@ -139,7 +140,7 @@ def train(state: State) -> None:
         return
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)
-    meter, health = Meter(), SkipCounter()
+    meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()
     set_training_mode(model, options)
     stream = stream_of(state)
     pin = state.device.type == "cuda"
@@ -167,7 +168,7 @@ def train(state: State) -> None:
                 meter.steps = meter.images = 0
                 meter.wait = meter.seconds = 0.0
             if state.step % options.log_every == 0 or state.step == last:
-                log(state, meter.read(), health)
+                log(state, meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {}), health)
             if state.step % options.validate_every == 0 or state.step == last:
                 evaluation = validate(state)
                 checkpoint(state, evaluation)
@@ -187,7 +188,7 @@ def last_step(options: Train) -> int:
 def wrapped(state: State) -> nn.Module:
     """The model as it trains: compiled where the options say so, and in DDP where there are several workers."""
     if state.experiment.train.compile:
-        state.model.network = torch.compile(state.model.network)  # type: ignore[method-assign]
+        compile_network(state.model)
     if state.world == 1:
         return state.model
     devices = [state.device] if state.device.type == "cuda" else None
@@ -254,6 +255,8 @@ def console_line(step: int, last: int, values: dict[str, float]) -> str:
             f"{values['memory_mib']:.0f} MiB",
             f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
         ]
+    if values.get("compiled_graphs"):
+        parts.append(f"{values['compiled_graphs']:.0f} graphs compiled")
     if values["skipped_steps"]:
         parts.append(f"{values['skipped_steps']:.0f} steps skipped")
     return " | ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,28 @@ def test_tables_texts_overlays_tags_and_figures(run, tmp_path):
     data = client_module.connect(run.tracking_uri).get_run(run.run_id).data
     assert data.tags["state"] == "good" and data.metrics["best/val/pq"] == 50.0
     assert undelivered(tmp_path / "run") == [] and list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_picture_of_each_step_is_found_by_mlflows_slider(run, tmp_path):
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
+
+    tracker = Tracker(run, tmp_path)
+    tracker.slider(3, "street/a#1", np.repeat(PICTURE, 100, 1))
+    assert tracker.close()
+    client = client_module.connect(run.tracking_uri)
+    assert client.get_run(run.run_id).data.tags[MLFLOW_LOGGED_IMAGES] == "True"
+    ours = artifacts(run, "images")
+    client.log_image(run.run_id, PICTURE, key="overlays/street_a_1", step=3, synchronous=True)
+    theirs = sorted(set(artifacts(run, "images")) - set(ours))
+    assert [_shape(name) for name in ours] == [_shape(name) for name in theirs]
+    small = client.download_artifacts(run.run_id, next(name for name in ours if name.endswith(".webp")), str(tmp_path))
+    assert cv2.imread(small).shape == (2, 256, 3)
+
+
+def _shape(name: str) -> str:
+    """The name of a picture, with each number and random name as a letter."""
+    name = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "u", name)
+    return re.sub(r"timestamp\+\d+", "timestamp+t", name)
 
 
 def test_environment_is_left_as_it_was(run):

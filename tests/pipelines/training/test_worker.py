@@ -119,5 +119,7 @@ def test_console_lines():
         "step 20/100 | total 1.500 centre 0.250 | lr 1.00e-03 | 12.3 images/s | data wait 3 % | 812 MiB | 1:20:00 left"
     )
     assert console_line(1, 100, values) == "step 1/100 | total 1.500 centre 0.250 | lr 1.00e-03"
-    skipped = {"lr": 1e-3, "skipped_steps": 2}
-    assert console_line(2, 9, skipped) == "step 2/9 | every step skipped | lr 1.00e-03 | 2 steps skipped"
+    skipped = {"lr": 1e-3, "skipped_steps": 2, "compiled_graphs": 1}
+    assert console_line(2, 9, skipped) == (
+        "step 2/9 | every step skipped | lr 1.00e-03 | 1 graphs compiled | 2 steps skipped"
+    )
