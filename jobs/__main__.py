@@ -15,6 +15,7 @@ JOBS = {
     "predict": "segment photographs or shards",
     "status": "how a run stands, from its files and MLflow alone",
     "oracle": "the figures were some outputs the truth",
+    "submit": "any of these on a Ray cluster",
     "independent": "joint against independent training of JSIS-Net",
     "convert": "published checkpoints to ours",
 }

@@ -40,6 +40,12 @@ ENVIRONMENT = {
 }
 """Defaults set before Ray is imported; what the user exported wins."""
 
+CLUSTER_ENVIRONMENT = {
+    # Workers of a submitted job wait for its code to be set up on their machine, and for machines that are added.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+}
+"""The same where a cluster is joined."""
+
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 
 LOOPBACK = "127.0.0.1"
@@ -77,7 +83,7 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
         cpus: logical CPUs of a local session, which may exceed the cores; None = as many as Ray counts.
         object_store: bytes of a local session's object store.
     """
-    for name, value in ENVIRONMENT.items():
+    for name, value in {**ENVIRONMENT, **(CLUSTER_ENVIRONMENT if os.environ.get("RAY_ADDRESS") else {})}.items():
         os.environ.setdefault(name, value)
     import ray
 

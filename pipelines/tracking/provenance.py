@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,11 @@ from pipelines.cluster.masking import masked
 
 
 def code_version() -> dict[str, str]:
-    """Version of the package and, in a git checkout, the commit and whether files differ from it."""
+    """Version of the package, the commit and whether files differ from it.
+
+    They are those of the git checkout; in a copy without one, that a cluster was sent, as `PANOPTIC_COMMIT` and
+    `PANOPTIC_DIRTY` say (`pipelines.cluster.submission`).
+    """
     try:
         tags = {"version": version("panoptic-ray")}
     except PackageNotFoundError:
@@ -23,6 +28,9 @@ def code_version() -> dict[str, str]:
     if commit and (folder / ".git").exists():
         tags["mlflow.source.git.commit"] = commit
         tags["commit_dirty"] = str(bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))).lower()
+    elif sent := os.environ.get("PANOPTIC_COMMIT"):
+        tags["mlflow.source.git.commit"] = sent
+        tags["commit_dirty"] = os.environ.get("PANOPTIC_DIRTY", "")
     return tags
 
 

@@ -1,23 +1,16 @@
-"""`ray job submit` against a cluster started by `ray start --head`, the way that the README shows."""
+"""`ray job submit` and `jobs/submit.py` against a cluster of processes of its own that asks for a token."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import s3_server, two_nodes
+from tests.support.tracking_server import tracking_server
+from tests.support.two_nodes import Cluster, ray
 
 TINY = """
 --model.rates 2 --model.aspp-channels 16 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
@@ -26,89 +19,39 @@ TINY = """
 --train.steps 2 --train.batch 4 --train.workers 2 --train.log-every 1
 """
 
-
-def ray(*arguments: str) -> list[str]:
-    """The command line of Ray's program of this environment."""
-    return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
-
-
-def free_ports(count: int) -> list[str]:
-    """Ports that nobody listens on, held all at once so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [str(one.getsockname()[1]) for one in sockets]
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted-aws-0f1e2d3c4b5a",
+    "MLFLOW_TRACKING_PASSWORD": "planted-mlflow-5a4b3c2d1e",
+    "RAY_AUTH_TOKEN": "9lanted0" * 8,
+}
+"""What the machines have in their environment and nothing may hold."""
 
 
-def environment(session: Path) -> dict[str, str]:
-    """As a person's shell would have it: no package path, no session of ours."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
-    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])  # as an activated environment has it
-    return kept | {
-        "PATH": path,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(session),
-    }
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One node, an S3, and an MLflow that asks for a password. PYTHONPATH is unset: jobs bring their code."""
+    import boto3
 
-
-@pytest.fixture
-def cluster() -> Iterator[tuple[str, dict[str, str]]]:
-    """Address of the job server of a Ray on its own ports. `ray stop` would end every Ray on the machine."""
-    session = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie in it, whose paths may have 107 bytes
-    port, dashboard, client, agent, grpc, metrics = free_ports(6)
-    command = ray("start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", port)
-    command += ["--dashboard-port", dashboard, "--ray-client-server-port", client, "--num-cpus", "2"]
-    command += ["--dashboard-agent-listen-port", agent, "--dashboard-agent-grpc-port", grpc]
-    command += ["--metrics-export-port", metrics, "--object-store-memory", "300000000"]
-    command += ["--temp-dir", str(session), "--disable-usage-stats"]
-    variables = environment(session)
-    with (session / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until_open(int(dashboard), head, session / "head.log")
-        yield f"http://127.0.0.1:{dashboard}", variables
-    finally:
-        # `--block` ends what it started when it is asked to; the rest of its session would be left by a crash
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        for pid in with_argument(str(session)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(session, ignore_errors=True)
-
-
-def wait_until_open(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end and head.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"Ray did not start: {log.read_text()}")
-
-
-def with_argument(text: str) -> list[int]:
-    """Processes whose command line holds `text`: those of a Ray name its folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if text in (entry / "cmdline").read_text() and int(entry.name) != os.getpid():
-                found.append(int(entry.name))
-    return found
+    folder = tmp_path_factory.mktemp("submit")
+    with pytest.MonkeyPatch.context() as patch, s3_server.s3_server() as endpoint:
+        own = {**s3_server.ENVIRONMENT, **SECRETS, "AWS_ENDPOINT_URL_S3": endpoint, "MLFLOW_TRACKING_USERNAME": "admin"}
+        for name, value in own.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        with tracking_server(folder, "s3://bucket/mlflow", password=SECRETS["MLFLOW_TRACKING_PASSWORD"]) as uri:
+            environment = {"PYTHONPATH": "", "MLFLOW_TRACKING_URI": uri, "RAY_AUTH_TOKEN": SECRETS["RAY_AUTH_TOKEN"]}
+            with two_nodes.cluster_of_nodes(nodes=1, environment=environment) as cluster:
+                yield cluster
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_training_job_runs_as_a_submitted_job(cluster: tuple[str, dict[str, str]], tmp_path: Path):
-    address, variables = cluster
+def test_the_training_job_runs_as_a_submitted_job(cluster: Cluster, tmp_path: Path):
     job = ["python", "jobs/train.py", "demo", "--name", "submitted", "--storage", str(tmp_path), *TINY.split()]
-    command = ray("job", "submit", "--address", address, "--working-dir", ".", "--", *job)
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=240, check=False)
-    text = done.stdout + done.stderr
+    job += ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    command = ray("job", "submit", "--working-dir", ".", "--", *job)
+    done = cluster.run(command, timeout=240)
+    text = done.stdout
     assert done.returncode == 0 and "succeeded" in text, text
     assert "submitted: best checkpoint, on 4 images of val" in text and "step 2/2" in text
     folder = tmp_path / "submitted"
@@ -116,20 +59,17 @@ def test_the_training_job_runs_as_a_submitted_job(cluster: tuple[str, dict[str, 
     assert json.loads((folder / "run.json").read_text())["options"]["train.steps"] == 2
     assert (tmp_path / "mlflow.db").exists()
 
-    refused = subprocess.run(
-        [*command, "--optim.lr", "1"], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert refused.returncode != 0 and "began with other options: optim.lr" in refused.stdout + refused.stderr
+    refused = cluster.run([*command, "--optim.lr", "1"], timeout=120)
+    assert refused.returncode != 0 and "began with other options: optim.lr" in refused.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, dict[str, str]], tmp_path: Path):
+def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: Cluster, tmp_path: Path):
     """What they write would vanish with Ray's copy of the code; one job of all commands, as each submission takes 10 s.
 
-    Absolute paths in the copy are none that last either.
+    Absolute paths in the copy are none that last either. The copy holds the code and nothing else.
     """
-    address, variables = cluster
     jobs = [
         "train.py demo --name x",
         "tune.py demo --name x --sweep 'optim.lr=grid(1e-3,1e-2)'",
@@ -139,10 +79,13 @@ def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: tuple[str, 
         "train.py demo --name x --storage /tmp/x --tracking.uri sqlite:///mlflow.db",
     ]
     script = tmp_path / "jobs.sh"
-    script.write_text("".join(f"python jobs/{job}\necho code $?\n" for job in jobs))
-    command = ray("job", "submit", "--address", address, "--working-dir", ".", "--", "bash", str(script))
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=200, check=False)
-    text = done.stdout + done.stderr
+    jobs.append("train.py demo --name x --storage s3://bucket/x")  # and no tracking server
+    lines = "".join(f"python jobs/{job}\necho code $?\n" for job in jobs)
+    script.write_text(f"unset MLFLOW_TRACKING_URI\n{lines}echo top $(ls -A)\n")
+    command = ray("job", "submit", "--working-dir", ".", "--", "bash", str(script))
+    text = cluster.run(command, timeout=200).stdout
+    assert "top jobs panoptic pipelines" in text
+    assert "error: --tracking.uri: missing, though a cluster works (RAY_ADDRESS)" in text
     assert text.count("code 2") == len(jobs) and "Traceback" not in text, text
     for option, times in {"--storage": 2, "--out": 3, "--tracking.uri": 1}.items():
         told = [line for line in text.splitlines() if line.startswith(f"error: {option} ")]
