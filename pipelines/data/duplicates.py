@@ -37,7 +37,7 @@ def read_keys(folder: storage.Uri) -> list[str]:
 
 def shared_photographs(one: Manifest, other: Manifest) -> list[str]:
     """The names of the photographs of a set that another one has, too, byte by byte, whatever it calls them."""
-    theirs = set(read_keys(other.uri))
+    theirs = set(read_keys(other.uri)) if other.uri != one.uri else set()
     places = [place for place, key in enumerate(read_keys(one.uri)) if key in theirs] if theirs else []
     if not places:
         return []
