@@ -260,7 +260,7 @@ def _svg(marks: Sequence[str], below: str, beside: str) -> str:
     width, height, left, _ = _PLOT
     names = (
         f'<text class="faint" text-anchor="middle" x="{(left + width) / 2}" y="{height - 6}">{escape(below)}</text>'
-        f'<text class="faint" x="0" y="11">{escape(beside)}</text>'
+        f'<text class="faint beside" x="0" y="11">{escape(beside)}</text>'
     )
     drawing = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{"".join(marks)}{names}</svg>'
     return f'<div class="scroll">{drawing}</div>'

@@ -59,6 +59,8 @@ svg { max-width: 100%; min-width: 560px; height: auto; margin-top: 14px; }
 svg text { fill: var(--ink); font: 13px system-ui, sans-serif; }
 svg rect { fill: var(--accent); } svg rect.second { fill: var(--outline); } svg circle.many { fill-opacity: .45; }
 svg .faint { fill: var(--faint); } svg line { stroke: var(--line); } svg circle { fill: var(--accent); }
+.plots svg { min-width: 300px; overflow: visible; }
+@media (max-width: 620px) { .plots svg text { font-size: 18px; } .plots svg .beside { transform: translateY(-9px); } }
 @media (max-width: 720px) { .panels, .panels.two { grid-template-columns: repeat(2, 1fr); }
   main { padding: 18px 12px 40px; }
   .bars .name { max-width: 110px; } th, td { padding: 4px 8px; } h1 { font-size: 20px; } }

@@ -58,3 +58,12 @@ def test_many_sizes_are_drawn_as_fewer_points(tmp_path: Path, monkeypatch: pytes
     text = page(manifest, [])
     points = [int(count) for count in re.findall(r"<title>\d+ x \d+: (\d+) images", text)]
     assert 2 <= len(points) <= 20 and sum(points) == 120
+
+
+def test_plots_fit_a_narrow_window(tmp_path: Path) -> None:
+    """A plot that is wider than its window hides its right end, where the one size of a data set stands."""
+    write_folder(tmp_path, "val", count=1)
+    source, manifest = checked(tmp_path)
+    style, _, body = page(manifest, pictures(source)).partition("</style>")
+    (least,) = re.findall(r"\.plots svg \{[^}]*min-width: (\d+)px", style)
+    assert int(least) <= 320 and body.count("<svg") == body.partition('class="plots"')[2].count("<svg") == 3
