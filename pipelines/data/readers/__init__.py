@@ -16,7 +16,7 @@ from pipelines.data.readers.cityscapes import cityscapes
 from pipelines.data.readers.cityscapes_vps import cityscapes_vps, vps_files
 from pipelines.data.readers.coco_instances import coco_instances, instance_files
 from pipelines.data.readers.coco_panoptic import coco_panoptic
-from pipelines.data.readers.coconut import coconut
+from pipelines.data.readers.coconut import coconut, json_files
 from pipelines.data.readers.cvat import FILE as CVAT_FILE
 from pipelines.data.readers.cvat import cvat
 from pipelines.data.readers.cvat_masks import LABEL_MAP, cvat_masks
@@ -69,10 +69,10 @@ EVIDENCE: dict[str, Callable[[str], list[str]]] = {
     "motchallenge-step": lambda split: [f"MOTS/{split}", f"motchallenge-step/panoptic_maps/{split}"],
     "kitti-step": lambda split: [f"panoptic_maps/{split}"],
     "ade20k": _ade20k,
+    "coconut": json_files,  # and Parquet files, see `options.detect`
     "mapillary": _mapillary,
     "cityscapes-vps": vps_files,
     "coco-instances": instance_files,
-    "coconut": lambda split: [f"data/{name}-00000-of-00001.parquet" for name in (split, "train")],
     "cvat": lambda split: [CVAT_FILE],
     "cvat-masks": lambda split: [LABEL_MAP],
 }

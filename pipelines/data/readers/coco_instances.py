@@ -26,7 +26,7 @@ import pydantic_core
 
 from panoptic import rle
 from panoptic.png import decode_labels, image_size
-from panoptic.segmentation import Categories, Segmentation, distinct, shown
+from panoptic.segmentation import Categories, Segmentation, count_respelt, distinct, shown, whole_number
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
 from pipelines.data.readers.category_list import checked_categories
@@ -255,8 +255,14 @@ def _annotation(content: Content, entry: Any, place: str) -> None:
     if "segments_info" in entry:
         raise ValueError(f"{place.split(':')[0]}: this is the panoptic form (segments_info); use --data.reader coco")
     number = entry.get("category_id")
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise ValueError(f"{place}.category_id is {shown(number)}; it must be the id of a category, a whole number")
+    if type(number) is not int:
+        try:
+            entry["category_id"] = whole_number(number)
+        except ValueError as error:
+            reason = f"{place}.category_id is {shown(number)}; it must be the id of a category, a whole number"
+            raise ValueError(reason) from error
+        count_respelt(content.repairs, "annotations.category_id", number)
+        number = entry["category_id"]
     mask = entry.get("segmentation")
     kind = "rle" if isinstance(mask, dict) else "polygon" if isinstance(mask, list) and mask else "none"
     content.masks[kind, bool(entry.get("iscrowd"))] += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NotRequired
 
@@ -119,19 +119,20 @@ class Content:
     """The sha256 of the whole text, which can be continued."""
 
 
-def parse(source: bytes | Readable, file: str) -> Content:
+def parse(source: bytes | Readable, file: str, optional: Collection[str] = ()) -> Content:
     """The content of a COCO-panoptic JSON.
 
     Args:
         source: the text, or the file at its beginning, in UTF-8 or, with its byte order mark, another UTF.
         file: its name, for messages.
+        optional: lists that may be missing.
 
     Raises:
         ValueError: not JSON, or not COCO-panoptic; one line for each wrong entry with the file, the place and what
             belongs there. What is wrong inside `segments_info` concerns one image and is in `faults` instead.
     """
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
-    parser = _Parser(file)
+    parser = _Parser(file, optional)
     try:
         for key, text, position in members(chunks(stream, parser.digest.update), _LISTS[:2]):
             parser.read(key, text, position)
@@ -145,8 +146,8 @@ def parse(source: bytes | Readable, file: str) -> Content:
 class _Parser:
     """Takes the members of the object as they come, repairs what can be, and says what is wrong with the rest."""
 
-    def __init__(self, file: str) -> None:
-        self._file = file
+    def __init__(self, file: str, optional: Collection[str] = ()) -> None:
+        self._file, self._optional = file, optional
         self._content = Content()
         self._categories: Any = None
         self._keys: set[str] = set()
@@ -177,7 +178,7 @@ class _Parser:
         Raises:
             ValueError: a list is missing, or has wrong entries.
         """
-        missing = [key for key in _LISTS if key not in self._keys]
+        missing = [key for key in _LISTS if key not in self._keys and key not in self._optional]
         if missing:
             needs = "COCO-panoptic needs images, annotations and categories"
             raise ValueError(f"{self._file}: has no {', '.join(missing)}; {needs}")

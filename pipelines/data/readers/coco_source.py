@@ -43,13 +43,13 @@ PROBED = 8
 """Maps that are looked at, at most, to tell in which order their channels stand."""
 
 
-def read_json(address: str) -> Content:
-    """The content of a COCO-panoptic JSON at an address.
+def read_json(address: str, optional: Collection[str] = ()) -> Content:
+    """The content of a COCO-panoptic JSON at an address, in which the lists of `optional` may be missing.
 
     Raises:
         ValueError: it cannot be read as such; begins with its name.
     """
-    return parse(Stream(address), readable(address))
+    return parse(Stream(address), readable(address), optional)
 
 
 def categories_of(content: Content, file: str, things: Collection[str] = (), background: str = "") -> Categories:

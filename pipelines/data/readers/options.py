@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream
 from pipelines.data.readers.coco_instances import Crowd, Overlap, Uncovered
+from pipelines.data.readers.coconut import columns_of, parquet_files
 from pipelines.data.readers.crowds import decode_merged
 from pipelines.data.readers.id_map import Unlisted
 from pipelines.data.readers.source import Decode, Orientation, Source
@@ -174,6 +175,10 @@ def detect(
         anchor = next(anchor for anchor in anchors if f"/{hits[0]}".endswith(f"/{anchor}"))
         logger.info("reader %s: %s holds %s", anchors[anchor], tree.root, hits[0])
         return anchors[anchor]
+    if files := parquet_files(tree, split):
+        reader = "coconut" if "image_info" in columns_of(tree.address(files[0])) else "huggingface"
+        logger.info("reader %s: %s holds %s", reader, tree.root, files[0])
+        return reader
     listed = "".join(f"\n  {reader}: {', '.join(paths(split))}" for reader, paths in evidence.items())
     broken = "".join(f"\n{reason}" for reason in tree.unreadable)
     if split.startswith("test"):

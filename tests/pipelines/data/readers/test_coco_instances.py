@@ -270,3 +270,21 @@ def test_values_of_public_semantic_maps_have_names(
     put(tmp_path, {"stuff/a.png": png(np.array([[wrong] * 6], np.uint8))})
     with pytest.raises(ValueError, match=rf"without a class: {wrong} \(6 pixels\)"):
         source.decode(row, read_file, source.categories)
+
+
+def test_categories_as_text_are_read_and_counted(tmp_path: Path) -> None:
+    entry = {"id": 1, "image_id": 1, "category_id": "3", "segmentation": [[0, 0, 2, 0, 2, 1, 0, 1]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [entry],
+        "categories": [{"id": "3", "name": "car"}],
+    }
+    put(tmp_path, {"instances_train.json": json.dumps(content).encode(), "images/a.png": photograph(1, 6)})
+    source = coco_instances(tmp_path, "train")
+    truth = source.decode(source.rows.to_pylist()[0], read_file, source.categories).segmentation
+    assert truth.areas().tolist() == [2] and source.categories.ids == (3,)
+    assert "annotations.category_id" in " ".join(source.repairs)
+    entry["category_id"] = "car"
+    put(tmp_path, {"instances_train.json": json.dumps(content).encode()})
+    with pytest.raises(ValueError, match=r"annotations\[0\].category_id is .*car.*; it must be the id of a category"):
+        coco_instances(tmp_path, "train")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from panoptic.png import encode_ids
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.readers import READERS, read_source
 from pipelines.data.readers.ade20k import from_maps
@@ -18,10 +20,11 @@ from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.bdd100k import from_bitmask
 from pipelines.data.readers.cityscapes import from_instance_ids
 from pipelines.data.readers.cityscapes_vps import _by_training_ids, from_training_ids
+from pipelines.data.readers.coconut import UNLISTED_IMAGES
 from pipelines.data.readers.kitti_step import categories as kitti_categories
 from pipelines.data.readers.kitti_step import from_panoptic_map
 from pipelines.data.readers.mapillary import from_instance_map
-from pipelines.data.readers.tables import classes
+from pipelines.data.readers.tables import classes, table
 from pipelines.data.shard_writer import write_shard
 from tests.support.trees import CITY_FILES, photograph, png, put, zipped
 
@@ -87,6 +90,61 @@ def test_kitti_step_values() -> None:
     }
     with pytest.raises(ValueError, match=r"does not have .*: 19 \(1 pixel\)"):
         from_panoptic_map(np.array([[(19, 0, 0)]], np.uint8), classes_of)
+
+
+def coconut_json() -> dict:
+    infos = [{"id": 1, "category_id": 3, "isthing": 1}, {"id": 2, "category_id": 187, "isthing": 0}]
+    annotations = [
+        {"image_id": 7, "file_name": "000000000007.png", "segments_info": infos},
+        {"image_id": 900, "file_name": "objects365_v2_00000900.png", "segments_info": infos},
+    ]
+    images = [
+        {"id": 7, "file_name": "000000000007.jpg", "height": 4, "width": 6},
+        {"id": 900, "file_name": "objects365_v2_00000900.jpg", "height": 4, "width": 6},
+    ]
+    categories = [{k: v for k, v in entry.items() if k != "color"} for entry in table("coco")["categories"]]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.mark.parametrize(
+    ("split", "masks", "lacking"),
+    [
+        ("coconut_s", "coconut_s/panoptic", ()),
+        ("coconut_val", "coconut_val/coconut_val", ()),
+        ("coconut_large", "panoptic_object365", ()),
+        ("coconut_xlarge", "coconuts_xlarge/panseg", ("images", "categories")),
+    ],
+)
+def test_coconut_as_json_and_pngs(split: str, masks: str, lacking: tuple[str, ...], tmp_path: Path) -> None:
+    content = {key: value for key, value in coconut_json().items() if key not in lacking}
+    ids = np.array([[1] * 6, [2] * 6, [1] * 6, [0] * 6], np.int32)
+    names = ("000000000007", "objects365_v2_00000900")
+    files = {f"{masks}/{name}.png": encode_ids(ids) for name in names}
+    files |= {f"train2017/{names[0]}.jpg": photograph(), f"objects365/{names[1]}.jpg": photograph()}
+    put(tmp_path, {**files, f"annotations/annotations/{split}_panoptic.json": json.dumps(content).encode()})
+    source = read_source("auto", tmp_path, split, {})
+    assert source.reader == "coconut" and not source.problems and source.rows["image_id"].to_pylist() == [7, 900]
+    assert source.repairs.get(UNLISTED_IMAGES, 0) == (2 if lacking else 0)
+    for row in source.rows.to_pylist():
+        truth = source.decode(row, read_file, source.categories).segmentation
+        assert named(truth, source.categories) == {"car": [(12, False)], "sky-other-merged": [(6, False)]}
+
+
+def test_coconut_rows_without_images_and_flags(tmp_path: Path) -> None:
+    infos = [{"id": 1, "category_id": 3, "iscrowd": None}, {"id": 2, "category_id": 187, "iscrowd": 0}]
+    record = {"file_name": "000000000007.png", "image_id": 7, "segments_info": infos}
+    mask = {"bytes": encode_ids(np.array([[1, 2]], np.int32)), "path": "x"}
+    put(tmp_path, {"unlabeled2017/000000000007.jpg": photograph(1, 2)})
+    (tmp_path / "data").mkdir()
+    rows = pa.table({"mask": [mask], "segments_info": [record], "image_info": [None]})
+    pq.write_table(rows, tmp_path / "data/train-00000-of-00003.parquet")
+    source = read_source("auto", tmp_path, "train", {})
+    (row,) = source.rows.to_pylist()
+    truth = source.decode(row, read_file, source.categories).segmentation
+    assert source.reader == "coconut" and row["image_id"] == 7
+    assert named(truth, source.categories) == {"car": [(1, False)], "sky-other-merged": [(1, False)]}
+    with pytest.raises(ValueError, match="no JSON or Parquet file of COCONut; looked for"):
+        READERS["coconut"](put(tmp_path / "other", {"a.txt": b""}), "coconut_s")
 
 
 MOTS_MAP = np.zeros((4, 6, 3), np.uint8)
