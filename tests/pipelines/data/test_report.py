@@ -62,7 +62,7 @@ def test_many_sizes_are_drawn_as_fewer_points(tmp_path: Path, monkeypatch: pytes
 
 def test_plots_fit_a_narrow_window(tmp_path: Path) -> None:
     """A plot that is wider than its window hides its right end, where the one size of a data set stands."""
-    write_folder(tmp_path, "val", count=1)
+    write_folder(tmp_path, "val", count=3)
     source, manifest = checked(tmp_path)
     style, _, body = page(manifest, pictures(source)).partition("</style>")
     (least,) = re.findall(r"\.plots svg \{[^}]*min-width: (\d+)px", style)
