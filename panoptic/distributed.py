@@ -1,4 +1,4 @@
-"""Communication between the workers of one training: their number, means of counts, shared buffers."""
+"""Communication between the workers of one training: their number, their parts of a batch, means of counts, buffers."""
 
 from __future__ import annotations
 
@@ -37,6 +37,28 @@ def world_mean(count: Tensor) -> Tensor:
     total = count.detach().clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
+
+
+_micro_batches: ContextVar[int] = ContextVar("micro_batches", default=1)
+
+
+@contextmanager
+def one_of(count: int) -> Iterator[None]:
+    """A context in which the images are one of so many equal micro-batches of this worker's part of a step."""
+    token = _micro_batches.set(count)
+    try:
+        yield
+    finally:
+        _micro_batches.reset(token)
+
+
+def batch_parts() -> int:
+    """Number of the equal parts into which a step's batch is cut: micro-batches times workers.
+
+    The losses of the parts are averaged. A loss that is a sum over the images of the batch multiplies by this number,
+    so that what is learnt does not depend on how the batch is cut. Within `alone` it is 1: an evaluation has no step.
+    """
+    return 1 if _alone.get() else _micro_batches.get() * world_size()
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic.distributed import world_size
+from panoptic.distributed import one_of, world_size
 from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
 from panoptic.training.loss_scale import follow, loss_scale, unscale
@@ -258,7 +258,7 @@ def _backward(
     alone = isinstance(model, DistributedDataParallel) and not last
     with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
         try:
-            with autocast(images, engine):
+            with autocast(images, engine), one_of(accumulation):
                 losses, _ = model(images, targets)
         except ValueError as error:
             if ONE_VALUE not in str(error):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from panoptic import losses
+from panoptic.distributed import batch_parts
 from panoptic.layers.resize import resize
 from panoptic.models.base import Outputs
 from panoptic.models.jsis_net.c4_head import C4Head
@@ -76,7 +77,11 @@ def region_mask_loss(
     soft: bool,
     reduction: Literal["sum", "mean"],
 ) -> Tensor:
-    """The mask loss of each image, a mean over its positive regions, added up or averaged over the images.
+    """The mask loss of each image, a mean over its positive regions, added up or averaged over the images of the batch.
+
+    The sum is that of the whole batch, whatever part of it a worker sees at once (`batch_parts`): the same four images
+    teach the same as one batch, as two micro-batches or on two workers. Earlier versions added up over a part and
+    averaged over the parts, so that their masks weighed less the more parts there were; one part is as it was.
 
     Args:
         head: of the branch.
@@ -99,4 +104,4 @@ def region_mask_loss(
     logits = head.mask_logits(features[positive], classes[positive])
     terms = [mask_loss(x, y) for x, y in zip(logits.split(counts), masks.split(counts), strict=True)]
     total = torch.stack(terms).sum()
-    return total if reduction == "sum" else total / len(sampled)
+    return total * batch_parts() if reduction == "sum" else total / len(sampled)
