@@ -18,6 +18,7 @@ from typing import Any
 
 from pipelines.cluster.masking import Masking, mask_output, masked
 from pipelines.evaluation.record import Worse
+from pipelines.training.early_end import FailedRun
 
 SPELLINGS = {
     "--data": "--data.root",
@@ -38,7 +39,7 @@ def command(main: Callable[[Sequence[str] | None], Any], arguments: Sequence[str
         handler.addFilter(Masking())
     try:
         main(arguments)
-    except (ValueError, OSError) as error:  # a store that is away is an OSError
+    except (ValueError, OSError, FailedRun) as error:  # a store that is away is an OSError
         print(f"error: {masked(error)}", file=sys.stderr, flush=True)
         sys.exit(1 if isinstance(error, Worse) else 2)
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -78,6 +78,9 @@ RESERVED = re.compile(
 UNRANKED = -1e9
 """Rank of a checkpoint without a figure."""
 
+UNVALIDATED = 2 * UNRANKED
+"""Rank of a checkpoint between validations, which goes before any that was validated."""
+
 
 @dataclass(frozen=True)
 class Split(ReaderOptions):
@@ -184,18 +187,25 @@ class Train:
     """Steps between console lines and logged losses."""
     validate_every: PositiveInt = 250
     """Steps between validations; the last step always validates. A checkpoint is written at each."""
+    checkpoint_every: NonNegativeInt = 0
+    """Steps between checkpoints, beside those at validations; 0 = no such number. A thread writes them, and training
+    waits for a copy in memory only. A checkpoint that is due while the one before is written comes after it."""
+    checkpoint_minutes: NonNegativeFloat = 10.0
+    """Minutes between checkpoints, beside those at validations; 0 = no such time. A run that is stopped without notice
+    repeats so much at the most."""
     validation_batch: PositiveInt = 4
     """Images that a worker validates at once."""
     overlays: NonNegativeInt = 4
     """Validation images whose overlay is logged at every validation (always the same ones)."""
     keep: PositiveInt = 2
-    """Checkpoints kept: the best so many by --score, and the last."""
+    """Checkpoints kept: the best so many by --score of those that were validated, and the last."""
     score: str = "val/pq"
     """Metric of the validation that says which checkpoint is best."""
     score_mode: Literal["max", "min"] = "max"
     """max where more of it is better, else min."""
     max_failures: NonNegativeInt = 2
-    """Worker failures after which the run gives up; each restarts from the last checkpoint."""
+    """Failures of workers, of Ray Train's controller or of machines after which the run gives up; each restarts from
+    the last checkpoint. Machines that are taken back on notice do not count."""
     freeze: tuple[str, ...] = ()
     """Freeze every parameter whose name matches one of these patterns (`backbone.*` `transformer.encoder.*`); batch
     norms whose parameters are all frozen keep their statistics."""

@@ -32,12 +32,6 @@ def free_bytes(uri: storage.Uri) -> int | None:
     return shutil.disk_usage(_existing(path)).free
 
 
-def same_disk(a: storage.Uri, b: storage.Uri) -> bool:
-    """True if two local folders, which need not exist yet, lie in one filesystem."""
-    one, other = storage.absolute(a), storage.absolute(b)
-    return "://" not in one + other and os.stat(_existing(one)).st_dev == os.stat(_existing(other)).st_dev
-
-
 def check_room(uri: storage.Uri, needed: int, what: str) -> None:
     """Refuse to begin what will fill a disk. Nothing is checked on S3.
 

@@ -25,8 +25,8 @@ from pipelines.studies import STUDIES
 from pipelines.studies.plan import PlannedTrial
 from pipelines.studies.study import METRICS
 from pipelines.training.driver import prepare_data
+from pipelines.training.failures import describe
 from pipelines.training.worker import load_checkpoint
-from pipelines.tuning.failures import describe
 
 COSTLY = ("AP", "AP50", "recall")
 """Columns that need an evaluation of their own, since training does not count them."""

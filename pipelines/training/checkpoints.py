@@ -1,28 +1,25 @@
-"""Checkpoint folders `step_*` of a run: writing, reading, and what a worker takes from them."""
+"""Checkpoint folders `step_*` of a run: their files, which of them count, and what a worker takes from them."""
 
 from __future__ import annotations
 
 import io
 import json
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import fs
 from torch import nn
 
 from panoptic.metrics.report import Evaluation, metrics, table
-from panoptic.training.checkpoint import load, restore, save
+from panoptic.training.checkpoint import load, make_record, restore
 from panoptic.training.optim import Optim, build_optimiser
 from panoptic.training.transfer import transfer_training
-from pipelines.cluster import disk, storage
+from pipelines.cluster import storage
 from pipelines.cluster.json_file import read_json
 from pipelines.cluster.masking import masked_values
-from pipelines.config import Train, flatten
+from pipelines.config import UNVALIDATED, Train, flatten
 from pipelines.training.state import State
 
 CHECKPOINT = "checkpoint.pt"
@@ -30,73 +27,11 @@ CHECKPOINT = "checkpoint.pt"
 REPORT = "report.txt"
 """The table of the validation at this step."""
 METRICS = "metrics.json"
-"""All its metrics."""
+"""All its metrics; none where the step was not validated."""
+PARTIAL = ".step_"
+"""Beginning of the name of a folder in which a checkpoint is being written; it is renamed when it is whole."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints in a run's folder."""
-
-
-def checkpoint(state: State, evaluation: Evaluation) -> None:
-    """Hand the state to Ray Train with the metrics by which checkpoints are ranked; every worker calls it.
-
-    Rank 0 writes the files. Returns when Ray Train's controller has committed the checkpoint: a crash before that
-    would restart from the one before.
-
-    Raises:
-        DiskFull: of the temporary folder or of the run's storage.
-        storage.Unavailable: S3 did not take the checkpoint, for as long as it is waited for.
-    """
-    import ray.train
-    from ray.train import CheckpointConsistencyMode
-
-    values = metrics(evaluation)
-    with tempfile.TemporaryDirectory() as folder:
-        written = None
-        if state.rank == 0:
-            with _telling_full(folder, state):
-                write(Path(folder), state, evaluation)
-            written = ray.train.Checkpoint.from_directory(folder)
-        with _telling_full(state.job.folder, state):
-            ray.train.report(
-                {"score": state.experiment.train.rank(values), "step": state.step, **values},
-                checkpoint=written,
-                checkpoint_dir_name=f"step_{state.step:06d}",
-                checkpoint_upload_fn=_upload if "://" in state.job.folder else None,
-            )
-    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-
-
-def _upload(checkpoint: Any, name: str) -> Any:
-    """Copy a checkpoint to S3 as Ray Train does it, with an error that names the place.
-
-    Raises:
-        storage.Unavailable: S3 did not take it.
-    """
-    import ray.train
-
-    place: Any = ray.train.get_context().get_storage()
-    path = f"{place.experiment_fs_path}/{name}"
-    with storage.naming(f"s3://{path}", "written"):
-        # threads of an upload may wait for each other: github.com/apache/arrow/issues/32372
-        fs.copy_files(checkpoint.path, path, destination_filesystem=place.storage_filesystem, use_threads=False)
-    return ray.train.Checkpoint(path, place.storage_filesystem)
-
-
-@contextmanager
-def _telling_full(folder: str, state: State) -> Iterator[None]:
-    """An error of a disk that is full as one that says which, and how much a checkpoint needs.
-
-    What `torch.save` raises there is a RuntimeError of no code ("unexpected pos 576 vs 534"); that the disk is full is
-    told by what is free.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        needed = checkpoint_bytes(state.model, state.experiment.optim)
-        free = disk.free_bytes(folder)
-        torn = free is not None and free < needed and "inline_container" in str(error)
-        if torn or disk.find_full(error):
-            raise disk.full(folder, needed, "a checkpoint's files") from error
-        raise
 
 
 def checkpoint_bytes(model: nn.Module, optim: Optim) -> int:
@@ -123,11 +58,13 @@ def optimiser_slots(optim: Optim) -> int:
 
 def most_at_once(options: Train) -> int:
     """The most checkpoints that lie in a run's folder: the best, the last, and the next while it is written."""
+    if options.checkpoint_every or options.checkpoint_minutes:
+        return options.keep + 2
     return min(options.keep + 2, -(-options.steps // options.validate_every))
 
 
 def read_metrics(folder: str) -> dict[str, float]:
-    """The metrics of the validation that a checkpoint's folder holds.
+    """The metrics of the validation that a checkpoint's folder holds, {} where none was made at its step.
 
     Raises:
         ValueError: the file is empty, cut short or edited.
@@ -157,12 +94,87 @@ def drop_torn(folder: str) -> list[str]:
         return []
     snapshot = storage.join(folder, SNAPSHOT)
     known = storage.read_bytes(snapshot).decode() if storage.exists(snapshot) else ""
-    files = storage.list_files(folder)
-    names = sorted({name.split("/")[0] for name in files if name.startswith("step_") and "/" in name})
-    torn = [name for name in names if f'"{name}"' not in known and not _is_whole(storage.join(folder, name))]
+    names = sorted({name.split("/")[0] for name in storage.list_files(folder) if "/" in name})
+    torn = [name for name in names if name.startswith(PARTIAL)]
+    steps = [name for name in names if name.startswith("step_") and f'"{name}"' not in known]
+    torn += [name for name in steps if not _is_whole(storage.join(folder, name))]
     for name in torn:
         storage.delete(storage.join(folder, name))
     return torn
+
+
+def newest_step(folder: str) -> int:
+    """The step of the newest checkpoint that Ray Train has committed in a run's folder, -1 where there is none."""
+    snapshot = _read_snapshot(folder)
+    latest = (snapshot or {}).get("latest_checkpoint_result")
+    return -1 if latest is None else _step_of(latest["checkpoint_dir_name"])
+
+
+def mend_snapshot(folder: str, options: Train) -> bool:
+    """Write Ray Train's list of checkpoints anew, from those that are whole, where it does not stand for them.
+
+    A disk that was full or a machine that was lost may leave the list empty or cut short, with which Ray Train would
+    not start; a checkpoint that was removed by hand would end it, too; and one that is whole may not be listed yet.
+
+    Args:
+        folder: of the run, which nobody writes to.
+        options: by which checkpoints are ranked.
+
+    Returns:
+        True if it was written.
+    """
+    if not storage.exists(folder):
+        return False
+    names = {name.split("/")[0] for name in storage.list_files(folder) if name.startswith("step_") and "/" in name}
+    whole = sorted(name for name in names if _is_whole(storage.join(folder, name)))
+    snapshot = _read_snapshot(folder)
+    if snapshot is not None:
+        listed = {entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]}
+        if listed <= set(whole) and max(map(_step_of, whole), default=-1) <= newest_step(folder):
+            return False
+    elif not whole and not storage.exists(storage.join(folder, SNAPSHOT)):
+        return False
+    storage.write_bytes(storage.join(folder, SNAPSHOT), json.dumps(_snapshot_of(folder, whole, options)).encode())
+    return True
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step_"))
+
+
+def _read_snapshot(folder: str) -> dict[str, Any] | None:
+    """Ray Train's list of the checkpoints in a run's folder; None where there is none, or none that can be read."""
+    file = storage.join(folder, SNAPSHOT)
+    try:
+        found = json.loads(storage.read_bytes(file)) if storage.exists(file) else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "checkpoint_results" in found else None
+
+
+def _snapshot_of(folder: str, names: Sequence[str], options: Train) -> dict[str, Any]:
+    """Ray Train's list of these checkpoints, the worst first, in its form of version 2.60."""
+    import ray
+
+    entries = []
+    for name in names:
+        values = read_metrics(storage.join(folder, name))
+        score = options.rank(values) if values else UNVALIDATED
+        entry = {"score": score, "step": _step_of(name), **values}
+        entries.append({"version": 0, "checkpoint_dir_name": name, "metrics": entry})
+    ranked = sorted(entries, key=lambda entry: (entry["metrics"]["score"], entry["metrics"]["step"]))
+    return {
+        "ray_version": ray.__version__,
+        "checkpoint_results": ranked,
+        "checkpoint_report_indices": [names.index(entry["checkpoint_dir_name"]) for entry in ranked],
+        "latest_checkpoint_result": entries[-1] if entries else None,
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(names),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }
 
 
 def _is_whole(folder: str) -> bool:
@@ -177,10 +189,9 @@ def _is_whole(folder: str) -> bool:
     return "://" in folder or zipfile.is_zipfile(storage.join(folder, CHECKPOINT))
 
 
-def write(folder: Path, state: State, evaluation: Evaluation) -> None:
-    """The files of a checkpoint folder."""
-    save(
-        str(folder / CHECKPOINT),
+def content(state: State) -> dict[str, Any]:
+    """What a checkpoint of a state keeps, with the state's own tensors."""
+    return make_record(
         config=state.experiment.model,
         model=state.model,
         ema=state.ema,
@@ -191,8 +202,20 @@ def write(folder: Path, state: State, evaluation: Evaluation) -> None:
         experiment=masked_values(flatten(state.experiment)),
         class_map=state.job.train.source.get("class_map"),
     )
-    (folder / REPORT).write_text(f"step {state.step}\n{table(evaluation)}\n")
-    (folder / METRICS).write_text(json.dumps(metrics(evaluation), indent=1))
+
+
+def write(folder: Path, record: Mapping[str, Any], evaluation: Evaluation | None) -> None:
+    """The files of a checkpoint folder.
+
+    Args:
+        folder: which is there.
+        record: of `content`, with tensors that nobody changes meanwhile.
+        evaluation: of the validation at its step; None where there was none.
+    """
+    torch.save(dict(record), folder / CHECKPOINT)
+    told = "not validated" if evaluation is None else table(evaluation)
+    (folder / REPORT).write_text(f"step {record['step']}\n{told}\n")
+    (folder / METRICS).write_text(json.dumps({} if evaluation is None else metrics(evaluation), indent=1))
 
 
 def resume(state: State, file: Path) -> None:

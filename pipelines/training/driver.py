@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -37,8 +38,10 @@ from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.client import sqlite_file
 from pipelines.tracking.tracker import deliver, enumerate_briefly
-from pipelines.training.checkpoints import REPORT, drop_torn, load_checkpoint, read_metrics
+from pipelines.training.attempts import repeat
+from pipelines.training.checkpoints import REPORT, SNAPSHOT, drop_torn, load_checkpoint, mend_snapshot, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
+from pipelines.training.notice import catch_sigterm
 from pipelines.training.pages import data_set, fill_pages
 from pipelines.training.pixels import follow_weights
 from pipelines.training.preflight import (
@@ -121,8 +124,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         DiskFull: the disk of the storage is full, or too small for what is kept.
         storage.Unavailable: S3 was away for longer than it is waited for; the same command goes on.
         lease.Busy: another process trains under this name.
-        ray.train.TrainingFailedError: a worker failed more than `train.max_failures` times. The run is
-            marked FAILED and can be continued under its name.
+        FailedRun: workers, controller or machines failed more than `train.max_failures` times. The run is marked
+            FAILED and can be continued under its name.
     """
     experiment = _named(experiment, preset)
     check_options(experiment)
@@ -156,9 +159,12 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
             run = _open_run(experiment, preset, child, folder, train_set, val_set)
             with runs.ending(run):
                 begin, quiet = ("", False) if child is None else (child.begin, True)
-                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet)
+                key = f"{run.run_id}-{uuid.uuid4().hex[:8]}"
+                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, key)
                 for name in drop_torn(folder):
                     logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
+                if mend_snapshot(folder, experiment.train):
+                    logger.warning("%s: the list of checkpoints is written anew", storage.join(folder, SNAPSHOT))
                 result = _fit_or_tell(job, () if child is None else child.callbacks)
                 return _conclude(job, result, log_model=child is None)
 
@@ -171,7 +177,7 @@ def _fit_or_tell(job: Job, callbacks: Any) -> Any:
         storage.Unavailable: S3 was away for longer than it is waited for.
     """
     try:
-        return _fit(job, callbacks)
+        return repeat(lambda attempt: _fit(attempt, callbacks), job)
     except Exception as error:  # of Ray Train, whose classes are imported with it
         told = told_in_a_line(error, job.folder)
         if told is None:
@@ -344,8 +350,8 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
     experiment = job.experiment
     filesystem, path = storage.resolve(experiment.storage)
 
-    def work() -> None:
-        loop(job)
+    def work() -> str:
+        return loop(job)
 
     trainer = TorchTrainer(
         work,  # which holds the job: a configuration is read by the controller too, with every import that takes
@@ -358,9 +364,9 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             name=experiment.name,
             storage_path=path,
             storage_filesystem=filesystem,
-            callbacks=[*callbacks, stop_at_once()],
+            callbacks=[*callbacks, stop_at_once(), catch_sigterm()],
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=experiment.train.max_failures),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # `repeat` counts them all
             checkpoint_config=CheckpointConfig(
                 num_to_keep=experiment.train.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),
@@ -372,8 +378,7 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
 def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     """Pick the best checkpoint, draw its overlays, log its model."""
     experiment = job.experiment
-    ranked = sorted(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))
-    best = ranked[-1][0]
+    best = max(result.best_checkpoints, key=lambda entry: (entry[1]["score"], entry[1]["step"]))[0]
     uri = best.path if "://" not in experiment.storage else f"s3://{best.path}"
     metrics = read_metrics(uri)
     finished = _last_step(result) >= experiment.train.steps

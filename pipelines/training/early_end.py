@@ -1,4 +1,4 @@
-"""A run that meets a full disk or a store that is away ends at once, and says which it is in one line.
+"""Ends of a run: at once and with one line where a disk is full or a store is away, else after so many failures.
 
 Ray Train's controller imports this module for its callback: what is imported here, that process pays for.
 """
@@ -8,6 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.cluster import disk, storage
+
+
+class EndsRun(Exception):
+    """Marks errors that another attempt at a training would meet again."""
+
+
+class FailedRun(RuntimeError):
+    """A run gave up after as many failures as it may have; the message is one line."""
 
 
 def told_in_a_line(error: BaseException, folder: str) -> OSError | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -43,7 +42,7 @@ SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 
 FREE = (
     *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
-    *("train.keep", "train.score", "train.score_mode"),
+    *("train.keep", "train.score", "train.score_mode", "train.checkpoint_every", "train.checkpoint_minutes"),
     "model.backbone.own_pixels",  # the pixels themselves may not change
 )
 """Options that a continued run may change. Any other, outside of the groups below, makes it another experiment."""
@@ -102,11 +101,8 @@ def check_disk(experiment: Experiment, categories: Categories) -> None:
     model = meta_model(experiment, categories)
     freeze_parameters(model, options.freeze)
     one, count = checkpoint_bytes(model, experiment.optim), most_at_once(options)
-    needed = count * one
-    if disk.same_disk(folder, tempfile.gettempdir()):  # where a checkpoint is written before it is copied
-        needed += one
     what = f"{count} checkpoints of {disk.size(one)} (train.keep {options.keep}, the last one, the next one)"
-    disk.check_room(folder, needed - written_bytes(folder), what)
+    disk.check_room(folder, count * one - written_bytes(folder), what)
 
 
 def check_weights(experiment: Experiment) -> None:

@@ -32,6 +32,8 @@ class Job:
     """URI of another run's checkpoint whose training this one continues under its own options; "" = none."""
     quiet: bool = False
     """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
+    key: str = ""
+    """Name under which the driver asks the workers to stop, see `notice`."""
 
     @property
     def local_folder(self) -> str | None:
@@ -66,6 +68,11 @@ class State:
     def experiment(self) -> Experiment:
         """The options of the training."""
         return self.job.experiment
+
+
+def last_step(options: Train) -> int:
+    """The step at which a run ends: that of the schedule, or `stop_after` before it."""
+    return min(options.steps, options.stop_after or options.steps)
 
 
 def accumulation(options: Train, workers: int) -> int:

@@ -268,8 +268,10 @@ def lines(status: Status) -> str:
         rows.append(("driver", f"{verb} by {status.holder}, sign of life {ago(now - status.renewed)}"))
     if status.last is not None:
         one = status.last
-        rows.append(("PQ", f"{one.pq:.2f} (things {one.pq_things:.2f}, stuff {one.pq_stuff:.2f}) at step {one.step}"))
-        if status.best is not None and status.best.step != one.step:
+        if one.pq == one.pq:  # a checkpoint between validations has none
+            shown = f"{one.pq:.2f} (things {one.pq_things:.2f}, stuff {one.pq_stuff:.2f}) at step {one.step}"
+            rows.append(("PQ", shown))
+        if status.best is not None and status.best.step != one.step and status.best.pq == status.best.pq:
             rows.append(("best", f"{status.best.pq:.2f} at step {status.best.step}, {status.best.checkpoint}"))
         rows.append(("checkpoint", f"{ago(now - one.written)}, {one.checkpoint}"))
     elif status.steps:

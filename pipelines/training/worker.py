@@ -2,8 +2,8 @@
 
 A step is `panoptic.training.step.train_step` on this worker's part of the global batch. Between steps every worker
 takes part in validations (`validation.validate`: each evaluates its share, rank 0 records the figures of all) and in
-checkpoints (`checkpoints.checkpoint`: rank 0 writes, Ray Train commits). Nothing else is reported to Ray Train, which
-throttles reports.
+checkpoints (`writer.Writer`: rank 0 writes, Ray Train commits), which `watch.Watch` calls for between validations.
+Nothing else is reported to Ray Train, which throttles reports.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ from pipelines.config import Experiment, Train
 from pipelines.data.loader import Feed
 from pipelines.data.sampler import Stream
 from pipelines.tracking.tracker import Tracker
-from pipelines.training.checkpoints import CHECKPOINT, checkpoint, load_checkpoint, resume, transfer
-from pipelines.training.state import Job, State, accumulation
+from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
+from pipelines.training.state import Job, State, accumulation, last_step
 from pipelines.training.status import note_start
 from pipelines.training.validation import validate
+from pipelines.training.watch import Watch
+from pipelines.training.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 
-def loop(job: Job) -> None:
-    """The function that Ray Train runs on each worker."""
+def loop(job: Job) -> str:
+    """The function that Ray Train runs on each worker; returns the reason of a stop before the last step, else ""."""
     import ray.train
 
     session.data_context()
@@ -66,7 +68,7 @@ def loop(job: Job) -> None:
             transfer(state, job.begin)
         if state.rank == 0:
             _note_start(state)
-        train(state)
+        return train(state)
 
 
 def _note_start(state: State) -> None:
@@ -132,19 +134,25 @@ def load_initial_weights(model: PanopticModel, experiment: Experiment, rank: int
     return fresh
 
 
-def train(state: State) -> None:
-    """Every step that is left, with validations and checkpoints between them."""
+def train(state: State) -> str:
+    """Every step that is left, with validations and checkpoints between them.
+
+    Returns:
+        the reason of a stop before the last step, after a checkpoint; "" at the last step.
+    """
     experiment, options = state.experiment, state.experiment.train
     first, last = state.step, last_step(options)
     if first >= last:
-        return
+        return ""
+    begin = time.monotonic()
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)
     meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()
+    writer = Writer(state)
     set_training_mode(model, options)
-    stream = stream_of(state)
-    pin = state.device.type == "cuda"
-    with Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin) as feed:
+    stream, pin = stream_of(state), state.device.type == "cuda"
+    feed = Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin)
+    with feed, Watch(state, writer) as watch:
         batches = iter(feed)
         while state.step < last:
             result = train_step(
@@ -171,18 +179,20 @@ def train(state: State) -> None:
                 log(state, meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {}), health)
             if state.step % options.validate_every == 0 or state.step == last:
                 evaluation = validate(state)
-                checkpoint(state, evaluation)
+                writer.save(evaluation)
                 if state.tracker is not None:
                     gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
                 set_training_mode(model, options)
+            asked = watch.asks(state.step)
+            if asked and state.step != writer.saved:
+                writer.save()
+            if asked == "stop":
+                break
     health.settle(experiment.engine.max_skipped)
     if state.tracker is not None:
+        _say(f"training waited {writer.waited:.1f} s of {time.monotonic() - begin:.0f} s for checkpoints")
         state.tracker.close()
-
-
-def last_step(options: Train) -> int:
-    """The step at which this run ends: that of the schedule, or `stop_after` before it."""
-    return min(options.steps, options.stop_after or options.steps)
+    return "" if state.step >= last else watch.reason
 
 
 def wrapped(state: State) -> nn.Module:

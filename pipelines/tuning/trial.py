@@ -20,19 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment
+from pipelines.config import UNVALIDATED, Experiment
 from pipelines.tracking import runs
 from pipelines.training.checkpoints import METRICS, read_metrics
 from pipelines.training.driver import Child, train
+from pipelines.training.failures import OutOfMemory, describe, out_of_memory, perhaps_out_of_memory
 from pipelines.tuning import concurrency
-from pipelines.tuning.failures import (
-    OutOfMemory,
-    describe,
-    forget_failure,
-    out_of_memory,
-    perhaps_out_of_memory,
-    record_failure,
-)
+from pipelines.tuning.failures import forget_failure, record_failure
 from pipelines.tuning.plan import Plan, run_id, trial_name
 from pipelines.tuning.trial_config import ResolvedTrial, config_of, more_accumulation, resolve, with_micro_batch
 
@@ -250,7 +244,7 @@ def tune_result(validation: Mapping[str, Any], experiment: Experiment, plan: Pla
 
 
 def forward_reports(queue: Any) -> Any:
-    """A callback of Ray Train that puts what rank 0 reports, and the URI of its checkpoint, into a queue.
+    """A callback of Ray Train that puts the validations that rank 0 reports, and their checkpoints' URIs, into a queue.
 
     It ends a run whose workers ran out of memory, which Ray Train would start again as it was. One that was killed
     without a word is started again: the kernel's killer and a lost machine look alike.
@@ -259,7 +253,8 @@ def forward_reports(queue: Any) -> Any:
 
     class ForwardReports(UserCallback):
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            queue.put({**metrics[0], "checkpoint": _uri(checkpoint)})
+            if metrics[0]["score"] > UNVALIDATED:
+                queue.put({**metrics[0], "checkpoint": _uri(checkpoint)})
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             for error in worker_exceptions.values():
@@ -276,15 +271,15 @@ def _uri(checkpoint: Any) -> str:
 
 
 def last_checkpoint(folder: str) -> str:
-    """URI of a run's last checkpoint."""
+    """URI of a run's last validated checkpoint."""
     return max(checkpoints(folder))
 
 
 def checkpoints(folder: str) -> dict[str, dict[str, float]]:
-    """URI and metrics of every checkpoint that a run kept."""
+    """URI and metrics of every validated checkpoint that a run kept."""
     files = [name for name in storage.list_files(folder) if name.startswith("step_") and name.endswith("/" + METRICS)]
     uris = [storage.join(folder, name.split("/")[0]) for name in files]
-    return {uri: read_metrics(uri) for uri in uris}
+    return {uri: values for uri in uris if (values := read_metrics(uri))}
 
 
 def best_of(kept: Mapping[str, Mapping[str, float]], metric: str, mode: str) -> str:

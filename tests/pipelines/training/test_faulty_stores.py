@@ -207,7 +207,7 @@ def test_a_disk_that_is_full_ends_the_run_and_the_same_command_goes_on(
     from pipelines.cluster.disk import DiskFull
 
     folder = tmp_path / "runs" / "full"
-    torn = folder / "step_000004" / "checkpoint.pt"
+    torn = folder / ".step_000004" / "checkpoint.pt"  # which is renamed when it is whole
 
     def fill() -> None:
         while not (folder / "step_000002").exists():
@@ -226,5 +226,5 @@ def test_a_disk_that_is_full_ends_the_run_and_the_same_command_goes_on(
     torn.unlink()  # reading it would never end; a disk that is full leaves a part of the file
     torn.write_bytes(b"PK\3\4")
     outcome = run("full", str(tmp_path / "runs"))
-    assert torn.stat().st_size > 1000
+    assert not torn.parent.exists() and (folder / "step_000004" / "checkpoint.pt").stat().st_size > 1000
     check_equal(outcome, whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,31 +146,33 @@ def test_what_training_can_use_passes(small_categories: Categories, tmp_path: Pa
 def test_a_disk_without_room_for_the_checkpoints_is_told_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Room for three: the best one, the last and the next; and for a fourth where it is first written."""
+    """Room for three: the best one, the last and the next."""
     from pipelines.cluster import disk, session
     from pipelines.training.driver import train
 
     monkeypatch.setattr(session, "connect", lambda *_: pytest.fail("Ray was started"))
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     experiment = override(
         demo(), {"model.backbone.name": "resnet18", "train.keep": "1", "storage": str(tmp_path / "runs")}
     )
     experiment = replace(experiment, name="taken")
     one = checkpoint_bytes(meta_model(experiment), experiment.optim)
-    monkeypatch.setattr(disk, "free_bytes", lambda uri: 4 * one - 1)
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 3 * one - 1)
     with pytest.raises(
         disk.DiskFull, match=rf"^{tmp_path}/runs/taken: 3 checkpoints of \d+ MiB \(.* need \d+ MiB, "
     ) as told:
         train(experiment, "demo")
     assert "the same command goes on" in str(told.value) and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(disk, "free_bytes", lambda uri: 4 * one)
-    check_disk(experiment, STAND_IN)
-    check_disk(override(experiment, {"train.keep": 1000, "train.steps": 750}), STAND_IN)  # which validates three times
     monkeypatch.setattr(disk, "free_bytes", lambda uri: 3 * one)
+    check_disk(experiment, STAND_IN)
+    thrice = {"train.keep": 1000, "train.steps": 750, "train.checkpoint_minutes": 0}  # which validates three times
+    check_disk(override(experiment, thrice), STAND_IN)
+    with pytest.raises(disk.DiskFull, match=r"1002 checkpoints"):
+        check_disk(override(experiment, thrice | {"train.checkpoint_every": 1}), STAND_IN)
+    monkeypatch.setattr(disk, "free_bytes", lambda uri: 2 * one)
     step = tmp_path / "runs" / "taken" / "step_000010"
     step.mkdir(parents=True)
     with (step / "checkpoint.pt").open("wb") as file:
-        file.truncate(one)  # of a run that goes on, so that two more and the copy suffice
+        file.truncate(one)  # of a run that goes on, so that two more suffice
     check_disk(experiment, STAND_IN)
 
 

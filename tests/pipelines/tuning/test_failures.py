@@ -8,7 +8,8 @@ from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train.v2.api.exceptions import ControllerError
 
 from pipelines.tracking import runs as tracking
-from pipelines.tuning.failures import OutOfMemory, close_children, describe, out_of_memory, perhaps_out_of_memory
+from pipelines.training.failures import OutOfMemory, describe, out_of_memory, perhaps_out_of_memory
+from pipelines.tuning.failures import close_children
 from tests.support.plans import stored_plan, tags_of
 from tests.support.worker_failures import GLOO, KILLED, MONITORED, NODE_LOST, group_error
 

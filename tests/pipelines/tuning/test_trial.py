@@ -17,8 +17,9 @@ import torch
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs as tracking
+from pipelines.training.failures import OutOfMemory
 from pipelines.tuning import progress, search_space
-from pipelines.tuning.failures import OutOfMemory, forget_failure
+from pipelines.tuning.failures import forget_failure
 from pipelines.tuning.plan import TrialConfig, run_id
 from pipelines.tuning.trial import (
     TrialState,

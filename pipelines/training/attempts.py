@@ -1,0 +1,137 @@
+"""A training that goes on: Ray Train is started again after a failure, and after a notice that stopped the workers.
+
+Ray Train itself would restart workers, but ends with an error where its own controller meets one or is killed. So it
+makes one attempt each time, and all kinds of failures count together, here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.cluster import disk, storage
+from pipelines.cluster.masking import masked
+from pipelines.training import notice
+from pipelines.training.checkpoints import mend_snapshot, newest_step
+from pipelines.training.early_end import EndsRun, FailedRun, told_in_a_line
+from pipelines.training.failures import describe
+from pipelines.training.state import Job, last_step
+
+logger = logging.getLogger(__name__)
+
+GRACE = 25.0
+"""Seconds that workers have for a checkpoint after SIGTERM or Ctrl-C: spot machines and Kubernetes give 30."""
+
+FAILURE = "failure.txt"
+"""File in a run's folder: the error with which its last start ended, whole."""
+
+
+def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
+    """The result of Ray Train at the last step, after as many attempts as it takes.
+
+    A failure is one of a worker, of the controller or of a machine. A stop on notice is none, where the training came
+    further than the attempt before.
+
+    Args:
+        fit: one attempt, which goes on from the last checkpoint.
+        job: of the training.
+
+    Raises:
+        FailedRun: more failures than `train.max_failures`; caused by the last.
+        Exception: what no further attempt would mend (`EndsRun`, a full disk, a store that is away), as it came.
+        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the workers had time for a checkpoint.
+    """
+    most, last = job.experiment.train.max_failures, last_step(job.experiment.train)
+    failures = 0
+    while True:
+        before = newest_step(job.folder)
+        error: BaseException | None = None
+        try:
+            result = _attend(fit, job)
+            step = (result.metrics or {}).get("step", 0)
+            if step >= last:
+                return result
+            reason = f"workers stopped on notice ({result.return_value})"
+            counts = step <= before
+        except Exception as raised:
+            if not _may_pass(raised, job):
+                raise
+            error, reason = raised, describe(raised)
+            counts = not _preempted(raised) or newest_step(job.folder) <= before
+        failures += counts
+        mend_snapshot(job.folder, job.experiment.train)
+        reached = max(0, newest_step(job.folder))
+        if failures > most:
+            raise _failed(job, reason, error, failures, reached) from error
+        told = f" (failure {failures}, of {most} at the most)" if counts else ""
+        logger.warning("%s: %s%s; going on from step %d", job.experiment.name, masked(reason), told, reached)
+
+
+def _may_pass(error: Exception, job: Job) -> bool:
+    """True for errors of Ray that another attempt may not meet."""
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
+
+    if not isinstance(error, RayError | TrainingFailedError) or told_in_a_line(error, job.folder) is not None:
+        return False
+    return not any(isinstance(part, EndsRun) for part in disk.parts(error))
+
+
+def _preempted(error: Exception) -> bool:
+    """True if a machine was taken back, which is no failure."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2.api.exceptions import PreemptionError
+
+    return any(
+        isinstance(part, PreemptionError) or (isinstance(part, RayActorError) and part.preempted)
+        for part in disk.parts(error)
+    )
+
+
+def _failed(job: Job, reason: str, error: BaseException | None, failures: int, reached: int) -> FailedRun:
+    """The last error of a run in one line; the whole of it lies in the run's folder."""
+    file = storage.join(job.folder, FAILURE)
+    if error is not None:
+        whole = "".join(traceback.format_exception(error))
+        storage.write_bytes(file, masked(whole).encode())
+    where = f" (the whole error is in {file})" if error is not None else ""
+    return FailedRun(
+        f"{job.experiment.name}: {masked(reason)}{where}. That was failure {failures}, and train.max_failures is "
+        f"{job.experiment.train.max_failures}; the same command goes on from step {reached}"
+    )
+
+
+def _attend(fit: Callable[[Job], Any], job: Job) -> Any:
+    """Fit in a thread, while this one hears of Ctrl-C and SIGTERM and then gives the workers time for a checkpoint.
+
+    In another than the main thread, as in a trial of a sweep, signals are somebody else's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return fit(job)
+    ended: list[Any] = []
+    over = threading.Event()  # a join that a signal interrupts takes the thread for ended (Python 3.11)
+
+    def work() -> None:
+        try:
+            ended.append((fit(job), None))
+        except BaseException as error:
+            ended.append((None, error))
+        over.set()
+
+    try:
+        threading.Thread(target=work, name="fit", daemon=True).start()
+        while not over.wait(0.2):
+            pass
+    except (KeyboardInterrupt, SystemExit) as stop:
+        what = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
+        logger.warning("%s: %s; saving a checkpoint, for %.0f s at the most", job.experiment.name, what, GRACE)
+        notice.ask(job.key, f"{what} of the driver")
+        over.wait(GRACE)
+        raise
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,92 @@
+"""The looks that workers take up from their steps: is a checkpoint due, are they to stop?
+
+A checkpoint is taken by all workers at one step, so they must agree on it, though only rank 0 knows the time and
+whether the one before is written, and perhaps only one of them has a notice. They do in a collective operation of three
+numbers, at steps that all of them know beforehand: about one a second, and at every multiple of
+`train.checkpoint_every`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import torch
+
+from panoptic.distributed import world_size
+from pipelines.training import notice
+from pipelines.training.state import State
+from pipelines.training.writer import Writer
+
+SECONDS = 1.0
+"""Seconds between looks."""
+
+MOST_STEPS = 50
+"""Steps between looks at the most."""
+
+
+class Watch:
+    """The agreement of the workers of one training; each has its own. A context, to be left when the steps end."""
+
+    def __init__(self, state: State, writer: Writer) -> None:
+        options = state.experiment.train
+        self._device, self._rank = state.device, state.rank
+        self._writer = writer
+        self._every, self._seconds = options.checkpoint_every, 60 * options.checkpoint_minutes
+        self._looked, self._looked_at = state.step, time.monotonic()
+        self._next = state.step + 1
+        self._key = state.job.key
+        self._listener = notice.Listener(self._key) if self._key and state.rank == 0 else None
+        self.reason = ""
+        """The reason for which this worker would stop; "" where it has none."""
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def asks(self, step: int) -> Literal["", "checkpoint", "stop"]:
+        """What is to be done now; every worker calls it after every step, and all get one answer.
+
+        To stop is to save a checkpoint before.
+
+        Args:
+            step: updates done.
+        """
+        if step < self._next and (not self._every or step % self._every):
+            return ""
+        now = time.monotonic()
+        steps = (step - self._looked) * SECONDS / max(now - self._looked_at, 1e-6)
+        self.reason = self._noticed()
+        stop, due, steps = self._agree(
+            bool(self.reason), self._rank == 0 and self._due(step, now), min(MOST_STEPS, max(1.0, steps))
+        )
+        self._looked, self._looked_at, self._next = step, time.monotonic(), step + int(steps)
+        if stop:
+            self.reason = self.reason or "notice of another worker"
+            return "stop"
+        return "checkpoint" if due else ""
+
+    def _noticed(self) -> str:
+        if not self._key:  # no driver, as in tests
+            return ""
+        return notice.of_this_worker() or ("" if self._listener is None else self._listener.reason)
+
+    def _due(self, step: int, now: float) -> bool:
+        """True if rank 0 has reason to take a checkpoint, and may."""
+        if step == self._writer.saved or self._writer.busy:
+            return False
+        if self._every and step // self._every > self._writer.saved // self._every:
+            return True
+        return bool(self._seconds) and now - self._writer.saved_at >= self._seconds
+
+    def _agree(self, *values: float) -> list[float]:
+        """The largest of all workers' values; the speeds of rank 0 alone count."""
+        if world_size() == 1:
+            return list(values)
+        own = [*values[:-1], values[-1] if self._rank == 0 else 0.0]
+        told = torch.tensor(own, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return told.tolist()
