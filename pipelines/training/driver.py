@@ -25,7 +25,7 @@ from panoptic.training.checkpoint import build_model
 from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.cluster.shared import check_shared
-from pipelines.config import Experiment, check_run_name, flatten
+from pipelines.config import UNVALIDATED, Experiment, check_run_name, flatten
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.copies import KEY, Copies, check_copies
@@ -397,7 +397,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     if finished and log_model:
         model, no_model = _log_model(job, record, description)
         undelivered += [] if model else ["the model"]
-        paths = [kept.path for kept, _ in result.best_checkpoints]
+        paths = [kept.path for kept, values in result.best_checkpoints if values["score"] > UNVALIDATED]
         kept = paths if "://" not in experiment.storage else [f"s3://{path}" for path in paths]
         undelivered += [] if fill_pages(job, kept, model, record["step"], metrics) else ["models or plots of its pages"]
     if not runs.describe(job.run, description):
