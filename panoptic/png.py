@@ -80,6 +80,21 @@ def decode_ids(png: bytes) -> np.ndarray:
         int32 [H, W], id = R + 256 G + 65536 B; an alpha channel is ignored.
 
     Raises:
+        ValueError: as `decode_colours`.
+    """
+    colours = decode_colours(png)
+    return np.bitwise_and(colours, MAX_ID, out=colours)
+
+
+def decode_colours(png: bytes) -> np.ndarray:
+    """The ids of a COCO-panoptic PNG in the lower 24 bits, and its alpha channel in the upper 8.
+
+    For who looks at some of the pixels: the mask of `decode_ids` passes over all of them.
+
+    Returns:
+        int32 [H, W], contiguous.
+
+    Raises:
         ValueError: not a PNG, damaged, larger than `MAX_PIXELS`, or not 8-bit RGB(A): ids cannot be read off a
             palette or greys.
     """
@@ -96,8 +111,7 @@ def decode_ids(png: bytes) -> np.ndarray:
     elif colour == _RGB:
         rgba = cv2.cvtColor(rgba, cv2.COLOR_RGB2RGBA)
     # four bytes R G B A are one little-endian integer, so one mask (in place) replaces three multiply-adds
-    ids = rgba.view("<i4")[..., 0]
-    return np.bitwise_and(ids, MAX_ID, out=ids).astype(np.int32, copy=False)
+    return rgba.view("<i4")[..., 0].astype(np.int32, copy=False)
 
 
 def decode_labels(png: bytes) -> np.ndarray:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from panoptic.metrics import panoptic_quality
 from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco, quality
-from panoptic.png import encode_ids, from_coco, to_coco
+from panoptic.png import MAX_ID, encode_ids, from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation, renumber
 
 CLASSES = 3
@@ -377,3 +378,23 @@ def test_official_evaluation_agrees_to_the_last_bit(
         for c, dataset_id in enumerate(small_categories.ids):
             stat = theirs[dataset_id]
             assert (ours.iou[c], ours.tp[c], ours.fp[c], ours.fn[c]) == (stat.iou, stat.tp, stat.fp, stat.fn)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 22, 88, 91, 500])
+def test_ids_are_found_whatever_they_are(count: int) -> None:
+    """By a table up to 90 ids, by a search beyond; void is place 0."""
+    rng = np.random.default_rng(count)
+    for _ in range(20):
+        listed = (1 + rng.choice(MAX_ID, count, replace=False)).tolist()
+        values = rng.choice(np.array([0, *listed]), 200).astype(np.int32)
+        places = panoptic_quality._indices(values, listed, "x.png")
+        assert np.array_equal(np.array([0, *listed])[places], values)
+        other = int(rng.integers(1, MAX_ID))
+        if other not in listed:
+            values[7] = other
+            with pytest.raises(ValueError, match=rf"x\.png: the PNG holds segments .* not list: \[{other}\]"):
+                panoptic_quality._indices(values, listed, "x.png")
+
+
+def test_an_id_that_is_listed_twice_means_the_first_of_its_entries() -> None:
+    assert panoptic_quality._indices(np.array([9, 5, 0], np.int32), [5, 9, 9], "x").tolist() == [2, 1, 0]
