@@ -7,6 +7,7 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,39 @@ def proxy(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3P
     monkeypatch.setenv(storage.PATIENCE, "0.2")
     yield proxy
     proxy.stop()
+
+
+def test_each_row_on_s3_is_one_request_also_from_a_store_that_fails(
+    bucket: str, proxy: S3Proxy, tmp_path: Path
+) -> None:
+    """Two workers that go on at a position where one stopped read the same rows; every fifth request fails."""
+    from pipelines.data.loader import FeedConfig, read_ahead
+    from pipelines.data.manifest import Manifest
+    from pipelines.data.ray_source import Reading
+    from pipelines.data.sampler import Stream
+    from tests.support.shards import write_shards
+
+    def read(stream: Stream) -> dict[int, str]:
+        rows = read_ahead(Reading(stream, manifest.shard_set), FeedConfig())
+        return {row["position"]: row["name"] for found in rows for row in found}
+
+    def of_shards() -> int:
+        return sum(method == "GET" and ".arrow" in path and not fault for _, method, path, fault in proxy.requests)
+
+    upload(write_shards(tmp_path), storage.join(bucket, "shards"))
+    manifest = Manifest.load(storage.join(bucket, "shards"))
+    whole = Stream(seed=0, rows=8, batch=4, steps=10)
+    proxy.requests.clear()
+    found = read(whole)
+    assert found == {position: f"{whole.locate(position)[1]:03d}.jpg" for position in range(40)}
+    # two shards, whose schema several threads may read at once, and the index
+    assert 40 <= of_shards() <= 40 + 2 * 8 + 1
+    proxy.fault = one_in(5)
+    rest: dict[int, str] = {}
+    for rank in range(2):
+        rest |= read(replace(whole, start=12, steps=7, world=2, rank=rank))
+    assert rest == {position: found[position] for position in range(12, 40)}
+    assert proxy.times("busy") >= 5
 
 
 OPERATIONS = {
