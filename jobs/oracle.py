@@ -22,7 +22,7 @@ from panoptic.ranges import ThreadCount
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Actors, Model, Split, Store, parse_options
 from pipelines.data.prepare import ensure_shards
-from pipelines.evaluation.evaluate import load, options_of
+from pipelines.evaluation.evaluate import in_classes_of, load, options_of
 from pipelines.evaluation.oracle import choices_of, oracle, without_stuff_area
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Tracking, resolve_uri
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     choices = choices_of(stored.model, options.swap)
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
+    manifest = in_classes_of(stored, manifest, "" if data.class_map else data.shards)
     pool = Pool(options.actors, options.threads)
     experiment = options_of(stored, PRESETS["demo"]())
     rows = list(oracle(stored, manifest, experiment, choices, not options.no_ap, pool))

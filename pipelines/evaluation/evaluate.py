@@ -142,7 +142,9 @@ def resolved(asked: Task) -> Task:
         ValueError: it is no model of this project, or the classes of model and data differ.
     """
     stored = stored_of(asked)
-    manifest = _in_classes_of(stored, asked)
+    manifest = asked.manifest
+    if asked.class_map is None:
+        manifest = in_classes_of(stored, manifest, asked.cache)
     data, mapping = manifest.categories, None
     if asked.class_map is not None:
         mapping = mapping_of(asked.class_map, stored.model.categories, data)
@@ -156,18 +158,21 @@ def resolved(asked: Task) -> Task:
     return replace(asked, manifest=manifest, experiment=options_of(stored, asked.experiment), mapping=mapping)
 
 
-def _in_classes_of(stored: Stored, asked: Task) -> Manifest:
-    """The task's images, in the classes of the model's own class map where they have others.
+def in_classes_of(stored: Stored, manifest: Manifest, cache: storage.Uri) -> Manifest:
+    """Images in the classes of the model's own class map, where they have others.
+
+    Args:
+        stored: the model.
+        manifest: the images.
+        cache: where a copy of them goes; "" = they stay as they are.
 
     Raises:
         ValueError: the map does not tell what becomes of their classes.
     """
-    manifest, own = asked.manifest, stored.model.categories
-    data = manifest.categories
-    same = (own.names, own.is_thing) == (data.names, data.is_thing)
-    if same or asked.class_map is not None or not asked.cache or not stored.class_map:
+    own, data = stored.model.categories, manifest.categories
+    if (own.names, own.is_thing) == (data.names, data.is_thing) or not cache or not stored.class_map:
         return manifest
-    mapped = with_recorded_map(manifest, stored.class_map, asked.cache)
+    mapped = with_recorded_map(manifest, stored.class_map, cache)
     logger.info("%s in the classes of the class map that the model was trained under: %s", manifest.uri, mapped.uri)
     return mapped
 

@@ -10,6 +10,7 @@ Trees: `{training,validation}/{images,instances,labels,panoptic}` with `config.j
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -27,6 +28,8 @@ from pipelines.data.readers.source import Orientation, Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
 
 Version = Literal["1.2", "2.0"]
+
+logger = logging.getLogger(__name__)
 
 _CLASSES: dict[Version, tuple[int, int]] = {"1.2": (66, 65), "2.0": (124, 116)}
 """Number of labels in the config and of evaluated classes of each version."""
@@ -175,10 +178,16 @@ def _from_json(
     file = tree.readable(path)
     content = read_json(tree.address(path))
     categories = categories_of(content, file)
-    if len(categories) != _CLASSES[version][1]:
+    others = [other for other, (_, count) in _CLASSES.items() if other != version and count == len(categories)]
+    if others:
         raise ValueError(
-            f"{file}: has {len(categories)} categories, and version {version} has {_CLASSES[version][1]}; name the "
-            "version that it is with --data.version"
+            f"{file}: has {len(categories)} categories, which are those of version {others[0]}, and version {version} "
+            f"has {_CLASSES[version][1]}; name the version that it is with --data.version"
+        )
+    if len(categories) != _CLASSES[version][1]:  # the JSON counts, whatever it makes of groups
+        logger.warning(
+            "%s: has %d categories, where the config of version %s evaluates %d; they are read as they are",
+            *(file, len(categories), version, _CLASSES[version][1]),
         )
     return coco_source(
         content,

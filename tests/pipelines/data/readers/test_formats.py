@@ -282,6 +282,33 @@ def test_the_version_of_mapillary_is_named_and_checked(tmp_path: Path) -> None:
         read_source("mapillary", one, "training")
 
 
+@pytest.mark.parametrize(("count", "words"), [(116, ""), (118, "are read as they are"), (65, "those of version 1.2")])
+def test_the_categories_of_mapillary_are_those_of_its_json(
+    count: int, words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [{"id": k, "name": f"class {k}", "isthing": 1} for k in range(1, count + 1)]
+    infos = [{"id": 5, "category_id": count, "iscrowd": 1}]  # a group, perhaps: the JSON says what it is
+    content = {
+        "images": [{"id": "k", "file_name": "k.jpg", "height": 6, "width": 4}],
+        "annotations": [{"image_id": "k", "file_name": "k.png", "segments_info": infos}],
+        "categories": entries,
+    }
+    files = {
+        "training/images/k.jpg": photograph(),
+        "training/v2.0/panoptic/k.png": encode_ids(np.full((4, 6), 5, np.int32)),
+        "training/v2.0/panoptic/panoptic_2020.json": json.dumps(content).encode(),
+    }
+    root = put(tmp_path, files)
+    if count == 65:
+        with pytest.raises(ValueError, match=words):
+            read_source("auto", root, "train")
+        return
+    source = read_source("auto", root, "train")
+    truth = source.decode(source.rows.to_pylist()[0], read_file, source.categories).segmentation
+    assert named(truth, source.categories) == {f"class {count}": [(24, True)]}
+    assert (words in caplog.text) if words else not caplog.records
+
+
 def test_bitmasks_without_alpha_are_refused(tmp_path: Path) -> None:
     files = {
         "bdd100k/images/10k/train/a.jpg": photograph(),
