@@ -257,12 +257,19 @@ def load_packaged(uri: str, tracking_uri: str = "") -> Packaged:
     Raises:
         ValueError: nothing of ours lies there.
     """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
     from pipelines.cluster.masking import masked
     from pipelines.tracking.client import patience
 
     with patience(3, 300), _store(tracking_uri or mlflow.get_tracking_uri()), tempfile.TemporaryDirectory() as folder:
         try:
-            root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+            if uri.startswith("models:/"):
+                # not the code beside them: hundreds of files, each of which is a request of every actor that loads it
+                get_artifact_repository(uri).download_artifacts("artifacts", folder)
+                root = folder
+            else:
+                root = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
         except (mlflow.MlflowException, OSError) as error:
             raise ValueError(masked(f"{uri}: not found in {mlflow.get_tracking_uri()} ({error})")) from error
         paths = {name: Path(root) / "artifacts" / file for name, file in FILES.items()}

@@ -81,6 +81,13 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
         assert not packaged.model.training
     with pytest.raises(ValueError, match="models:/nothing@champion: not found"):
         mlflow_model.load_packaged("models:/nothing@champion")
+    with monkeypatch.context() as patch:  # the code beside it would be hundreds of requests of every actor
+        patch.setattr(
+            mlflow_model,
+            "read_package",
+            lambda paths: sorted(p.name for p in paths["config"].parent.parent.rglob("*.*")),
+        )
+        assert mlflow_model.load_packaged("models:/tiny/1") == sorted(mlflow_model.FILES.values())
 
     # before it is loaded: Python keeps byte code beside the stored code that it runs
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy")))
