@@ -163,6 +163,35 @@ def test_ray_data_gives_the_same_bytes(ray_cluster: None, manifest: Manifest, re
     assert everything(manifest, FeedConfig(decode="map", tasks=2), rows_of, world) == reference
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("window", [0, 4])
+def test_ray_data_goes_on_from_a_position_with_other_workers_however_slow_they_are(
+    ray_cluster: None, manifest: Manifest, window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker's first steps, then two workers', of which each takes its time at first and then hurries.
+
+    What waits for them is bounded: a tiny block for each task, one micro-batch ready.
+    """
+    monkeypatch.setattr("pipelines.data.ray_source.ROWS_PER_TASK", 2)
+    config = FeedConfig(decode="map", ahead=1, prefetch=1)
+    whole = replace(stream(steps=12), window=window)
+    with Feed(manifest, whole, AUGMENT, source=local) as feeding:
+        expected = [list(images(batch)) for batch in feeding]
+    begun = replace(whole, steps=3)
+    with Feed(manifest, begun, AUGMENT, config) as feeding:
+        assert [list(images(batch)) for batch in feeding] == expected[:3]
+        position = feeding.position
+    found = []
+    for rank in range(2):
+        part = replace(whole, start=position, steps=9, world=2, rank=rank)
+        with Feed(manifest, part, AUGMENT, config) as feeding:
+            found.append([])
+            for number, batch in enumerate(feeding):
+                time.sleep(0.2 if number < 4 else 0)
+                found[-1].append(list(images(batch)))
+    assert [first + second for first, second in zip(*found, strict=True)] == expected[3:]
+
+
 def test_a_position_resumes_the_stream(manifest: Manifest, reference: list) -> None:
     with Feed(manifest, stream(), AUGMENT, source=local) as feeding:
         batches = iter(feeding)
