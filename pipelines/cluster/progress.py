@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -75,7 +76,7 @@ def progress(what: str, total: int, unit: str = "images", stream: TextIO | None 
     state = Progress(what, total, unit)
     if terminal is not None and terminal.isatty():
         with (
-            tqdm(total=total, desc=what, unit=f" {unit}", file=terminal, dynamic_ncols=True, smoothing=0.1) as bar,
+            tqdm(total=total, desc=what, unit=f" {unit}", file=terminal, smoothing=0.1, **_width(terminal)) as bar,
             logging_redirect_tqdm(),
         ):
             state.bar = bar
@@ -94,3 +95,12 @@ def progress(what: str, total: int, unit: str = "images", stream: TextIO | None 
     finally:
         stop.set()
         thread.join()
+
+
+def _width(terminal: TextIO) -> dict[str, Any]:
+    """The options of tqdm for the width of a terminal. A container's or a script's may say 0, where nothing shows."""
+    try:
+        columns = os.get_terminal_size(terminal.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80}

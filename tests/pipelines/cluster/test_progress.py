@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import select
 import time
 
 import pytest
@@ -26,6 +28,22 @@ def test_a_terminal_has_a_bar_with_speed_counts_and_time_left() -> None:
         state.advance(20, rejected=3)
     last = terminal.getvalue().split("\r")[-1]
     assert "prepared:  75%" in last and "30/40" in last and "images/s" in last and "rejected=3" in last
+
+
+def test_a_terminal_that_does_not_know_its_width_has_a_bar() -> None:
+    """As those of containers and of `script` are: 0 columns."""
+    ours, theirs = os.openpty()
+    shown = ""
+    with os.fdopen(theirs, "w") as terminal:
+        assert os.get_terminal_size(theirs).columns == 0
+        with progress("prepared", 40, stream=terminal) as state:
+            state.advance(20, rejected=3)
+            time.sleep(0.15)
+            state.advance(20, rejected=3)
+        while "prepared: 100%" not in shown and select.select([ours], [], [], 10)[0]:
+            shown += os.read(ours, 1000).decode()
+    os.close(ours)
+    assert "prepared: 100%" in shown and "images/s" in shown and "rejected=3" in shown
 
 
 def wait_for(caplog: pytest.LogCaptureFixture, lines: int) -> None:
