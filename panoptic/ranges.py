@@ -31,6 +31,10 @@ SideOrZero = Annotated[int, Interval(ge=0, le=65535)]
 """The same, with 0 where the option is off."""
 ThreadCount = Annotated[int, Interval(ge=0, le=1024)]
 """Threads of a process; 0 where that means a number of its own."""
+MOST_LAYERS = 1000
+LayerCount = Annotated[int, Interval(ge=1, le=MOST_LAYERS)]
+LayerCountOrZero = Annotated[int, Interval(ge=0, le=MOST_LAYERS)]
+"""Layers that are built one after the other, each a module: their number is time and memory, even without weights."""
 ByteInt = Annotated[int, Interval(ge=0, le=255)]
 FiniteFloat = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 PositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
@@ -58,6 +62,21 @@ def check_ranges(config: Any) -> None:
     problems = list(range_problems(config))
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def check_layers(config: Any, prefix: str = "") -> None:
+    """Refuse more layers than any network has, in a configuration of whose values nothing else is checked.
+
+    Raises:
+        ValueError: names the option, its value and the bound.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for entry in fields(config):
+        value, path = getattr(config, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            check_layers(value, f"{path}.")
+        elif hints[entry.name] in (LayerCount, LayerCountOrZero) and value > MOST_LAYERS:
+            raise ValueError(f"{path}: {value}, but it must be at most {MOST_LAYERS}")
 
 
 def range_problems(config: Any, prefix: str = "") -> Iterator[str]:

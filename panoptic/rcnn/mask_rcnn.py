@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
-from panoptic.ranges import NonNegativeInt, PositiveInt
+from panoptic.ranges import LayerCount, NonNegativeInt, PositiveInt
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import pool
@@ -47,7 +47,7 @@ class Heads:
     """Side of the features that the mask head sees; masks have twice that."""
     mask_width: PositiveInt = 256
     """Channels of the mask head."""
-    mask_layers: PositiveInt = 4
+    mask_layers: LayerCount = 4
     """3x3 convolutions of the mask head."""
     cell_samples: NonNegativeInt = 0
     """Points that RoIAlign takes along a side of each cell; 0 = as many as the region's size asks for."""

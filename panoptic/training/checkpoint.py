@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.base import PanopticModel
+from panoptic.ranges import check_layers
 from panoptic.segmentation import Categories
 from panoptic.training.plain import read_config, to_plain, without_download
 
@@ -248,6 +249,7 @@ def build_model(checkpoint: Mapping[str, Any], ema: bool = True, name: str = "ch
     weights = chosen_weights(checkpoint, ema)
     try:
         config, categories = read_config(without_download(checkpoint["config"])), read_categories(checkpoint)
+        check_layers(config)  # which would be built for ever
         with torch.device("meta"):  # a size that was changed takes no memory
             blueprint = config.build(categories)
     except (ValueError, RuntimeError, ArithmeticError, TypeError, LookupError) as error:

@@ -138,7 +138,7 @@ def decode_row(data: bytes | memoryview, schema: pa.Schema, classes: int) -> dic
     """
     try:
         message = pa.ipc.read_message(data)
-        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+        if message.type == "record batch" and is_compressed(message.metadata.to_pybytes()):
             raise ValueError("its columns are compressed, which those of shards are not")
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
@@ -199,7 +199,7 @@ def check_schema(shard: ShardFile, file: pa.NativeFile, header: int, expected: p
         raise ValueError(f"{shard.uri}: its columns are not those of a shard ({'; '.join(differing)}); {REMEDY}")
 
 
-def _is_compressed(metadata: bytes) -> bool:
+def is_compressed(metadata: bytes) -> bool:
     """True for a message of a record batch whose buffers are compressed: a few bytes could become any number.
 
     Arrow decompresses when it reads the batch and has no option against it, so the metadata is looked at before: the

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.cluster import storage
-from pipelines.data.shard_file import ShardFile, Span, first_line
+from pipelines.data.shard_file import MAGIC, ShardFile, Span, first_line, is_compressed
 
 INDEX = "_index.arrow"
 """The index's file. `pyarrow.dataset` leaves out names that begin with an underscore."""
@@ -149,6 +149,31 @@ def list_images(shards: ShardSet) -> list[tuple[str, Any]]:
     return list(zip(table["name"].to_pylist(), table["image_id"].to_pylist(), strict=True))
 
 
+def _table(data: bytes) -> pa.Table:
+    """The table in the bytes of an index, which takes no more memory than they do.
+
+    The messages are read one after the other. The footer, which may list one of them a million times, is left alone,
+    and compressed columns, of which a few bytes may become any number, are refused before they are read.
+
+    Raises:
+        ValueError: it is no Arrow file, has other columns, or compressed ones.
+    """
+    if not data.startswith(MAGIC):
+        raise pa.ArrowInvalid("not an Arrow IPC file")
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(data)[len(MAGIC) :])
+    schema = pa.ipc.read_schema(messages.read_next_message())
+    if schema not in (index_schema(pa.int64()), index_schema(pa.string())):
+        raise ValueError("its columns are not those of an index")
+    batches = []
+    for message in messages:
+        if message.type != "record batch" or is_compressed(message.metadata.to_pybytes()):
+            raise ValueError("its columns are compressed, which those of an index are not")
+        batches.append(pa.ipc.read_record_batch(message, schema))
+    table = pa.Table.from_batches(batches, schema)
+    table.validate(full=True)
+    return table
+
+
 def _read(shards: ShardSet) -> pa.Table:
     """The index as a table, of which hash and columns are checked."""
     file = storage.join(shards.uri, INDEX)
@@ -163,12 +188,11 @@ def _read(shards: ShardSet) -> pa.Table:
             f"{shards.index[:16]}): {REMEDY}"
         )
     try:
-        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        table.validate(full=True)
+        table = _table(data)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file}: cannot be read as an index ({first_line(error)}); {REMEDY}") from error
-    if table.schema not in (index_schema(pa.int64()), index_schema(pa.string())):
-        raise ValueError(f"{file}: its columns are not those of an index; {REMEDY}")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {REMEDY}") from error
     if any(column.null_count for column in table.columns):
         raise ValueError(f"{file}: has no value in some of its rows; {REMEDY}")
     return table

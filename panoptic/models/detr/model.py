@@ -40,7 +40,17 @@ from panoptic.models.detr.loss import LossWeights, match, set_prediction_loss
 from panoptic.models.detr.mask_head import MaskHead
 from panoptic.models.detr.postprocess import postprocess
 from panoptic.models.detr.targets import box_targets
-from panoptic.ranges import Decay, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+from panoptic.ranges import (
+    Decay,
+    FiniteFloat,
+    LayerCount,
+    LayerCountOrZero,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+)
 from panoptic.segmentation import Categories, Frame, Targets
 
 CHUNK = 16
@@ -68,9 +78,9 @@ class DETRConfig:
     """Attention heads."""
     hidden: PositiveInt = 2048
     """Width of the feed-forward networks."""
-    encoder_layers: NonNegativeInt = 6
+    encoder_layers: LayerCountOrZero = 6
     """Transformer layers in which the image's cells attend to each other."""
-    decoder_layers: PositiveInt = 6
+    decoder_layers: LayerCount = 6
     """Transformer layers in which the queries attend to the image."""
     queries: PositiveInt = 100
     """The most segments of an image; of more in the truth the rest is not learnt."""

@@ -23,7 +23,7 @@ from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.layers.conv import ConvNormAct
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
-from panoptic.ranges import NonNegativeInt, PositiveInt
+from panoptic.ranges import LayerCount, NonNegativeInt, PositiveInt
 from panoptic.rcnn.boxes import clip, decode, is_empty
 from panoptic.rcnn.roi_align import pool
 from panoptic.rcnn.roi_heads import Detection, Detections
@@ -38,7 +38,7 @@ class StageOptions:
 
     width: NonNegativeInt = 0
     """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
-    blocks: PositiveInt = 3
+    blocks: LayerCount = 3
     """Bottlenecks of that new stage."""
     pooling: Literal["align", "crop"] = "align"
     """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""

@@ -33,7 +33,7 @@ from panoptic.models.mask2former.transformer_decoder import LEVELS, MaskedDecode
 from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.model import MaskTransformer
 from panoptic.models.mask_transformer.pixel_decoders import Decoded, DeformablePixelDecoder, FPNPixelDecoder
-from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
+from panoptic.ranges import Decay, LayerCount, LayerCountOrZero, NonNegativeFloat, PositiveInt, UnitFloat
 from panoptic.segmentation import Categories, Targets
 
 
@@ -45,7 +45,7 @@ class Mask2FormerConfig(MaskTransformerConfig):
     """Batches are padded to a multiple of this."""
     pixel_decoder: Literal["deformable", "fpn"] = "deformable"
     """deformable: attention over three strides; fpn: MaskFormer's pyramid, twice as fast on a CPU."""
-    encoder_layers: NonNegativeInt = 6
+    encoder_layers: LayerCountOrZero = 6
     """Transformer layers of the pixel decoder (fpn: on the coarsest map, 0 for none)."""
     encoder_hidden: PositiveInt = 1024
     """Width of the feed-forward networks in the pixel decoder."""
@@ -53,7 +53,7 @@ class Mask2FormerConfig(MaskTransformerConfig):
     """Points at which each head of deformable attention looks on each stride."""
     full_precision: bool = True
     """The pixel decoder computes in float32 even under autocast, as published."""
-    decoder_layers: PositiveInt = 9
+    decoder_layers: LayerCount = 9
     """Layers of the transformer decoder; layer i attends to stride 32, 16, 8 in turn."""
     decoder_hidden: PositiveInt = 2048
     """Width of the feed-forward networks in the transformer decoder."""

@@ -27,7 +27,7 @@ from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.model import MaskTransformer
 from panoptic.models.mask_transformer.pixel_decoders import FPNPixelDecoder, map_positions, projection
 from panoptic.models.maskformer.loss import maskformer_loss
-from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
+from panoptic.ranges import Decay, LayerCount, LayerCountOrZero, NonNegativeFloat, PositiveInt
 from panoptic.segmentation import Categories, Targets
 
 
@@ -37,9 +37,9 @@ class MaskFormerConfig(MaskTransformerConfig):
 
     divisor: PositiveInt = 1
     """Batches are padded to a multiple of this (published: 1 for COCO panoptic, 32 for the other datasets)."""
-    encoder_layers: NonNegativeInt = 6
+    encoder_layers: LayerCountOrZero = 6
     """Transformer layers on the coarsest map; 0 = the plain feature pyramid (published with Swin)."""
-    decoder_layers: PositiveInt = 6
+    decoder_layers: LayerCount = 6
     """Layers of the transformer decoder, which turns queries into classes and masks."""
     hidden: PositiveInt = 2048
     """Width of the feed-forward networks."""

@@ -67,7 +67,16 @@ from panoptic.models.panoptic_fcn.targets import (
     region_classes,
     true_outputs,
 )
-from panoptic.ranges import FiniteFloat, NonNegativeFloat, NonNegativeInt, OddInt, PositiveFloat, PositiveInt, UnitFloat
+from panoptic.ranges import (
+    FiniteFloat,
+    LayerCount,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OddInt,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+)
 from panoptic.segmentation import Categories, Frame, Targets
 
 STRIDE = 32
@@ -101,7 +110,7 @@ class PanopticFCNConfig:
     """The high-resolution feature: the semantic branch, p2 alone, or p2 to p5 resized and added."""
     feature_channels: PositiveInt = 256
     """Width of the semantic branch."""
-    head_convs: PositiveInt = 3
+    head_convs: LayerCount = 3
     """Convolutions in the position head and in the kernel head, before their predictors."""
     head_channels: PositiveInt = 256
     """Width of both heads."""
@@ -113,7 +122,7 @@ class PanopticFCNConfig:
     """Modulated deformable convolutions in the kernel head."""
     kernel_coordinates: bool = True
     """Two coordinate channels enter the kernel head."""
-    encoder_convs: PositiveInt = 3
+    encoder_convs: LayerCount = 3
     """Convolutions of the feature encoder."""
     encoder_channels: PositiveInt = 64
     """Width of the encoder and size of the kernels that draw (starred: 256)."""

@@ -41,6 +41,7 @@ _ROW = "shard:"
 _HEADER = struct.Struct("<4s5H3I2H")  # a local header up to its name
 _SPARE = 256  # bytes read beyond a member, for the extra field of its local header
 _CHUNK = 8 << 20
+_LARGE, _DENSEST = 256 << 20, 100  # a member of more bytes than this, packed more densely, is a trap
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _BARE = -1  # a range of bytes without a header of its own and without a CRC, as in a tar file
 _ENCRYPTED = 1  # bit of the general purpose flags
@@ -357,10 +358,26 @@ def _header_length(header: bytes, name: str) -> int:
     return _HEADER.size + path + extra
 
 
+def _inflated(machine: Any, packed: bytes, most: int) -> Iterator[bytes]:
+    """What a decompressor makes of some bytes, in pieces of at most `_CHUNK` and one byte more than `most`.
+
+    Eight packed megabytes may be eight gigabytes, which must not be in memory at once.
+    """
+    limit = min(_CHUNK, most + 1)
+    data = machine.decompress(packed, limit)
+    while data:
+        yield data
+        if machine.eof:
+            return
+        data = machine.decompress(getattr(machine, "unconsumed_tail", b""), limit)  # bz2 keeps the rest itself
+
+
 def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]:
     """The content of a member, piece by piece, compared with its size and CRC at the end."""
     if member.method not in (_BARE, _STORED, _DEFLATED, _BZIP2):
         raise Fault(f"{name}: is packed by the zip method {member.method}, which is not read", "unpack the archive")
+    if member.size > max(_LARGE, _DENSEST * member.packed):
+        raise Fault(f"{name}: {member.packed} bytes are said to unpack to {member.size}", COPY_ARCHIVE)
     # one request where the member is small: header, name, extra field and content
     first = file.read_at(_HEADER.size + len(name.encode()) + _SPARE + min(member.packed, _CHUNK), member.offset)
     bare = member.method == _BARE
@@ -377,13 +394,14 @@ def _unpacked(member: Member, file: pa.NativeFile, name: str) -> Iterator[bytes]
             break
         place += len(piece)
         try:
-            # no more than the directory states, so that a crafted archive cannot fill the memory
-            data = machine.decompress(piece, member.size - size + 1) if machine else piece
-        except (zlib.error, OSError) as error:
+            for data in _inflated(machine, piece, member.size) if machine else [piece]:
+                crc, size = zlib.crc32(data, crc), size + len(data)
+                if size > member.size:
+                    break
+                yield data
+        except (zlib.error, EOFError, OSError) as error:
             raise Fault(f"{name}: the archive is damaged there ({error})", COPY_ARCHIVE) from error
-        crc, size = zlib.crc32(data, crc), size + len(data)
-        if size > member.size:
+        if size > member.size:  # no more than the directory states, so that a crafted archive cannot fill the memory
             break
-        yield data
     if size != member.size or (crc != member.crc and not bare):
         raise Fault(f"{name}: does not have the size and CRC that its archive states", COPY_ARCHIVE)

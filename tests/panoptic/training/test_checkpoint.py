@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import time
 import zipfile
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from panoptic import models
 from panoptic.segmentation import Categories
 from panoptic.training import checkpoint
 from panoptic.training.optim import Optim, build_ema, build_optimiser, update_ema
-from panoptic.training.plain import read_config
+from panoptic.training.plain import read_config, to_plain
 from tests.support.tiny import TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
 CONFIG = TinyConfig(TinyBackbone(width=6, norm="group"), rates=(3, 6, 9), factor=0.5)
@@ -31,6 +32,11 @@ def saved(classes: int = 3, **values) -> dict:
     checkpoint.save(file, config=CONFIG, model=model, **values)
     file.seek(0)
     return checkpoint.load(file)
+
+
+def saved_by_nobody() -> dict:
+    """The entries of a checkpoint that no model wrote."""
+    return {"categories": tiny_categories().to_coco(), "weights": {}, "ema": None}
 
 
 def test_round_trip_builds_the_same_model():
@@ -111,6 +117,21 @@ def test_nothing_in_a_file_is_executed(legacy):
     file.seek(0)
     with pytest.raises(ValueError, match="not a checkpoint"):
         checkpoint.load(file)
+
+
+@pytest.mark.parametrize("count", [1001, 10**6, 10**15])
+@pytest.mark.parametrize("option", ["decoder_layers", "encoder_layers"])
+def test_a_model_is_not_built_without_end(option, count, monkeypatch):
+    """Layers without weights take no memory of tensors, but a module each, before a shape is compared."""
+    from tests.support.small import SMALL_MASK2FORMER
+
+    monkeypatch.setattr(models, "Architecture", type(SMALL_MASK2FORMER))
+    record = saved_by_nobody()
+    record["config"] = to_plain(SMALL_MASK2FORMER) | {option: count}
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=rf"{option}: {count}, but it must be at most 1000; the file makes no model"):
+        checkpoint.build_model(record)
+    assert time.monotonic() - begin < 5
 
 
 def test_keys_that_do_not_fit_are_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -134,6 +135,29 @@ def test_a_manifest_that_agrees_does_not_make_an_index(
         writer.write_table(table)
     change_manifest(out, lambda content: content.update(index=hashlib.sha256(file.read_bytes()).hexdigest()))
     refused(Manifest.load(out), rf"_index\.arrow: .*{words}")
+
+
+def test_an_index_is_not_inflated(tmp_path: Path) -> None:
+    """A compressed index of some kilobytes may hold any number of rows; it is refused before a row is read."""
+    out = write_shards(tmp_path)
+    file = out / "_index.arrow"
+    table = pa.ipc.open_file(file.read_bytes()).read_all()
+    with pa.ipc.new_file(str(file), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    change_manifest(out, lambda content: content.update(index=hashlib.sha256(file.read_bytes()).hexdigest()))
+    refused(Manifest.load(out), r"_index\.arrow: its columns are compressed, which those of an index are not")
+
+
+def test_the_footer_of_an_index_is_left_alone(tmp_path: Path) -> None:
+    """It may list one batch a million times, which would multiply the rows; the messages are read as they follow."""
+    out = write_shards(tmp_path)
+    file = out / "_index.arrow"
+    data = bytearray(file.read_bytes())
+    size = int.from_bytes(data[-10:-6], "little")
+    data[-10 - size : -10] = os.urandom(size)
+    file.write_bytes(data)
+    change_manifest(out, lambda content: content.update(index=hashlib.sha256(file.read_bytes()).hexdigest()))
+    assert len(load_index(Manifest.load(out).shard_set).offsets) == 8
 
 
 def encoded(table: pa.Table, compression: str | None = None, rows: int = 1) -> Encoded:

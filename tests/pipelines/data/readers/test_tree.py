@@ -153,6 +153,41 @@ def test_archives_that_cannot_be_read_are_named_where_nothing_is_found(tmp_path:
         Tree(tmp_path / "gone")
 
 
+def test_what_a_crafted_member_says_of_itself_is_not_believed(tmp_path: Path) -> None:
+    """Half a megabyte that unpacks to 512: refused before a byte of it is unpacked."""
+    bomb = bytearray(zipped({"a.png": bytes(1 << 20)}))
+    place = bomb.rindex(b"PK\x01\x02") + 24
+    bomb[place : place + 4] = (512 << 20).to_bytes(4, "little")
+    tree = Tree(put(tmp_path, {"x.zip": bytes(bomb)}) / "x.zip")
+    with pytest.raises(ValueError, match=r"x\.zip!/a\.png: \d+ bytes are said to unpack to 536870912"):
+        tree.read("a.png")
+    place = bomb.rindex(b"PK\x01\x02") + 24
+    bomb[place : place + 4] = (1 << 19).to_bytes(4, "little")
+    tree = Tree(put(tmp_path / "less", {"x.zip": bytes(bomb)}) / "x.zip")
+    with pytest.raises(ValueError, match=r"x\.zip!/a\.png: does not have the size and CRC"):
+        tree.read("a.png")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_a_dense_member_is_unpacked_in_small_pieces(
+    method: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One packed chunk may hold a thousand unpacked ones; they are never in memory together."""
+    monkeypatch.setattr(archive, "_CHUNK", 1 << 16)
+    content = bytes(5 << 20) + os.urandom(1000) + bytes(1 << 20)
+    tree = Tree(put(tmp_path, {"x.zip": zipped({"a.json": content}, method)}) / "x.zip")
+    member, name = archive._parse(tree.address("a.json"))
+    pieces = list(archive._unpacked(member, archive._contained(member.container), name))
+    assert b"".join(pieces) == content and max(map(len, pieces)) <= 1 << 16
+    assert tree.read("a.json") == content
+
+
+def test_members_that_lead_outside_are_left_out(tmp_path: Path) -> None:
+    names = ["../../etc/x.png", "a/../../x.png", "..\\..\\x.png", "/x.png", "a/good.png"]
+    tree = Tree(put(tmp_path, {"x.zip": zipped({name: b"x" for name in names})}) / "x.zip")
+    assert set(tree.files()) == {"x.png", "a/good.png"}, "an absolute path is one below the archive"
+
+
 def test_encrypted_members_are_named(tmp_path: Path) -> None:
     data = bytearray(zipped({"secret.png": b"x" * 99}))
     data[data.rindex(b"PK\x01\x02") + 8] |= 1
