@@ -14,6 +14,7 @@ JOBS = {
     "evaluate": "every figure of a stored model, and a report; also by the clock",
     "predict": "segment photographs or shards",
     "status": "how a run stands, from its files and MLflow alone",
+    "replay": "a step whose numbers were not finite, once more",
     "oracle": "the figures were some outputs the truth",
     "submit": "any of these on a Ray cluster",
     "independent": "joint against independent training of JSIS-Net",

@@ -44,6 +44,18 @@ MADE, SCALED, BROKEN = 0, 1, 2
 halves it; it was left out because something was not finite."""
 
 
+class BrokenSteps(FloatingPointError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+    def __init__(self, message: str, step: int) -> None:
+        """An error of the last of them, an iteration from 0."""
+        super().__init__(message)
+        self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it crosses processes
+        return BrokenSteps, (str(self), self.step)
+
+
 @dataclass
 class Verdict:
     """What became of a step, on its way from the device."""
@@ -78,7 +90,7 @@ class SkipCounter:
         """Count the step that waits for it, if one does; waits until the device has done that step.
 
         Raises:
-            FloatingPointError: it is the `most`-th in a row that was broken; names the images.
+            BrokenSteps: it is the `most`-th in a row that was broken; names the images.
         """
         verdict, self.waiting = self.waiting, None
         if verdict is None:
@@ -92,7 +104,7 @@ class SkipCounter:
         elif value == BROKEN:
             self.in_a_row += 1
             if self.in_a_row >= most:
-                raise FloatingPointError(_too_many(verdict, self.in_a_row))
+                raise BrokenSteps(_too_many(verdict, self.in_a_row), verdict.step)
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ def train_step(
 
     Raises:
         ValueError: `batches` ended early.
-        FloatingPointError: a loss or gradient was not finite in `engine.max_skipped` steps in a row;
+        BrokenSteps: a loss or gradient was not finite in `engine.max_skipped` steps in a row;
             names the images. On a GPU this is known in the step after, before its update.
     """
     start = time.perf_counter()

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from panoptic.training.step import BrokenSteps
 from pipelines.cluster import disk, storage
 from pipelines.cluster.masking import masked
 from pipelines.training import notice
@@ -40,7 +41,8 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
         job: of the training.
 
     Raises:
-        FailedRun: more failures than `train.max_failures`; caused by the last.
+        FailedRun: more failures than `train.max_failures`, or too many steps in a row that were not finite; caused by
+            the last error.
         Exception: what no further attempt would mend (`EndsRun`, a full disk, a store that is away), as it came.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the workers had time for a checkpoint.
     """
@@ -57,6 +59,8 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             reason = f"workers stopped on notice ({result.return_value})"
             counts = step <= before
         except Exception as raised:
+            if (told := _broken(raised)) is not None:
+                raise FailedRun(f"{job.experiment.name}: {told}") from raised
             if not _may_pass(raised, job):
                 raise
             error, reason = raised, describe(raised)
@@ -68,6 +72,11 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             raise _failed(job, reason, error, failures, reached) from error
         told = f" (failure {failures}, of {most} at the most)" if counts else ""
         logger.warning("%s: %s%s; going on from step %d", job.experiment.name, masked(reason), told, reached)
+
+
+def _broken(error: Exception) -> BrokenSteps | None:
+    """The error of a training whose numbers are not finite, which another attempt would meet again."""
+    return next((part for part in disk.parts(error) if isinstance(part, BrokenSteps)), None)
 
 
 def _may_pass(error: Exception, job: Job) -> bool:

@@ -32,7 +32,7 @@ from panoptic.training.compiling import CompiledGraphs, compile_network
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
-from panoptic.training.step import Meter, SkipCounter, train_step
+from panoptic.training.step import BrokenSteps, Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
 from pipelines.cluster import gauges, session, storage
 from pipelines.cluster.masking import mask_output
@@ -40,6 +40,7 @@ from pipelines.config import Experiment, Train
 from pipelines.data.loader import Feed
 from pipelines.data.sampler import Stream
 from pipelines.tracking.tracker import Tracker
+from pipelines.training.broken import Recent, kept
 from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
 from pipelines.training.state import Job, State, accumulation, last_step
 from pipelines.training.status import note_start
@@ -153,42 +154,45 @@ def train(state: State) -> str:
     stream, pin = stream_of(state), state.device.type == "cuda"
     feed = Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin)
     with feed, Watch(state, writer) as watch:
-        batches = iter(feed)
-        while state.step < last:
-            result = train_step(
-                model,
-                state.optimiser,
-                batches,
-                step=state.step,
-                total=options.steps,
-                optim=experiment.optim,
-                engine=experiment.engine,
-                health=health,
-                accumulation=state.accumulation,
-                ema=state.ema,
-                seed=options.seed,
-                rank=state.rank,
-                lr=rate,
-            )
-            state.step, state.position = state.step + 1, feed.position
-            meter.add(result)
-            if state.step == first + 1:  # it waits for workers and data to start, so it says nothing about speed
-                meter.steps = meter.images = 0
-                meter.wait = meter.seconds = 0.0
-            if state.step % options.log_every == 0 or state.step == last:
-                log(state, meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {}), health)
-            if state.step % options.validate_every == 0 or state.step == last:
-                evaluation = validate(state)
-                writer.save(evaluation)
-                if state.tracker is not None:
-                    gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
-                set_training_mode(model, options)
-            asked = watch.asks(state.step)
-            if asked and state.step != writer.saved:
-                writer.save()
-            if asked == "stop":
-                break
-    health.settle(experiment.engine.max_skipped)
+        batches = Recent(iter(feed), state.accumulation)
+        try:
+            while state.step < last:
+                result = train_step(
+                    model,
+                    state.optimiser,
+                    batches,
+                    step=state.step,
+                    total=options.steps,
+                    optim=experiment.optim,
+                    engine=experiment.engine,
+                    health=health,
+                    accumulation=state.accumulation,
+                    ema=state.ema,
+                    seed=options.seed,
+                    rank=state.rank,
+                    lr=rate,
+                )
+                state.step, state.position = state.step + 1, feed.position
+                meter.add(result)
+                if state.step == first + 1:  # it waits for workers and data to start, so it says nothing about speed
+                    meter.steps = meter.images = 0
+                    meter.wait = meter.seconds = 0.0
+                if state.step % options.log_every == 0 or state.step == last:
+                    log(state, meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {}), health)
+                if state.step % options.validate_every == 0 or state.step == last:
+                    evaluation = validate(state)
+                    writer.save(evaluation)
+                    if state.tracker is not None:
+                        gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
+                    set_training_mode(model, options)
+                asked = watch.asks(state.step)
+                if asked and state.step != writer.saved:
+                    writer.save()
+                if asked == "stop":
+                    break
+            health.settle(experiment.engine.max_skipped)
+        except BrokenSteps as error:
+            raise kept(error, state, batches, first) from error
     if state.tracker is not None:
         _say(f"training waited {writer.waited:.1f} s of {time.monotonic() - begin:.0f} s for checkpoints")
         state.tracker.close()
