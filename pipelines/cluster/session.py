@@ -90,6 +90,8 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
         else:
+            # a process for each training, which looks for nodes that are drained: here is one that nobody drains
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             _start(cpus, object_store)
     data_context()
 
