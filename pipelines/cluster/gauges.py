@@ -28,7 +28,7 @@ TRAINING = {
     "panoptic_progress_timestamp_seconds": "Unix time of the last log line",
     "panoptic_pq": "Panoptic quality of the last validation, percent",
     "panoptic_checkpoint_step": "Step of the last checkpoint",
-    "panoptic_checkpoint_timestamp_seconds": "Unix time at which the last checkpoint was committed",
+    "panoptic_checkpoint_timestamp_seconds": "Unix time at which the last checkpoint was written",
 }
 """Gauges of a training with their descriptions; their label is `run`, its name."""
 

@@ -37,22 +37,35 @@ STARTS = "starts"
 WELL = ("preparing", "running", "stopped", "finished")
 """States that need nobody's attention."""
 
+QUALITIES = ("pq", "pq_things", "pq_stuff")
+"""Names, behind `val/`, of the figures of a validation that are told."""
+
 SPEED = ("images_per_second", "data_wait", "step_seconds")
 """Names, behind `train/`, of the metrics of which the newest values are told."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The figures of one validation, which a checkpoint's folder holds."""
+    """The figures of one validation."""
 
     step: int
     pq: float
     pq_things: float
     pq_stuff: float
     checkpoint: str
-    """Folder of the checkpoint."""
+    """Folder of its checkpoint; "" where that is not kept, or not written yet."""
     written: float
     """Unix time at which its figures were written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that is kept, of a validated step or not."""
+
+    step: int
+    folder: str
+    written: float
+    """Unix time at which it was whole."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,10 @@ class Status:
     """The last one that is known of, from metrics or a checkpoint."""
     steps: int = 0
     """At which the run ends."""
+    checkpoint: Checkpoint | None = None
+    """The newest one."""
     last: Validation | None = None
-    """The newest checkpoint and its validation."""
+    """The newest validation, of a checkpoint that is kept or by MLflow."""
     best: Validation | None = None
     """The kept checkpoint of the best PQ."""
     speed: Mapping[str, float] = field(default_factory=dict)
@@ -128,21 +143,24 @@ def status(folder: storage.Uri, tracking: Tracking, stalled_after: float, files_
             return Status(name, folder, "preparing", **about)
         raise ValueError(f"{folder}: no run there{_others(base)}")
     options = record["options"]
-    last, best = _validations(folder, options)
+    checkpoint, last, best = _kept(folder)
     spool = Spool(folder, record["run_id"])
     spool.load()
     told, speed = _newest(spool.records)
     known = "not asked"
     if not files_only:
-        known, step, delivered = _of_mlflow(tracking, options, base, record["run_id"])
+        known, step, delivered, validation = _of_mlflow(tracking, options, base, record["run_id"])
         if step >= told.step:
             told, speed = delivered
+        if validation is not None and (last is None or validation.step > last.step):
+            last = validation
     steps = min(int(options["train.steps"]), int(options.get("train.stop_after") or options["train.steps"]))
-    step = max(told.step, last.step if last else 0)
-    fresh = max(told.time, last.written if last else 0.0, float(holding.get("since", 0.0)))
+    saved, written = (checkpoint.step, checkpoint.written) if checkpoint else (0, 0.0)
+    step = max(told.step, saved)
+    fresh = max(told.time, written, last.written if last else 0.0, float(holding.get("since", 0.0)))
     restarts = len(storage.list_files(storage.join(folder, STARTS))) if storage.exists(f"{folder}/{STARTS}") else starts
     gone = live is False and not holding.get("released")
-    state = _state(live, gone, known, time.time() - fresh > stalled_after, last.step if last else 0, options)
+    state = _state(live, gone, known, time.time() - fresh > stalled_after, saved, options)
     left = (steps - step) * speed.get("step_seconds", math.nan) if state in ("running", "stalled") else math.nan
     return Status(
         name=name,
@@ -150,6 +168,7 @@ def status(folder: storage.Uri, tracking: Tracking, stalled_after: float, files_
         state=state,
         step=step,
         steps=steps,
+        checkpoint=checkpoint,
         last=last,
         best=best,
         speed=speed,
@@ -195,21 +214,29 @@ def _state(live: bool | None, gone: bool, known: str, idle: bool, checkpointed: 
     return "stopped" if known == "FINISHED" else "ended"
 
 
-def _validations(folder: str, options: Mapping[str, Any]) -> tuple[Validation | None, Validation | None]:
-    """The newest validation and the best one, of the checkpoints that are kept."""
-    found = []
+def _kept(folder: str) -> tuple[Checkpoint | None, Validation | None, Validation | None]:
+    """Of the checkpoints that are kept the newest one, the newest validation, and the best one."""
+    whole, found = [], []
     for name, (_, written) in storage.list_stamps(folder).items():
         match = re.fullmatch(rf"(step_(\d+))/{re.escape(METRICS)}", name)
         if match is None:
             continue
+        place, step = storage.join(folder, match[1]), int(match[2])
         try:
-            values = read_metrics(storage.join(folder, match[1]))
+            values = read_metrics(place)
         except (ValueError, OSError):  # being written, or removed meanwhile
             continue
-        pq, things, stuff = (values.get(f"val/{key}", math.nan) for key in ("pq", "pq_things", "pq_stuff"))
-        found.append(Validation(int(match[2]), pq, things, stuff, storage.join(folder, match[1]), float(written)))
+        whole.append(Checkpoint(step, place, float(written)))
+        if "val/pq" in values:  # a checkpoint between validations has none
+            found.append(_validation(step, values, place, float(written)))
     newest = max(found, key=lambda one: one.step, default=None)
-    return newest, max(found, key=lambda one: (one.pq if one.pq == one.pq else -1.0, one.step), default=None)
+    best = max(found, key=lambda one: (one.pq if one.pq == one.pq else -1.0, one.step), default=None)
+    return max(whole, key=lambda one: one.step, default=None), newest, best
+
+
+def _validation(step: int, values: Mapping[str, float], checkpoint: str, written: float) -> Validation:
+    pq, things, stuff = (values.get(f"val/{name}", math.nan) for name in QUALITIES)
+    return Validation(step, pq, things, stuff, checkpoint, written)
 
 
 @dataclass(frozen=True)
@@ -233,28 +260,33 @@ def _newest(records: list[dict[str, Any]]) -> tuple[Told, dict[str, float]]:
 
 def _of_mlflow(
     tracking: Tracking, options: Mapping[str, Any], base: str, run_id: str
-) -> tuple[str, int, tuple[Told, dict[str, float]]]:
-    """Status of the MLflow run, or why there is none; the step of its newest figures; the figures."""
+) -> tuple[str, int, tuple[Told, dict[str, float]], Validation | None]:
+    """Status of the MLflow run, or why there is none; the step of its newest figures; the figures; its validation."""
     own = str(options.get("tracking.uri") or "")
     own = "" if "***" in own else own  # a password was left out
     uri = resolve_uri(Tracking(uri=tracking.uri or own), base if "://" not in base else "runs")
-    nothing: tuple[str, int, tuple[Told, dict[str, float]]] = ("", -1, (Told(), {}))
     file = sqlite_file(uri)
     if file and not Path(file).exists():  # asking would create it
-        return f"no store at {file}", *nothing[1:]
+        return f"no store at {file}", -1, (Told(), {}), None
+    names = [*(f"train/{name}" for name in SPEED), *(f"val/{name}" for name in QUALITIES)]
     try:
         with patience(1, 10):
             client = connect(uri)
             run = client.get_run(run_id)
-            history = {name: client.get_metric_history(run_id, f"train/{name}") for name in SPEED}
+            history = {name: client.get_metric_history(run_id, name) for name in names}
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
-        return f"{masked(uri)} does not tell ({first_line(error)})", *nothing[1:]
+        return f"{masked(uri)} does not tell ({first_line(error)})", -1, (Told(), {}), None
     newest = {name: max(entries, key=lambda e: (e.step, e.timestamp)) for name, entries in history.items() if entries}
-    if not newest:
-        return run.info.status, *nothing[1:]
-    at = max(newest.values(), key=lambda entry: entry.step)
-    figures = {name: entry.value for name, entry in newest.items()}
-    return run.info.status, at.step, (Told(at.step, at.timestamp / 1000), figures)
+    validation = None
+    if (quality := newest.get("val/pq")) is not None:
+        same = {name: entry.value for name, entry in newest.items() if entry.step == quality.step}
+        validation = _validation(quality.step, same, "", quality.timestamp / 1000)
+    speed = {name: newest[f"train/{name}"] for name in SPEED if f"train/{name}" in newest}
+    if not speed:
+        return run.info.status, -1, (Told(), {}), validation
+    at = max(speed.values(), key=lambda entry: entry.step)
+    figures = {name: entry.value for name, entry in speed.items()}
+    return run.info.status, at.step, (Told(at.step, at.timestamp / 1000), figures), validation
 
 
 def lines(status: Status) -> str:
@@ -273,7 +305,9 @@ def lines(status: Status) -> str:
             rows.append(("PQ", shown))
         if status.best is not None and status.best.step != one.step and status.best.pq == status.best.pq:
             rows.append(("best", f"{status.best.pq:.2f} at step {status.best.step}, {status.best.checkpoint}"))
-        rows.append(("checkpoint", f"{ago(now - one.written)}, {one.checkpoint}"))
+    if status.checkpoint is not None:
+        kept = status.checkpoint
+        rows.append(("checkpoint", f"step {kept.step}, {ago(now - kept.written)}, {kept.folder}"))
     elif status.steps:
         rows.append(("checkpoint", "none yet"))
     if status.speed:

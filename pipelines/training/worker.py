@@ -26,7 +26,6 @@ from panoptic.backbones import imagenet
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.layers.norm import synchronise_norms
-from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
 from panoptic.training.compiling import CompiledGraphs, compile_network
 from panoptic.training.device import prepare, seed_torch
@@ -183,7 +182,7 @@ def train(state: State) -> str:
                     evaluation = validate(state)
                     writer.save(evaluation)
                     if state.tracker is not None:
-                        gauges.publish(checkpoint_gauges(state.step, evaluation), run=experiment.name)
+                        gauges.publish({"panoptic_pq": evaluation.quality.all.pq}, run=experiment.name)
                     set_training_mode(model, options)
                 asked = watch.asks(state.step)
                 if asked and state.step != writer.saved:
@@ -274,15 +273,6 @@ def console_line(step: int, last: int, values: dict[str, float]) -> str:
     if values["skipped_steps"]:
         parts.append(f"{values['skipped_steps']:.0f} steps skipped")
     return " | ".join(parts)
-
-
-def checkpoint_gauges(step: int, evaluation: Evaluation) -> dict[str, float]:
-    """What is known when a checkpoint has been committed, under the names of `gauges.TRAINING`."""
-    return {
-        "panoptic_pq": evaluation.quality.all.pq,
-        "panoptic_checkpoint_step": step,
-        "panoptic_checkpoint_timestamp_seconds": time.time(),
-    }
 
 
 def _silence() -> None:

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.training.checkpoint import Snapshot
-from pipelines.cluster import disk, storage
+from pipelines.cluster import disk, gauges, storage
 from pipelines.config import UNVALIDATED
 from pipelines.training.checkpoints import CHECKPOINT, PARTIAL, checkpoint_bytes, content, write
 from pipelines.training.state import State
@@ -60,7 +60,7 @@ class Writer:
         import ray.train
 
         begin = time.perf_counter()
-        state, written = self._state, None
+        state, step, written = self._state, self._state.step, None
         name, values = f"step_{state.step:06d}", {} if evaluation is None else metrics(evaluation)
         score = UNVALIDATED if evaluation is None else state.experiment.train.rank(values)
         if state.rank == 0:
@@ -71,9 +71,11 @@ class Writer:
 
         def upload(_: Any, name: str) -> Any:
             try:
-                return upload_checkpoint(state, record, evaluation, name)
+                whole = upload_checkpoint(state, record, evaluation, name)
             finally:
                 self._idle.set()
+            gauges.publish(checkpoint_gauges(step), run=state.experiment.name)
+            return whole
 
         ray.train.report(
             {"score": score, "step": state.step, **values},
@@ -85,6 +87,11 @@ class Writer:
         )
         self.saved, self.saved_at = state.step, time.monotonic()
         self.waited += time.perf_counter() - begin
+
+
+def checkpoint_gauges(step: int) -> dict[str, float]:
+    """What is known when a checkpoint has been written, under the names of `gauges.TRAINING`."""
+    return {"panoptic_checkpoint_step": step, "panoptic_checkpoint_timestamp_seconds": time.time()}
 
 
 def upload_checkpoint(state: State, record: Mapping[str, Any], evaluation: Evaluation | None, name: str) -> Any:

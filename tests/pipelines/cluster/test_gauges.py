@@ -54,12 +54,11 @@ def test_without_ray_nothing_is_published(told: list[Any], monkeypatch: pytest.M
 
 
 def test_a_training_sets_every_gauge_of_its_own() -> None:
-    from pipelines.training import worker
+    from pipelines.training import worker, writer
 
     values = {"loss/total": 2.0, "images_per_second": 8.0, "step_seconds": 0.5, "data_wait": 0.1}
     progress = worker.progress_gauges(7, 40, {**values, "memory_mib": 2.0, "skipped_steps": 0})
-    evaluation: Any = SimpleNamespace(quality=SimpleNamespace(all=SimpleNamespace(pq=50.0)))
-    assert {**progress, **worker.checkpoint_gauges(8, evaluation)}.keys() == gauges.TRAINING.keys()
+    assert {**progress, **writer.checkpoint_gauges(8), "panoptic_pq": 50.0}.keys() == gauges.TRAINING.keys()
     assert progress["panoptic_step"] == 7 and progress["panoptic_memory_bytes"] == 2 * 2**20
     first = worker.progress_gauges(1, 40, {"memory_mib": 2.0, "skipped_steps": 1, "lr": 0.1})
     assert "panoptic_loss" not in first and "panoptic_images_per_second" not in first

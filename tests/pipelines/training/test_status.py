@@ -73,11 +73,20 @@ def test_a_run_by_its_files_alone(run: str) -> None:
     assert (found.name, found.state, found.step, found.steps) == ("one", "running", 60, 100) and found.well
     assert found.last is not None and (found.last.step, found.last.pq, found.last.pq_stuff) == (60, 35.0, 45.0)
     assert found.best is not None and (found.best.step, found.best.pq) == (30, 40.0)
-    assert 0 <= time.time() - found.last.written < 60 and found.last.checkpoint == f"{run}/step_000060"
+    assert found.checkpoint is not None and 0 <= time.time() - found.checkpoint.written < 60
+    assert found.last.checkpoint == found.checkpoint.folder == f"{run}/step_000060"
     assert (found.starts, found.restarts) == (2, 1) and f"process {GONE} on far" in found.holder
     text = status_module.lines(found)
     assert "step 60 of 100 (60 %)" in text and "best        40.00 at step 30" in text
     assert "1 of the workers, 2 starts of a driver" in text
+
+
+def test_a_checkpoint_between_validations_has_no_figures(run: str) -> None:
+    storage.write_bytes(f"{run}/step_000075/metrics.json", b"{}")
+    found = of(run)
+    assert found.checkpoint is not None and found.last is not None
+    assert (found.step, found.checkpoint.step, found.last.step) == (75, 75, 60)
+    assert "checkpoint  step 75" in status_module.lines(found)
 
 
 def test_the_state_is_told_by_the_lease(run: str) -> None:
@@ -116,7 +125,7 @@ def test_ends_are_told_apart(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ends = {"FINISHED": "stopped", "FAILED": "failed", "KILLED": "killed", "RUNNING": "ended"}
     for known, state in ends.items():
         monkeypatch.setattr(
-            status_module, "_of_mlflow", lambda *_, known=known: (known, -1, (status_module.Told(), {}))
+            status_module, "_of_mlflow", lambda *_, known=known: (known, -1, (status_module.Told(), {}), None)
         )
         assert of(run, files_only=False).state == state
     write_checkpoint(run, 100, 50.0)
@@ -128,7 +137,7 @@ def test_ends_are_told_apart(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trial_of_a_sweep_has_no_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(str(tmp_path / "sweep" / "trial"))
     write_checkpoint(folder, 30, 40.0)
-    monkeypatch.setattr(status_module, "_of_mlflow", lambda *_: ("RUNNING", -1, (status_module.Told(), {})))
+    monkeypatch.setattr(status_module, "_of_mlflow", lambda *_: ("RUNNING", -1, (status_module.Told(), {}), None))
     assert of(folder, files_only=False).state == "running"
 
 
@@ -147,12 +156,15 @@ def test_figures_come_from_mlflow(run: str) -> None:
         for step, speed in ((20, 3.0), (80, 4.0)):
             values = {"images_per_second": speed, "data_wait": 0.25, "step_seconds": 2.0, "loss/total": 1.0}
             tracker.metrics(step, {f"train/{name}": value for name, value in values.items()})
+        tracker.metrics(80, {"val/pq": 55.0, "val/pq_things": 50.0})
         assert tracker.close()
         found = of(run, files_only=False, tracking=Tracking(uri=uri))
     finally:
         server.stop()
     assert (found.mlflow, found.step, found.state) == ("RUNNING", 80, "running")
     assert found.speed == {"images_per_second": 4.0, "data_wait": 0.25, "step_seconds": 2.0}
+    assert found.last is not None and (found.last.step, found.last.pq, found.last.checkpoint) == (80, 55.0, "")
+    assert math.isnan(found.last.pq_stuff)
     assert found.seconds_left == 40.0 and time.time() - found.told < 60
     assert "4.0 images/s, data wait 25 %, 2.000 s a step" in status_module.lines(found)
     assert "0:00:40 of steps" in status_module.lines(found)
