@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +93,26 @@ def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: Cluster, tm
     for option, times in {"--storage": 2, "--out": 3, "--tracking.uri": 1}.items():
         told = [line for line in text.splitlines() if line.startswith(f"error: {option} ")]
         assert len(told) == times and all("temporary copy of the submitted code" in line for line in told), text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_servers_ask_who_is_there(cluster: Cluster):
+    """MLflow for a password and for its own host name, Ray's job server for the token: 401, 403, 401."""
+    uri = f"{cluster.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1"
+    admin = base64.b64encode(f"admin:{SECRETS['MLFLOW_TRACKING_PASSWORD']}".encode()).decode()
+    assert status_of(uri, {}) == 401
+    assert status_of(uri, {"Authorization": f"Basic {admin}"}) == 200
+    assert status_of(uri, {"Authorization": f"Basic {admin}", "Host": "evil.example"}) == 403
+    jobs = f"{cluster.dashboard}/api/jobs/"
+    assert status_of(jobs, {}) == 401
+    assert status_of(jobs, {"Authorization": f"Bearer {SECRETS['RAY_AUTH_TOKEN']}"}) == 200
+
+
+def status_of(url: str, headers: dict[str, str]) -> int:
+    """The status of the answer to a request."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code

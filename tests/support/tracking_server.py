@@ -19,7 +19,12 @@ from tests.support.two_nodes import free_ports
 
 @contextmanager
 def tracking_server(
-    folder: Path, artifacts: str, template: Path | None = None, password: str = "", store: str = ""
+    folder: Path,
+    artifacts: str,
+    template: Path | None = None,
+    password: str = "",
+    store: str = "",
+    direct: bool = False,
 ) -> Iterator[str]:
     """Its URI, while it lasts.
 
@@ -29,13 +34,18 @@ def tracking_server(
         template: a migrated database, which saves seconds.
         password: of its user admin; "" = everybody is let in.
         store: URI of its database, in place of a SQLite file in `folder`.
+        direct: clients bring artifacts to `artifacts` themselves, in place of the server.
     """
     if template is not None:
         shutil.copy(template, folder / "server.db")
     (port,) = free_ports(1)
     command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", port]
     command += ["--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}", "--workers", "1"]
-    command += ["--artifacts-destination", artifacts, "--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
+    if direct:
+        command += ["--no-serve-artifacts", "--default-artifact-root", artifacts]
+    else:
+        command += ["--artifacts-destination", artifacts]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     if password:
