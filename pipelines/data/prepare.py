@@ -25,7 +25,7 @@ from pipelines.cluster.progress import progress
 from pipelines.cluster.shared import check_shared
 from pipelines.data import resume, statistics
 from pipelines.data.classes import with_class_map
-from pipelines.data.copies import Copies
+from pipelines.data.copies import KEY, Copies
 from pipelines.data.duplicates import PHOTOGRAPHS, write_keys
 from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import (
@@ -347,17 +347,28 @@ def _check_same(out: str, there: Mapping[str, Any], about: dict, replace_others:
     if any(there.get(key) != about[key] for key in ("reader", "root", "split")):
         owner = f"split {there.get('split')} of {there.get('root')}"
         raise ValueError(f"{out}: holds the shards of {owner}; give another folder, or delete this one first")
-    before, now = there.get("preparation", about["preparation"]), about["preparation"]
+    before, now = (_spelt(one, about["preparation"]) for one in (there, about))
     differing = [
-        f"{key} was {_shown(before.get(key))} and is now {_shown(now[key])}"
-        for key in now
-        if before.get(key) != now[key]
+        f"{key} was {_shown(before.get(key))} and is now {_shown(now.get(key))}"
+        for key in dict.fromkeys([*now, *before])
+        if before.get(key) != now.get(key)
     ]
     if differing and not replace_others:
         raise ValueError(
             f"{out}: was prepared with other options ({'; '.join(differing)}); give the same ones, or another folder, "
             "or delete this one first"
         )
+
+
+def _spelt(about: Mapping[str, Any], preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a preparation: its own, the reader's, the class map and the copies."""
+    options = dict(about.get("preparation", preparation))
+    given = json.loads(json.dumps(about.get("options", {})))  # a manifest has lists for tuples
+    options |= {f"data.{key}": value for key, value in given.items()}
+    options["class map (sha256)"] = about.get("class_map", {}).get("sha256")
+    copies = about.get(KEY)
+    options["augmentation of copies"] = None if copies is None else json.dumps(copies, sort_keys=True)
+    return options
 
 
 def _shown(option: object) -> str:

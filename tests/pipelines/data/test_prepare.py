@@ -21,6 +21,7 @@ from pipelines.data import prepare as preparation
 from pipelines.data import resume
 from pipelines.data.join import Roots
 from pipelines.data.prepare import Manifest, ensure_shards, is_shards, prepare, read_row
+from pipelines.data.readers import read_source
 from pipelines.data.readers.coco_panoptic import coco_panoptic
 from pipelines.data.readers.source import Problem
 from pipelines.data.verify import verify
@@ -283,6 +284,8 @@ def test_a_finished_set_is_not_mixed_with_other_options(tmp_path: Path) -> None:
         ValueError, match=r"rows_per_shard was its default and is now 2; on_invalid was stop and is now skip"
     ):
         prepare(source, out, rows_per_shard=2, on_invalid="skip")
+    with pytest.raises(ValueError, match=r"other options \(data\.things was its default and is now \['person'\]\)"):
+        prepare(read_source("coco", tmp_path / "data", "val", {"things": ("person",)}), out)
     assert contents(out) == before
     assert len(prepare(source, out, rows_per_shard=2, replace_others=True).shards) == 2
     (tmp_path / "data/images/val/000.jpg").write_bytes((tmp_path / "data/images/val/001.jpg").read_bytes())
