@@ -39,6 +39,7 @@ from pipelines.config import Experiment, Train
 from pipelines.data.loader import Feed
 from pipelines.data.sampler import Stream
 from pipelines.tracking.tracker import Tracker
+from pipelines.training import machine
 from pipelines.training.broken import Recent, kept
 from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
 from pipelines.training.state import Job, State, accumulation, last_step
@@ -145,6 +146,9 @@ def train(state: State) -> str:
     if first >= last:
         return ""
     begin = time.monotonic()
+    if state.tracker is not None and (table := machine.describe(state)):
+        _say(table)
+        state.tracker.text("summary.txt", table)
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)
     meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()
@@ -177,7 +181,8 @@ def train(state: State) -> str:
                     meter.steps = meter.images = 0
                     meter.wait = meter.seconds = 0.0
                 if state.step % options.log_every == 0 or state.step == last:
-                    log(state, meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {}), health)
+                    values = meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {})
+                    log(state, values, health, machine.usage(state.device))
                 if state.step % options.validate_every == 0 or state.step == last:
                     evaluation = validate(state)
                     writer.save(evaluation)
@@ -232,12 +237,12 @@ def stream_of(state: State) -> Stream:
     )
 
 
-def log(state: State, values: dict[str, float], health: SkipCounter) -> None:
+def log(state: State, values: dict[str, float], health: SkipCounter, usage: Mapping[str, float]) -> None:
     """Means since the last call: into the MLflow run, and as a line on the console. Rank 0 alone does it."""
     if state.tracker is None:
         return
     values = {**values, "memory_mib": _memory(state.device), "skipped_steps": health.skipped}
-    state.tracker.metrics(state.step, {f"train/{name}": value for name, value in values.items()})
+    state.tracker.metrics(state.step, {f"train/{name}": value for name, value in values.items()} | dict(usage))
     gauges.publish(progress_gauges(state.step, last_step(state.experiment.train), values), run=state.experiment.name)
     _say(console_line(state.step, last_step(state.experiment.train), values))
 

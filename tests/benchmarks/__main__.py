@@ -35,6 +35,7 @@ from tests.benchmarks import (
     preparing,
     queries,
     reading,
+    stepping,
     throughput,
 )
 from tests.benchmarks.timing import Case, Row, hardware, measure, table
@@ -42,7 +43,7 @@ from tests.benchmarks.timing import Case, Row, hardware, measure, table
 WITH_RAY = ("feed", "feeds", "feeds-bytes")
 ROWS = (
     *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate"),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step"),
     *("prepare", "read", *WITH_RAY),
 )
 
@@ -92,6 +93,7 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             *detr.cases(names, given.scale, given.peers),
             *queries.cases(names, given.scale, given.peers),
             *fcn.cases(names, given.scale),
+            *([stepping.case(given.scale)] if "step" in names else []),
             *([loading.case(photograph, side(640), given.peers)] if "4" in names else []),
         ]
         for case in cases:
