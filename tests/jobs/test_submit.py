@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.cluster import submission
 from tests.support import s3_server, two_nodes
 from tests.support.tracking_server import tracking_server
 from tests.support.two_nodes import Cluster, ray
@@ -93,6 +96,77 @@ def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: Cluster, tm
     for option, times in {"--storage": 2, "--out": 3, "--tracking.uri": 1}.items():
         told = [line for line in text.splitlines() if line.startswith(f"error: {option} ")]
         assert len(told) == times and all("temporary copy of the submitted code" in line for line in told), text
+
+
+def client(folder: Path) -> Path:
+    """A folder as a person works in, who keeps secrets and data beside the code."""
+    submission.stage(folder)
+    for name in (".env", "data/labels.json", "jobs/.token", "runs/notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("\n".join(SECRETS.values()))
+    return folder
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster: Cluster, tmp_path: Path):
+    """One short command: its log is followed, the stopped run is KILLED with a checkpoint, the same --name goes on."""
+    from mlflow import MlflowClient
+
+    from pipelines.cluster import storage
+    from pipelines.training.checkpoints import load_checkpoint
+    from tests.pipelines.cluster.test_two_nodes import upload_scenes
+
+    folder, log = client(tmp_path / "client"), tmp_path / "log.txt"
+    upload_scenes(tmp_path / "scenes")
+    options = [
+        "train",
+        "demo",
+        "--name",
+        "stopped",
+        "--storage",
+        "s3://bucket/runs",
+        "--data.root",
+        "s3://bucket/scenes",
+    ]
+    options += [*TINY.split(), "--train.workers", "1", "--train.steps", "3000", "--train.validate-every", "4"]
+    options += ["--train.overlays", "1"]
+    submit = [sys.executable, "jobs/submit.py"]
+    first = cluster.start([*submit, "--id", "first", *options], log, cwd=folder)
+    wait_for(lambda: "validation at step 8" in log.read_text() or first.poll() is not None)
+    assert first.poll() is None, log.read_text()
+    stopped = cluster.run([*submit, "stop", "first"], cwd=folder)
+    assert stopped.returncode == 0 and "first: STOPPED" in stopped.stdout, stopped.stdout
+    assert first.wait(60) == submission.STOPPED
+    text = log.read_text()
+    assert "first submitted" in text and "interrupted by SIGTERM; the same command goes on" in text
+    assert "not sent, since secret: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD" in text
+
+    store = MlflowClient(cluster.environment["MLFLOW_TRACKING_URI"])
+    run = json.loads(storage.read_bytes("s3://bucket/runs/stopped/run.json"))["run_id"]
+    assert store.get_run(run).info.status == "KILLED"
+    last = max(name.split("/")[0] for name in storage.list_files("s3://bucket/runs/stopped") if "checkpoint.pt" in name)
+    step = load_checkpoint(f"s3://bucket/runs/stopped/{last}")["step"]
+    assert step >= 8 and last == f"step_{step:06d}"
+
+    with (folder / "jobs" / "train.py").open("a") as file:
+        file.write("    print('this file was edited')\n")
+    again = [*submit, "--id", "second", *options, "--train.stop-after", str(step + 4)]
+    done = cluster.run(again, cwd=folder)
+    assert done.returncode == 0 and "second ended with code 0" in done.stdout, done.stdout
+    assert f"continuing at step {step}," in done.stdout and "this file was edited" in done.stdout
+    assert store.get_run(run).info.status == "FINISHED"
+    repeated = cluster.run(again, cwd=folder)
+    assert repeated.returncode == 0 and "second is there already (SUCCEEDED), and is not submitted" in repeated.stdout
+    wrong = cluster.run([*submit, "--id", "third", *options, "--optim.lr", "7"], cwd=folder)
+    assert wrong.returncode == 2 and "began with other options: optim.lr" in wrong.stdout
 
 
 @pytest.mark.slow
