@@ -47,6 +47,9 @@ PAUSES = (0.1, 0.5, 2.0, 5.0)
 
 # Rows at random from shards
 
+OPENED_AT_ONCE = 64
+"""Shards that may be opened at the same time, each by one thread."""
+
 
 class Rows:
     """Reads rows of a set of shards in any order, in any number of threads."""
@@ -58,6 +61,7 @@ class Rows:
         self._files: OrderedDict[int, pa.NativeFile] = OrderedDict()
         self._checked: set[int] = set()
         self._lock = threading.Lock()
+        self._opening = [threading.Lock() for _ in range(OPENED_AT_ONCE)]
 
     @cached_property
     def index(self) -> Index:
@@ -141,22 +145,30 @@ class Rows:
         raise AssertionError("unreachable")
 
     def _open(self, shard: int) -> pa.NativeFile:
-        """The open file, checked when it was opened. Two threads may open one at once; the files are alike."""
+        """The open file, checked when it was opened; one thread opens it, and the others wait for that."""
+        if (file := self._opened(shard)) is not None:
+            return file
+        with self._opening[shard % OPENED_AT_ONCE]:
+            if (file := self._opened(shard)) is not None:
+                return file
+            described = self.shards.files[shard]
+            file = open_shard(described)
+            if shard not in self._checked:
+                check_schema(described, file, self.index.header(shard), shard_schema(self.index.image_id))
+            with self._lock:
+                self._checked.add(shard)
+                self._files[shard] = file
+                if len(self._files) > self._limit:
+                    self._files.popitem(last=False)  # closed once no thread reads from it any more
+            return file
+
+    def _opened(self, shard: int) -> pa.NativeFile | None:
+        """The file where it is open."""
         with self._lock:
             file = self._files.get(shard)
             if file is not None:
                 self._files.move_to_end(shard)
-                return file
-        described = self.shards.files[shard]
-        file = open_shard(described)
-        if shard not in self._checked:
-            check_schema(described, file, self.index.header(shard), shard_schema(self.index.image_id))
-        with self._lock:
-            self._checked.add(shard)
-            self._files[shard] = file
-            if len(self._files) > self._limit:
-                self._files.popitem(last=False)  # closed once no thread reads from it any more
-        return file
+            return file
 
     def _place(self, shard: int, number: int) -> str:
         return f"{self.shards.files[shard].uri}: row {number - int(self.index.starts[shard])}"
