@@ -13,6 +13,9 @@ from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes
 
+PUBLISHED = EfficientPSConfig(backbone=replace(EfficientPSConfig().backbone, own_pixels=True))
+"""The published model. Its pixels are those of Cityscapes, not those with which its weights were trained."""
+
 EPOCH = 2975 / 16
 """Steps of an epoch of Cityscapes' fine annotations, 16 images a step."""
 
@@ -26,7 +29,7 @@ def efficientps_b5_cityscapes() -> Experiment:
     batch scales it linearly.
     """
     return Experiment(
-        model=EfficientPSConfig(),
+        model=PUBLISHED,
         data=Data(root="", train="train", val="val"),
         augment=POLICIES["efficientps"],
         resize=Resize(),

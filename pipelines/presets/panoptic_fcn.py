@@ -31,6 +31,9 @@ from pipelines.presets.small import on_photographs, on_scenes
 CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
 """Short sides of the recipe for Cityscapes."""
 
+PUBLISHED = PanopticFCNConfig(backbone=replace(PanopticFCNConfig().backbone, own_pixels=True))
+"""The published model. Its pixels are not those of its weights: a mean of RGB is subtracted from BGR images."""
+
 
 def panoptic_fcn_scenes() -> Experiment:
     """Drawn scenes on two CPU workers, from scratch.
@@ -70,7 +73,7 @@ def panoptic_fcn_r50_coco() -> Experiment:
     without a thing. Its faster variants only cut earlier: --model.thing-threshold 0.2 --model.region-threshold 0.1.
     """
     return Experiment(
-        model=PanopticFCNConfig(),
+        model=PUBLISHED,
         data=Data(root="", train="train2017", val="val2017"),
         augment=Augment(scale="short", sides=(640, 672, 704, 736, 768, 800), longest=1333, antialias=True),
         resize=Resize(short=800, longest=1333, antialias=True),

@@ -148,7 +148,7 @@ def replay(file: str, device: torch.device | str = "cpu") -> Replay:
         with autocast(images, engine), one_of(len(batches)):
             losses, _ = model(images, targets)
         (torch.stack(list(losses.values())).sum() / len(batches)).backward()
-        sums = {name: sums.get(name, 0.0) + float(value) / len(batches) for name, value in losses.items()}
+        sums = {name: sums.get(name, 0.0) + float(value.detach()) / len(batches) for name, value in losses.items()}
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
     return Replay(record["step"], [name for _, t in batches for name in t.names], sums, modules, bad)
 

@@ -78,8 +78,8 @@ DETECTOR = DetectorConfig(
 class EfficientPSConfig:
     """EfficientPS on any backbone; the defaults are the published ones for Cityscapes."""
 
-    backbone: Backbone = field(default_factory=lambda: Backbone("efficientps_b5", own_pixels=True, norm="absolute"))
-    """The network that the features come from. The published recipe has pixels of Cityscapes, not the weights'."""
+    backbone: Backbone = field(default_factory=lambda: Backbone(name="efficientps_b5", norm="absolute"))
+    """The network that the features come from."""
     divisor: PositiveInt = 32
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (106.433, 116.617, 119.559)

@@ -90,10 +90,8 @@ BIAS = -2.19
 class PanopticFCNConfig:
     """Panoptic FCN; the defaults are the published ResNet-50 for COCO."""
 
-    backbone: Backbone = field(
-        default_factory=lambda: Backbone(own_pixels=True, stride_in_1x1=True, norm="frozen", freeze=2)
-    )
-    """The network that the features come from. The published recipe keeps its own pixels, whatever the weights."""
+    backbone: Backbone = field(default_factory=lambda: Backbone(stride_in_1x1=True, norm="frozen", freeze=2))
+    """The network that the features come from."""
     divisor: PositiveInt = 32
     """Batches are padded to a multiple of this."""
     pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)

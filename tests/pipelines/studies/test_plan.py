@@ -109,6 +109,7 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
 )
 def test_what_is_refused(options: Options, rest: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run, "join_cluster", lambda *given: pytest.fail("Ray was started"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it when a store is chosen
     with pytest.raises(ValueError, match=message):
         run.run(options, rest, PRESETS)
 

@@ -71,7 +71,7 @@ def test_a_replay_is_the_step_to_rounding(job: Job, monkeypatch: pytest.MonkeyPa
     state = build_state(job)
     seen: dict[int, dict[str, float]] = {}
 
-    def note(state: Any, values: dict[str, float], health: Any) -> None:
+    def note(state: Any, values: dict[str, float], *_: Any) -> None:
         seen[state.step - 1] = {n.removeprefix("loss/"): v for n, v in values.items() if n.startswith("loss/")}
         if state.step == 3:
             raise BrokenSteps("told", 2)
