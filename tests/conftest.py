@@ -50,7 +50,8 @@ SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devi
 """Files whose tests run in any process."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before xdist, which reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Say which tests run in one process when there are several (`make test`).
 
     All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. They are the
@@ -64,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif path.name not in SCATTERED:
             item.add_marker(pytest.mark.xdist_group(path.as_posix()))
     items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
