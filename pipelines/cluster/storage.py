@@ -16,6 +16,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -285,9 +286,16 @@ def write_bytes(uri: Uri, data: bytes | memoryview) -> None:
     with naming(uri, "written"):
         if isinstance(filesystem, fs.LocalFileSystem):
             _write_local(path, data)
-        else:  # an S3 object appears when its upload is complete
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+        else:
+            # An S3 object appears when its stream is closed, which an exception does, too: SIGTERM would leave a
+            # part of the file. Signals reach the main thread only; it waits for the upload even when it has to end.
+            with ThreadPoolExecutor(1) as uploading:
+                uploading.submit(_upload, filesystem, path, data).result()
+
+
+def _upload(filesystem: fs.FileSystem, path: str, data: bytes | memoryview) -> None:
+    with filesystem.open_output_stream(path) as stream:
+        stream.write(data)
 
 
 def _write_local(path: str, data: bytes | memoryview) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -309,6 +310,31 @@ def test_each_row_on_s3_is_one_request_also_from_a_store_that_fails(
         rest |= read(replace(whole, start=12, steps=7, world=2, rank=rank))
     assert rest == {position: found[position] for position in range(12, 40)}
     assert proxy.times("busy") >= 5
+
+
+def test_a_write_that_is_interrupted_leaves_no_part_of_a_file(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, which ends Ray's workers by an exception, comes when the upload has begun and nothing is sent yet."""
+    file, whole = f"{bucket}/file", b"whole" * 100
+    storage.write_bytes(file, b"old")
+    filesystem, path = storage.resolve(file)
+
+    class Interrupting:
+        def open_output_stream(self, path: str) -> Any:
+            stream = filesystem.open_output_stream(path)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return stream
+
+    def leave(*_: object) -> None:
+        raise SystemExit(1)
+
+    former = signal.signal(signal.SIGUSR1, leave)
+    try:
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr(storage, "resolve", lambda uri: (Interrupting(), path))
+            storage.write_bytes(file, whole)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert storage.read_bytes(file) == whole
 
 
 OPERATIONS = {

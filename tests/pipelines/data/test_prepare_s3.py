@@ -178,8 +178,7 @@ def test_a_driver_that_is_killed_is_followed_by_another_and_never_joined(
     before = len(proxy.requests)
     prepare(source, out, **OPTIONS)
     written = [path for _, method, path, _ in proxy.requests[before:] if method == "PUT"]
-    again = {name for name in finished for path in written if f"/{name}.arrow" in path}
-    assert len(again) <= 1, again  # a report whose answer is lost on a busy machine costs its shard's work once more
+    assert not [path for path in written if any(f"/{name}.arrow" in path for name in finished)]
     assert contents(out) == undisturbed
 
 
