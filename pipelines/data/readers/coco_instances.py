@@ -33,7 +33,7 @@ from pipelines.data.readers.category_list import checked_categories
 from pipelines.data.readers.exif import exif_orientation
 from pipelines.data.readers.faults import DRAW, FETCH, Fault, placed
 from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, members
-from pipelines.data.readers.places import holding, image_places, root_of_json
+from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
 from pipelines.data.readers.source import SWAPPED, Orientation, Problem, Source, Truth
 from pipelines.data.readers.tables import table
@@ -102,7 +102,7 @@ def coco_instances(
     Raises:
         ValueError: a file or folder is missing, the JSON is no such, or options contradict each other.
     """
-    tree, json_file = root_of_json(root, json_file)
+    tree, json_file = tree_and_file(root, json_file)
     if json_file:
         at, path = given(tree, json_file, "--data.json-file")
     else:
@@ -401,40 +401,31 @@ def instance_source(
     Raises:
         ValueError: the annotations as a whole do not fit the images.
     """
+    listed = {image.id for image in content.images}
+    ids = _image_ids(content, file, listed)
     known = set(categories.ids)
     times = Counter(image.id for image in content.images)
     names = Counter(image.name for image in content.images)
-    listed = {image.id for image in content.images}
-    ids = _image_ids(content, file, listed)
     rows, problems, stamps, size = [], [], [], 0
     for image in content.images:
         annotations = content.annotations.get(ids.get(image.id, image.id), [])
-        photograph = images.match(image.name)
-        semantic = maps.match(f"{image.name.rsplit('.', 1)[0]}.png") if maps else ""
-        if fault := content.faults.get(image.id):
-            reason, remedy = fault.reason, fault.remedy
-        elif times[image.id] > 1:
-            reason = f"image id {shown(image.id)} appears {times[image.id]} times in images"
-            remedy = "give each image an id of its own, which its annotations have too; join sets with --data.root A B"
-        elif names[image.name] > 1:
-            reason = f"file name appears {names[image.name]} times in images"
-            remedy = "keep one entry of each photograph; join sets with --data.root A B"
-        elif photograph is None:
-            reason, remedy = f"image is missing: {images.lacks(image.name)} (partial download?)", FETCH
-        elif maps and semantic is None:
-            reason, remedy = f"semantic map is missing: {maps.lacks(f'{image.name.rsplit(chr(46), 1)[0]}.png')}", FETCH
-        else:
-            reason, remedy = _wrong(annotations, known)
-        if reason or photograph is None:
-            problems.append(Problem(image.name, reason, remedy))
+        try:
+            if image.id in content.faults:
+                raise content.faults[image.id]
+            _check_entry(image, times, names)
+            photograph = _file_of(image.name, images, "image")
+            semantic = _file_of(f"{image.name.rsplit('.', 1)[0]}.png", maps, "semantic map") if maps else ""
+            _check_annotations(annotations, known)
+        except Fault as fault:
+            problems.append(Problem(image.name, fault.reason, fault.remedy))
             continue
-        stamps.append((images.stamps[photograph], maps.stamps[semantic] if maps and semantic else None))
+        stamps.append((images.stamps[photograph], maps.stamps[semantic] if maps else None))
         size += images.stamps[photograph][0]
         rows.append(
             Row(
                 photograph,
                 images.address(photograph),
-                maps.address(semantic) if maps and semantic else "",
+                maps.address(semantic) if maps else "",
                 image.id,
                 (b"[" + b",".join(annotations) + b"]").decode(),
                 image.height,
@@ -492,20 +483,40 @@ def _image_ids(content: Content, file: str, listed: set[int | str]) -> dict[int 
     )
 
 
-def _wrong(annotations: Sequence[bytes], known: set[int]) -> tuple[str, str]:
-    """Reason and remedy if annotations use a category that is not there, or have no mask."""
+def _check_entry(image: ImageEntry, times: Counter, names: Counter) -> None:
+    """Refuse an image whose id or file name another one has too."""
+    if times[image.id] > 1:
+        raise Fault(
+            f"image id {shown(image.id)} appears {times[image.id]} times in images",
+            "give each image an id of its own, which its annotations have too; join sets with --data.root A B",
+        )
+    if names[image.name] > 1:
+        raise Fault(
+            f"file name appears {names[image.name]} times in images",
+            "keep one entry of each photograph; join sets with --data.root A B",
+        )
+
+
+def _file_of(name: str, folder: Folder, what: str) -> str:
+    """The file of a folder that a name means."""
+    found = folder.match(name)
+    if found is None:
+        raise Fault(f"{what} is missing: {folder.lacks(name)} (partial download?)", FETCH)
+    return found
+
+
+def _check_annotations(annotations: Sequence[bytes], known: set[int]) -> None:
+    """Refuse annotations that use a category that is not there, or have no mask."""
     entries = [pydantic_core.from_json(text) for text in annotations]
     unknown = {str(entry["category_id"]) for entry in entries if entry["category_id"] not in known}
     if unknown:
         listed = ", ".join(sorted(unknown))
-        return f"category_id {listed} is not in the JSON's categories", "add it there, or take its annotations out"
+        raise Fault(
+            f"category_id {listed} is not in the JSON's categories", "add it there, or take its annotations out"
+        )
     boxes = [shown(entry.get("id", "?")) for entry in entries if entry.get("segmentation") in (None, [], {}, [[]])]
     if boxes:
-        return (
-            f"box without mask (annotation {', '.join(boxes[:5])})",
-            "draw the mask or remove the box",
-        )
-    return "", ""
+        raise Fault(f"box without mask (annotation {', '.join(boxes[:5])})", "draw the mask or remove the box")
 
 
 def _warn_of_crowds(content: Content, file: str, crowd: Crowd) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_source import categories_of, coco_source, public_set, read_json
-from pipelines.data.readers.places import holding, image_places, prefixes, root_of_json
+from pipelines.data.readers.places import holding, image_places, prefixes, tree_and_file
 from pipelines.data.readers.source import Orientation, Source, decode_coco
 from pipelines.data.readers.tree import Folder, given
 
@@ -47,7 +47,7 @@ def coco_panoptic(
         ValueError: a file or folder is missing (naming every place looked at), or the JSON cannot be read as
             COCO-panoptic. What is wrong with single images is in `Source.problems` instead.
     """
-    tree, json_file = root_of_json(root, json_file)
+    tree, json_file = tree_and_file(root, json_file)
     if json_file:
         at, path = given(tree, json_file, "--data.json-file")
     else:

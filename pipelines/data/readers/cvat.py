@@ -30,9 +30,9 @@ from pipelines.data.readers.coco_instances import (
     read_mask,
 )
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.places import holding, image_places
+from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.source import Orientation, Source
-from pipelines.data.readers.tree import Folder, Tree, given
+from pipelines.data.readers.tree import Folder, given
 
 FILE = "annotations.xml"
 
@@ -63,11 +63,7 @@ def cvat(
     Raises:
         ValueError: the file is missing, is no such export or one of a video, or has no such subset.
     """
-    text = storage.absolute(root)
-    if text.lower().endswith(".xml") and not storage.is_folder(text):
-        tree, json_file = Tree(text.rsplit("/", 1)[0] or "/"), text
-    else:
-        tree = Tree(text)
+    tree, json_file = tree_and_file(root, json_file, ".xml")
     if json_file:
         at, path = given(tree, json_file, "--data.json-file")
     else:

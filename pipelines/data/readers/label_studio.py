@@ -32,10 +32,10 @@ from pipelines.data.readers.coco_instances import (
     read_mask,
 )
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.places import holding, image_places
+from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.segments_ai import only_json
 from pipelines.data.readers.source import Orientation, Source
-from pipelines.data.readers.tree import Folder, Tree, given
+from pipelines.data.readers.tree import Folder, given
 
 _MASKS = ("brush", "polygon")
 _OTHERS = ("rectangle", "ellipse", "keypoint", "vector", "video", "bitmask")
@@ -70,11 +70,7 @@ def label_studio(
     Raises:
         ValueError: there is no JSON, or it is no such export.
     """
-    text = storage.absolute(root)
-    if text.lower().endswith(".json") and not storage.is_folder(text):
-        tree, json_file = Tree(text.rsplit("/", 1)[0] or "/"), text
-    else:
-        tree = Tree(text)
+    tree, json_file = tree_and_file(root, json_file)
     if not json_file and any(_OF_REGIONS.match(name) for name in tree.names()):
         raise ValueError(
             f"{tree.root}: holds a PNG for each region (task-N-annotation-M-…), which do not name their photographs; "

@@ -8,12 +8,14 @@ from pipelines.cluster import storage
 from pipelines.data.readers.tree import Tree
 
 
-def root_of_json(root: storage.Uri, json_file: storage.Uri) -> tuple[Tree, storage.Uri]:
-    """The tree of a data set, and its JSON: a JSON may be given as the root, and then its folder is the data set."""
+def tree_and_file(
+    root: storage.Uri, annotation_file: storage.Uri, extension: str = ".json"
+) -> tuple[Tree, storage.Uri]:
+    """The tree of a data set, and its annotation file, which may be given as the root: then its folder is the tree."""
     text = storage.absolute(root)
-    if text.lower().endswith(".json") and not json_file and not storage.is_folder(text):
+    if text.lower().endswith(extension) and not annotation_file and not storage.is_folder(text):
         return Tree(text.rsplit("/", 1)[0] or "/"), text
-    return Tree(text), json_file
+    return Tree(text), annotation_file
 
 
 def prefixes(name: str) -> list[str]:

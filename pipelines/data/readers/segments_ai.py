@@ -17,7 +17,7 @@ from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import read_file, readable
 from pipelines.data.readers.faults import FETCH
-from pipelines.data.readers.places import holding, image_places
+from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
 from pipelines.data.readers.source import Orientation, Problem, Source
 from pipelines.data.readers.tree import Folder, Tree, given
@@ -51,11 +51,7 @@ def segments_ai(
     Raises:
         ValueError: there is no release file, it is of another task type, or has no such label set.
     """
-    text = storage.absolute(root)
-    if text.lower().endswith(".json") and not storage.is_folder(text):
-        tree, json_file = Tree(text.rsplit("/", 1)[0] or "/"), text
-    else:
-        tree = Tree(text)
+    tree, json_file = tree_and_file(root, json_file)
     at, path = given(tree, json_file, "--data.json-file") if json_file else (tree, only_json(tree, "release file"))
     file = readable(at.address(path))
     data = read_file(at.address(path))
