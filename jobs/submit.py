@@ -53,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
     options: Options = parse_options(Options, own, str(__doc__), {})
     if asked[0] == "files":
         with tempfile.TemporaryDirectory() as folder:
-            files = submission.stage(Path(folder), options.carry)
+            files = submission.stage(Path(folder) / "code", options.carry)
+            sent = submission.pack(Path(folder) / "code").stat().st_size
         print("\n".join(f"{size:>9,}  {name}" for name, size in files))
-        print(f"{sum(size for _, size in files):>9,}  bytes in {len(files)} files")
+        print(f"{sum(size for _, size in files):>9,}  bytes in {len(files)} files; {sent:,} are sent, compressed")
         return ""
     client = submission.Client(options.address or os.environ.get(ADDRESS) or "http://127.0.0.1:8265")
     again = f"{submission.python_of()} jobs/submit.py"

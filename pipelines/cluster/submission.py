@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,9 @@ class Client:
         if self.status(name):
             return name, False
         with tempfile.TemporaryDirectory() as folder:
-            stage(Path(folder), carried)
+            stage(Path(folder) / "code", carried)
             environment = {
-                "working_dir": folder,
+                "working_dir": str(pack(Path(folder) / "code")),
                 "env_vars": settings(os.environ),
                 "config": {"setup_timeout_seconds": SETUP},
             }
@@ -267,6 +268,20 @@ def stage(folder: Path, carried: Sequence[str] = (), root: Path = REPOSITORY) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(name if name in carried else root / name, target)
     return files
+
+
+def pack(folder: Path) -> Path:
+    """A compressed archive of a staged folder, beside it: Ray would send the folder itself uncompressed.
+
+    The same files give the same bytes, by whose hash Ray knows what a cluster has already.
+    """
+    file = folder.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # without the time of the copy
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return file
 
 
 def python_of() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -47,13 +49,25 @@ def test_files_that_are_named_are_sent_from_below_the_working_directory_only(
             submission.stage(out, [wrong], checkout)
 
 
-def test_this_code_takes_less_than_two_megabytes(tmp_path: Path):
-    submission.stage(tmp_path / "code")
-    with zipfile.ZipFile(tmp_path / "code.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in (tmp_path / "code").rglob("*"):
-            archive.write(path, path.relative_to(tmp_path))
-    assert 100_000 < (tmp_path / "code.zip").stat().st_size < 2_000_000
-    assert {path.name for path in (tmp_path / "code").iterdir()} == set(submission.PACKAGES)
+def test_this_code_is_sent_in_less_than_two_megabytes():
+    """What Ray is given is one archive, which it would not make of a folder: it does not compress."""
+    server = JobServer([])
+    client_of(server).submit(["train"], "b")
+    (sent,) = server.sent
+    with zipfile.ZipFile(io.BytesIO(sent)) as archive:
+        assert archive.namelist() == sorted(submission.code_files()) and archive.testzip() is None
+        assert archive.read("jobs/train.py") == (submission.REPOSITORY / "jobs" / "train.py").read_bytes()
+    assert 100_000 < len(sent) < 2_000_000
+    assert {name.split("/")[0] for name in submission.code_files()} == set(submission.PACKAGES)
+
+
+def test_what_a_cluster_has_is_not_sent_again(checkout: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Ray knows it by the hash of the archive, in which no time of a copy stands."""
+    folder = tmp_path_factory.mktemp("sent") / "code"
+    submission.stage(folder, root=checkout)
+    before = submission.pack(folder).read_bytes()
+    os.utime(folder / "jobs" / "train.py", (1e9, 1e9))
+    assert submission.pack(folder).read_bytes() == before
 
 
 def test_too_much_code_is_refused(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,6 +121,7 @@ class JobServer:
 
     def __init__(self, *connections: list[str | Exception], status: str = "SUCCEEDED", code: int | None = 0) -> None:
         self.connections, self.ended, self.code, self.submitted = list(connections), status, code, 0
+        self.sent: list[bytes] = []
 
     def list_jobs(self) -> list[SimpleNamespace]:
         status = SimpleNamespace(value="RUNNING" if len(self.connections) > 1 else self.ended)
@@ -121,8 +136,9 @@ class JobServer:
     def get_job_info(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(status=SimpleNamespace(value=self.ended), driver_exit_code=self.code, message="no\nnode")
 
-    def submit_job(self, **given: object) -> None:
+    def submit_job(self, runtime_env: dict[str, str], **given: object) -> None:
         self.submitted += 1
+        self.sent.append(Path(runtime_env["working_dir"]).read_bytes())
 
 
 def client_of(server: JobServer) -> submission.Client:
