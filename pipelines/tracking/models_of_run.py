@@ -102,21 +102,19 @@ def _entries(client: MlflowClient, run: Run) -> dict[str, str]:
 def _link(client: MlflowClient, run: Run, model: str, step: int, metrics: Mapping[str, float], data: DataSet) -> None:
     """Write metrics of a step again, with the model and the data that they belong to.
 
-    With the timestamp that they have in the run already they are the same points of its curves.
+    With the timestamp that they have in the run already they are the same points of its curves. The metrics of a
+    validation are logged at once, so one of them tells it: a question for each would take minutes with many classes.
     """
     from mlflow.entities import Metric
 
     own = {"model_id": model, "dataset_name": data.name, "dataset_digest": data.digest[:DIGEST_LENGTH]}
-    known = set(client.get_run(run.run_id).data.metrics)
-    points = []
-    for key, value in metrics.items():
-        name = metric_name(key)
-        history = client.get_metric_history(run.run_id, name) if name in known else []
-        here = [metric for metric in history if metric.step == step]
-        if here:
-            value, timestamp = here[-1].value, here[-1].timestamp
-        else:
-            timestamp = client.get_run(run.run_id).info.start_time
-        points.append(Metric(name, value, timestamp, step, run_id=run.run_id, **own))
+    logged = client.get_run(run.run_id)
+    known = [name for name in map(metric_name, metrics) if name in logged.data.metrics]
+    histories = (client.get_metric_history(run.run_id, name) for name in known)
+    here = ([metric.timestamp for metric in history if metric.step == step] for history in histories)
+    timestamp = next((timestamps[-1] for timestamps in here if timestamps), logged.info.start_time)
+    points = [
+        Metric(metric_name(key), value, timestamp, step, run_id=run.run_id, **own) for key, value in metrics.items()
+    ]
     for start in range(0, len(points), 1000):
         client.log_batch(run.run_id, metrics=points[start : start + 1000])
