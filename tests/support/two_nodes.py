@@ -224,7 +224,8 @@ def cluster_of_nodes(
 def ended_without_us(mark: str, folder: Path) -> Iterator[None]:
     """Should this process be killed in here, another one ends the cluster: it waits for the end of a pipe."""
     command = [sys.executable, "-E", __file__, mark, str(folder)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as waiting:
+    unmarked = {name: value for name, value in os.environ.items() if name != MARK}  # it is not to end itself
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=unmarked) as waiting:
         yield
         assert waiting.stdin is not None
         waiting.stdin.close()
