@@ -35,6 +35,7 @@ def command(main: Callable[[Sequence[str] | None], Any], arguments: Sequence[str
     """Run a job's `main` as a program: what is wrong with the input is one line and an exit code."""
     mask_output()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where each client has its credentials from
     for handler in logging.getLogger().handlers:
         handler.addFilter(Masking())
     try:

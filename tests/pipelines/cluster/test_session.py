@@ -127,6 +127,27 @@ def test_what_another_attempt_would_not_mend_is_told_at_once(stubbed: pytest.Mon
     started[0].wait()
 
 
+def test_workers_of_a_cluster_have_time_to_set_up_what_was_sent(stubbed: pytest.MonkeyPatch) -> None:
+    """Ray Train takes 60 s for the start of a group, in which a machine may have to unpack the code or to be bought.
+
+    It hands the variable to its controller and, where a trial of a sweep trains, finds it in that process: each joins
+    through `connect`.
+    """
+    import ray
+
+    constants = pytest.importorskip("ray.train.v2._internal.constants", reason="Ray Train has moved its constants")
+    name = constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
+    stubbed.setenv(name, "")
+    stubbed.delenv(name)
+    stubbed.setattr(ray, "init", lambda **options: None)
+    stubbed.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    session.connect()
+    assert float(constants.get_env_vars_to_propagate()[name]) >= 900
+    stubbed.setenv(name, "1800")
+    session.connect()
+    assert constants.get_env_vars_to_propagate()[name] == "1800", "what was exported is not replaced"
+
+
 def test_no_process_of_a_local_session_listens_beyond_the_machine(ray_cluster) -> None:
     import psutil
     import ray
