@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -83,6 +82,8 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of one group of lowest cost [Q, N], of the targets `columns` (int64) only."""
+    from scipy.optimize import linear_sum_assignment  # a tenth of a second that most processes need not spend
+
     queries, chosen = linear_sum_assignment(cost[:, columns])
     return queries, columns[chosen]
 

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from panoptic.segmentation import Categories, Segmentation, flag, renumber, shown, whole_number
 
@@ -393,6 +392,8 @@ def to_coco(
     The id of a segment is its number after those without a pixel are left out (the official evaluation
     refuses them). `area` and `bbox` (x, y, width, height) are counted from pixels.
     """
+    from scipy import ndimage  # a tenth of a second that most processes need not spend
+
     alive = segmentation.compact()
     crowd, areas = alive.is_crowd(), alive.areas()
     infos = []

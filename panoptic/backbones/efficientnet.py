@@ -13,8 +13,6 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from timm.layers.create_conv2d import create_conv2d
-from timm.layers.helpers import make_divisible
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import STEM_AND_STAGES
@@ -65,6 +63,9 @@ class EfficientNet(nn.Module):
     """
 
     def __init__(self, name: str, norm: Norm = "absolute") -> None:
+        from timm.layers.create_conv2d import create_conv2d  # timm takes seconds, and most models need nothing of it
+        from timm.layers.helpers import make_divisible
+
         super().__init__()
         width, depth = SCALES[name]
         channels = make_divisible(STEM * width)
@@ -115,6 +116,8 @@ class DepthwiseSeparable(nn.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, norm: Norm) -> None:
+        from timm.layers.create_conv2d import create_conv2d
+
         super().__init__()
         self.residual = stride == 1 and inputs == outputs
         self.conv_dw = create_conv2d(inputs, inputs, kernel, stride=stride, padding="same", depthwise=True)
@@ -134,6 +137,9 @@ class InvertedResidual(nn.Module):
     where it has the same shape."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, norm: Norm) -> None:
+        from timm.layers.create_conv2d import create_conv2d
+        from timm.layers.helpers import make_divisible
+
         super().__init__()
         self.residual = stride == 1 and inputs == outputs
         wide = make_divisible(inputs * 6)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor
 
@@ -85,6 +84,8 @@ def imagenet_weights(name: str, **options: Any) -> Mapping[str, Tensor]:
                 f"{PACKAGES[_plain(name)].name} anew"
             )
         return torch.load(file, map_location="cpu", weights_only=True)
+    import timm  # takes seconds, and most models need nothing of it
+
     if not timm.is_model_pretrained(name):
         raise ValueError(f"backbone.weights imagenet: timm has no weights of {name}; give a file")
     try:
@@ -100,6 +101,8 @@ def imagenet_pixels(name: str) -> Pixels | None:
     """The pixels of a timm model's weights (RGB, as timm gives images); None where timm has no weights of it."""
     if packaged(name) is not None:
         return PACKAGES[_plain(name)].pixels
+    import timm
+
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         return None

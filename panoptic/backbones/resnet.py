@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from panoptic.backbones.stages import STAGES
 from panoptic.layers.norm import Norm, norm_layer
@@ -226,6 +225,8 @@ class DeformableConv3x3(nn.Module):
 
         In float32 whatever the autocast: the kernel knows nothing else on every device.
         """
+        from torchvision.ops import deform_conv2d  # torchvision takes seconds, and most processes need nothing of it
+
         with torch.autocast(x.device.type, enabled=False):
             x, offsets = x.float(), offsets.float()
             mask = offsets[:, 18:].sigmoid() if offsets.shape[1] > 18 else None

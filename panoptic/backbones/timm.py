@@ -6,15 +6,15 @@ Shapes: B images, H x W canvas, h x w a feature map, C channels.
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import timm
-from timm.layers.norm_act import freeze_batch_norm_2d
-from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.layers.norm import freeze
+
+if TYPE_CHECKING:
+    from timm.models import FeatureInfo
 
 OWN_NAMES = ("resnet50_double3x3", "resnet101_double3x3", "swin_tiny", "swin_small", "swin_base", "swin_large")
 """Names of our own backbones that resemble none of timm's, for messages about a name that is neither."""
@@ -32,6 +32,8 @@ class TimmBackbone(nn.Module):
     """
 
     def __init__(self, name: str, output_stride: int = 32) -> None:
+        import timm  # takes seconds, and most models need nothing of it
+
         super().__init__()
         self.name = name
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
@@ -46,7 +48,7 @@ class TimmBackbone(nn.Module):
                 f"backbone.name: timm cannot build {name!r} as a feature pyramid of output stride {output_stride} "
                 f"({error}){near}"
             ) from error
-        info = cast(FeatureInfo, self.body.feature_info)
+        info = cast("FeatureInfo", self.body.feature_info)
         strides = [min(4 * 2**k, output_stride) for k in range(4)]
         if list(info.reduction())[-4:] != strides:
             raise ValueError(
@@ -76,6 +78,8 @@ class TimmBackbone(nn.Module):
         """
         if count == 0:
             return
+        from timm.layers.norm_act import freeze_batch_norm_2d
+
         order = [name for name, _ in self.body.named_modules() if name]
         stop = len(order) if count == 5 else self._end_of_stage(order, STEM_AND_STAGES[count - 1])
         # the largest modules that lie before the end as a whole

@@ -6,12 +6,12 @@ Shapes: B images, C channels, h x w a feature map.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -149,7 +149,7 @@ def frozen_batch_norm(norm: nn.Module) -> FrozenBatchNorm:
     """The constant norm that computes what a batch norm computes in evaluation, under the same keys."""
     assert isinstance(norm, BATCH_NORMS) and norm.running_mean is not None
     channels = len(norm.running_mean)
-    if isinstance(norm, BatchNormAct2d | SyncBatchNormAct):
+    if _is_timms(norm):
         frozen = FrozenBatchNormAct(channels, norm.eps, norm.get_submodule("drop"), norm.get_submodule("act"))
     elif isinstance(norm, AbsoluteBatchNorm | AbsoluteSyncBatchNorm):
         frozen = FrozenAbsoluteBatchNorm(channels, norm.eps)
@@ -157,6 +157,13 @@ def frozen_batch_norm(norm: nn.Module) -> FrozenBatchNorm:
         frozen = FrozenBatchNorm(channels, norm.eps)
     frozen.to(norm.running_mean.device).load_state_dict(norm.state_dict())
     return frozen.train(norm.training)
+
+
+def _is_timms(norm: nn.Module) -> bool:
+    """True for timm's batch norms that drop and activate. Where there is one, timm's module is imported; importing it
+    here would cost every process seconds."""
+    layers = sys.modules.get("timm.layers.norm_act")
+    return layers is not None and isinstance(norm, (layers.BatchNormAct2d, layers.SyncBatchNormAct))
 
 
 def freeze(
@@ -181,6 +188,8 @@ def synchronise_norms(model: Model) -> Model:
 
     By timm's conversion: torch's would drop the activations that timm's batch norms hold.
     """
+    from timm.layers.norm_act import convert_sync_batchnorm
+
     for name, module in list(model.named_modules()):
         if isinstance(module, AbsoluteBatchNorm):
             model.set_submodule(name, AbsoluteSyncBatchNorm(module))

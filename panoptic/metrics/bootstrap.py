@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
 from panoptic.metrics.image import Sparse
 from panoptic.metrics.semantic import known_mean
 from panoptic.segmentation import Categories
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 ROUNDS = 1000
 """Draws of an interval."""
@@ -60,6 +63,8 @@ class Counts:
 
     def table(self, classes: int) -> sparse.csr_array:
         """float64 [4 C, N], by kind of count and class."""
+        from scipy import sparse
+
         rows = self.places[:, 1][None] + classes * np.arange(4)[:, None]
         columns = np.broadcast_to(self.places[:, 0], rows.shape)
         cells = (self.values.T.ravel(), (rows.ravel(), columns.ravel()))

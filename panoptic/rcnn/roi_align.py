@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 """A region of this side (ImageNet's) is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
@@ -47,6 +46,8 @@ def pool(
         samples: points along a side of each cell; 0 takes as many as the region's size asks for.
         aligned: pixel centres lie half a pixel behind the coordinate; False leaves that out (mmdetection 1).
     """
+    from torchvision.ops import roi_align  # torchvision takes seconds, and most processes need nothing of it
+
     regions = with_image(boxes).to(features[0].dtype)
     if len(features) == 1:
         return roi_align(features[0], regions, side, 1 / strides[0], samples, aligned)

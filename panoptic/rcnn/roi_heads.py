@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from panoptic.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import clip, encode, match, sample
@@ -223,6 +222,8 @@ def detect(boxes: Tensor, probabilities: Tensor, size: tuple[int, int], detectio
         size: height and width of the image.
         detection: thresholds and numbers.
     """
+    from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
+
     finite = (boxes.isfinite().all(1) & probabilities.isfinite().all(1)).nonzero()[:, 0]
     boxes = clip(boxes[finite].unflatten(1, (-1, 4)), *size)
     scores = probabilities[finite, :-1]

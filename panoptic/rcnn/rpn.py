@@ -15,7 +15,6 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from panoptic.ranges import NOT_EMPTY, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
@@ -171,6 +170,8 @@ def suppress(
         after: how many stay.
         least: boxes whose width or height is not above are empty.
     """
+    from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
+
     levels = torch.cat([torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(logits)])
     every, confidence = torch.cat(list(boxes), 1), torch.cat(list(logits), 1)
     every = torch.stack(

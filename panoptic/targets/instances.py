@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from panoptic.segmentation import IGNORE, Categories, Targets
 from panoptic.targets.dense import is_thing
@@ -95,6 +94,8 @@ def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Ten
         float32 [R, S, S], the share of each cell that the mask covers; detectron2 trains on those of at
         least 1/2.
     """
+    from torchvision.ops import roi_align  # torchvision takes seconds, and most processes need nothing of it
+
     regions = torch.cat([owners[:, None].to(boxes.dtype), boxes], 1)
     return roi_align(masks.to(boxes.dtype)[:, None], regions, side, 1.0, 0, True)[:, 0]
 

@@ -7,15 +7,17 @@ tensors without data: matrix products, convolutions and attention, not deformabl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from panoptic.metrics.report import text_table
 from panoptic.models.base import PanopticModel
 from panoptic.training.plain import read_config, to_plain, without_download
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def count_macs(model: PanopticModel, size: tuple[int, int]) -> dict[str, int]:
         model: only its configuration is read.
         size: height and width, multiples of the model's divisor.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode  # it imports Triton
+
     config = read_config(without_download(to_plain(model.config)))
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         blank = config.build(model.categories).eval().requires_grad_(False)

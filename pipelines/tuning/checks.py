@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, get_type_hints
 
-import timm
 import torch
 from torch import Tensor
 
@@ -209,6 +208,8 @@ def _imagenet(backbone: Backbone) -> Mapping[str, Tensor]:
     Raises:
         ValueError: timm has no weights, or none for such a backbone.
     """
+    import timm  # takes seconds, and most plans need nothing of it
+
     name = backbone.timm_name
     if not timm.is_model_pretrained(name):
         raise ValueError(f"model.backbone.weights imagenet: timm has no weights for {name}; give a FILE")

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import expit
 from torch import Tensor
 
 from panoptic.layers.greedy_merge import CroppedMask
@@ -191,6 +190,8 @@ def fuse(
     Returns:
         instances by descending score, then stuff in the order of the classes.
     """
+    from scipy.special import expit
+
     # what things compete with: the best class of stuff, or nothing
     stuff = categories.stuff
     best = semantic.best_of(stuff)[0] if stuff else np.zeros(classes.shape, np.float32)

@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.layers.conv import ConvNormAct
@@ -274,6 +273,8 @@ def detect_best(
         detection: thresholds and numbers.
         across_classes: detections of different classes suppress each other too.
     """
+    from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
+
     best, label = probabilities[:, :-1].max(1)
     chosen = clip(boxes.unflatten(1, (-1, 4))[torch.arange(len(label), device=label.device), label], *size)
     kept = chosen.isfinite().all(1) & (best > detection.threshold) & ~is_empty(chosen)

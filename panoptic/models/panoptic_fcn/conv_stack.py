@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from panoptic.layers.norm import Norm, norm_layer
 
@@ -81,6 +80,8 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, outputs, h, w]."""
+        from torchvision.ops import deform_conv2d  # torchvision takes seconds, and most processes need nothing of it
+
         moved, factor = self.offset(x).float().split([2 * TAPS, TAPS], 1)
         with torch.autocast(x.device.type, enabled=False):
             x = deform_conv2d(x.float(), moved, self.conv.weight, self.conv.bias, padding=(1, 1), mask=factor.sigmoid())
