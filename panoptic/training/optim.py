@@ -6,13 +6,16 @@ saved and a continued run cannot get it wrong.
 A rate is `lr * learning_rate_factor(step, total, optim) * group factor`. Warm-up multiplies the
 schedule, as in the references' WarmupPolyLR and WarmupMultiStepLR: at iteration `it` of warm-up the
 factor is `(f (1 - a) + a) * schedule(it)` with `a = it / warmup_steps`, and the schedule counts from
-iteration 0, warm-up included. Nothing is shifted and nothing restarts where the warm-up ends.
+iteration 0, warm-up included. Nothing is shifted and nothing restarts where the warm-up ends. Two options give EoMT's
+rule instead (specification eomt.md, section 8): `schedule_start after_warmup` lets the schedule begin where the warm-up
+ends, and `backbone_warmup_steps` holds the backbone still during the first warm-up and then gives it one of its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from panoptic.backbones.stages import stage_of
+from panoptic.backbones.stages import STAGES, stage_of
 from panoptic.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveUnitFloat, UnitFloat
 
 LISTS: Any = torch
@@ -59,6 +62,15 @@ class Optim:
     stage_decay: PositiveUnitFloat = 1.0
     """Factor on the backbone's learning rate from each stage to the one before it: res5 has the backbone's, res4 that
     times the factor, the stem its fourth power; 1 = the same for all."""
+    layer_decay: PositiveUnitFloat = 1.0
+    """The same from each block of a plain ViT to the one before it (EoMT 0.8): the final norm and the last block have
+    the backbone's rate, patches, positions and tokens that of the first block; 1 = the same for all."""
+    layer_decay_embeddings: bool = False
+    """Patches, positions and tokens come one step of layer_decay below the first block (ViTDet, with a backbone_lr that
+    is layer_decay too)."""
+    undecayed_layers: NonNegativeInt = 0
+    """Last blocks that layer_decay leaves at the backbone's whole rate, the others keeping theirs (EoMT on DINOv3: the
+    blocks that hold queries)."""
     schedule: Literal["poly", "cosine", "multistep", "constant"] = "poly"
     """Shape of the learning rate over the run."""
     power: NonNegativeFloat = 0.9
@@ -73,6 +85,12 @@ class Optim:
     """Steps of linear warm-up; 0 = none."""
     warmup_factor: UnitFloat = 1e-3
     """Factor on the rate at the first step of warm-up."""
+    backbone_warmup_steps: NonNegativeInt = 0
+    """Steps of a second warm-up, of the backbone alone, whose rate is 0 until warmup_steps are over; 0 = it warms up
+    with the rest."""
+    schedule_start: Literal["first_step", "after_warmup"] = "first_step"
+    """Step from which poly and cosine count: the first, which warm-up multiplies, or the one at which each parameter's
+    own warm-up has ended (EoMT)."""
     clip_norm: NonNegativeFloat = 0.0
     """Largest norm of the whole gradient; 0 = not clipped."""
     clip_value: NonNegativeFloat = 0.0
@@ -80,15 +98,33 @@ class Optim:
     ema: Decay = 0.0
     """Decay of the averaged weights that are evaluated and kept beside the raw ones (less at first); 0 = none."""
 
+    def __post_init__(self) -> None:
+        if self.stage_decay != 1 and self.layer_decay != 1:
+            raise ValueError(
+                f"optim.stage_decay {self.stage_decay} and optim.layer_decay {self.layer_decay}: both give the "
+                "backbone's rates; set one of them to 1"
+            )
 
-def learning_rate_factor(step: int, total: int, optim: Optim) -> float:
+
+def learning_rate_factor(step: int, total: int, optim: Optim, backbone: bool = False) -> float:
     """The factor on `optim.lr` at iteration `step` of `total`, counted from 0.
+
+    Args:
+        step: iteration.
+        total: iterations of the run.
+        optim: the schedule.
+        backbone: of the backbone's parameters, which `optim.backbone_warmup_steps` warms up after the others.
 
     Steps beyond `total` keep the last value, so that extending a run cannot fail. The floor `final` of
     poly holds after the warm-up only (as the reference's `constant_ending`).
     """
-    done = min(max(step, 0) / max(total, 1), 1.0)
-    warming = step < optim.warmup_steps
+    late = backbone and optim.backbone_warmup_steps > 0
+    begin, length = (optim.warmup_steps, optim.backbone_warmup_steps) if late else (0, optim.warmup_steps)
+    if step < begin:
+        return 0.0
+    warming = step < begin + length
+    shift = begin + length if optim.schedule_start == "after_warmup" else 0
+    done = min(max(step - shift, 0) / max(total - shift, 1), 1.0)
     if optim.schedule == "poly":
         factor = (1.0 - done) ** optim.power
         factor = factor if warming else max(factor, optim.final)
@@ -99,7 +135,7 @@ def learning_rate_factor(step: int, total: int, optim: Optim) -> float:
     else:
         factor = 1.0
     if warming:
-        alpha = step / optim.warmup_steps
+        alpha = (step - begin) / length
         factor *= optim.warmup_factor * (1.0 - alpha) + alpha
     return factor
 
@@ -112,24 +148,28 @@ def scaled_learning_rate(optim: Optim, batch: int) -> float:
     return optim.lr * (ratio if optim.scale_lr == "linear" else math.sqrt(ratio))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group `rate` times its own factor."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float, backbone: float | None = None) -> None:
+    """Give every parameter group `rate` times its own factor; those of the backbone `backbone` times it, if given."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+        late = backbone is not None and group.get("backbone", False)  # not in the states of earlier versions
+        group["lr"] = (backbone if late else rate) * group["lr_factor"]
 
 
 def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     """The trainable parameters, by learning-rate factor and decay, in an order that never changes.
 
     Parameters named `backbone.…` get `optim.backbone_lr`, times `optim.stage_decay` for each stage that follows theirs
-    (layer-wise rates: Clark et al., "ELECTRA", arXiv 2003.10555, by stages as Liu et al. do for ConvNeXt, 2201.03545).
+    (layer-wise rates: Clark et al., "ELECTRA", arXiv 2003.10555, by stages as Liu et al. do for ConvNeXt, 2201.03545),
+    or times `optim.layer_decay` for each block (EoMT, arXiv 2503.19108; specification eomt.md, section 8). Parts that a
+    backbone adds to a published plain ViT, such as a pyramid, are none of its layers and learn like the heads.
     Frozen parameters (and so a frozen backbone) are left out.
 
     Returns:
-        up to four groups with `params`, `lr`, `lr_factor`, `weight_decay`; up to twelve with a decay over stages.
+        up to four groups with `params`, `lr`, `lr_factor`, `weight_decay` and `backbone` (they belong to it); two more
+        for each further stage or block with a decay over these.
 
     Raises:
-        ValueError: nothing is left to train.
+        ValueError: nothing is left to train, or `optim.layer_decay` for a backbone that is no plain ViT.
     """
     undecayed = _undecayed(model, optim.decay)
     backbone = getattr(model, "backbone", model)
@@ -137,19 +177,46 @@ def parameter_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             inner = name.removeprefix("backbone.")
-            part = 0 if inner == name else 1 if optim.stage_decay == 1 else 5 - stage_of(backbone, inner)
+            part = 0 if inner == name else 1 + _steps_down(backbone, inner, optim)
             groups.setdefault((part, name not in undecayed), []).append(parameter)
     if not groups:
         raise ValueError("parameter_groups: every parameter is frozen; freeze fewer stages")
+    step_down = optim.layer_decay if optim.layer_decay != 1 else optim.stage_decay
     return [
         {
             "params": groups[key],
             "lr": optim.lr,
-            "lr_factor": optim.backbone_lr * optim.stage_decay ** (key[0] - 1) if key[0] else 1.0,
+            "lr_factor": optim.backbone_lr * step_down ** (key[0] - 1) if key[0] else 1.0,
             "weight_decay": optim.weight_decay if key[1] else 0.0,
+            "backbone": key[0] > 0,
         }
         for key in sorted(groups)
     ]
+
+
+def _steps_down(backbone: nn.Module, name: str, optim: Optim) -> int:
+    """The number of decays between a backbone's rate and that of one of its parameters; -1 if it is none of its layers.
+
+    Raises:
+        ValueError: layers are asked of a backbone that is no plain ViT.
+    """
+    layer_of = getattr(backbone, "layer_of", None)
+    layer = layer_of(name) if layer_of is not None else None
+    if layer_of is not None and layer is None:
+        return -1
+    if optim.stage_decay != 1:
+        return len(STAGES) - stage_of(backbone, name)
+    if optim.layer_decay == 1:
+        return 0
+    if layer is None:
+        raise ValueError(
+            f"optim.layer_decay {optim.layer_decay}: the backbone is no plain ViT, so it has stages and not layers; "
+            "set optim.stage_decay instead"
+        )
+    depth: int = backbone.depth  # type: ignore[assignment]
+    if layer > depth - optim.undecayed_layers:
+        return 0
+    return depth - layer if layer > 0 else depth - 1 + optim.layer_decay_embeddings
 
 
 def _undecayed(model: nn.Module, decay: str) -> set[str]:
@@ -162,6 +229,8 @@ def _undecayed(model: nn.Module, decay: str) -> set[str]:
         for name, _ in module.named_parameters(recurse=False)
         if isinstance(module, NORMS) or name in TABLES
     }
+    if hasattr(getattr(model, "backbone", None), "layer_of"):  # a plain ViT's positions, as ViTDet's
+        names |= {name for name, _ in model.named_parameters() if re.fullmatch(r"backbone\.(body\.)?pos_embed", name)}
     if decay == "weights":
         names |= {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
     return names

@@ -175,8 +175,9 @@ def train_step(
             names the images. On a GPU this is known in the step after, before its update.
     """
     start = time.perf_counter()
-    rate = (optim.lr if lr is None else lr) * learning_rate_factor(step, total, optim)
-    set_learning_rate(optimiser, rate)
+    largest = optim.lr if lr is None else lr
+    rate = largest * learning_rate_factor(step, total, optim)
+    set_learning_rate(optimiser, rate, largest * learning_rate_factor(step, total, optim, backbone=True))
     optimiser.zero_grad(set_to_none=True)
     restore = _running_statistics(model)
     source, wait, images_seen, names = iter(batches), 0.0, 0, []

@@ -21,7 +21,8 @@ from pipelines.tuning.sweep import split_preset
 Presets = Mapping[str, Callable[[], Experiment]]
 
 STEPS, BATCH, WORKERS, LIMIT = "train.steps", "train.batch", "train.workers", "data.limit"
-VALIDATE, MILESTONES, WARMUP = "train.validate_every", "optim.milestones", "optim.warmup_steps"
+VALIDATE, MILESTONES = "train.validate_every", "optim.milestones"
+WARMUPS = ("optim.warmup_steps", "optim.backbone_warmup_steps")
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,10 @@ def shortened(base: Experiment, steps: int, typed: Collection[str] = (), budget:
     scale = steps / ((budget or steps) if MILESTONES in typed else train.steps)
     if optim.milestones and scale != 1:
         changes[MILESTONES] = tuple(round(step * scale) for step in optim.milestones)
-    fits = WARMUP in typed and optim.warmup_steps < steps
-    if steps != train.steps and optim.warmup_steps > steps // 10 and not fits:
-        changes[WARMUP] = steps // 10
+    for path, own in zip(WARMUPS, (optim.warmup_steps, optim.backbone_warmup_steps), strict=True):
+        fits = path in typed and own < steps
+        if steps != train.steps and own > steps // 10 and not fits:
+            changes[path] = steps // 10
     return changes
 
 

@@ -52,7 +52,8 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
     scenes = demo()
     backbone = replace(experiment.model.backbone, freeze=0, weights="none")
     model = base.model if kind == "backbone" else experiment.model
-    warmup = min(base.optim.warmup_steps, steps // 10)
+    optim, most = base.optim, steps // 10
+    warmups = {name: min(getattr(optim, name), most) for name in ("warmup_steps", "backbone_warmup_steps")}
     own = {"steps": steps, "validate_every": steps, "overlays": 0, "workers": 1, "seed": 0}
     changed = replace(
         scenes,
@@ -60,7 +61,7 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
         storage=storage.absolute(experiment.storage),
         data=Data(root="scenes", scenes=Scenes()),
         tracking=replace(experiment.tracking, register="", alias=""),
-        optim=scenes.optim if kind == "backbone" else replace(base.optim, milestones=(), warmup_steps=warmup),
+        optim=scenes.optim if kind == "backbone" else replace(optim, milestones=(), **warmups),
         train=replace(scenes.train, **own, threads=experiment.train.threads),
     )
     architecture = type(model).__name__

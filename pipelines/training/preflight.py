@@ -25,6 +25,7 @@ from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
+from panoptic.training.optim import parameter_groups
 from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, Train
 from pipelines.data.manifest import SCHEMA_VERSION
@@ -55,7 +56,8 @@ FIXED = ("data.limit", "data.limit_seed", "data.window")
 
 ADDED = {
     **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
-    "optim.stage_decay": 1.0,
+    **{"optim.stage_decay": 1.0, "optim.layer_decay": 1.0, "optim.layer_decay_embeddings": False},
+    **{"optim.undecayed_layers": 0, "optim.backbone_warmup_steps": 0, "optim.schedule_start": "first_step"},
     "engine.tf32": "convolutions",
 }
 """Options that runs of earlier versions do not name, with the value that they had."""
@@ -66,14 +68,36 @@ def check_options(experiment: Experiment) -> None:
 
     Raises:
         ValueError: the batch cannot be shared by the workers, there is no such backbone or other options do not make a
-            model, weights are not there, frozen names match nothing, frozen parts have no weights, or no validation
-            gives `train.score`.
+            model, weights are not there, frozen names match nothing, frozen parts have no weights, rates by layers are
+            asked of a backbone without any, the backbone's warm-up begins after the last step, or no validation gives
+            `train.score`.
     """
     accumulation(experiment.train, experiment.train.workers)
     check_weights(experiment)
-    freeze_parameters(meta_model(experiment), experiment.train.freeze)
+    model = meta_model(experiment)
+    freeze_parameters(model, experiment.train.freeze)
+    check_rates(model, experiment)
     check_freezing(experiment)
     check_score(experiment)
+
+
+def check_rates(model: torch.nn.Module, experiment: Experiment) -> None:
+    """Refuse rates that cannot be given, or that leave the backbone as it is though it is not frozen.
+
+    Args:
+        model: the experiment's, with all that is frozen.
+
+    Raises:
+        ValueError: names the option and the remedy.
+    """
+    optim, steps = experiment.optim, experiment.train.steps
+    late = any(group["backbone"] and group["lr_factor"] > 0 for group in parameter_groups(model, optim))
+    if late and optim.backbone_warmup_steps and optim.warmup_steps >= steps:
+        raise ValueError(
+            f"optim.backbone_warmup_steps {optim.backbone_warmup_steps}: the backbone begins to learn after "
+            f"optim.warmup_steps {optim.warmup_steps}, which a run of {steps} steps does not reach; lower both, or cut a "
+            f"longer run short with --train.stop-after {steps}"
+        )
 
 
 def check_model(experiment: Experiment, categories: Categories) -> None:

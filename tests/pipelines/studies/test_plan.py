@@ -145,6 +145,8 @@ def test_rows_of_other_lengths_follow_the_budget():
         "optim.milestones": (60, 90),
         "optim.warmup_steps": 12,
     }
+    both = replace(base, optim=replace(base.optim, milestones=(), backbone_warmup_steps=100))
+    assert shortened(both, 120)["optim.backbone_warmup_steps"] == shortened(both, 120)["optim.warmup_steps"] == 12
     rare = replace(base, train=replace(base.train, validate_every=5000))
     assert shortened(rare, 1200) == {"train.validate_every": 1200}
     row = Row("a", {"optim.lr": 0.5})

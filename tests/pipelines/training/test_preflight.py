@@ -121,6 +121,16 @@ def test_classes_that_an_architecture_is_not_made_for_are_told_before_ray_starts
     assert not (tmp_path / "runs").exists()
 
 
+def test_rates_that_leave_the_backbone_as_it_is_are_refused():
+    late = {"optim.warmup_steps": 500, "optim.backbone_warmup_steps": 1000, "train.steps": 500}
+    with pytest.raises(ValueError, match=r"learn after optim\.warmup_steps 500.*--train\.stop-after 500"):
+        check_options(override(demo(), late))
+    check_options(override(demo(), {**late, "train.steps": 501}))
+    check_options(override(demo(), {**late, "optim.backbone_lr": 0.0}))
+    with pytest.raises(ValueError, match=r"optim\.layer_decay 0\.8: the backbone is no plain ViT"):
+        check_options(override(demo(), {"optim.layer_decay": 0.8}))
+
+
 def test_what_training_can_use_passes(small_categories: Categories, tmp_path: Path):
     (tmp_path / "weights.pkl").touch()
     (tmp_path / "checkpoint.pt").touch()
