@@ -47,7 +47,7 @@ def vit_layer(name: str, depth: int) -> int:
 
 
 def vit_stage(layer: int, depth: int) -> int:
-    """The stage that a layer (`vit_layer`) freezes with: the embeddings are the stem, quarters of the blocks the stages.
+    """The stage that a layer (`vit_layer`) freezes with: the embeddings are the stem, quarters of the blocks stages.
 
     The final norm belongs to the last quarter. The split is ours: a plain ViT has no stages.
     """

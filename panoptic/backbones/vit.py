@@ -29,10 +29,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STEM_AND_STAGES
-
-EMBEDDINGS = ("patch_embed", "cls_token", "reg_token", "pos_embed", "norm_pre")
-"""Parts of timm's models before the first block."""
+from panoptic.backbones.stages import freeze_vit, vit_layer
 
 META = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
 """timm's names of parameters in Meta's own DINOv2 files."""
@@ -194,18 +191,11 @@ class ViT(nn.Module):
 
         The last quarter takes the final norm with it.
         """
-        for name, parameter in self.named_parameters():
-            if self.stage_of(name) < count:
-                parameter.requires_grad_(False)
+        freeze_vit(self.body, self.depth, count)
 
-    def stage_of(self, name: str) -> int:
-        """The stage of a parameter: 0 = before the blocks, 1 to 4 = the quarter of its block."""
-        inner = name.removeprefix("body.")
-        if inner.startswith(EMBEDDINGS):
-            return 0
-        if not inner.startswith("blocks."):
-            return len(STEM_AND_STAGES) - 1
-        return 1 + int(inner.split(".")[1]) * 4 // self.depth
+    def layer_of(self, name: str) -> int:
+        """The layer of a parameter, by which its learning rate decays: see `vit_layer`."""
+        return vit_layer(name.removeprefix("body."), self.depth)
 
 
 def rotary_positions(grid: tuple[int, int], periods: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -95,8 +95,8 @@ def check_rates(model: torch.nn.Module, experiment: Experiment) -> None:
     if late and optim.backbone_warmup_steps and optim.warmup_steps >= steps:
         raise ValueError(
             f"optim.backbone_warmup_steps {optim.backbone_warmup_steps}: the backbone begins to learn after "
-            f"optim.warmup_steps {optim.warmup_steps}, which a run of {steps} steps does not reach; lower both, or cut a "
-            f"longer run short with --train.stop-after {steps}"
+            f"optim.warmup_steps {optim.warmup_steps}, which a run of {steps} steps does not reach; lower both, or cut "
+            f"a longer run short with --train.stop-after {steps}"
         )
 
 

@@ -191,6 +191,25 @@ def test_only_positions_norms_and_one_dimension_are_not_decayed() -> None:
     assert free == norms | {"backbone.pos_embed", "q.weight"}
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3_qkvb"])
+def test_timm_s_vits_have_layers_and_stages(name: str) -> None:
+    from panoptic.backbones.vit import ViT
+
+    with torch.device("meta"):
+        vit = ViT(name, (64, 64), width=24, depth=4, heads=2)
+        model = nn.ModuleDict({"backbone": vit, "head": nn.Linear(2, 2)})
+    own = factors(model, Optim(layer_decay=0.5))
+    assert set(own) == {name for name, _ in model.named_parameters()}
+    for key, factor in own.items():
+        inner = key.removeprefix("backbone.body.")
+        block = int(inner.split(".")[1]) if inner.startswith("blocks.") else 3 if inner.startswith("norm.") else 0
+        assert factor == (1 if key.startswith("head") else 0.5 ** (3 - block)), key
+    vit.freeze_stages(3)
+    assert {key for key in own if not model.get_parameter(key).requires_grad} == {
+        key for key, factor in own.items() if factor < 0.5 and not key.startswith("head")
+    }
+
+
 def test_what_layers_cannot_give_is_refused() -> None:
     from panoptic.backbones import Backbone
 
