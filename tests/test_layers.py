@@ -203,6 +203,30 @@ def test_panoptic_imports_without_the_pipeline_libraries():
     assert done.returncode == 0, done.stderr
 
 
+LATE = (
+    "timm",
+    "torchvision",
+    "torch._dynamo",
+    "triton",
+    "scipy",
+    "mlflow",
+    "pandas",
+    "ray.data",
+    "ray.train",
+    "ray.tune",
+)
+"""Libraries that take seconds to import, or tenths of one, and that few processes need."""
+
+
+def test_what_takes_long_to_import_is_imported_where_it_is_used():
+    """Every command, every worker and every trial is a process of its own, which waits for its imports."""
+    programs = ("jobs.train", "jobs.evaluate", "jobs.prepare", "pipelines.training.worker")
+    code = f"import sys, {', '.join(programs)}; print(*sorted(set({LATE!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], "import these inside the functions that use them"
+
+
 BAD = {
     "panoptic/training/step.py": ("import ray", "ray belongs to pipelines/"),
     "panoptic/visualization.py": ("def f():\n    from pandas import DataFrame", "pandas belongs to pipelines/"),

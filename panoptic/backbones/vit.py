@@ -19,17 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import freeze_vit, vit_layer
+
+if TYPE_CHECKING:
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 META = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
 """timm's names of parameters in Meta's own DINOv2 files."""
@@ -257,6 +256,11 @@ def _plain_vit(name: str, canvas: tuple[int, int], patch: int, hidden: int, size
     Raises:
         ValueError: as of `ViT`.
     """
+    import timm  # takes seconds, and most models need nothing of it
+    from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name, timm.list_models("*vit*"), 5, 0.5)) or "none"
         raise ValueError(f"backbone.name: timm has no model {name!r}; near names: {near}")
@@ -281,6 +285,8 @@ def _mlp(name: str, hidden: int, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """timm's option for the rows of an MLP's first layer."""
     if not hidden:
         return {}
+    import timm
+
     model: Any = None if "embed_dim" in sizes else timm.create_model(name, num_classes=0, depth=1)
     width = sizes["embed_dim"] if model is None else model.embed_dim
     return {"mlp_ratio": (hidden + 0.5) / width}  # timm truncates the product

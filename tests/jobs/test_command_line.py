@@ -76,19 +76,6 @@ def test_former_names_are_accepted_and_the_new_ones_said(
     assert all(f"now {option}" in note for option, note in zip(new, notes, strict=True))
 
 
-LATE = ("timm", "torchvision", "torch._dynamo", "triton", "scipy", "mlflow", "pandas")
-LATE += ("ray.data", "ray.train", "ray.tune")
-"""Libraries that take seconds to import, or tenths of one, and that few processes need."""
-
-
-@pytest.mark.parametrize("module", ["jobs.train", "jobs.evaluate", "jobs.prepare", "pipelines.training.worker"])
-def test_what_takes_long_to_import_is_imported_where_it_is_used(module: str) -> None:
-    """Every command, every worker and every trial is a process of its own, which waits for its imports."""
-    code = f"import sys, {module}; print(*(name for name in {LATE!r} if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
-
-
 def test_an_unknown_job_is_named_with_the_known_ones(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["panoptic-ray", "trian"])
     with pytest.raises(SystemExit) as end:
