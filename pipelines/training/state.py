@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -86,3 +86,13 @@ def accumulation(options: Train, workers: int) -> int:
         raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
     share = batch // workers
     return next(n for n in range(1, share + 1) if share % n == 0 and (not most or share // n <= most))
+
+
+def more_accumulation(experiment: Experiment) -> Experiment | None:
+    """The same experiment with half the images at once on a worker; None where that is one already."""
+    options = experiment.train
+    share = options.batch // options.workers
+    micro_batch = min(options.micro_batch or share, share)
+    if micro_batch == 1:
+        return None
+    return replace(experiment, train=replace(options, micro_batch=micro_batch // 2))

@@ -25,10 +25,11 @@ from pipelines.tracking import runs
 from pipelines.training.checkpoints import METRICS, read_metrics
 from pipelines.training.driver import Child, train
 from pipelines.training.failures import OutOfMemory, describe, out_of_memory, perhaps_out_of_memory
+from pipelines.training.state import more_accumulation
 from pipelines.tuning import concurrency
 from pipelines.tuning.failures import forget_failure, record_failure
 from pipelines.tuning.plan import Plan, run_id, trial_name
-from pipelines.tuning.trial_config import ResolvedTrial, config_of, more_accumulation, resolve, with_micro_batch
+from pipelines.tuning.trial_config import ResolvedTrial, config_of, resolve, with_micro_batch
 
 POINTER = "pointer.json"
 """File of a checkpoint of Tune: where the checkpoint of Ray Train lies that it stands for, and how the trial began."""

@@ -82,16 +82,6 @@ def fit_workers(experiment: Experiment) -> Experiment:
     return replace(experiment, train=replace(options, workers=workers))
 
 
-def more_accumulation(experiment: Experiment) -> Experiment | None:
-    """The same experiment with half the images at once on a worker; None where that is one already."""
-    options = experiment.train
-    share = options.batch // options.workers
-    micro_batch = min(options.micro_batch or share, share)
-    if micro_batch == 1:
-        return None
-    return replace(experiment, train=replace(options, micro_batch=micro_batch // 2))
-
-
 def with_micro_batch(experiment: Experiment, micro_batch: int) -> Experiment:
     """An experiment with as few images at once as its trial's memory turned out to hold; 0 leaves it as it is."""
     return replace(experiment, train=replace(experiment.train, micro_batch=micro_batch or experiment.train.micro_batch))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.training.state import more_accumulation
 from pipelines.tuning.plan import TrialConfig
-from pipelines.tuning.trial_config import apply, fit_workers, more_accumulation, resolve, with_micro_batch
+from pipelines.tuning.trial_config import apply, fit_workers, resolve, with_micro_batch
 from tests.support.plans import plan_of
 
 
