@@ -166,6 +166,9 @@ class Train:
     """Images of one update over all workers; the learning rate belongs to it."""
     micro_batch: NonNegativeInt = 0
     """Most images that a worker puts through the network at once; accumulation follows. 0 = no accumulation."""
+    fit_memory: bool = False
+    """Fewer images at once where memory asks for it, the same batch: the largest batch is tried before the first step,
+    and a step for which memory runs out later is taken again. Batch norms in training see fewer images at once."""
     workers: PositiveInt = 2
     """Data-parallel workers (one process each; one GPU each when `gpu`)."""
     gpu: Literal["auto", "yes", "no"] = "auto"

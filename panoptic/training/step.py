@@ -30,6 +30,7 @@ from panoptic.distributed import one_of, world_size
 from panoptic.segmentation import Targets
 from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
 from panoptic.training.loss_scale import follow, loss_scale, unscale
+from panoptic.training.memory import StepDoesNotFit, allocation_failed
 from panoptic.training.optim import Optim, learning_rate_factor, masked_step, set_learning_rate, update_ema
 
 LISTS: Any = torch
@@ -171,6 +172,8 @@ def train_step(
 
     Raises:
         ValueError: `batches` ended early.
+        StepDoesNotFit: memory ran out in the forward or backward pass of a micro-batch. Weights, statistics and health
+            are those before the step, so that it can be taken again with smaller micro-batches.
         BrokenSteps: a loss or gradient was not finite in `engine.max_skipped` steps in a row;
             names the images. On a GPU this is known in the step after, before its update.
     """
@@ -192,7 +195,14 @@ def train_step(
         names.extend(targets.names)
         seed_torch(seed, step, micro, rank)
         last = micro == accumulation - 1
-        terms, values = _backward(model, images, targets, engine, accumulation, last, scale)
+        try:
+            terms, values = _backward(model, images, targets, engine, accumulation, last, scale)
+        except Exception as error:
+            if not allocation_failed(error):
+                raise
+            restore(torch.zeros((), dtype=torch.bool, device=_device_of(optimiser)))
+            optimiser.zero_grad(set_to_none=True)
+            raise StepDoesNotFit(step, len(images), targets.frame.canvas, targets.names) from error
         sums = values if sums is None else values + sums
     assert sums is not None
     losses = dict(zip(terms, sums.unbind(), strict=True))

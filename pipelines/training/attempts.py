@@ -10,6 +10,7 @@ import logging
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from panoptic.training.step import BrokenSteps
@@ -18,8 +19,8 @@ from pipelines.cluster.masking import masked
 from pipelines.training import notice
 from pipelines.training.checkpoints import mend_snapshot, newest_step
 from pipelines.training.early_end import EndsRun, FailedRun, told_in_a_line
-from pipelines.training.failures import describe
-from pipelines.training.state import Job, last_step
+from pipelines.training.failures import describe, out_of_memory
+from pipelines.training.state import Job, last_step, more_accumulation
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
     """The result of Ray Train at the last step, after as many attempts as it takes.
 
     A failure is one of a worker, of the controller or of a machine. A stop on notice is none, where the training came
-    further than the attempt before.
+    further than the attempt before, nor is one for lack of memory under `train.fit_memory`, as long as fewer images
+    at once are possible.
 
     Args:
         fit: one attempt, which goes on from the last checkpoint.
@@ -64,7 +66,11 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             if not _may_pass(raised, job):
                 raise
             error, reason = raised, describe(raised)
-            counts = not _preempted(raised) or newest_step(job.folder) <= before
+            smaller = _with_fewer_images(job, raised)
+            if smaller is not None:
+                job = smaller
+                reason = f"{reason}; from here on {job.experiment.train.micro_batch} images at once"
+            counts = smaller is None and (not _preempted(raised) or newest_step(job.folder) <= before)
         failures += counts
         mend_snapshot(job.folder, job.experiment.train)
         reached = max(0, newest_step(job.folder))
@@ -72,6 +78,14 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             raise _failed(job, reason, error, failures, reached) from error
         told = f" (failure {failures}, of {most} at the most)" if counts else ""
         logger.warning("%s: %s%s; going on from step %d", job.experiment.name, masked(reason), told, reached)
+
+
+def _with_fewer_images(job: Job, error: Exception) -> Job | None:
+    """The training with half the images at once, where memory ran out and it may choose; else None."""
+    if not (job.experiment.train.fit_memory and out_of_memory(error)):
+        return None
+    smaller = more_accumulation(job.experiment)
+    return None if smaller is None else replace(job, experiment=smaller)
 
 
 def _broken(error: Exception) -> BrokenSteps | None:

@@ -8,6 +8,7 @@ was left out. Torch is seeded as it was, so that dropout and what is drawn are t
 from __future__ import annotations
 
 import io
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from panoptic.segmentation import Frame, Targets
 from panoptic.training.checkpoint import NOT_OURS, load_weights, read_categories
 from panoptic.training.device import Engine, autocast, prepare, seed_torch, to_device
 from panoptic.training.freezing import freeze_parameters, training_mode
+from panoptic.training.memory import in_parts
 from panoptic.training.plain import read_config, without_download
 from panoptic.training.step import BrokenSteps
 from pipelines.cluster import storage
@@ -35,26 +37,47 @@ Batch = tuple[Tensor, Targets]
 
 
 class Recent:
-    """The micro-batches of a feed, of which those of the last two steps are kept: a GPU tells of a step in the next."""
+    """The micro-batches of a feed, of which those of the last two steps are kept: a GPU tells of a step in the next.
 
-    def __init__(self, batches: Iterator[Batch], accumulation: int) -> None:
+    Args:
+        batches: the feed's.
+        accumulation: micro-batches of a step.
+        parts: equal parts in which each is given.
+    """
+
+    def __init__(self, batches: Iterator[Batch], accumulation: int, parts: int = 1) -> None:
         self._batches = batches
         self._kept: deque[Batch] = deque(maxlen=2 * accumulation)
         self._accumulation, self._taken = accumulation, 0
+        self._pieces: Iterator[Batch] = iter(())
+        self.parts = parts
 
     def __iter__(self) -> Recent:
         return self
 
     def __next__(self) -> Batch:
+        piece = next(self._pieces, None)
+        if piece is not None:
+            return piece
         batch = next(self._batches)
         self._kept.append(batch)
         self._taken += 1
-        return batch
+        self._pieces = in_parts(batch, self.parts)
+        return next(self._pieces)
+
+    def again(self, parts: int) -> None:
+        """Give what the running step has taken once more, and from here on each micro-batch in so many parts."""
+        begun = self._taken - (self._taken - 1) // self._accumulation * self._accumulation
+        last = [self._kept.pop() for _ in range(begun)]
+        self._batches = itertools.chain(reversed(last), self._batches)
+        self._taken -= begun
+        self._pieces, self.parts = iter(()), parts
 
     def of_step(self, ago: int) -> list[Batch]:
-        """The micro-batches of the newest step (0) or of the one before it (1)."""
+        """What was given of the micro-batches of the newest step (0) or of the one before it (1)."""
         end = len(self._kept) - ago * self._accumulation
-        return list(self._kept)[end - self._accumulation : end]
+        batches = list(self._kept)[end - self._accumulation : end]
+        return [piece for batch in batches for piece in in_parts(batch, self.parts)]
 
     @property
     def steps(self) -> int:

@@ -1,7 +1,7 @@
 """The reason why a training ended, in one line, and the kinds of failures: memory, killed processes, taken machines.
 
 Errors are told apart by their types. Two kinds have none and are known by their messages, each in one function: the
-bare RuntimeError of PyTorch's CPU allocator (`_allocation_failed`), and Ray's one type for a process that was killed,
+bare RuntimeError of PyTorch's CPU allocator (`allocation_failed`), and Ray's one type for a process that was killed,
 for a lost machine and for an actor that was ended on purpose (`killed`).
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from ray import exceptions as ray_exceptions
 
+from panoptic.training.memory import allocation_failed
 from pipelines.training.early_end import EndsRun
 
 
@@ -20,28 +20,18 @@ class OutOfMemory(RuntimeError, EndsRun):
     """Raised to end a run at once that would run out of memory again if it were started as it was."""
 
 
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError, ray_exceptions.OutOfMemoryError, OutOfMemory)
-"""Errors of Python and NumPy, of PyTorch on a GPU, of Ray's memory monitor and our own where memory runs out."""
+OUT_OF_MEMORY = (ray_exceptions.OutOfMemoryError, OutOfMemory)
+"""Errors of Ray's memory monitor, and our own, where memory runs out."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """True if an error, or what caused it on a worker, is that memory ran out."""
-    return any(isinstance(part, OUT_OF_MEMORY) or _allocation_failed(part) for part in _chain(error))
+    return any(isinstance(part, OUT_OF_MEMORY) or allocation_failed(part) for part in _chain(error))
 
 
 def perhaps_out_of_memory(error: BaseException) -> bool:
     """True if memory ran out, or a worker was killed, which the kernel does without saying why."""
     return out_of_memory(error) or any(map(killed, _chain(error)))
-
-
-def _allocation_failed(error: BaseException) -> bool:
-    """True for the RuntimeError of PyTorch's CPU allocator, and of CUDA outside of PyTorch's own allocator.
-
-    Neither has a type of its own, so only the message tells ("DefaultCPUAllocator: can't allocate memory", "CUDA error:
-    out of memory").
-    """
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message)
 
 
 def killed(error: BaseException) -> bool:

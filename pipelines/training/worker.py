@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.training import machine
 from pipelines.training.broken import Recent, kept
 from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
+from pipelines.training.fitting import fitting_step, parts_that_fit
 from pipelines.training.state import Job, State, accumulation, last_step
 from pipelines.training.status import note_start
 from pipelines.training.validation import validate
@@ -149,18 +151,20 @@ def train(state: State) -> str:
     if state.tracker is not None and (table := machine.describe(state)):
         _say(table)
         state.tracker.text("summary.txt", table)
+    set_training_mode(state.model, options)
+    parts = _parts(state) if options.fit_memory else 1
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)
     meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()
     writer = Writer(state)
-    set_training_mode(model, options)
     stream, pin = stream_of(state), state.device.type == "cuda"
     feed = Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin)
     with feed, Watch(state, writer) as watch:
-        batches = Recent(iter(feed), state.accumulation)
+        batches = Recent(iter(feed), state.accumulation, parts)
         try:
             while state.step < last:
-                result = train_step(
+                step = partial(
+                    train_step,
                     model,
                     state.optimiser,
                     batches,
@@ -169,12 +173,12 @@ def train(state: State) -> str:
                     optim=experiment.optim,
                     engine=experiment.engine,
                     health=health,
-                    accumulation=state.accumulation,
                     ema=state.ema,
                     seed=options.seed,
                     rank=state.rank,
                     lr=rate,
                 )
+                result = fitting_step(step, batches, state)
                 state.step, state.position = state.step + 1, feed.position
                 meter.add(result)
                 if state.step == first + 1:  # it waits for workers and data to start, so it says nothing about speed
@@ -201,6 +205,15 @@ def train(state: State) -> str:
         _say(f"training waited {writer.waited:.1f} s of {time.monotonic() - begin:.0f} s for checkpoints")
         state.tracker.close()
     return "" if state.step >= last else watch.reason
+
+
+def _parts(state: State) -> int:
+    """The parts in which micro-batches fit the memory of every worker; rank 0 says what it found."""
+    parts = parts_that_fit(state)
+    if state.tracker is not None:
+        images = state.experiment.train.batch // state.world // state.accumulation // parts
+        _say(f"train.fit_memory: {images} images at once, {_memory(state.device):.0f} MiB at the most; {parts} parts")
+    return parts
 
 
 def wrapped(state: State) -> nn.Module:

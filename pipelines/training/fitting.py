@@ -1,0 +1,105 @@
+"""`train.fit_memory`: steps of as many images at once as memory holds, whatever the options say.
+
+Before the first step every worker tries the largest batch, and all of them take the parts that the one with the least
+memory needs. A step that meets the end of memory later is taken again, from the weights before it, in more parts. With
+several workers that would leave the others waiting for its gradients: there the workers start again from the last
+checkpoint, with fewer images at once (`attempts`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from panoptic.distributed import world_size
+from panoptic.training.memory import StepDoesNotFit, fits, largest_batch, next_parts
+from panoptic.training.step import StepResult
+from panoptic.transforms import Augment
+from pipelines.training.broken import Recent
+from pipelines.training.checkpoints import optimiser_slots
+from pipelines.training.failures import OutOfMemory
+from pipelines.training.state import State
+
+
+def parts_that_fit(state: State) -> int:
+    """The parts of a micro-batch that fit the memory of every worker; all workers call it, in training mode.
+
+    Raises:
+        OutOfMemory: not even one image does.
+    """
+    options, data = state.experiment.train, state.job.train
+    images = options.batch // state.world // state.accumulation
+    size = largest_size(state.experiment.augment, (data.maximum_height, data.maximum_width))
+    batch = largest_batch(images, size, len(data.categories.ids), state.model.divisor)
+    trained = sum(parameter.nbytes for parameter in state.model.parameters() if parameter.requires_grad)
+    extra = 0 if state.optimiser.state else optimiser_slots(state.experiment.optim) * trained
+    parts = 1
+    while not _all(fits(state.model, batch, state.experiment.engine, parts, extra), state.device):
+        more = next_parts(images, parts)
+        if more is None:
+            height, width = batch[1].frame.canvas
+            raise OutOfMemory(
+                f"train.fit_memory: not even one image of {height}x{width} fits the memory of a worker; make images "
+                "smaller (augment.crop), or choose a smaller model or fewer workers on a machine"
+            )
+        parts = more
+    return parts
+
+
+def largest_size(augment: Augment, image: tuple[int, int]) -> tuple[int, int]:
+    """The largest height and width of a training batch.
+
+    Args:
+        augment: the training view.
+        image: largest height and width of the data set's images.
+    """
+    for size in (augment.crop, augment.size):
+        if all(size):
+            return size
+    low, high = min(image), max(image)
+    if any(augment.fit):
+        low, high = augment.fit
+    elif augment.scale == "short":
+        low = max(augment.sides)
+        high = min(augment.longest, math.ceil(low * max(image) / min(image)))
+    elif augment.scale == "factor":
+        low, high = (math.ceil(side * augment.factors[1]) for side in (low, high))
+    elif augment.scale in ("jitter", "ratio"):
+        low = high = math.ceil(max(augment.target) * augment.factors[1])
+    high = max(low, high)
+    return high, high  # a batch may hold an upright image beside a wide one
+
+
+def _all(fit: bool, device: torch.device) -> bool:
+    """True if it is true on every worker."""
+    if world_size() == 1:
+        return fit
+    verdict = torch.tensor(int(fit), device=device)
+    torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MIN)
+    return bool(verdict)
+
+
+def fitting_step(step: Callable[..., StepResult], batches: Recent, state: State) -> StepResult:
+    """A step, taken again in more parts as long as it does not fit the memory of this one worker.
+
+    Args:
+        step: takes it, with `accumulation` micro-batches.
+        batches: from which it takes them.
+        state: of the worker.
+
+    Raises:
+        StepDoesNotFit: no more parts are allowed or possible.
+    """
+    while True:
+        try:
+            return step(accumulation=state.accumulation * batches.parts)
+        except StepDoesNotFit as error:
+            more = next_parts(error.images * batches.parts, batches.parts)
+            if more is None or state.world > 1 or not state.experiment.train.fit_memory:
+                raise
+        # only here is the memory of the error's frames free
+        torch.cuda.empty_cache()
+        batches.again(more)
+        print(f"step {state.step}: memory ran out; from here on {more} parts of each micro-batch", flush=True)
