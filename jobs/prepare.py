@@ -1,8 +1,8 @@
 """Check a data set and write it as shards: `python jobs/prepare.py --data.root ROOT --data.split train --out DIR`.
 
-`--check` in place of `--out` checks all images and writes nothing. Killed and started again with the same options, it
-finishes what is missing. `python jobs/prepare.py --verify DIR` checks shards that are there, and writes nothing: every
-file and every row of them against their manifest.
+`--check` in place of `--out` checks all images and writes nothing; `--dry-run` reads the annotations
+only. Killed and started again with the same options, it finishes what is missing. `python jobs/prepare.py --verify DIR`
+checks shards that are there, and writes nothing: every file and every row of them against their manifest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from panoptic.ranges import NonNegativeInt, PositiveInt
 from panoptic.transforms import POLICIES, Augment
-from pipelines.cluster import storage
+from pipelines.cluster import disk, storage
 from pipelines.config import OneOrMore, parse_options
 from pipelines.data.copies import Copies
 from pipelines.data.duplicates import warn_of_neighbours
@@ -26,8 +26,12 @@ from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import problem_table
 from pipelines.data.prepare import Manifest, OnInvalid, check, prepare
 from pipelines.data.readers import AUTO, READERS, ReaderOptions
+from pipelines.data.readers.source import Source
 from pipelines.data.report import page, pictures
 from pipelines.data.verify import verify
+
+SHOWN = 5
+"""Problems that a dry run names; `--check` names all."""
 
 SPELLINGS = {
     "--split": "--data.split",
@@ -38,7 +42,7 @@ SPELLINGS = {
 
 
 @dataclass(frozen=True)
-class Source(ReaderOptions):
+class DataSet(ReaderOptions):
     """The data set, and its parts where they are not found by themselves."""
 
     root: OneOrMore
@@ -56,7 +60,7 @@ class Source(ReaderOptions):
 class Options:
     """The data set that is prepared, and the form of its shards."""
 
-    data: Source
+    data: DataSet
     """The data set."""
     out: str = ""
     """Folder of its own for the shards, local or s3://; not needed with --check."""
@@ -71,6 +75,8 @@ class Options:
     rejected.jsonl beside the manifest."""
     check: bool = False
     """Check everything and write nothing."""
+    dry_run: bool = False
+    """Read the annotations, say what there is and where shards would be written, and stop before the pixels."""
     report: str = ""
     """File for a page of statistics and pictures, one .html that needs nothing else."""
     policy: str = ""
@@ -88,8 +94,8 @@ class VerifyOptions:
     """Folder of shards, local or s3://."""
 
 
-def main(arguments: Sequence[str] | None = None) -> Manifest:
-    """Prepare one split, or verify one that is prepared, and print what it holds.
+def main(arguments: Sequence[str] | None = None) -> Manifest | None:
+    """Prepare one split, or verify one that is prepared, and print what it holds; of a dry run only that.
 
     Raises:
         ValueError: the data set or the options cannot be used, or the shards are not what was written.
@@ -104,13 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
     options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS)
     check_augment(options)
-    if not options.out and not options.check:
+    if not options.out and not options.check and not options.dry_run:
         raise ValueError("--out DIR: missing; give a folder of its own for the shards, or --check to write nothing")
     for place, option in ((options.out, "--out"), (options.report, "--report")):
         if place:
             storage.check_lasting(place, option)
     data = options.data
     source = Roots.of(data.root, data.reader, data.class_map, data).open(data.split)
+    if options.dry_run:
+        print(outline(source, options))
+        return None
     if options.check:
         manifest = check(source, options.on_invalid)
     else:
@@ -131,6 +140,23 @@ def main(arguments: Sequence[str] | None = None) -> Manifest:
         storage.write_bytes(options.report, page(manifest, pictures(source)).encode())
         print(f"report: {options.report}")
     return manifest
+
+
+def outline(source: Source, options: Options) -> str:
+    """What a preparation would read and write."""
+    classes, copies = source.categories, options.augment.copies
+    written = (copies + options.augment.originals) * source.rows.num_rows if copies else source.rows.num_rows
+    lines = [
+        f"{source.rows.num_rows:,} images of split {source.split} of {source.root}, read as {source.reader}: "
+        f"{disk.size(source.bytes)}",
+        *(f"cannot be used: {problem.name}  {problem.reason}" for problem in source.problems[:SHOWN]),
+        *([f"... {len(source.problems)} of them"] if len(source.problems) > SHOWN else []),
+        f"{len(classes.things)} classes of things: {', '.join(classes.names[k] for k in classes.things)}",
+        f"{len(classes.stuff)} classes of stuff: {', '.join(classes.names[k] for k in classes.stuff)}",
+        f"would write {written:,} rows to {storage.absolute(options.out)}" if options.out else "would write nothing",
+        "dry run: nothing was started and nothing written",
+    ]
+    return "\n".join(lines)
 
 
 def with_policy(arguments: Sequence[str]) -> type[Options]:

@@ -1,6 +1,7 @@
-"""Train a preset: `python jobs/train.py [PRESET] [--path value …]`; no preset is the demo.
+"""Train a preset: `python jobs/train.py [PRESET] [--option value …]`; no preset is the demo.
 
-`python jobs/train.py --list` shows the presets, `python jobs/train.py PRESET --help` every option.
+`--list` shows the presets, `PRESET --help` the usual options of one, `PRESET --help-all` every option. `--dry-run`, after
+any of them, checks the options and the data, says what would be done and written, and stops.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from pipelines.config import parse
 from pipelines.presets import PRESETS
 from pipelines.presets.listing import listing
 from pipelines.training.driver import Outcome, closing_lines, train
+from pipelines.training.dry_run import dry_run
+
+DRY_RUN = "--dry-run"
+"""Stands where a preset's options stand, and is none of them: a run does not remember it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Outcome | None:
-    """Run it, print the best table and where everything lies; with `--list` only show the presets."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run it, print the best table and where everything lies; `--list` and `--dry-run` only show what there is."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     if "--list" in given:
         print(listing(PRESETS), flush=True)
         return None
-    preset, experiment = parse(given, PRESETS)
+    preset, experiment = parse([word for word in given if word != DRY_RUN], PRESETS)
+    if DRY_RUN in given:
+        print(dry_run(experiment, preset), flush=True)
+        return None
     outcome = train(experiment, preset)
     print(closing_lines(outcome), flush=True)
     return outcome

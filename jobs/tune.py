@@ -4,8 +4,9 @@
     python jobs/tune.py --study list
     python jobs/tune.py --study freezing-r50 aspp --small --data.root FOLDER --steps 400 --seeds 2
 
-`--help` lists the options of sweeps and studies; those of `jobs/train.py PRESET --help` may follow and hold for all.
-After an interruption the same command with --name NAME and --resume goes on.
+`--help` lists the options of sweeps and studies; those of `jobs/train.py PRESET --help-all` may follow, for all trials.
+`--dry-run` checks everything, says which trials there would be, and stops. After an interruption the same command with
+--name NAME and --resume goes on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     options, rest = parse_known(run.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
     if options.study == ("list",):
         print(run.listing(PRESETS))
+        return None
+    if options.dry_run:
+        print(
+            run.outline(options, rest, PRESETS) if options.study else sweep.outline(options, rest, PRESETS), flush=True
+        )
         return None
     if options.study:
         report = run.run(options, rest, PRESETS)

@@ -10,6 +10,7 @@ sweep and a stored run all change it through the same parser:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import math
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -31,6 +33,7 @@ from panoptic.training.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
 from pipelines.data.readers import AUTO, ReaderOptions
+from pipelines.option_help import option_help
 from pipelines.tracking.runs import Tracking
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -144,8 +147,8 @@ class Data(ReaderOptions):
     """The split whose classes count where they differ: images of the other split may use no class beside them. With
     "both", they must be the same, or one split's contain the other's; their colours, ids and order may differ."""
     limit: NonNegativeInt = 0
-    """Train on so many images only: the first ones of a shuffle by --limit-seed, so a smaller limit keeps a part of
-    what a larger one keeps. 0 = all."""
+    """Train on so many images only: the first ones of a shuffle by --data.limit-seed, so a smaller limit keeps a part
+    of what a larger one keeps. 0 = all."""
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     window: NonNegativeInt = 0
@@ -201,7 +204,7 @@ class Train:
     overlays: NonNegativeInt = 4
     """Validation images whose overlay is logged at every validation (always the same ones)."""
     keep: PositiveInt = 2
-    """Checkpoints kept: the best so many by --score of those that were validated, and the last."""
+    """Checkpoints kept: the best so many by --train.score of those that were validated, and the last."""
     score: str = "val/pq"
     """Metric of the validation that says which checkpoint is best."""
     score_mode: Literal["max", "min"] = "max"
@@ -213,7 +216,8 @@ class Train:
     """Freeze every parameter whose name matches one of these patterns (`backbone.*` `transformer.encoder.*`); batch
     norms whose parameters are all frozen keep their statistics."""
     frozen_dropout: bool = False
-    """Dropout stays on inside parts that --freeze froze as a whole (DETR's published second stage); else it is off."""
+    """Dropout stays on inside parts that --train.freeze froze as a whole (DETR's published second stage); else it is
+    off."""
     weights: str = ""
     """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
     stop_after: NonNegativeInt = 0
@@ -268,8 +272,12 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
     if name not in presets:
         raise ValueError(unknown_presets([name], presets))
     preset = presets[name]()
-    description = f"Preset {name}: {presets[name].__doc__}"
-    experiment = _cli(preset, arguments, description)
+    if asked := [word for word in HELP if word in arguments]:
+        usage = f"usage: {Path(sys.argv[0]).name} {name} [--option value ...]"
+        about = f"{usage}\n\nPreset {name}: {inspect.cleandoc(str(presets[name].__doc__))}"
+        print(option_help(preset, about, everything=ALL in asked), flush=True)
+        sys.exit(0)
+    experiment = _cli(preset, arguments)
     check_ranges(experiment)
     return name, keep_given(experiment, typed_paths(arguments))
 
@@ -286,6 +294,11 @@ def typed_paths(arguments: Sequence[str]) -> frozenset[str]:
     words = (word for word in arguments if word.startswith("--"))
     return frozenset(word.removeprefix("--").split("=")[0].replace("-", "_") for word in words)
 
+
+ALL = "--help-all"
+
+HELP = (ALL, "--help", "-h")
+"""What asks a training for its options: all of them, or the usual ones."""
 
 PIXELS = frozenset({"model.pixel_mean", "model.pixel_std", "model.bgr"})
 """Options of which naming one keeps all three as they are given, whatever the weights were trained with."""
@@ -412,9 +425,9 @@ def to_json(config: Any) -> str:
     return json.dumps(flatten(config), indent=2)
 
 
-def _cli(default: Any, arguments: Sequence[str], description: str | None = None) -> Any:
+def _cli(default: Any, arguments: Sequence[str]) -> Any:
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(default), default=default, args=list(arguments), config=settings, description=description)
+    return tyro.cli(type(default), default=default, args=list(arguments), config=settings)
 
 
 def _check_path(config: Any, path: str) -> None:

@@ -30,7 +30,7 @@ ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
         ),
     ),
     "pipelines": (
-        *(("cluster",), ("report",), ("data", "tracking"), ("config",), ("presets",), ("training",)),
+        *(("cluster",), ("report",), ("data", "tracking"), ("option_help",), ("config",), ("presets",), ("training",)),
         *(("evaluation", "tuning"), ("studies",), ("serving",)),
     ),
 }

@@ -34,10 +34,10 @@ class Augment:
     fit: tuple[SideOrZero, SideOrZero] = (0, 0)
     """First shrink or upsample to this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     size: tuple[SideOrZero, SideOrZero] = (0, 0)
-    """Instead of --fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
+    """Instead of --augment.fit: to this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     scale: Literal["none", "factor", "short", "jitter", "ratio"] = "none"
-    """Random scale: a factor from --factors; a short side from --sides up to --longest; jitter or ratio: as large as
-    fits a factor times --target."""
+    """Random scale: a factor from --augment.factors; a short side from --augment.sides up to --augment.longest; jitter
+    or ratio: as large as fits a factor times --augment.target."""
     factors: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 2.0, 0.1)
     """Smallest factor, largest factor, step; all equally likely (jitter and ratio: any between)."""
     sides: Annotated[tuple[Side, ...], NOT_EMPTY] = (320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960)
@@ -49,7 +49,8 @@ class Augment:
     target: tuple[Side, Side] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
     early_crop: tuple[SideOrZero, SideOrZero] = (0, 0)
-    """Smallest and largest side of a crop taken before the scale, at --early-sides (DETR: 384 600); 0 0 = off."""
+    """Smallest and largest side of a crop taken before the scale, at --augment.early-sides (DETR: 384 600); 0 0 is
+    off."""
     early_sides: Annotated[tuple[Side, ...], NOT_EMPTY] = (400, 500, 600)
     """Short sides, all equally likely, to which the image is scaled for it."""
     early_chance: UnitFloat = 0.5
@@ -70,7 +71,7 @@ class Augment:
     """Flip before everything else, so that padding keeps its side (large-scale jitter)."""
     colour: Literal["none", "ssd", "colour004"] = "none"
     """none; SSD's brightness, contrast, saturation and hue, each at probability 1/2; or one to four of
-    --colour-operations at probability --colour-chance."""
+    --augment.colour-operations at probability --augment.colour-chance."""
     colour_chance: UnitFloat = 0.5
     """Probability that colour004 changes an image at all."""
     colour_operations: Annotated[tuple[Colour004, ...], NOT_EMPTY] = ("brightness", "saturation", "contrast", "quality")
@@ -86,10 +87,10 @@ class Augment:
     """Augmented copies of each training image that are written into the shards; training then augments them no second
     time. 0 = none: every image is augmented while training."""
     originals: bool = True
-    """The images themselves stay beside their --copies; else the copies take their place."""
+    """The images themselves stay beside their --augment.copies; else the copies take their place."""
     stored: Literal["raw", "png", "jpeg"] = "raw"
-    """Form of the pixels of --copies: raw (no decoding at all, 3 bytes a pixel), png (smaller, slow to decode), or jpeg
-    of quality 95 (a few grey levels aside)."""
+    """Form of the pixels of --augment.copies: raw (no decoding at all, 3 bytes a pixel), png (smaller, slow to decode),
+    or jpeg of quality 95 (a few grey levels aside)."""
 
     def __post_init__(self) -> None:
         low, high, _ = self.factors
@@ -123,9 +124,9 @@ class Resize:
     rule: SizeRule = "detectron2"
     """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
     fit: tuple[SideOrZero, SideOrZero] = (0, 0)
-    """Instead of --short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
+    """Instead of --resize.short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     size: tuple[SideOrZero, SideOrZero] = (0, 0)
-    """Instead of --short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
+    """Instead of --resize.short: this height and width, whatever the shape of the image (JSIS-Net); 0 0 = off."""
     canvas: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Batches are padded to at least this height and width (1025 2049 for Cityscapes); 0 = no minimum.
 

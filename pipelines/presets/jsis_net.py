@@ -37,7 +37,7 @@ def jsis_net_r50_mapillary() -> Experiment:
 
     Everything else as in jsis-net-r50-coco. The paper's table 3 after 17 epochs (--train.steps 153000): both branches
     mIoU 34.7, AP50 8.4, PQ 17.4; --model.branches semantic mIoU 33.6; --model.branches instances AP50 6.5; those
-    two merged PQ 15.0 (`python jobs/independent.py JOINT SEMANTIC INSTANCES --data FOLDER` prints that table).
+    two merged PQ 15.0 (`python jobs/independent.py JOINT SEMANTIC INSTANCES --data.root FOLDER` prints that table).
     """
     return Experiment(
         model=JSISNetConfig(),

@@ -32,4 +32,9 @@ def listing(presets: Mapping[str, Callable[[], Experiment]]) -> str:
         tables.setdefault(type(experiment.model).__name__.removesuffix("Config"), []).append(row)
     head = ["preset", "hardware", "steps x batch", "PQ", "what it is"]
     parts = [f"{architecture}\n\n{markdown_table([head, *rows])}" for architecture, rows in tables.items()]
-    return "\n\n".join([*parts, "jobs/train.py PRESET --help shows the whole description and every option."])
+    return "\n\n".join(
+        [
+            *parts,
+            "jobs/train.py PRESET --help shows the whole description and the usual options, --help-all every option.",
+        ]
+    )

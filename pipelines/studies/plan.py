@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 from panoptic.ranges import NonNegativeInt, PositiveInt
@@ -68,7 +69,9 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
     """
     unknown = [name for name in options.study if name not in STUDIES]
     if unknown:
-        raise ValueError(f"--study {' '.join(unknown)}: unknown; there are: list, {', '.join(STUDIES)}")
+        near = dict.fromkeys(other for name in unknown for other in get_close_matches(name, STUDIES, 3, 0.5))
+        hint = f"near: {', '.join(near)}; " if near else ""
+        raise ValueError(f"--study {' '.join(unknown)}: unknown; {hint}there are: list, {', '.join(STUDIES)}")
     if options.sweep or options.samples != 1 or options.searcher != "random" or options.scheduler != "none":
         raise ValueError(
             "--study: its rows are given, and each trains to its end, or it has no figure; leave --sweep, --samples, "

@@ -31,6 +31,7 @@ from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
+from pipelines.training.state import last_step
 from pipelines.tuning import trial
 from pipelines.tuning.checks import MissingWeights, TrialCheck, check_storage
 from pipelines.tuning.concurrency import join_cluster
@@ -70,18 +71,8 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     Raises:
         ValueError: nothing was started; the message says what to change.
     """
-    given = check(options, rest, presets)
-    planned = plan(options, rest, presets)
-    names = sorted({entry.preset for entry in planned})
-    bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
-    name = check_run_name(bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}")
-    pretrain_steps = options.pretrain_steps or (PRETRAIN_STEPS if options.small else 0)
-    trial_check = TrialCheck(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
-    check_rows(planned, trial_check, "" if given else PRETRAIN)
-    check_storage(bases.values())
-    if pretrain_steps:
-        check_pretraining(trial_check.experiments)
-    check_name(options, rest, bases[names[0]], name)
+    planned, bases, name, trial_check = checked(options, rest, presets)
+    pretrain_steps = pretraining(options)
     options = replace(options, concurrent=join_cluster(options.concurrent, trial_check.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))
     if pretrain_steps and any(map(lacking, trial_check.experiments)):
@@ -92,6 +83,51 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     results = evaluate_rows(planned, bases, sweep)
     tables = {study: table_of_study(study, results, budget_of(study, options, rest, bases)) for study in options.study}
     return finish(tables, sweep, [f"{result.entry.label}: {result.reason}" for result in results if result.reason])
+
+
+def pretraining(options: Options) -> int:
+    """The steps for which frozen parts without weights are trained first."""
+    return options.pretrain_steps or (PRETRAIN_STEPS if options.small else 0)
+
+
+def checked(
+    options: Options, rest: Sequence[str], presets: Presets
+) -> tuple[list[PlannedTrial], dict[str, Experiment], str, TrialCheck]:
+    """Rows, presets, name and trials of studies, after all checks that need no Ray.
+
+    Arguments and errors are those of `run`.
+    """
+    given = check(options, rest, presets)
+    planned = plan(options, rest, presets)
+    names = sorted({entry.preset for entry in planned})
+    bases = {name: parse([name, *split_preset(rest)[1]], presets)[1] for name in names}
+    name = check_run_name(bases[names[0]].name or f"study-{short_name(options.study)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    pretrain_steps = pretraining(options)
+    trial_check = TrialCheck(Trials(bases, names[0]), allow_lacking=pretrain_steps > 0)
+    check_rows(planned, trial_check, "" if given else PRETRAIN)
+    check_storage(bases.values())
+    if pretrain_steps:
+        check_pretraining(trial_check.experiments)
+    check_name(options, rest, bases[names[0]], name)
+    return planned, bases, name, trial_check
+
+
+def outline(options: Options, rest: Sequence[str], presets: Presets) -> str:
+    """The rows that studies would train, each with the options that it sets, and where they would be written.
+
+    Arguments and errors are those of `run`.
+    """
+    planned, bases, name, _ = checked(options, rest, presets)
+    distinct: dict[str, list[PlannedTrial]] = {}
+    for entry in planned:
+        distinct.setdefault(key_of(entry, bases), []).append(entry)
+    lines = [f"{len(planned)} rows under their seeds, {len(distinct)} trainings:"]
+    for same in distinct.values():
+        steps = last_step(experiment_of(same[0], bases).train)
+        lines.append(f"  {' = '.join(entry.label for entry in same)}: {same[0].preset}, {steps:,} steps")
+        lines += [f"    {path} {value}" for path, value in same[0].changes.items()]
+    folder = storage.join(storage.absolute(next(iter(bases.values())).storage), name)
+    return "\n".join([*lines, f"folder   {folder}", "dry run: nothing was started and nothing written"])
 
 
 def check_rows(planned: Sequence[PlannedTrial], trial_check: TrialCheck, remedy: str) -> None:

@@ -160,6 +160,7 @@ def check_answers(tracking: Tracking, root: str | Path) -> None:
 
 def _check_file(file: Path) -> None:
     """Refuse a file that SQLite cannot write; MLflow would try for minutes."""
+    lacking = [folder for folder in file.parents if not folder.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         there = file.exists()
@@ -167,6 +168,8 @@ def _check_file(file: Path) -> None:
             database.execute("BEGIN IMMEDIATE")
         if not there and not file.stat().st_size:  # it was only tried
             file.unlink()
+            for folder in lacking:
+                folder.rmdir()
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):  # another process is writing
             return

@@ -127,21 +127,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         FailedRun: workers, controller or machines failed more than `train.max_failures` times. The run is marked
             FAILED and can be continued under its name.
     """
-    experiment = _named(experiment, preset)
-    check_options(experiment)
-    experiment, pixels = follow_weights(experiment)
-    if pixels:
-        print(pixels, flush=True)
-    storage.check_lasting(experiment.storage, "--storage")
-    categories = data_categories(experiment) or STAND_IN
-    check_model(experiment, categories)
-    check_disk(experiment, categories)
-    runs.check_store(experiment.tracking, _local_root(experiment), experiment.storage)
+    experiment, _ = checked(named(experiment, preset), trial=child is not None)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
-    if child is None:
-        runs.check_answers(experiment.tracking, _local_root(experiment))
-    if child is None and (before := read_record(folder)):
-        check_continuation(before, _stored_options(experiment), {}, experiment.name)
     # the trials of a sweep are Tune's to start and to end
     with (
         nullcontext()
@@ -167,6 +154,39 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
                     logger.warning("%s: the list of checkpoints is written anew", storage.join(folder, SNAPSHOT))
                 result = _fit_or_tell(job, () if child is None else child.callbacks)
                 return _conclude(job, result, log_model=child is None)
+
+
+def checked(experiment: Experiment, trial: bool = False) -> tuple[Experiment, Categories]:
+    """Check all that can be checked before Ray is there.
+
+    Args:
+        experiment: with a name.
+        trial: of a sweep, which has a store that answers, and records of its own.
+
+    Returns:
+        the experiment as it trains (its pixels follow its weights), and the classes of its data: two that stand in for
+        those of scenes that are not drawn yet.
+
+    Raises:
+        ValueError: options or data cannot work, or a run of this name began with other ones.
+        DiskFull: the disk of the storage is full, or too small for what is kept.
+        ConnectionError: the tracking store does not answer.
+    """
+    check_options(experiment)
+    experiment, pixels = follow_weights(experiment)
+    if pixels:
+        print(pixels, flush=True)
+    storage.check_lasting(experiment.storage, "--storage")
+    categories = data_categories(experiment) or STAND_IN
+    check_model(experiment, categories)
+    check_disk(experiment, categories)
+    runs.check_store(experiment.tracking, local_root(experiment), experiment.storage)
+    if trial:
+        return experiment, categories
+    runs.check_answers(experiment.tracking, local_root(experiment))
+    if before := read_record(storage.join(storage.absolute(experiment.storage), experiment.name)):
+        check_continuation(before, _stored_options(experiment), {}, experiment.name)
+    return experiment, categories
 
 
 def _fit_or_tell(job: Job, callbacks: Any) -> Any:
@@ -228,7 +248,7 @@ def check_places(experiment: Experiment) -> None:
     if isinstance(data.root, str) and data.root != "scenes":  # several are looked for where they are prepared
         read["--data.root"] = data.root
     written = {"--storage": experiment.storage, "--data.shards": data.shards}
-    if store := sqlite_file(runs.resolve_uri(experiment.tracking, _local_root(experiment))):
+    if store := sqlite_file(runs.resolve_uri(experiment.tracking, local_root(experiment))):
         written["--tracking.uri"] = str(Path(store).parent)
     check_shared(read, written)
 
@@ -288,7 +308,8 @@ def _require_root(experiment: Experiment) -> None:
         raise ValueError("data.root: this preset needs data; give a COCO-panoptic folder or shards: --data.root FOLDER")
 
 
-def _named(experiment: Experiment, preset: str) -> Experiment:
+def named(experiment: Experiment, preset: str) -> Experiment:
+    """The experiment under its name; where it has none, under that of its preset and the time."""
     name = experiment.name or f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     return replace(experiment, name=check_run_name(name))
 
@@ -301,11 +322,18 @@ def _draw_scenes(experiment: Experiment, base: str) -> str:
             f"data.root scenes: the scenes are drawn into a local folder, but storage is {base}; set --storage to one"
         )
     scenes = experiment.data.scenes
-    root = Path(base) / f"scenes-{scenes.train}-{scenes.val}-{scenes.seed}"
+    root = Path(scenes_folder(experiment))
     return str(write_scenes(root, scenes.train, scenes.val, scenes.seed, workers=os.cpu_count() or 1))
 
 
-def _local_root(experiment: Experiment) -> str:
+def scenes_folder(experiment: Experiment) -> str:
+    """The folder into which the scenes of an experiment are drawn."""
+    scenes = experiment.data.scenes
+    base = storage.absolute(experiment.storage)
+    return storage.join(base, f"scenes-{scenes.train}-{scenes.val}-{scenes.seed}")
+
+
+def local_root(experiment: Experiment) -> str:
     """The local folder of the run's MLflow store, where it has no other one."""
     return experiment.storage if "://" not in experiment.storage else "runs"
 
@@ -317,7 +345,7 @@ def _open_run(
     flat = _stored_options(experiment)
     hashes = {"train_hash": train_set.hash, "val_hash": val_set.hash}
     record = storage.join(folder, RECORD)
-    root = _local_root(experiment)
+    root = local_root(experiment)
     options = replace(experiment.tracking, name=experiment.name)
     if before := read_record(folder):
         check_continuation(before, flat, hashes, experiment.name)

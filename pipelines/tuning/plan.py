@@ -44,6 +44,8 @@ class SweepOptions:
     """Go on with the sweep of this --name."""
     search_seed: NonNegativeInt = 0
     """Seed of the draws."""
+    dry_run: bool = False
+    """Check everything, say which trials there would be and where they would be written, and stop."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -19,12 +20,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.cluster import storage
-from pipelines.cluster.masking import masked_values
+from pipelines.cluster.masking import masked, masked_values
 from pipelines.config import Experiment, check_run_name, parse, unknown_presets
 from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
+from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
 from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
@@ -53,6 +55,14 @@ def sweep(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Call
     Raises:
         ValueError: nothing was started; the message says what to change.
     """
+    trials, name = checked(options, rest, presets)
+    return execute(options, trials, name, {"arguments": list(rest)})
+
+
+def checked(
+    options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]
+) -> tuple[Trials, str]:
+    """The trials of a sweep and its name, after all checks that need no Ray; arguments and errors as of `sweep`."""
     if not options.sweep:
         raise ValueError("--sweep: nothing to search; give path=expression, such as optim.lr=loguniform(1e-5,1e-3)")
     space = search_space.parse(options.sweep)
@@ -70,7 +80,30 @@ def sweep(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Call
     if options.scheduler == "pbt":
         trial_check.check_exchange()
     trials = replace(trial_check.trials, experiments=tuple(trial_check.experiments))
-    return execute(options, trials, name, {"arguments": list(rest)})
+    return trials, name
+
+
+def outline(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]) -> str:
+    """The trials that a sweep would have, and where it would write; arguments and errors as of `sweep`."""
+    trials, name = checked(options, rest, presets)
+    check_storage(trials.bases.values())
+    grids = [len(domain.values) for domain in trials.space.values() if domain.kind == "grid"]
+    count = options.samples * math.prod(grids)
+    steps = sorted({last_step(experiment.train) for experiment in trials.experiments})
+    first = next(iter(trials.bases.values()))
+    local = first.storage if "://" not in first.storage else "runs"
+    length = " to ".join(f"{step:,}" for step in dict.fromkeys((steps[0], steps[-1])))
+    return "\n".join(
+        [
+            f"{count} trials of {length} steps, searcher {options.searcher}, scheduler {options.scheduler}, over",
+            *(f"  {path} = {domain}" for path, domain in trials.space.items()),
+            f"presets  {', '.join(trials.bases)}",
+            f"data     {', '.join(dict.fromkeys(str(base.data.root) for base in trials.bases.values()))}",
+            f"folder   {storage.join(storage.absolute(first.storage), name)}",
+            f"MLflow   {masked(runs.resolve_uri(first.tracking, local))}",
+            "dry run: nothing was started and nothing written",
+        ]
+    )
 
 
 def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
@@ -130,7 +163,7 @@ def _execute(
 
 def record_of(options: SweepOptions, more: Mapping[str, Any]) -> dict[str, Any]:
     """The options that make a sweep this one and no other, as `sweep.json` keeps them: without passwords."""
-    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent")}
+    given = {key: value for key, value in asdict(options).items() if key not in ("resume", "concurrent", "dry_run")}
     return masked_values(json.loads(json.dumps({**given, **more})))
 
 

@@ -52,7 +52,7 @@ def test_no_preset_is_the_demo_and_options_follow() -> None:
 
 def test_every_option_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parse(["demo", "--help"], PRESETS)
+        parse(["demo", "--help-all"], PRESETS)
     shown = capsys.readouterr().out
     for path in flatten(PRESETS["demo"]()):
         assert f"--{path.replace('_', '-')}" in shown
