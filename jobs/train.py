@@ -1,6 +1,6 @@
 """Train a preset: `python jobs/train.py [PRESET] [--option value …]`; no preset is the demo.
 
-`--list` shows the presets, `PRESET --help` the usual options of one, `PRESET --help-all` every option. `--dry-run`, after
+`--list` shows the presets, `PRESET --help` the usual options of one, `--help-all` every option. `--dry-run`, after
 any of them, checks the options and the data, says what would be done and written, and stops.
 """
 
