@@ -1,4 +1,4 @@
-"""Backbones: ResNet, Res2Net, VGG, Swin and EfficientPS's own, or any convolutional pyramid of timm, in one config.
+"""Backbones: ResNet, Res2Net, VGG, Swin, EfficientPS's own, any pyramid or plain ViT of timm, in one config.
 
 A built backbone maps normalised images [B, 3, H, W] to a dict of features "res2" to "res5" (and
 "stem" where it has one) and says their `channels` and `strides`. `model.backbone.name` alone sweeps the
@@ -8,6 +8,7 @@ vgg16 (8), res2net50_26w_4s or another Res2Net (9).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from panoptic.backbones.stages import STAGES, STEM_AND_STAGES
 from panoptic.backbones.swin import SWINS, Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG, VGGS
+from panoptic.backbones.vit_pyramid import ViTPyramid, patch_and_grid, vit_options
 from panoptic.backbones.weights import load_weights
 from panoptic.layers.norm import Norm, freeze
 from panoptic.ranges import NOT_EMPTY, Decay, PositiveInt
@@ -42,7 +44,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SWINS, ("drop_path",)),
     **dict.fromkeys(SCALES, ("norm",)),
 }
-"""Options beside `ALWAYS` of each of our own backbones; a timm model has the output stride."""
+"""Options beside `ALWAYS` of each of our own backbones; a pyramid of timm has the output stride, a plain ViT none."""
 
 TIMM_NAMES = {
     **{name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
@@ -67,7 +69,8 @@ class Backbone:
 
     name: str = "resnet50"
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
-    swin_tiny small base large, efficientps_b0 to b7, or any timm model whose features have strides 4 to 32."""
+    swin_tiny small base large, efficientps_b0 to b7, or any timm model whose features have strides 4 to 32. A plain ViT
+    of timm with patches of 16 pixels (of 14, which are resampled to 16) gets a pyramid of 256 channels (ViTDet's)."""
     weights: str = "none"
     """none (from scratch), imagenet (the published ones: of an installed package, else timm's cache, else downloaded by
     timm; of ResNets torchvision's first, of Swin the papers'), or a file that the pipeline opens and `load_weights`
@@ -94,15 +97,22 @@ class Backbone:
     drop_path: Decay = 0.0
     """Probability of skipping Swin's last block in training, less for earlier ones (0.3 in MaskFormer)."""
     freeze: Annotated[int, Interval(ge=0, le=5)] = 0
-    """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics."""
+    """Freeze the stem (1) and res2 to res_n (n up to 5): no gradients, fixed batch-norm statistics. Of a plain ViT the
+    patches, positions and tokens (1), then quarters of its blocks; its pyramid always learns."""
 
     @property
     def timm_name(self) -> str:
         """timm's name of the model whose ImageNet weights this backbone takes."""
         return TIMM_NAMES.get(self.name, self.name)
 
-    def build(self) -> ResNet | Res2Net | VGG | Swin | EfficientNet | TimmBackbone:
+    def build(
+        self, levels: Collection[str] = STAGES
+    ) -> ResNet | Res2Net | VGG | Swin | EfficientNet | TimmBackbone | ViTPyramid:
         """The module, with its first stages frozen. Weights of a file are loaded afterwards, by `load_weights`.
+
+        Args:
+            levels: features that the model uses. The pyramid of a plain ViT makes no others; all other backbones need
+                every stage on the way to the last.
 
         Raises:
             ValueError: an unknown name, an option that the backbone does not have, freeze outside 0..5, or ImageNet
@@ -111,6 +121,12 @@ class Backbone:
         if not 0 <= self.freeze <= len(STEM_AND_STAGES):
             raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 ({', '.join(STEM_AND_STAGES)})")
         self._refuse_foreign_options()
+        if self.name not in OPTIONS and patch_and_grid(self.name) is not None:
+            vit = ViTPyramid(self.name, levels)
+            if self.weights in imagenet.NAMES:
+                load_weights(vit, imagenet.imagenet_weights(self.name, **vit_options(self.name)))
+            vit.freeze_stages(self.freeze)
+            return vit
         if self.name not in OPTIONS:
             pyramid = TimmBackbone(self.name, output_stride=self.output_stride)
             if self.weights in imagenet.NAMES:
@@ -164,7 +180,13 @@ class Backbone:
         Raises:
             ValueError: names the option and the backbones that have it.
         """
-        has = OPTIONS.get(self.name, ("output_stride",))
+        plain = self.name not in OPTIONS and patch_and_grid(self.name) is not None
+        if plain and self.output_stride != 32:
+            raise ValueError(
+                f"backbone.output_stride: {self.output_stride}, but the levels that are made of a plain ViT's one map "
+                f"({self.name}) have strides 4, 8, 16 and 32; set it to 32"
+            )
+        has = () if plain else OPTIONS.get(self.name, ("output_stride",))
         for option in fields(self):
             if option.name in ALWAYS or option.name in has or getattr(self, option.name) == option.default:
                 continue

@@ -10,8 +10,8 @@
 | Caffe2's ResNet (detectron2's MSRA and FAIR files) | `conv1_w`, `res2_0_branch2a_bn_s` |
 
 A prefix `module.`, `backbone.` or `bottom_up.` is stripped and the classifier dropped. Layers of a backbone beyond the
-published network (the second 3x3, the offsets of deformable convolutions, the norms of Swin's outputs) stay as they
-were initialised where the file has none of them.
+published network (the second 3x3, the offsets of deformable convolutions, the norms of Swin's outputs, the pyramid of a
+plain ViT) stay as they were initialised where the file has none of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from panoptic.backbones.swin import Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG
 from panoptic.backbones.vit import ViT
+from panoptic.backbones.vit_pyramid import ViTPyramid
 
 CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_")
 """Prefixes of the names that belong to the classifier."""
@@ -36,7 +37,7 @@ CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.
 UNUSED = ("conv1_b", "stem.conv1.bias")
 """Names in Caffe2's files of a bias before a norm, which detectron2 drops too."""
 
-EXTRA = {ResNet: r".*\.(conv2b|bn2b|conv2_offset)\..*", Swin: r"norm[0-3]\..*"}
+EXTRA = {ResNet: r".*\.(conv2b|bn2b|conv2_offset)\..*", Swin: r"norm[0-3]\..*", ViTPyramid: r"simfp_[2-5]\..*"}
 """Keys of our backbones that the published networks lack, each group present as a whole or not at all."""
 
 PORT_ENDS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -93,6 +94,8 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
         state = _efficientnet(state, own)
     if isinstance(backbone, ViT):
         return backbone.fitted(state)
+    if isinstance(backbone, ViTPyramid):
+        return backbone.published(state)
     if isinstance(backbone, TimmBackbone):  # whose heads have many names: whatever the pyramid lacks
         renamed = {_timm_key(key, own): value for key, value in state.items()}
         return {key: value for key, value in renamed.items() if key in own}

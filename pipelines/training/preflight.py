@@ -201,10 +201,13 @@ def lacking(experiment: Experiment) -> Literal["", "backbone", "model"]:
         return ""
     frozen: list[str] = []
     if patterns:
-        names = [name for name, _ in meta_model(experiment).named_parameters()]
+        model = meta_model(experiment)
+        names = [name for name, _ in model.named_parameters()]
         frozen = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if any(not name.startswith("backbone.") for name in frozen):
-        return "model"
+        layer_of = getattr(model.get_submodule("backbone"), "layer_of", lambda inner: 0)
+        inner = [name.removeprefix("backbone.") for name in frozen if name.startswith("backbone.")]
+        if len(inner) < len(frozen) or any(layer_of(name) is None for name in inner):  # such as a plain ViT's pyramid
+            return "model"
     return "backbone" if backbone.weights == "none" and (backbone.freeze or frozen) else ""
 
 

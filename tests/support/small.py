@@ -295,6 +295,21 @@ SMALL = {
 }
 """By class of configuration, then by name; with thresholds off so that the oracle can be as good as stated."""
 
+PLAIN_VIT = Backbone("test_vit", freeze=2)
+"""timm's tiny ViT (6 blocks of 64 channels) under its pyramid, partly frozen."""
+
+VITS = {
+    PanopticDeepLabConfig: replace(SMALL_DEEPLAB, backbone=PLAIN_VIT),
+    PanopticFPNConfig: replace(SMALL_FPN, backbone=PLAIN_VIT),
+    JSISNetConfig: replace(SMALL_JSIS, backbone=PLAIN_VIT),
+    PanopticFCNConfig: replace(SMALL_FCN, backbone=PLAIN_VIT),
+    DETRConfig: replace(SMALL_DETR, backbone=PLAIN_VIT),
+    MaskFormerConfig: replace(SMALL_MASKFORMER, backbone=PLAIN_VIT),
+    Mask2FormerConfig: replace(SMALL_MASK2FORMER, backbone=PLAIN_VIT),
+    EfficientPSConfig: replace(SMALL_EFFICIENTPS, backbone=PLAIN_VIT),
+}
+"""Every architecture whose decoder takes a pyramid, on a plain ViT."""
+
 ORACLE: dict[type, float] = {JSISNetConfig: 99.0, PanopticFPNConfig: 99.0, EfficientPSConfig: 99.0}
 """PQ that the truth in place of the outputs reaches at least, where they do not determine the map (see the model's
 docstring); 100 where no bound stands here."""

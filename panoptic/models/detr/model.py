@@ -154,7 +154,7 @@ class DETR(PanopticModel):
         self.config, self.categories, self.divisor = config, categories, config.divisor
         width = config.channels
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
-        self.backbone = config.backbone.build()
+        self.backbone = config.backbone.build((*LEVELS, "res5") if config.masks else ("res5",))
         channels = self.backbone.channels
         self.positions = LearnedPositions(width) if config.positions == "learned" else None
         self.projection = nn.Conv2d(channels["res5"], width, 1)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
+from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.conv import ConvNormAct
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
@@ -238,9 +239,11 @@ def cut_backbone(backbone: nn.Module, shared: str, head: bool) -> None:
     """Remove the stages that come after the `shared` feature, but for the last one where it is the `head`'s.
 
     Raises:
-        ValueError: the backbone is used in part and is no ResNet of ours.
+        ValueError: the backbone is used in part and is no ResNet of ours, or it has no stage for the head.
     """
-    if shared == "res5":
+    if isinstance(backbone, ViTPyramid) and head:
+        raise ValueError(f"head.width: 0 takes a ResNet's last stage, which {backbone.name} has not got; give a width")
+    if shared == "res5" or isinstance(backbone, ViTPyramid):
         return
     if not isinstance(backbone, ResNet):
         raise ValueError(f"shared_level: {shared} needs one of our ResNets; choose res5, and a width for head.width")

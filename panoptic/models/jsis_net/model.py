@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from panoptic import losses
 from panoptic.backbones import Backbone
+from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm, set_norm_momentum
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
@@ -181,13 +182,13 @@ class JSISNet(PanopticModel):
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.background = len(categories.things)
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
-        self.backbone = config.backbone.build()
+        self.backbone = config.backbone.build((config.shared_level,))
         shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
         reaches_end = config.branches != "semantic" and config.head.width == 0
         cut_backbone(self.backbone, config.shared_level, head=reaches_end)
         self.semantic = self.regions = self.head = self.semantic_backbone = None
         if config.branches == "both" and config.trunks == "separate":
-            self.semantic_backbone = config.backbone.build()
+            self.semantic_backbone = config.backbone.build((config.shared_level,))
             cut_backbone(self.semantic_backbone, config.shared_level, head=False)
         if config.branches != "instances":
             pooling = (config.bins, config.bin_channels, config.norm)
@@ -196,7 +197,7 @@ class JSISNet(PanopticModel):
         if config.branches != "semantic":
             anchors = len(config.regions.cells(1)[0])
             self.regions = RegionHead(shared, config.region_channels, anchors, logits=2)
-            last = self.backbone.channels["res5"]
+            last = self.backbone.channels.get("res5", shared)  # a plain ViT has no stage to hand in
             self.head = C4Head(shared, last, self.background, config.head, config.norm)
         set_norm_momentum(self, config.norm_momentum)
 
@@ -214,8 +215,8 @@ class JSISNet(PanopticModel):
 
     def _shared(self, x: Tensor, backbone: nn.Module) -> Tensor:
         """Normalised images to the map that both branches share."""
-        if self.config.shared_level == "res5":
-            return backbone(x)["res5"]
+        if self.config.shared_level == "res5" or isinstance(backbone, ViTPyramid):
+            return backbone(x)[self.config.shared_level]
         x = backbone.stem(x)  # type: ignore[operator]
         for k in range(1, int(self.config.shared_level[3:])):
             x = backbone.get_submodule(f"layer{k}")(x)

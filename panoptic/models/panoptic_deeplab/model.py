@@ -194,7 +194,7 @@ class PanopticDeepLab(PanopticModel):
             "cross_entropy": losses.cross_entropy,
         }[config.semantic_loss]
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
-        self.backbone = config.backbone.build()
+        self.backbone = config.backbone.build((*config.low_level, "res5"))
         channels, strides = self.backbone.channels, self.backbone.strides
         unknown = [name for name in config.low_level if name not in channels or name == "res5"]
         if unknown:

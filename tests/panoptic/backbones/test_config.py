@@ -144,7 +144,8 @@ def test_the_weights_that_timm_is_asked_for_are_published() -> None:
     ("backbone", "message"),
     [
         (Backbone("resnet52"), "cannot build 'resnet52'"),
-        (Backbone("vit_tiny_patch16_224"), "have strides"),
+        (Backbone("vit_tiny_patch16_224", output_stride=16), "set it to 32"),
+        (Backbone("vit_tiny_patch16_224", norm="group"), "backbone.norm"),
         (Backbone("resnet18", freeze=6), "not within 0..5"),
         (Backbone("convnext_atto", stem="deeplab"), "backbone.stem"),
         (Backbone("convnext_atto", norm="group"), "backbone.norm"),

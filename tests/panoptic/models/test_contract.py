@@ -15,7 +15,7 @@ from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model, load, save
 from panoptic.training.device import Engine
-from tests.support.small import NOT_YET, ORACLE, SMALL
+from tests.support.small import NOT_YET, ORACLE, SMALL, VITS
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
 
@@ -97,6 +97,33 @@ def test_a_loss_that_learns_reaches_every_parameter(config, small_categories, ra
     sum(losses.values()).backward()
     still = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
     assert set(still) <= set(NOT_YET.get(type(config), ()))
+
+
+@pytest.mark.parametrize("kind", VITS, ids=lambda kind: kind.__name__)
+def test_a_plain_vit_under_every_architecture(kind, small_categories, random_segmentation) -> None:
+    """Losses reach every parameter that is not frozen, the pyramid's among them, at sizes that fit no patch."""
+    model = build(VITS[kind], small_categories).train()
+    truths = [random_segmentation(np.random.default_rng(k), 65, 97, small_categories) for k in (1, 2)]
+    images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
+    losses, maps = model(images, targets, segment=True)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    assert maps is not None
+    for merged in maps:
+        check_partition(merged, (65, 97), small_categories)
+    learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    still = {name for name, grad in learning.items() if grad is None or not grad.abs().sum() > 0}
+    assert still <= set(NOT_YET.get(kind, ()))
+    frozen = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"cls_token", "pos_embed", "patch_embed", "blocks"}
+    file = io.BytesIO()
+    save(file, config=VITS[kind], model=model.eval())
+    file.seek(0)
+    again = build_model(load(file))
+    with torch.no_grad():
+        first, second = model.network(images), again.network(images)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("config", CASES)

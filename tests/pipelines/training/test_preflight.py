@@ -41,6 +41,18 @@ from pipelines.training.preflight import (
         ({"train.freeze": ("*conv1*",), "model.backbone.weights": "timm"}, ""),
         ({"train.freeze": ("semantic_*",), "model.backbone.weights": "timm"}, "model"),
         ({"train.freeze": ("*",)}, "model"),
+        (
+            {"model.backbone.name": "test_vit", "train.freeze": ("backbone.*",), "model.backbone.weights": "a.pth"},
+            "model",
+        ),
+        (
+            {
+                "model.backbone.name": "test_vit",
+                "train.freeze": ("backbone.body.*",),
+                "model.backbone.weights": "a.pth",
+            },
+            "",
+        ),
     ],
 )
 def test_what_is_frozen_without_weights(changes: dict[str, Any], missing: str):
