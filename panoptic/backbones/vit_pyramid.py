@@ -26,7 +26,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import STAGES, freeze_vit, vit_layer

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import checkpoint_filter_fn
 
 from panoptic.backbones import Backbone, vit_pyramid
 from panoptic.backbones.stages import STAGES, stage_of
@@ -49,10 +52,10 @@ def test_the_pyramid_gives_detectron2s_numbers(shared, monkeypatch) -> None:
 def test_patches_and_positions_are_resampled_as_published(shared) -> None:
     with np.load(shared("fixtures/eomt/units.npz")) as file:
         arrays = dict(file)
-    patch = timm.layers.resample_patch_embed(torch.from_numpy(arrays["patch"]), [16, 16])
+    patch = resample_patch_embed(torch.from_numpy(arrays["patch"]), [16, 16])
     np.testing.assert_allclose(patch.numpy(), arrays["patch_16"], atol=1e-4)
     for rows, columns in ((10, 10), (5, 9)):
-        positions = timm.layers.resample_abs_pos_embed(
+        positions = resample_abs_pos_embed(
             torch.from_numpy(arrays["pos"]), [rows, columns], old_size=[6, 6], num_prefix_tokens=0
         )
         np.testing.assert_allclose(positions.numpy(), arrays[f"pos_{rows}x{columns}"], atol=1e-6)
@@ -83,7 +86,7 @@ def test_only_the_levels_that_are_used_are_made() -> None:
 @pytest.mark.parametrize(("freeze", "blocks"), [(0, 0), (1, 0), (2, 2), (3, 3), (4, 5), (5, 6)])
 def test_frozen_quarters_do_not_learn_and_the_pyramid_always_does(freeze: int, blocks: int) -> None:
     backbone = Backbone(TINY, freeze=freeze).build().train()
-    sum(f.square().mean() for f in backbone(torch.rand(2, 3, 64, 64)).values()).backward()
+    torch.stack([f.square().mean() for f in backbone(torch.rand(2, 3, 64, 64)).values()]).sum().backward()
     learning = {name for name, p in backbone.named_parameters() if p.grad is not None}
     assert {name for name in learning if name.startswith("simfp_")} == {
         name for name, _ in backbone.named_parameters() if name.startswith("simfp_")
@@ -126,7 +129,7 @@ def test_patches_of_14_pixels_are_resampled_to_16_and_keep_their_grid() -> None:
     assert options["patch_size"] == 16 and options["img_size"] == (37 * 16, 37 * 16)
     published = timm.create_model(name, num_classes=0, depth=1, embed_dim=24, num_heads=2)
     ours = timm.create_model(name, **options)
-    state = timm.models.vision_transformer.checkpoint_filter_fn(published.state_dict(), ours)
+    state = checkpoint_filter_fn(published.state_dict(), ours)  # type: ignore[arg-type]
     assert state["patch_embed.proj.weight"].shape == (24, 3, 16, 16)
     assert torch.equal(state["pos_embed"], published.state_dict()["pos_embed"])
 
