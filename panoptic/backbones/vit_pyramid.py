@@ -23,10 +23,8 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from panoptic.backbones.stages import STAGES, freeze_vit, vit_layer
@@ -110,12 +108,20 @@ class ViTPyramid(nn.Module):
         return pyramid | {key: value for key, value in renamed.items() if key in own}
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each cell."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution without a bias, then a norm over the channels of each cell. No activation."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__(channels, WIDTH, size, padding=size // 2, bias=False)
-        self.norm = LayerNorm2d(WIDTH, eps=1e-6)
+        self.norm = ChannelNorm(WIDTH, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, h, w] to [B, 256, h, w]."""
@@ -134,7 +140,7 @@ def pyramid_level(level: str, channels: int) -> nn.Sequential:
         case "res2":
             head: list[nn.Module] = [
                 nn.ConvTranspose2d(channels, half, 2, stride=2),
-                LayerNorm2d(half, eps=1e-6),
+                ChannelNorm(half, eps=1e-6),
                 nn.GELU(),
                 nn.ConvTranspose2d(half, quarter, 2, stride=2),
             ]
@@ -160,6 +166,8 @@ def patch_and_grid(name: str) -> tuple[int, tuple[int, int]] | None:
     A plain ViT is a model of which all features have one stride. It is looked at on torch's meta device, where it takes
     neither memory nor random numbers.
     """
+    import timm
+
     try:
         with torch.device("meta"):
             features: Any = timm.create_model(name, features_only=True)
@@ -196,6 +204,8 @@ def create_vit(name: str, **options: Any) -> nn.Module:
     Raises:
         ValueError: timm cannot build it with these options.
     """
+    import timm
+
     try:
         return timm.create_model(name, **options)
     except (RuntimeError, TypeError, AttributeError) as error:
