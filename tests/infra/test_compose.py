@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import copy
 import re
 import shlex
@@ -91,3 +92,7 @@ def test_the_stores_of_mlflow_name_their_driver() -> None:
     _, config_map = yaml.safe_load_all((INFRA / "kuberay" / "base" / "environment.yaml").read_text())
     texts = [config_map["data"]["auth.ini"], (INFRA / "mlflow-auth.ini").read_text()]
     assert len({text.split("[mlflow]")[1].strip() for text in texts}) == 1
+    # MLflow's default is none: it hashes the password of each request anew, of which a training makes hundreds
+    auth = configparser.ConfigParser()
+    auth.read_string(texts[1])
+    assert 0 < auth.getint("mlflow", "auth_cache_ttl_seconds") <= 300

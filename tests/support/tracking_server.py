@@ -53,6 +53,7 @@ def tracking_server(
             "[mlflow]\ndefault_permission = READ\n"
             f"database_uri = sqlite:///{folder / 'auth.db'}\nadmin_username = admin\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"
         )
         command += ["--app-name", "basic-auth"]
         environment |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": password}
