@@ -294,7 +294,8 @@ def console_line(step: int, last: int, values: dict[str, float]) -> str:
 
 
 def _silence() -> None:
-    """Leave out what Ray Train prints at every report, and a warning of DDP that means nothing here."""
+    """Leave out what Ray Train prints at every report, and lines that mean nothing here."""
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where each client has its credentials from
     for name in list(logging.root.manager.loggerDict):  # the one that prints every report is named by its file
         if name.startswith("ray.train") or f"{os.sep}ray{os.sep}train{os.sep}" in name:
             logging.getLogger(name).setLevel(logging.WARNING)
