@@ -117,7 +117,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster: Cluster, tmp_path: Path):
-    """One short command: its log is followed, the stopped run is KILLED with a checkpoint, the same --name goes on."""
+    """One short command: its log is followed, the stopped run is KILLED with a checkpoint, the same --name goes on.
+
+    And the secrets that machines and client hold are in nothing that was written or sent.
+    """
     from mlflow import MlflowClient
 
     from pipelines.cluster import storage
@@ -167,6 +170,27 @@ def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster
     assert repeated.returncode == 0 and "second is there already (SUCCEEDED), and is not submitted" in repeated.stdout
     wrong = cluster.run([*submit, "--id", "third", *options, "--optim.lr", "7"], cwd=folder)
     assert wrong.returncode == 2 and "began with other options: optim.lr" in wrong.stdout
+
+    assert_no_secret(cluster, tmp_path, [text, done.stdout, wrong.stdout, str(store.get_run(run))])
+
+
+def assert_no_secret(cluster: Cluster, tmp_path: Path, texts: list[str]) -> None:
+    """In no text, none of Ray's files and jobs (the uploaded code among them), no object on S3, no table of MLflow."""
+    from pipelines.cluster import storage
+
+    info = cluster.run([*ray("job", "list"), "--format", "json"], timeout=60)
+    places = {f"text {number}": text.encode() for number, text in enumerate([*texts, info.stdout])}
+    for path in cluster.folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            places[str(path)] = path.read_bytes()
+    for name in storage.list_files("s3://bucket"):
+        places[name] = storage.read_bytes(f"s3://bucket/{name}")
+    (database,) = tmp_path.parent.glob("submit[0-9]*/server.db")
+    places["MLflow"] = database.read_bytes()
+    assert len(places) > 100 and any("checkpoint.pt" in name for name in places)
+    assert any(name.endswith("jobs/train.py") for name in places)
+    for name, content in places.items():
+        assert not any(secret.encode() in content for secret in SECRETS.values()), name
 
 
 @pytest.mark.slow
