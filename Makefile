@@ -5,6 +5,7 @@
 ## make slow    the tests that take minutes
 ## make benchmark [PEERS=DIR] [ROWS="1a 2b"]   timings beside other implementations, whose clones lie in DIR
 ## make benchmark GPU=1   training steps of every architecture on this machine's GPU, taken apart
+## make cluster [KEEP=1]   the pipeline on a cluster of two nodes, all on this machine: Ray, MLflow on PostgreSQL, S3
 ## make check   lint, format and types
 ## make lock    resolve infra/requirements.lock anew
 ## make clean   remove .venv, caches and build files (runs and MLflow records stay)
@@ -27,7 +28,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Every Ray worker imports torch: without byte code that takes two to four times as long.
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test slow benchmark check lock clean
+.PHONY: help demo test slow benchmark cluster check lock clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -48,6 +49,9 @@ slow: $(STAMP)
 
 benchmark: $(STAMP)
 	$(PYTHON) -m $(if $(GPU),tests.benchmarks.gpu,tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS)))
+
+cluster: $(STAMP)
+	$(PYTHON) -m tests.cluster_demo $(if $(KEEP),--keep)
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .
