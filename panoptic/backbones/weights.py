@@ -5,7 +5,8 @@
 | torchvision's ResNet and VGG, Res2Net's (v1, v1b), Swin's, timm's, ours | the backbone's own names |
 | EfficientNet-PyTorch's port (B0 to B8, Lite0 to Lite4) | `_conv_stem.weight`, `_blocks.0._depthwise_conv.weight` |
 | timm's EfficientNet, whose squeeze-excite parts are dropped (EfficientPS has none) | the backbone's own names |
-| timm's and Meta's plain ViTs, resampled to the patch and the canvas | the backbone's own names |
+| timm's plain ViTs, resampled to the patch and the canvas | the backbone's own names |
+| Meta's and Hugging Face's DINOv2 and DINOv3, resampled, too | the names in `vit_names` |
 | detectron2's ResNet and its Res2Net fork | `stem.conv1.weight`, `res2.0.conv1.norm.weight` |
 | Caffe2's ResNet (detectron2's MSRA and FAIR files) | `conv1_w`, `res2_0_branch2a_bn_s` |
 
@@ -29,6 +30,7 @@ from panoptic.backbones.swin import Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG
 from panoptic.backbones.vit import ViT
+from panoptic.backbones.vit_names import timm_vit_names
 from panoptic.backbones.vit_pyramid import ViTPyramid
 
 CLASSIFIER = ("fc.", "linear.", "head.", "classifier.", "pre_logits.", "stem.fc.", "fc1000_", "pred_")
@@ -93,9 +95,9 @@ def _renamed(backbone: nn.Module, state: Mapping[str, Tensor], own: Mapping[str,
     if "_conv_stem.weight" in state:
         state = _efficientnet(state, own)
     if isinstance(backbone, ViT):
-        return backbone.fitted(state)
+        return backbone.fitted(timm_vit_names(state))
     if isinstance(backbone, ViTPyramid):
-        return backbone.published(state)
+        return backbone.published(timm_vit_names(state))
     if isinstance(backbone, TimmBackbone):  # whose heads have many names: whatever the pyramid lacks
         renamed = {_timm_key(key, own): value for key, value in state.items()}
         return {key: value for key, value in renamed.items() if key in own}
