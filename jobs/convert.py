@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from panoptic.training.plain import from_plain, to_plain
 from pipelines.cluster.json_file import read_json
 from pipelines.cluster.storage import read_bytes, write_bytes
 from pipelines.config import File, Repeated, parse_options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
             raise ValueError(f"{options.categories}: has no categories; {remedy}")
         entries = entries["categories"]
     categories = Categories.from_coco(entries, options.categories)
+    logger.info("reading %s", options.file)
     state = read_checkpoint(io.BytesIO(read_bytes(options.file)), options.file)
+    logger.info("converting %d tensors", len(state))
     config, weights = convert(state, options.source, categories)
     config = changed(config, options.set)
+    logger.info("building %s and writing %s", type(config).__name__.removesuffix("Config"), options.out)
     model = config.build(categories)
     model.load_state_dict(weights)
     out = io.BytesIO()

@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     asked = [task(uri) for uri in (options.model, *(options.against or ()))]
     outcome, *others = (evaluate(resolved(one), pool) for one in asked)
     print(f"{text(outcome)}\n({options.model} on {manifest.rows} images of {data.split})")
-    page = html(outcome, others, 12 if options.examples is None else options.examples)
+    shown = 12 if options.examples is None else options.examples
+    page = html(outcome, others, shown, None if options.no_log else places)
     if options.no_log:
         place = storage.join(places.folder, f"{key_of(outcome.task)}.html")
         storage.write_bytes(place, page.encode())

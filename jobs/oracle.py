@@ -3,7 +3,8 @@
 MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is evaluated
 unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row has everything true
 and keeps stuff of any size. Each row has PQ, SQ, RQ, AP (of the instances before merging, against panoptic masks) and
-mean IoU; "-" stands where a figure is not defined, as AP of images without a thing.
+mean IoU; "-" stands where a figure is not defined, as AP of images without a thing. The table goes to MLflow, and into
+the report of every later evaluation of this model on these images.
 """
 
 from __future__ import annotations
@@ -16,16 +17,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
-from panoptic.evaluation.oracle import table, truth_names
+from panoptic.evaluation.oracle import cells, table, truth_names
 from panoptic.metrics.report import Evaluation
 from panoptic.ranges import ThreadCount
 from pipelines.cluster.actor_pool import Pool
-from pipelines.config import Actors, Model, Split, Store, parse_options
+from pipelines.config import Actors, Model, Split, parse_options
 from pipelines.data.prepare import ensure_shards
-from pipelines.evaluation.evaluate import in_classes_of, load, options_of
-from pipelines.evaluation.oracle import choices_of, oracle, without_stuff_area
+from pipelines.evaluation.evaluate import identify, in_classes_of, load, options_of
+from pipelines.evaluation.oracle import choices_of, oracle, record, without_stuff_area
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.runs import Tracking, check_answers, check_store, resolve_uri
+
+
+@dataclass(frozen=True)
+class Records:
+    """The record of the table in MLflow, where the report of an evaluation finds it."""
+
+    uri: str = ""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else the SQLite file in `runs`."""
+    experiment: str = "evaluation"
+    """MLflow experiment: that of the evaluations."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,9 @@ class Options:
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
     threads: ThreadCount = 0
     """Torch threads of each; 0 = one."""
-    tracking: Store = field(default_factory=Store)
+    no_log: bool = False
+    """Leave MLflow alone."""
+    tracking: Records = field(default_factory=Records)
     """MLflow."""
 
 
@@ -54,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     """Evaluate every choice and print the table."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
-    stored = load(options.model, resolve_uri(Tracking(uri=options.tracking.uri), "runs"))
+    tracking = Tracking(options.tracking.uri, options.tracking.experiment, f"oracle {options.model}"[-250:])
+    if not options.no_log:
+        check_store(tracking, "runs")
+        check_answers(tracking, "runs")
+    uri, identity = identify(options.model, resolve_uri(tracking, "runs"))
+    stored = load(uri, resolve_uri(tracking, "runs"))
     stored.model.eval()
     names = truth_names(stored.model)
     choices = choices_of(stored.model, options.swap)
@@ -68,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
         rows += oracle(without_stuff_area(stored), manifest, experiment, [names], not options.no_ap, pool)
     print(f"{options.model} on {manifest.rows} images of {data.split}; x: the truth in place of the network's output")
     print(table(names, rows))
+    if not options.no_log:
+        print(f"MLflow run {record(uri, identity, manifest, cells(names, rows), tracking).run_id}")
     return rows
 
 

@@ -49,6 +49,10 @@ _TRANSPARENCY = b"tRNS"
 _COLOUR_TYPES = {_GREY: "greyscale", _RGB: "RGB", _PALETTE: "palette", 4: "greyscale with alpha", _RGBA: "RGBA"}
 
 
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Brands of the files that iPhones write, in their first twelve bytes; AVIF has brands of its own."""
+
+
 def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
     """(H, W) of an image file, read from its header: nothing is decoded, and an EXIF orientation is not applied.
 
@@ -63,6 +67,8 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
         size = _jpeg_size(data)
     else:
         size = _other_size(data, name)
+    if size is None and data[4:8] == b"ftyp" and data[8:12] in HEIC:
+        raise ValueError(f"{name}: HEIC, which cannot be decoded here; save it as JPEG, AVIF or PNG")
     if size is None:
         raise ValueError(f"{name}: cannot be decoded as an image ({len(data)} bytes); the file is damaged or no image")
     if min(size) < 1:

@@ -85,7 +85,12 @@ def swap(outputs: Outputs, truth: Outputs, names: Iterable[str]) -> Outputs:
 
 
 def table(names: Sequence[str], rows: Sequence[tuple[Sequence[str], Evaluation]]) -> str:
-    """A Markdown table, a line each choice: x for the outputs that are true, then the metrics of `COLUMNS` in percent.
+    """`cells` as a Markdown table."""
+    return markdown_table(cells(names, rows))
+
+
+def cells(names: Sequence[str], rows: Sequence[tuple[Sequence[str], Evaluation]]) -> list[list[str]]:
+    """A table, a line each choice: x for the outputs that are true, then the metrics of `COLUMNS` in percent.
 
     A figure that is not defined, as AP where no true thing is, is "-".
 
@@ -95,11 +100,11 @@ def table(names: Sequence[str], rows: Sequence[tuple[Sequence[str], Evaluation]]
     """
     evaluated = [(chosen, metrics(evaluation, "")) for chosen, evaluation in rows]
     columns = [name for name in COLUMNS if any(f"/{name}" in figures for _, figures in evaluated)]
-    cells = [[*names, *(COLUMNS[name] for name in columns)]]
+    lines = [[*names, *(COLUMNS[name] for name in columns)]]
     for chosen, figures in evaluated:
         marks = ["x" if name in chosen else "" for name in names]
-        cells.append([*marks, *(_figure(figures.get(f"/{name}", float("nan"))) for name in columns)])
-    return markdown_table(cells)
+        lines.append([*marks, *(_figure(figures.get(f"/{name}", float("nan"))) for name in columns)])
+    return lines
 
 
 def _figure(value: float) -> str:

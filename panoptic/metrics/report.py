@@ -42,6 +42,10 @@ class Evaluation:
     positives, the last column misses."""
 
 
+FEW = 32
+"""Classes up to which the PQ of each is a metric of its own; the table of classes has it for any number."""
+
+
 def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
     """A flat dict for a tracker: `val/pq`, `val/pq_things`, `val/miou`, `val/loss/total`, `val/time/...`.
 
@@ -53,6 +57,9 @@ def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
     counts = quality.counts
     flat |= {"tp": counts.tp.sum(), "fp": counts.fp.sum(), "fn": counts.fn.sum(), "mean_image_pq": evaluation.image_pq}
     flat |= {f"pq_{name}": sized.all.pq for name, sized in evaluation.sizes.items()}
+    if len(quality.categories) <= FEW:
+        scores = zip(quality.categories.names, quality.pq.tolist(), strict=True)
+        flat |= {f"class_pq/{name}": value for name, value in scores if not math.isnan(value)}
     flat |= {f"pq_things_{name}": sized.things.pq for name, sized in evaluation.sizes.items()}
     if evaluation.boundary is not None:
         groups = evaluation.boundary.all, evaluation.boundary.things, evaluation.boundary.stuff

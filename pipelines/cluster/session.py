@@ -15,6 +15,7 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ ENVIRONMENT = {
     # Without it every line printed in a training worker appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # One run speaks at a time, so its lines need no name of a process before them.
+    "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
     # `uv run` would otherwise rebuild the environment in every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
@@ -84,6 +87,8 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
     """
     for name, value in {**ENVIRONMENT, **(CLUSTER_ENVIRONMENT if os.environ.get("RAY_ADDRESS") else {})}.items():
         os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # a file or a pipe, which is to hold text alone
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     if not ray.is_initialized():
@@ -94,6 +99,12 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             _start(cpus, object_store)
     data_context()
+
+
+def is_connected() -> bool:
+    """True if this process has a Ray session; imports nothing."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def grow(count: int, each: Mapping[str, float]) -> None:

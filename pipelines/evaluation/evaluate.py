@@ -26,6 +26,7 @@ from panoptic.training.checkpoint import build_model, check_categories
 from panoptic.training.device import prepare
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Killed, Pool, each
+from pipelines.cluster.progress import progress
 from pipelines.config import Experiment, override
 from pipelines.data.class_map import ClassMap
 from pipelines.data.class_mapping import ClassMapping
@@ -47,9 +48,6 @@ VIEW = ("resize.", "engine.", "train.validation_batch")
 
 HERE = Pool(actors=0)
 """This process, without Ray."""
-
-PAUSE = 10.0
-"""Seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -399,11 +397,8 @@ def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Par
 
 
 def _log_progress(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Part]:
-    """The same parts; every ten seconds a line says how far it has come."""
-    total, done, last = sum(task.manifest.rows for task in tasks), 0, time.monotonic()
-    for part in parts:
-        done += len(part.tally.images)
-        if time.monotonic() - last > PAUSE:
-            last = time.monotonic()
-            logger.info("evaluated %d of %d images", done, total)
-        yield part
+    """The same parts; a bar, or a line every ten seconds, says how far it has come and how long it will take."""
+    with progress("evaluated", sum(task.manifest.rows for task in tasks)) as state:
+        for part in parts:
+            state.advance(len(part.tally.images))
+            yield part

@@ -27,7 +27,10 @@ from pipelines.data.shard_index import list_images
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif"),
+    *(".heic", ".heif"),  # which cannot be read, and are named one by one with the remedy
+)
 """Suffixes of the files that are taken for photographs."""
 
 ENDINGS = (".png", ".jpg", "_labelIds.png", "_instanceIds.png")
@@ -80,7 +83,11 @@ def photographs(root: str, images_json: str = "") -> list[Image]:
     else:
         if not storage.exists(root):
             raise ValueError(f"{root}: no such folder, prefix or file")
-        names = [name for name in storage.list_files(root) if name.lower().endswith(SUFFIXES)]
+        every = storage.list_files(root)
+        names = [name for name in every if name.lower().endswith(SUFFIXES)]
+        if others := Counter(PurePosixPath(name).suffix.lower() or name for name in set(every) - set(names)):
+            listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
+            logger.info("%s: %d files are no photographs by their names: %s", root, others.total(), listed)
     if not names:
         raise ValueError(f"{root}: no photograph there; looked for {', '.join(SUFFIXES)}")
     ids = _listed_ids(names, images_json) if images_json else _own_ids(names)

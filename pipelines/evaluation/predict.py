@@ -31,12 +31,21 @@ from panoptic.transforms import evaluation_view
 from panoptic.visualization import overlay
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool, each
+from pipelines.cluster.progress import progress
 from pipelines.data.loader import evaluation_batches
+from pipelines.data.readers.tables import classes
 from pipelines.data.validation import is_cut
 from pipelines.evaluation.evaluate import Task, classes_of, placed
 from pipelines.evaluation.inputs import Image
 
 FORMATS = ("coco", "cityscapes", "overlay")
+FURTHER = {
+    **{"ground": (6, False), "parking": (9, False), "rail track": (10, False), "guard rail": (14, False)},
+    **{"bridge": (15, False), "tunnel": (16, False), "polegroup": (18, False)},
+    **{"caravan": (29, True), "trailer": (30, True)},
+}
+"""Labels of Cityscapes that its evaluation leaves out: id, and whether they are things."""
+
 CHUNK = 16
 """Images of one item of work."""
 
@@ -78,12 +87,16 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
         raise ValueError(f"formats {', '.join(unknown)}: there are {', '.join(FORMATS)}")
     categories = classes_of(task)
     if "cityscapes" in output.formats:
-        check_cityscapes(categories)
+        cityscapes_labels(categories)
     output = replace(output, folder=storage.absolute(output.folder))
     chunks = [list(images[first : first + CHUNK]) for first in range(0, len(images), CHUNK)]
     done: dict[str, Predicted] = {}
-    for part in each(predictor, (task, output), chunks, pool):
-        done |= {one.image.stem: one for one in part}
+    problems = 0
+    with progress("predicted", len(images)) as state:
+        for part in each(predictor, (task, output), chunks, pool):
+            done |= {one.image.stem: one for one in part}
+            problems += sum(bool(one.problem) for one in part)
+            state.advance(len(part), failed=problems)
     results = [done[image.stem] for image in images]
     if "coco" in output.formats:
         _write_json(results, categories, output)
@@ -105,7 +118,7 @@ def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Pr
             try:
                 picture, segmentation = _one(task, model, sample)
                 annotation = write(picture, segmentation, model.categories, image, output)
-            except ValueError as error:  # of this image; the others go on
+            except (ValueError, RuntimeError, cv2.error) as error:  # of this image; the others go on
                 records.append(Predicted(image, problem=_line(error, image)))
                 continue
             records.append(Predicted(image, segmentation.size, annotation))
@@ -142,28 +155,38 @@ def write(
     return annotation
 
 
-def check_cityscapes(categories: Categories) -> None:
-    """Refuse categories whose ids Cityscapes' maps cannot hold: 0 is void, instance maps have 16 bits.
+def cityscapes_labels(categories: Categories) -> list[int]:
+    """The label id that Cityscapes gives each class, by its name, whatever its id in the model's data set was.
 
     Raises:
-        ValueError: names them.
+        ValueError: a class is none of Cityscapes', or a thing that is stuff there, or the reverse.
     """
-    every = zip(categories.names, categories.ids, categories.is_thing, strict=True)
-    wrong = [f"{name} ({i})" for name, i, thing in every if not 1 <= i <= (65 if thing else 255)]
+    known = classes("cityscapes")
+    ids = {name: (i, thing) for name, i, thing in zip(known.names, known.ids, known.is_thing, strict=True)} | FURTHER
+    plain = [" ".join(name.lower().replace("_", " ").replace("-", " ").split()) for name in categories.names]
+    wrong = [name for name, key in zip(categories.names, plain, strict=True) if key not in ids]
     if wrong:
         raise ValueError(
-            "format cityscapes holds ids of things from 1 to 65 and of stuff from 1 to 255, but "
-            f"{', '.join(wrong[:8])} have others; write the format coco"
+            f"format cityscapes: {', '.join(wrong[:8])} {'is no class' if len(wrong) == 1 else 'are no classes'} of "
+            "Cityscapes; write the format coco, or give --map-prediction FILE, a class map to Cityscapes' names"
         )
+    pairs = zip(plain, categories.names, categories.is_thing, strict=True)
+    turned = [name for key, name, thing in pairs if ids[key][1] != thing]
+    if turned:
+        raise ValueError(
+            f"format cityscapes: {', '.join(turned[:8])}: things there and stuff here, or the reverse; write the "
+            "format coco, or give --map-prediction FILE"
+        )
+    return [ids[key][0] for key in plain]
 
 
 def cityscapes_ids(segmentation: Segmentation, categories: Categories) -> tuple[np.ndarray, np.ndarray]:
     """Label ids and instance ids int32 [H, W]: label, or 1000 label + number from 0 for things; void is 0.
 
     Raises:
-        ValueError: an image has more than 1000 instances of a class, or ids beyond 16 bits.
+        ValueError: an image has more than 1000 instances of a class, or a class is none of Cityscapes'.
     """
-    ids = np.array(categories.ids, np.int64)[segmentation.labels]
+    ids = np.array(cityscapes_labels(categories), np.int64)[segmentation.labels]
     instances = ids.copy()
     numbered: Counter[int] = Counter()  # instances of each class so far
     for k, label in enumerate(segmentation.labels.tolist()):
@@ -173,8 +196,6 @@ def cityscapes_ids(segmentation: Segmentation, categories: Categories) -> tuple[
     for label, number in numbered.items():
         if number > 1000:
             raise ValueError(f"{number} instances of {categories.names[label]}; Cityscapes' ids hold 1000 of a class")
-    if instances.max(initial=0) > 65535:
-        raise ValueError(f"the instance id {instances.max()} does not fit into the 16 bits of Cityscapes' maps")
     tables = (np.concatenate([[0], values]).astype(np.int32) for values in (ids, instances))
     labels, numbers = (table[segmentation.segments] for table in tables)
     return labels, numbers
@@ -186,13 +207,29 @@ def encode_wide(ids: np.ndarray) -> bytes:
 
 
 def _read(task: Task, model: PanopticModel, images: Sequence[Image]) -> Iterator[tuple[Image, Sample | str]]:
-    """The samples of some rows of the shards, in evaluation view."""
+    """The samples of some rows of the shards, in evaluation view, or the reason why one cannot be read."""
     by_row = {image.row: image for image in images}
-    experiment = task.experiment
-    for _, _, samples in evaluation_batches(
-        task.manifest, experiment.resize, 1, divisor=model.divisor, threads=2, rows=sorted(by_row)
-    ):
-        yield by_row[samples[0].position], samples[0]
+    left = sorted(by_row)
+    try:
+        for sample in _samples(task, model, left):
+            left = [row for row in left if row != sample.position]
+            yield by_row[sample.position], sample
+        return
+    except ValueError:  # of one of those that are left, which are read one by one
+        pass
+    for row in left:
+        try:
+            (sample,) = _samples(task, model, [row])
+        except ValueError as error:
+            yield by_row[row], _line(error, by_row[row])
+            continue
+        yield by_row[row], sample
+
+
+def _samples(task: Task, model: PanopticModel, rows: Sequence[int]) -> Iterator[Sample]:
+    resize = task.experiment.resize
+    for _, _, samples in evaluation_batches(task.manifest, resize, 1, divisor=model.divisor, threads=2, rows=rows):
+        yield samples[0]
 
 
 def _read_files(images: Sequence[Image]) -> Iterator[tuple[Image, Sample | str]]:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
 from pipelines.cluster.masking import masked
 from pipelines.config import flatten
+from pipelines.evaluation import oracle
 from pipelines.evaluation.evaluate import VIEW, EvaluatedTask, Task, evaluate, resolved, stored_of
 from pipelines.evaluation.report.examples import choose, pictures
 from pipelines.evaluation.report.page import Model, page
@@ -86,13 +88,26 @@ def counts_of(tally: Tally) -> Counts:
     return Counts.of([image.name for image in images], [image.quality for image in images])
 
 
-def html(evaluated: EvaluatedTask, others: Sequence[EvaluatedTask] = (), examples: int = 12) -> str:
-    """The report, compared with `others`; it shows `examples` of the worst images and as many typical ones."""
+def html(
+    evaluated: EvaluatedTask,
+    others: Sequence[EvaluatedTask] = (),
+    examples: int = 12,
+    places: Places | None = None,
+) -> str:
+    """The report, compared with `others`; it shows `examples` of the worst images and as many typical ones.
+
+    Args:
+        places: where the model's oracle table is looked for; None = nowhere.
+    """
     task, tally = evaluated.task, evaluated.tally
     worst, typical = choose(tally, len(task.manifest.categories), examples)
     drawn = pictures(task, tally, [*worst, *typical])
     compared = [model_of(other) for other in others]
-    return page(model_of(evaluated), compared, drawn[: len(worst)], drawn[len(worst) :], facts(evaluated))
+    cells: Sequence[Sequence[str]] = ()
+    if places is not None:
+        tracking = runs.Tracking(uri=places.tracking_uri, experiment=places.experiment)
+        cells = oracle.recorded(task.identity, task.manifest, tracking)
+    return page(model_of(evaluated), compared, drawn[: len(worst)], drawn[len(worst) :], facts(evaluated), cells)
 
 
 def facts(evaluated: EvaluatedTask) -> dict[str, str]:
@@ -101,7 +116,8 @@ def facts(evaluated: EvaluatedTask) -> dict[str, str]:
     return {
         "model": task.uri,
         "model content": task.identity if task.identity != task.uri else "",
-        "data": f"{manifest.rows} images of {manifest.split}, {manifest.uri}",
+        "data": f"{manifest.rows} images of {manifest.split}, {masked(manifest.uri)}",
+        "date": time.strftime("%d %B %Y, %H:%M"),
         "data content": manifest.hash,
         "evaluation": key_of(task),
         **_mapped(task),
@@ -192,7 +208,7 @@ def once(asked: Task, pool: Pool, places: Places, seconds: float = lease.EXPIRY)
         if before is not None:
             return before, False
         evaluated = evaluate(task, pool)
-        report = html(evaluated)
+        report = html(evaluated, places=places)
         if not held.held():
             print(f"{title_of(task)}: taken over by {lease.holder(folder)}; nothing was recorded")
             return None, False

@@ -48,6 +48,7 @@ table.matrix thead th span { writing-mode: vertical-rl; transform: rotate(180deg
 figure { margin: 0 0 18px; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px; }
 figcaption { font-size: 13px; color: var(--faint); margin-bottom: 7px; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); }
+figure p.sentence { margin: 8px 0 0; color: var(--ink); font-size: 13px; max-width: none; overflow-wrap: anywhere; }
 .panels { display: grid; grid-template-columns: repeat(4, 1fr); gap: 6px; }
 .panels img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .panels span { font-size: 12px; color: var(--faint); }

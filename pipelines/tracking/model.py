@@ -180,10 +180,22 @@ with warnings.catch_warnings(record=True):
             self.packaged.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
         def predict(self, context, model_input, params=None):
-            """A frame whose column `image` (or only column) is bytes to a frame of `png` and `segments`."""
+            """A frame whose column `image` (or only column) is bytes to a frame of `png` and `segments`.
+
+            Bytes that are no image have an empty `png`, and in `segments` `{"error": …}`; where no image is one, the
+            first of these errors is raised.
+            """
             column = "image" if "image" in model_input else model_input.columns[0]
-            images = model_input[column].tolist()
-            results = [predict_image(self.packaged, data, f"image {k}") for k, data in enumerate(images)]
+            results: list[tuple[bytes, Any]] = []
+            errors: list[ValueError] = []
+            for k, data in enumerate(model_input[column].tolist()):
+                try:
+                    results.append(predict_image(self.packaged, data, f"image {k}"))
+                except ValueError as error:  # of this image; the others of the batch have their maps
+                    errors.append(error)
+                    results.append((b"", {"error": str(error)}))
+            if errors and len(errors) == len(results):
+                raise errors[0]
             segments = [json.dumps(entries) for _, entries in results]
             return pd.DataFrame({"png": [png for png, _ in results], "segments": segments})
 
@@ -197,13 +209,15 @@ def log_model(
     register: str = "",
     alias: str = "",
     description: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """Store a checkpoint's model with a run and, when asked, in the registry.
 
     Args:
         register: name of the registered model that gets a new version; empty = none.
         alias: pointed at that version.
-        description: Markdown that the model's page shows.
+        description: Markdown that the pages of the model and of the version show.
+        tags: of the version.
 
     Returns:
         "models:/m-…", which `load_packaged` and `mlflow.pyfunc.load_model` take.
@@ -234,12 +248,50 @@ def log_model(
             signature=signature,
             tags={"mlflow.note.content": description} if description else None,
         )
-        if register:
-            registered = mlflow.register_model(info.model_uri, register)
-            if alias:
-                client = mlflow.MlflowClient(tracking_uri=run.tracking_uri)
-                client.set_registered_model_alias(register, alias, registered.version)
+    if register:
+        register_model(run.tracking_uri, info.model_uri, register, alias=alias, description=description, tags=tags)
     return info.model_uri
+
+
+def register_model(
+    tracking_uri: str,
+    model_uri: str,
+    name: str,
+    *,
+    alias: str = "",
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Make a logged model a version of a registered one; the version that it is already, where it is one.
+
+    Args:
+        tracking_uri: of the store of both.
+        model_uri: "models:/m-…".
+        name: of the registered model.
+        alias: pointed at the version; "" = none.
+        description: Markdown that the version's page shows.
+        tags: of the version.
+
+    Returns:
+        "models:/name/3".
+
+    Raises:
+        ConnectionError: the store does not answer.
+        Exception: MLflow's own, where it refuses.
+    """
+    from pipelines.tracking.client import answering
+
+    with answering(tracking_uri) as client, _store(tracking_uri):
+        model = model_uri.rsplit("/", 1)[-1]
+        same = [one for one in client.search_model_versions(f"name='{name}'") if model in str(one.source)]
+        version = same[0] if same else mlflow.register_model(model_uri, name)
+        for key, value in (tags or {}).items():
+            client.set_model_version_tag(name, version.version, key, value)
+        if description:
+            client.update_model_version(name, version.version, description)
+        if alias:
+            client.set_registered_model_alias(name, alias, version.version)
+    return f"models:/{name}/{version.version}"
 
 
 def _code(folder: str) -> Path:

@@ -25,7 +25,7 @@ from panoptic.training.checkpoint import build_model
 from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.cluster.shared import check_shared
-from pipelines.config import UNVALIDATED, Experiment, check_run_name, flatten
+from pipelines.config import UNVALIDATED, Experiment, Train, check_run_name, flatten
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.copies import KEY, Copies, check_copies
@@ -42,20 +42,22 @@ from pipelines.training.attempts import repeat
 from pipelines.training.checkpoints import REPORT, SNAPSHOT, drop_torn, load_checkpoint, mend_snapshot, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
 from pipelines.training.notice import catch_sigterm
-from pipelines.training.pages import data_set, fill_pages
+from pipelines.training.pages import data_set, fill_pages, version_tags
 from pipelines.training.pixels import follow_weights
 from pipelines.training.preflight import (
     STAND_IN,
     check_cluster,
     check_continuation,
     check_disk,
+    check_machine,
     check_model,
     check_options,
     local_cpus,
+    meta_model,
     worker_cpus,
 )
 from pipelines.training.record import RECORD, read_record
-from pipelines.training.state import Job
+from pipelines.training.state import Job, last_step
 from pipelines.training.validation import pictures
 from pipelines.training.worker import loop
 
@@ -63,6 +65,9 @@ logger = logging.getLogger(__name__)
 
 MODEL_TAG = "panoptic.model"
 """Tag of a run that holds the URI of its logged model."""
+
+CHECKPOINT_TAG = "panoptic.model_checkpoint"
+"""Tag of a run that holds the URI of the checkpoint in its logged model."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Outcome:
     """Why there is no model."""
     undelivered: tuple[str, ...] = ()
     """Records that MLflow lacks; the same command again sends them."""
+    registered: str = ""
+    """URI of the version that the model is in the registry, or why it is none where it was to be one."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         FailedRun: workers, controller or machines failed more than `train.max_failures` times. The run is marked
             FAILED and can be continued under its name.
     """
-    experiment, _ = checked(named(experiment, preset), trial=child is not None)
+    experiment, _ = checked(named(experiment, preset), trial=child is not None, told=child is None)
+    check_machine(experiment)
     folder = storage.join(storage.absolute(experiment.storage), experiment.name)
     # the trials of a sweep are Tune's to start and to end
     with (
@@ -135,6 +143,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         if child is not None
         else occupied(storage.join(folder, "lease"), f"the run {experiment.name}") as occupy
     ):
+        if not session.is_connected():
+            logger.info("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining the Ray cluster")
         session.connect(local_cpus(experiment))
         if occupy is not None:
             occupy()
@@ -143,6 +153,7 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
             check_places(experiment)
         train_set, val_set = prepare_data(experiment)
         with session.sigterm_raises():
+            logger.info("opening the run in MLflow")
             run = _open_run(experiment, preset, child, folder, train_set, val_set)
             with runs.ending(run):
                 begin, quiet = ("", False) if child is None else (child.begin, True)
@@ -156,12 +167,13 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
                 return _conclude(job, result, log_model=child is None)
 
 
-def checked(experiment: Experiment, trial: bool = False) -> tuple[Experiment, Categories]:
+def checked(experiment: Experiment, trial: bool = False, told: bool = False) -> tuple[Experiment, Categories]:
     """Check all that can be checked before Ray is there.
 
     Args:
         experiment: with a name.
         trial: of a sweep, which has a store that answers, and records of its own.
+        told: print a line that says what begins.
 
     Returns:
         the experiment as it trains (its pixels follow its weights), and the classes of its data: two that stand in for
@@ -173,10 +185,14 @@ def checked(experiment: Experiment, trial: bool = False) -> tuple[Experiment, Ca
         ConnectionError: the tracking store does not answer.
     """
     check_options(experiment)
+    if told:
+        print(first_line(experiment), flush=True)
     experiment, pixels = follow_weights(experiment)
     if pixels:
         print(pixels, flush=True)
     storage.check_lasting(experiment.storage, "--storage")
+    if experiment.data.root != "scenes":
+        logger.info("reading the classes of %s", masked(str(experiment.data.root)))
     categories = data_categories(experiment) or STAND_IN
     check_model(experiment, categories)
     check_disk(experiment, categories)
@@ -187,6 +203,28 @@ def checked(experiment: Experiment, trial: bool = False) -> tuple[Experiment, Ca
     if before := read_record(storage.join(storage.absolute(experiment.storage), experiment.name)):
         check_continuation(before, _stored_options(experiment), {}, experiment.name)
     return experiment, categories
+
+
+def first_line(experiment: Experiment) -> str:
+    """What begins, in a line: name, data, model and its size, device, places."""
+    options, data = experiment.train, experiment.data.root
+    model = type(experiment.model).__name__.removesuffix("Config")
+    size = sum(parameter.numel() for parameter in meta_model(experiment).parameters()) / 1e6
+    where = "the Ray cluster" if os.environ.get("RAY_ADDRESS") else _device(options)
+    plural = "s" * (options.workers > 1)
+    return (
+        f"run {experiment.name}: {model} of {size:.1f} M parameters, {last_step(options):,} steps of {options.batch} "
+        f"images of {masked(data if isinstance(data, str) else ' + '.join(data))}, {options.workers} worker{plural} on "
+        f"{where}; folder {masked(storage.join(storage.absolute(experiment.storage), experiment.name))}; "
+        f"MLflow {masked(runs.resolve_uri(experiment.tracking, local_root(experiment)))}"
+    )
+
+
+def _device(options: Train) -> str:
+    import torch
+
+    gpus = torch.cuda.device_count() if options.gpu != "no" else 0
+    return f"{gpus} x {torch.cuda.get_device_name()}" if gpus >= options.workers else f"{os.cpu_count()} CPU cores"
 
 
 def _fit_or_tell(job: Job, callbacks: Any) -> Any:
@@ -323,6 +361,8 @@ def _draw_scenes(experiment: Experiment, base: str) -> str:
         )
     scenes = experiment.data.scenes
     root = Path(scenes_folder(experiment))
+    if not root.exists():
+        logger.info("drawing %d training and %d validation scenes into %s", scenes.train, scenes.val, root)
     return str(write_scenes(root, scenes.train, scenes.val, scenes.seed, workers=os.cpu_count() or 1))
 
 
@@ -400,6 +440,10 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             ),
         ),
     )
+    device = "GPU" if job.gpu else "CPU"
+    logger.info(
+        "starting %d workers on the %s; each loads the model and its first images", experiment.train.workers, device
+    )
     return trainer.fit()
 
 
@@ -411,6 +455,8 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     metrics = read_metrics(uri)
     finished = _last_step(result) >= experiment.train.steps
     overlays = storage.join(job.folder, "overlays")
+    if log_model:
+        logger.info("the best checkpoint is %s; drawing its overlays, logging its model", masked(uri))
     record = load_checkpoint(uri)
     shown = experiment.train.overlays if log_model else 0
     try:
@@ -419,12 +465,15 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
     except Exception as error:  # of OpenCV or of the storage; the training is done and goes on to its end
         logger.warning("%s: not all pictures were written (%s)", overlays, masked(error))
     undelivered = deliver(job.run, job.folder)
-    model, no_model = "", "the run has not come to its last step"
+    model, no_model, registered = "", "the run has not come to its last step", ""
     report = storage.read_bytes(storage.join(uri, REPORT)).decode().rstrip()
     description = f"Best checkpoint, on {job.val.rows} images of {job.val.split}:\n\n```\n{report}\n```"
     if finished and log_model:
-        model, no_model = _log_model(job, record, description)
+        model, no_model = _log_model(job, record, uri, description)
         undelivered += [] if model else ["the model"]
+        if model and experiment.tracking.register:
+            registered, done = _register(job, model, metrics, uri, description)
+            undelivered += [] if done else ["the registered version"]
         paths = [kept.path for kept, values in result.best_checkpoints if values["score"] > UNVALIDATED]
         kept = paths if "://" not in experiment.storage else [f"s3://{path}" for path in paths]
         undelivered += [] if fill_pages(job, kept, model, record["step"], metrics) else ["models or plots of its pages"]
@@ -442,6 +491,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         train=job.train,
         val=job.val,
         no_model=no_model,
+        registered=registered,
         undelivered=tuple(undelivered),
     )
 
@@ -454,22 +504,41 @@ def _last_step(result: Any) -> int:
     return (result.metrics or {}).get("step", 0)
 
 
-def _log_model(job: Job, record: Mapping[str, Any], description: str = "") -> tuple[str, str]:
-    """The MLflow URI of the best model, logged once; or "" and why there is none (the checkpoint is safe)."""
+def _log_model(job: Job, record: Mapping[str, Any], checkpoint: str, description: str = "") -> tuple[str, str]:
+    """The MLflow URI of the best checkpoint's model; or "" and why there is none (the checkpoint is safe).
+
+    It is logged once: a run that was prolonged and has another best checkpoint since then logs that one's model.
+    """
     from pipelines.tracking.model import log_model
 
-    names = job.experiment.tracking
+    source = masked(checkpoint)
     try:
         client = client_module.reach(job.run.tracking_uri)
-        logged = client.get_run(job.run.run_id).data.tags.get(MODEL_TAG, "")
-        if logged:
-            return logged, ""
-        places = {"register": names.register, "alias": names.alias}
-        uri = log_model(job.run, record, job.experiment.resize, **places, description=description)
+        tags = client.get_run(job.run.run_id).data.tags
+        if tags.get(MODEL_TAG) and tags.get(CHECKPOINT_TAG) == source:
+            return tags[MODEL_TAG], ""
+        uri = log_model(job.run, record, job.experiment.resize, description=description)
         client.set_tag(job.run.run_id, MODEL_TAG, uri)
+        client.set_tag(job.run.run_id, CHECKPOINT_TAG, source)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
         return "", client_module.first_line(error)
     return uri, ""
+
+
+def _register(job: Job, model: str, metrics: Mapping[str, float], checkpoint: str, text: str) -> tuple[str, bool]:
+    """The URI of the registered version of a logged model and True; or why there is none, and False."""
+    from pipelines.tracking.model import register_model
+
+    names = job.experiment.tracking
+    data = data_set(job.val, "val")
+    about = {"data": data.name, "data_hash": data.digest, "data_uri": masked(data.source)}
+    tags = version_tags(metrics, about, checkpoint)
+    try:
+        return register_model(
+            job.run.tracking_uri, model, names.register, alias=names.alias, description=text, tags=tags
+        ), True
+    except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise: the model is logged
+        return f"not as {names.register}: {client_module.first_line(error)}", False
 
 
 def closing_lines(outcome: Outcome) -> str:
@@ -488,6 +557,7 @@ def closing_lines(outcome: Outcome) -> str:
             f"checkpoint  {outcome.checkpoint}",
             f"overlays    {outcome.overlays}",
             f"model       {outcome.model or f'not logged: {outcome.no_model}'}",
+            *([f"registered  {outcome.registered}"] if outcome.registered else []),
             f"evaluate    {python} jobs/evaluate.py {shlex.quote(outcome.checkpoint)} {data}",
             f"MLflow      {server}",
             *_warning(outcome),

@@ -15,7 +15,7 @@ from pipelines.tracking import runs
 from pipelines.training.checkpoints import checkpoint_bytes, most_at_once, optimiser_slots
 from pipelines.training.driver import checked, local_root, named, scenes_folder
 from pipelines.training.machine import image_size
-from pipelines.training.preflight import meta_model
+from pipelines.training.preflight import check_machine, meta_model
 from pipelines.training.record import read_record
 from pipelines.training.state import accumulation, last_step
 
@@ -100,9 +100,14 @@ def describe_length(experiment: Experiment) -> str:
     train = experiment.train
     parts = accumulation(train, train.workers)
     share = train.batch // train.workers // parts
+    try:
+        check_machine(experiment)
+        note = ""
+    except ValueError as error:
+        note = f"\nNOT ON THIS MACHINE: {error}"
     return (
         f"{last_step(train):,} of {train.steps:,} steps of {train.batch} images: {train.workers} workers, each "
-        f"{parts} x {share} images a step; validation every {train.validate_every} steps"
+        f"{parts} x {share} images a step; validation every {train.validate_every} steps{note}"
     )
 
 

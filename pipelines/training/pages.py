@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.cluster.masking import masked
 from pipelines.data.manifest import Manifest
 from pipelines.tracking.client import first_line
 from pipelines.tracking.curves import log_curves
 from pipelines.tracking.models_of_run import Kept, link_metrics, log_checkpoints
+from pipelines.tracking.provenance import code_version
 from pipelines.tracking.runs import DataSet
 from pipelines.training.checkpoints import read_metrics
 from pipelines.training.state import Job
@@ -21,6 +23,13 @@ logger = logging.getLogger(__name__)
 def data_set(manifest: Manifest, context: str) -> DataSet:
     """A split as runs, metrics and models name it."""
     return DataSet(PurePosixPath(manifest.uri).parent.name, manifest.hash, manifest.uri, context)
+
+
+def version_tags(metrics: Mapping[str, float], data: Mapping[str, str], checkpoint: str) -> dict[str, str]:
+    """What the page of a registered version says of it: figures, the data of its validation, its code."""
+    figures = {name.upper(): f"{metrics[key]:.2f}" for name in ("pq", "sq", "rq") if (key := f"val/{name}") in metrics}
+    commit = {"commit": sent} if (sent := code_version().get("mlflow.source.git.commit")) else {}
+    return {**figures, **data, "checkpoint": masked(checkpoint), **commit}
 
 
 def fill_pages(job: Job, checkpoints: Sequence[str], model: str, step: int, metrics: Mapping[str, float]) -> bool:

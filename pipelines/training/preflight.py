@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 
 from panoptic.backbones import imagenet
@@ -32,11 +34,16 @@ from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
 from pipelines.training.state import accumulation
 
+logger = logging.getLogger(__name__)
+
 STAND_IN = Categories(("thing", "stuff"), (True, False), (1, 2), ((220, 20, 60), (70, 130, 180)))
 """Classes with which models are built only to look at them."""
 
 DRAWN = 64
 """Side of the image, in pixels, on which a model is tried."""
+
+WORKER_MEMORY = 700 << 20
+"""Bytes that a worker's process takes before it has a model: torch, Ray and their libraries (measured)."""
 
 SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 """A number of stages, then pairs STAGES@STEP."""
@@ -137,6 +144,7 @@ def check_weights(experiment: Experiment) -> None:
     """
     backbone = experiment.model.backbone
     if backbone.weights in imagenet.NAMES and imagenet.packaged(backbone.timm_name) is None:
+        logger.info("the ImageNet weights of %s: from timm's cache, or downloaded by it", backbone.timm_name)
         imagenet.imagenet_weights(backbone.timm_name)
     elif backbone.weights not in ("none", *imagenet.NAMES) and not storage.exists(backbone.weights):
         raise ValueError(f"model.backbone.weights {backbone.weights}: no such file; give none, imagenet or a file")
@@ -251,6 +259,46 @@ def parse_schedule(text: Any) -> list[tuple[int, int]]:
     return schedule
 
 
+def check_machine(experiment: Experiment) -> None:
+    """Refuse more workers than this machine has cores or memory for, where a session of our own would start them.
+
+    Nothing is checked where a cluster is joined, which `check_cluster` asks, nor where `train.cpus_per_worker` says how
+    the cores are to be shared. Two workers are started on one core, too.
+
+    Raises:
+        ValueError: names the workers, what there is, and the remedies.
+    """
+    options = experiment.train
+    if os.environ.get("RAY_ADDRESS") or session.is_connected():
+        return
+    cores, workers = os.cpu_count() or 1, options.workers
+    if workers > max(2, cores) and not options.cpus_per_worker:
+        raise ValueError(
+            f"--train.workers {workers}: this machine has {cores} cores, and more workers only wait for each other. "
+            f"Give --train.workers {cores} (the batch stays {options.batch}: workers share it), or, to share the "
+            f"cores all the same, --train.cpus-per-worker {cores / workers:.2g}"
+        )
+    check_memory(experiment, psutil.virtual_memory().available, "free on this machine")
+
+
+def check_memory(experiment: Experiment, free: float, where: str) -> None:
+    """Refuse workers whose programs and weights alone do not fit into memory.
+
+    Raises:
+        ValueError: names what they need and what there is.
+    """
+    workers = experiment.train.workers
+    weights = sum(value.nbytes for value in meta_model(experiment).state_dict().values())
+    each = WORKER_MEMORY + weights
+    if workers * each > free:
+        fitting = int(free // each)
+        remedy = f"Give --train.workers {fitting}" if fitting else "End what else runs, or take a smaller model"
+        raise ValueError(
+            f"--train.workers {workers}: each needs {disk.size(each)} of memory before its first image, and "
+            f"{disk.size(int(free))} are {where}. {remedy}"
+        )
+
+
 def check_cluster(experiment: Experiment) -> bool:
     """Refuse a cluster on which workers and data would starve each other; returns whether to train on GPUs.
 
@@ -266,6 +314,8 @@ def check_cluster(experiment: Experiment) -> bool:
     gpu = {"GPU": 1.0} if options.gpu == "yes" else {}
     session.grow(options.workers, {"CPU": (options.cpus_per_worker or 1.0) + experiment.feed.reserved_cpus, **gpu})
     resources = ray.cluster_resources()
+    if not session.own_folder() and "memory" in resources:
+        check_memory(experiment, resources["memory"], "counted by the cluster")
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
     if options.gpu == "yes" and gpus < options.workers:
         raise ValueError(

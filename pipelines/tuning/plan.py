@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -76,6 +77,12 @@ class Trials:
     """Every kind of trial that may be drawn, from the dry run: says what the cluster must hold, and for how long."""
 
 
+def count_trials(options: SweepOptions, trials: Trials) -> int:
+    """The number of trials: those that are given, or the draws for each combination of the grids."""
+    grids = [len(domain.values) for domain in trials.space.values() if domain.kind == "grid"]
+    return len(trials.configs) or options.samples * math.prod(grids)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The data that all trials of a running sweep share."""
@@ -97,6 +104,8 @@ class Plan:
     """The metric that trials are compared by."""
     mode: str = "max"
     """max where more of it is better, else min."""
+    count: int = 0
+    """Trials in all, of which Ray Tune makes one after the other; 0 = not known."""
 
 
 def trial_name(trial_id: str) -> str:

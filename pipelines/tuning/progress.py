@@ -37,6 +37,9 @@ TERMINAL_SECONDS = 2.0
 LOG_SECONDS = 30.0
 """Least seconds between two tables in a log, where a trial's state has changed."""
 
+LINE_SECONDS = 10.0
+"""Seconds between two lines of a log that say how far the sweep has come."""
+
 QUIET_SECONDS = 600.0
 """Seconds between two tables in a log where none has."""
 
@@ -109,6 +112,31 @@ def table(results: Sequence[TrialResult], metric: str = "PQ", mode: str = "max",
     return f"{head}\n{text_table(rows, words=('state', ''))}"
 
 
+def share_done(results: Sequence[TrialResult], count: int) -> float:
+    """The share of all steps of all trials that is done, or that nobody will do: a trial that ended counts as whole."""
+    parts = [1.0 if result.ended else min(result.step / result.total, 1.0) for result in results if result.total]
+    parts += [1.0 for result in results if result.ended and not result.total]
+    return sum(parts) / max(count, len(results), 1)
+
+
+def line(results: Sequence[TrialResult], count: int, began: float, seconds: float) -> str:
+    """How far a sweep has come, in a line: trials that ended, the share of all steps, and the time that is left.
+
+    Args:
+        results: of the trials that Tune has made.
+        count: trials in all, 0 = not known.
+        began: the share that was done when this process began.
+        seconds: since then.
+    """
+    done, total = share_done(results, count), max(count, len(results))
+    ended = sum(result.ended for result in results)
+    text = f"trials: {ended} of {total} ended, {done:.0%} of all steps"
+    if done <= began or done >= 1:
+        return text
+    left = round(seconds * (1 - done) / (done - began))
+    return f"{text}, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+
+
 def ranked(results: Sequence[TrialResult], mode: str = "max") -> list[TrialResult]:
     """The trials, best first, those without a value last."""
     sign = -1 if mode == "max" else 1
@@ -132,6 +160,7 @@ class Display:
         self.terminal = terminal
         self._last, self._states, self._height = -math.inf, "", 0
         self._text = ""
+        self._line = -math.inf
 
     def due(self, now: float, states: str) -> bool:
         """True if a table should be written at the time `now`, in seconds; `states` are those of all trials."""
@@ -139,6 +168,13 @@ class Display:
         if self.terminal:
             return waited >= TERMINAL_SECONDS
         return waited >= (LOG_SECONDS if states != self._states else QUIET_SECONDS)
+
+    def line_due(self, now: float) -> bool:
+        """True if a log should have a line of progress at the time `now`; a terminal has it in its table."""
+        if self.terminal or now - self._line < LINE_SECONDS:
+            return False
+        self._line = now
+        return True
 
     @property
     def most(self) -> int:
@@ -175,6 +211,7 @@ class Progress(Callback):
         self._display: Display | None = None
         self._limiter: Any = None
         self._running: list[str] = []
+        self._began: tuple[float, float] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"plan": self.plan}
@@ -206,10 +243,18 @@ class Progress(Callback):
         if self._display is None:
             self._display = Display(sys.stdout.isatty())
         now, states = time.monotonic(), " ".join(f"{trial.trial_id}:{trial.status}" for trial in trials)
-        if last or self._display.due(now, states):
-            results, metric = [result_of(trial, self.plan) for trial in trials], short_metric(self.plan.metric)
-            text = table(results, metric, self.plan.mode, self._display.most)
-            self._display.write(text, now, states)
+        due, told = last or self._display.due(now, states), self._display.line_due(now)
+        if not due and not told:
+            return
+        results, metric = [result_of(trial, self.plan) for trial in trials], short_metric(self.plan.metric)
+        if self._began is None:
+            self._began = (now, share_done(results, self.plan.count))
+        head = line(results, self.plan.count, self._began[1], now - self._began[0])
+        if due:
+            text = table(results, metric, self.plan.mode, self._display.most - 1)
+            self._display.write(f"{head}\n{text}", now, states)
+        else:
+            print(head, flush=True)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Write the last table, and the trials' results into the sweep's folder."""

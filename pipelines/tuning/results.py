@@ -12,8 +12,10 @@ from pipelines.config import Experiment, override
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
-from pipelines.training.checkpoints import load_checkpoint
+from pipelines.training.checkpoints import load_checkpoint, read_metrics
 from pipelines.training.driver import MODEL_TAG
+from pipelines.training.pages import version_tags
+from pipelines.training.record import read_record
 from pipelines.tuning import progress, trial
 from pipelines.tuning.plan import Plan
 
@@ -60,14 +62,15 @@ def conclude(name: str, results: list[progress.TrialResult], plan: Plan, first: 
         tracker.figures({f"best/{plan.metric}": best.best})
         tracker.tags({"best_trial": best.label})
     tracker.close()
-    if checkpoint:
-        model = log_best(plan.parent, checkpoint, first)
     heading = "" if best is None else f"Best: **{best.label}**, {plan.metric} {best.best:.2f}\n\n"
-    runs.describe(plan.parent, f"{heading}```\n{text}\n```")
+    description = f"{heading}```\n{text}\n```"
+    if checkpoint:
+        model = log_best(plan.parent, checkpoint, first, description)
+    runs.describe(plan.parent, description)
     return SweepResult(name, plan.folder, results, best, checkpoint, model, plan.parent, text)
 
 
-def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
+def log_best(parent: runs.Run, checkpoint: str, first: Experiment, description: str = "") -> str:
     """Log a checkpoint's model with the sweep, registered where `tracking.register` says so; returns its MLflow URI.
 
     The URI is "" where MLflow is away. A sweep that was resumed and has the same best checkpoint as before keeps the
@@ -86,7 +89,11 @@ def log_best(parent: runs.Run, checkpoint: str, first: Experiment) -> str:
         record = load_checkpoint(checkpoint)
         view = {path: value for path, value in record["experiment"].items() if path.startswith(VIEW)}
         resize = override(first, view).resize  # the trial's own: presets and sweeps may differ in it
-        model = log_model(parent, record, resize, register=names.register, alias=names.alias)
+        began = read_record(checkpoint.rstrip("/").rpartition("/")[0])  # of the trial
+        data = {"data_hash": str(began["val_hash"])} if "val_hash" in began else {}
+        tags = version_tags(read_metrics(checkpoint), data, checkpoint) if names.register else {}
+        places = {"register": names.register, "alias": names.alias, "description": description}
+        model = log_model(parent, record, resize, tags=tags, **places)
         client.set_tag(parent.run_id, MODEL_TAG, model)
     except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise: the checkpoint is safe
         print(f"the best model could not be logged ({error}); its checkpoint is {checkpoint}", file=sys.stderr)

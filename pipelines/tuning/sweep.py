@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 import warnings
@@ -26,12 +25,13 @@ from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
 from pipelines.training.driver import occupied, prepare_data
+from pipelines.training.pages import data_set
 from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
 from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
 from pipelines.tuning.failures import close_children
-from pipelines.tuning.plan import Plan, SweepOptions, Trials
+from pipelines.tuning.plan import Plan, SweepOptions, Trials, count_trials
 from pipelines.tuning.results import SweepResult, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
@@ -87,8 +87,7 @@ def outline(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Ca
     """The trials that a sweep would have, and where it would write; arguments and errors as of `sweep`."""
     trials, name = checked(options, rest, presets)
     check_storage(trials.bases.values())
-    grids = [len(domain.values) for domain in trials.space.values() if domain.kind == "grid"]
-    count = options.samples * math.prod(grids)
+    count = count_trials(options, trials)
     steps = sorted({last_step(experiment.train) for experiment in trials.experiments})
     first = next(iter(trials.bases.values()))
     local = first.storage if "://" not in first.storage else "runs"
@@ -147,16 +146,17 @@ def _execute(
     note()
     if options.scheduler == "pbt":
         check_population(options.samples, concurrent)
-    bases = prepare_bases(options, trials, concurrent)
+    bases, data = prepare_bases(options, trials, concurrent)
     if options.scheduler == "pbt":
         # What one trial takes over another may have left behind for better ones.
         bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
-    parent = open_parent(options, trials, bases, folder, name, before)
+    parent = open_parent(options, trials, bases, data, folder, name, before)
     if not before:
         content = {"run_id": parent.run_id, **record}
         storage.write_bytes(storage.join(folder, RECORD), json.dumps(content, indent=1).encode())
     names = search_space.short_names([path for path, domain in trials.space.items() if not domain.constant])
-    plan = Plan(bases, trials.preset, folder, parent, trials.space, names, trials.configs, options.metric, options.mode)
+    given = (trials.configs, options.metric, options.mode, count_trials(options, trials))
+    plan = Plan(bases, trials.preset, folder, parent, trials.space, names, *given)
     with runs.ending(parent):
         return conclude(name, run_trials(options, plan, concurrent, rounds), plan, first)
 
@@ -167,27 +167,36 @@ def record_of(options: SweepOptions, more: Mapping[str, Any]) -> dict[str, Any]:
     return masked_values(json.loads(json.dumps({**given, **more})))
 
 
-def prepare_bases(options: SweepOptions, trials: Trials, concurrent: int) -> dict[str, Experiment]:
-    """The experiment of each preset, with all the data prepared that any trial may draw.
+def prepare_bases(
+    options: SweepOptions, trials: Trials, concurrent: int
+) -> tuple[dict[str, Experiment], list[runs.DataSet]]:
+    """The experiment of each preset, with all the data prepared that any trial may draw; and that data.
 
     Raises:
         ValueError: some of it cannot be prepared.
     """
     first, drawn = next(iter(trials.bases.values())), {}
+    sets: dict[tuple[str, str], runs.DataSet] = {}
     for experiment in trials.experiments:
         if repr(experiment.data) not in drawn:
-            drawn[repr(experiment.data)] = prepare_base(experiment, concurrent, first, options.metric, options.mode)
+            prepared = prepare_base(experiment, concurrent, first, options.metric, options.mode, sets)
+            drawn[repr(experiment.data)] = prepared
     with_data = next(iter(drawn.values()), first)
     bases = {}
     for key, base in trials.bases.items():
         # A sweep over data.root needs none outside of it; every trial brings its own.
         given = base if base.data.root or ROOT not in trials.space else replace(base, data=with_data.data)
-        bases[key] = prepare_base(given, concurrent, first, options.metric, options.mode)
-    return bases
+        bases[key] = prepare_base(given, concurrent, first, options.metric, options.mode, sets)
+    return bases, list(sets.values())
 
 
 def prepare_base(
-    base: Experiment, concurrent: int, first: Experiment, metric: str = "val/pq", mode: str = "max"
+    base: Experiment,
+    concurrent: int,
+    first: Experiment,
+    metric: str = "val/pq",
+    mode: str = "max",
+    sets: dict[tuple[str, str], runs.DataSet] | None = None,
 ) -> Experiment:
     """An experiment that trials can start from in any process.
 
@@ -200,6 +209,7 @@ def prepare_base(
         first: experiment whose storage and MLflow store hold for the sweep.
         metric: what the trials are compared by.
         mode: max where more of it is better, else min.
+        sets: takes its splits, by hash and use.
 
     Raises:
         ValueError: it has no data, or data that cannot be prepared.
@@ -213,7 +223,9 @@ def prepare_base(
     uri = runs.resolve_uri(first.tracking, local)
     threads = base.train.threads or max(1, cores() // (concurrent * base.train.workers))
     named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
-    train_set, _ = prepare_data(named)
+    train_set, val_set = prepare_data(named)
+    for split, use in ((train_set, "train"), (val_set, "val")):
+        (sets if sets is not None else {})[split.hash, use] = data_set(split, use)
     if data.root == "scenes":  # drawn below the storage, which is another folder in a trial
         named = replace(named, data=replace(data, root=str(PurePosixPath(train_set.uri).parent)))
     return replace(named, train=replace(named.train, threads=threads, score=metric, score_mode=mode))
@@ -223,6 +235,7 @@ def open_parent(
     options: SweepOptions,
     trials: Trials,
     bases: Mapping[str, Experiment],
+    data: Sequence[runs.DataSet],
     folder: str,
     name: str,
     before: Mapping[str, Any],
@@ -233,11 +246,11 @@ def open_parent(
     local = folder.rsplit("/", 1)[0] if "://" not in folder else "runs"
     if before:
         return runs.start(named, local, run_id=before["run_id"])
-    given = {key: value for key, value in asdict(options).items() if key not in ("sweep", "resume")}
+    given = {key: value for key, value in asdict(options).items() if key not in ("sweep", "resume", "dry_run")}
     params = {"presets": " ".join(bases), **given, "trials given": len(trials.configs)}
     params |= {path: f"{domain.kind}{domain.values}" for path, domain in trials.space.items()}
     tags = {"kind": "study" if trials.configs else "sweep", "sweep": " ".join(options.sweep)}
-    return runs.start(named, local, params=params, tags=tags)
+    return runs.start(named, local, params=params, tags=tags, data=data)
 
 
 def run_trials(options: SweepOptions, plan: Plan, concurrent: int, rounds: int) -> list[progress.TrialResult]:

@@ -33,7 +33,9 @@ def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root
 
 
 @pytest.mark.slow
-def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: Path, capsys) -> None:
+def test_the_tables_of_both_models(
+    ray_cluster: None, scenes16: Path, mlflow_store: str, tmp_path: Path, capsys
+) -> None:
     shards = str(tmp_path / "shards")
     model = stored(tmp_path, SMALL_FCN, scenes16)
     rows = main([model, "--data.root", str(scenes16), "--data.shards", shards])
@@ -52,3 +54,25 @@ def test_the_tables_of_both_models(ray_cluster: None, scenes16: Path, tmp_path: 
     assert len(found) == 3 and found[1].stuff.pq == 0 and found[2].all.pq > 99
     with pytest.raises(ValueError, match="offsets is none of semantic, centre, offset, foreground"):
         main([coarse, "--data.root", str(scenes16), "--data.shards", shards, "--swap", "offsets"])
+
+
+def test_a_table_is_logged_and_stands_in_the_report_of_the_next_evaluation(
+    small_categories: Categories, mlflow_store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import evaluate
+    from tests.support.stored import write_model, write_shards
+
+    shards = write_shards(tmp_path / "val", small_categories, 3)
+    model = write_model(tmp_path / "model", small_categories)
+    places = [model, "--data.root", shards.uri, "--actors", "0"]
+    evaluate.main([*places, "--out", "reports", "--examples", "1", "--quick"])
+    (before,) = (tmp_path / "reports").glob("*.html")
+    text = before.read_text()
+    assert "<h2>Oracle</h2>" not in text and "Lost: " in text and "3 images of val, " in text
+    main([*places, "--no-ap", "--swap", "none", "semantic+centre+offset+foreground"])
+    printed = capsys.readouterr().out
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if "| x" in line]
+    evaluate.main([*places, "--out", "reports", "--examples", "1", "--quick"])
+    text = before.read_text()
+    assert "<h2>Oracle</h2>" in text
+    assert all(f"<td>{cell}</td>" in text for cell in cells[0]) and len(cells) == 1

@@ -94,6 +94,13 @@ def test_it_ends_with_the_table_and_the_places(trained: Trained):
     assert len(list(Path(outcome.overlays).glob("*.png"))) == 2
 
 
+def test_it_begins_with_a_line_that_says_what_begins(trained: Trained):
+    first = trained.printed.splitlines()[0]
+    assert first.startswith("run smoke: PanopticDeepLab of 11.") and " 6 steps of 4 images of " in first
+    assert "2 workers on " in first and f"folder {trained.outcome.folder}; " in first
+    assert first.endswith(f"MLflow {trained.outcome.run.tracking_uri}")
+
+
 def test_the_best_and_the_last_checkpoint_are_kept(trained: Trained):
     scores = {step: value for step, value in trained.history("val/pq")}
     assert sorted(scores) == [2, 4, 6]

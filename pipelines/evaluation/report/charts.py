@@ -16,6 +16,9 @@ from pipelines.report.parts import axis_step, table
 KEY = {"good": "PQ", "outline": "lost to outlines", "wrong": "to made-up segments", "missed": "to missed segments"}
 """Parts of a class's bar, by the name of their colour."""
 
+LETTER = 8.0
+"""Pixels that a letter of a plot takes at most, on average."""
+
 MATRIX = 24
 """Largest number of classes of which the confusions are shown as a matrix."""
 
@@ -136,7 +139,7 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
     points = [point for point in points if math.isfinite(point[1]) and math.isfinite(point[2])]
     if len(points) < 2:
         return ""
-    width, height, left, bottom, right = 760, 360, 56, 46, 150
+    width, height, left, bottom, right = 760, 360, 56, 46, 24
     times, scores = [max(ms, 1e-3) for _, ms, _ in points], [pq for _, _, pq in points]
     step = axis_step(max(times))
     end = step * math.ceil(1.05 * max(times) / step)
@@ -159,7 +162,13 @@ def speed_plot(points: Sequence[tuple[str, float, float]]) -> str:
         marks.append(f'<text class="faint" text-anchor="end" x="{left - 8}" y="{y(pq) + 4:.1f}">{pq:g}</text>')
     for name, ms, pq in points:
         marks.append(f'<circle cx="{x(ms):.1f}" cy="{y(pq):.1f}" r="5.5"/>')
-        marks.append(f'<text x="{x(ms) + 10:.1f}" y="{y(pq) + 4:.1f}">{escape(name)}</text>')
+        # to the side on which there is more room, and no longer than that
+        before = x(ms) > width / 2
+        room = (x(ms) - 10 if before else width - x(ms) - 10) / LETTER
+        shown = name if len(name) <= room else f"{name[: math.floor(room / 2) - 1]}…{name[-math.floor(room / 2) :]}"
+        place = f'text-anchor="end" x="{x(ms) - 10:.1f}"' if before else f'x="{x(ms) + 10:.1f}"'
+        title = f"<title>{escape(name)}</title>" if shown != name else ""
+        marks.append(f'<text {place} y="{y(pq) + 4:.1f}">{escape(shown)}{title}</text>')
     axis = f'<text class="faint" text-anchor="middle" x="{(left + width - right) / 2}" y="{height - 6}">'
     label = f"{axis}ms an image, network and post-processing</text>"
     title = f'<text class="faint" x="{left}" y="10">PQ</text>'

@@ -10,6 +10,7 @@ import cv2
 
 from panoptic.evaluation.step import evaluation_step
 from panoptic.evaluation.tally import Tally
+from panoptic.metrics.sentence import error_sentence
 from panoptic.png import encode_jpeg
 from panoptic.segmentation import Categories, Sample, Segmentation
 from panoptic.visualization import errors, overlay
@@ -48,7 +49,10 @@ def pictures(task: Task, tally: Tally, rows: Sequence[int]) -> list[Example]:
         prediction = maps[0]
         sample = samples[0]
         own = tally.images[sample.position].pq(len(model.categories))
-        examples[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories))
+        truth = sample.original
+        assert truth is not None
+        sentence = error_sentence(truth, prediction, model.categories)
+        examples[sample.position] = Example(sample.name, own, _panels(sample, prediction, model.categories), sentence)
     return [examples[row] for row in rows]
 
 

@@ -37,6 +37,8 @@ class Example:
     """PQ of this image alone, in percent."""
     panels: Mapping[str, bytes]
     """Title to JPEG: image, truth, prediction, errors."""
+    sentence: str = ""
+    """What is wrong with it; "" = nothing."""
 
 
 def page(
@@ -45,16 +47,18 @@ def page(
     worst: Sequence[Example],
     typical: Sequence[Example],
     facts: Mapping[str, str],
+    oracle: Sequence[Sequence[str]] = (),
 ) -> str:
     """The report of `model`, compared with each of `others`.
 
     Args:
         worst, typical: images to show.
         facts: identity of model, data and evaluation.
+        oracle: cells of the model's oracle table on the same data, the head first; () where nobody made one.
     """
     evaluation, categories = model.evaluation, model.evaluation.quality.categories
     parts = [
-        f"<h1>{escape(model.title)}</h1><p>{evaluation.images} images</p>",
+        f"<h1>{escape(model.title)}</h1><p>{escape(_header(evaluation, facts))}</p>",
         tiles(_tiles(evaluation, intervals(model.counts, categories)["all"])),
         charts.headline(evaluation),
         "<p>In percent. AP is that of the instances before merging, against the things of the panoptic truth, which "
@@ -68,11 +72,18 @@ def page(
         _confusion(evaluation),
         section("Speed", f"{facts.get('device', '')}. Milliseconds an image of one process; images a second of all "
                  "together, reading and counting included.", _speed(model, others)),
+        _oracle(oracle),
         _examples("Worst images", "Lowest PQ of the image alone.", worst),
         _examples("Typical images", "Those around the median of all images, by the PQ of each alone.", typical),
         section("What was evaluated", "", table([[k, v] for k, v in facts.items() if v], "facts")),
     ]  # fmt: skip
     return document(f"{model.title}: {number(evaluation.quality.all.pq)} PQ", parts)
+
+
+def _header(evaluation: Evaluation, facts: Mapping[str, str]) -> str:
+    """The data set and the date, which say what the figures are of."""
+    said = facts.get("data") or f"{evaluation.images} images"
+    return f"{said}. {facts['date']}" if facts.get("date") else said
 
 
 def _tiles(evaluation: Evaluation, interval: Interval) -> list[tuple[str, str]]:
@@ -118,6 +129,16 @@ def _confusion(evaluation: Evaluation) -> str:
     )
 
 
+def _oracle(cells: Sequence[Sequence[str]]) -> str:
+    if not cells:
+        return ""
+    text = (
+        "What the figures would be were some outputs of the network the truth (x), from jobs/oracle.py: the row that "
+        "gains most says what to improve first."
+    )
+    return section("Oracle", text, table(cells))
+
+
 def _speed(model: Model, others: Sequence[Model]) -> str:
     rows, points = [["", "network ms", "post-processing ms", "images/s", "PQ"]], []
     for one in (model, *others):
@@ -137,5 +158,6 @@ def _examples(title: str, text: str, examples: Sequence[Example]) -> str:
     figures = []
     for example in examples:
         caption = f"<figcaption><b>{number(example.pq)}</b> {escape(example.name)}</figcaption>"
-        figures.append(f"<figure>{caption}{panels(example.name, example.panels)}</figure>")
+        below = f'<p class="sentence">{escape(example.sentence)}</p>' if example.sentence else ""
+        figures.append(f"<figure>{caption}{panels(example.name, example.panels)}{below}</figure>")
     return section(title, text, f'<div class="key">{key}</div>{"".join(figures)}')

@@ -14,7 +14,7 @@ from PIL import Image as PIL
 from panoptic.png import decode_ids, from_coco
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.evaluation.inputs import Image
-from pipelines.evaluation.predict import Output, check_cityscapes, cityscapes_ids, write
+from pipelines.evaluation.predict import Output, cityscapes_ids, cityscapes_labels, write
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> np.ndarray:
@@ -123,7 +123,6 @@ def test_photographs_under_the_ids_of_a_json(
 def test_an_image_that_a_format_cannot_hold_is_left_out(
     folder: Path,
     tmp_path: Path,
-    small_categories: Categories,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -134,20 +133,20 @@ def test_an_image_that_a_format_cannot_hold_is_left_out(
     def crowded(task, model, sample) -> tuple[np.ndarray, Segmentation]:
         """1001 persons in one image; another one cannot be predicted at all."""
         if sample.name == "turned.jpg":
-            raise ValueError("turned.jpg: the network\nfails")
+            raise RuntimeError("turned.jpg: the network\nfails")
         count = 1001 if sample.name == "a.png" else 1000
         segments = np.arange(count, dtype=np.int32)[None] + 1
         return np.zeros((1, count, 3), np.uint8), Segmentation(segments, np.zeros(count, np.int64))
 
     monkeypatch.setattr(pipeline, "_one", crowded)
-    model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
+    model, out = write_model(tmp_path / "model", STREET), tmp_path / "out"
     formats = ["--formats", "coco", "cityscapes", "--actors", "0"]
     results = predict.main([model, str(folder), "--out", str(out), *formats])
     lines = capsys.readouterr().out.splitlines()
     assert "a.png: left out: 1001 instances of person; Cityscapes' ids hold 1000 of a class" in lines
     assert "turned.jpg: left out: the network fails" in lines and lines[-1].startswith("2 of 7 images predicted")
     assert {one.image.file_name for one in results if not one.problem} == {"a.jpg", "below/odd.png"}
-    assert {entry["file_name"] for entry in check_submission(out, small_categories).values()} == {
+    assert {entry["file_name"] for entry in check_submission(out, STREET).values()} == {
         "a_jpg.png",
         "below/odd.png",
     }
@@ -217,13 +216,22 @@ def test_a_submission_never_holds_what_the_official_evaluation_refuses(
     assert len(written[7]["segments_info"]) == count - (count > 1)
 
 
-def test_cityscapes_ids(tmp_path: Path, small_categories: Categories) -> None:
-    segments = np.array([[0, 1, 1, 2], [3, 3, 4, 4]], np.int32)
-    found = Segmentation(segments, np.array([0, 1, 0, 2]))  # person 24, sky 7, person 24, car 3
-    labels, instances = cityscapes_ids(found, small_categories)
-    assert labels.tolist() == [[0, 24, 24, 7], [24, 24, 3, 3]]
-    assert instances.tolist() == [[0, 24000, 24000, 7], [24001, 24001, 3000, 3000]]
-    write(np.zeros((2, 4, 3), np.uint8), found, small_categories, Image("", "x", 1, "x.jpg"),
+STREET = Categories(
+    names=("person", "sky", "car", "road", "Traffic_Sign"),
+    is_thing=(True, False, True, False, False),
+    ids=(101, 102, 103, 104, 105),  # of a data set of its own
+    colours=((220, 20, 60), (70, 130, 180), (0, 0, 142), (128, 64, 128), (220, 220, 0)),
+)
+"""Classes of Cityscapes under other ids and another spelling."""
+
+
+def test_cityscapes_ids_are_those_of_the_names(tmp_path: Path) -> None:
+    segments = np.array([[0, 1, 1, 2], [3, 3, 4, 5]], np.int32)
+    found = Segmentation(segments, np.array([0, 1, 0, 2, 4]))
+    labels, instances = cityscapes_ids(found, STREET)
+    assert labels.tolist() == [[0, 24, 24, 23], [24, 24, 26, 20]]
+    assert instances.tolist() == [[0, 24000, 24000, 23], [24001, 24001, 26000, 20]]
+    write(np.zeros((2, 4, 3), np.uint8), found, STREET, Image("", "x", 1, "x.jpg"),
           Output(str(tmp_path), ("coco", "cityscapes")))  # fmt: skip
     wide = cv2.imread(str(tmp_path / "cityscapes/x_instanceIds.png"), cv2.IMREAD_UNCHANGED)
     assert wide.dtype == np.uint16 and wide.tolist() == instances.tolist()
@@ -231,10 +239,50 @@ def test_cityscapes_ids(tmp_path: Path, small_categories: Categories) -> None:
     assert (decode_ids((tmp_path / "panoptic/x.png").read_bytes()) > 0).tolist() == (segments > 0).tolist()
 
 
-@pytest.mark.parametrize(("thing", "known"), [(True, (1, 65)), (False, (1, 255))])
-def test_ids_that_cityscapes_maps_cannot_hold_are_refused_before_any_work(thing: bool, known: tuple[int, int]) -> None:
-    for i in known:
-        check_cityscapes(Categories(("dog",), (thing,), (i,), ((1, 2, 3),)))
-    for i in (known[0] - 1, known[1] + 1):  # 0 would be read as void, its instances as labels
-        with pytest.raises(ValueError, match=rf"from 1 to 65 .* but dog \({i}\) have others"):
-            check_cityscapes(Categories(("dog",), (thing,), (i,), ((1, 2, 3),)))
+def test_other_classes_than_those_of_cityscapes_are_refused_before_any_work(small_categories: Categories) -> None:
+    assert cityscapes_labels(STREET) == [24, 23, 26, 7, 20]
+    with pytest.raises(ValueError, match=r"^format cityscapes: dog is no class of .*--map-prediction FILE"):
+        cityscapes_labels(small_categories)
+    with pytest.raises(ValueError, match="format cityscapes: car: things there and stuff here"):
+        cityscapes_labels(Categories(("car",), (False,), (26,), ((1, 2, 3),)))
+
+
+def test_photographs_of_phones_and_the_web_are_read_or_named(
+    tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import predict
+    from tests.support.stored import write_model
+
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    image = PIL.fromarray(picture((50, 70)))
+    (photographs / "a.avif").write_bytes(encoded(image, "AVIF"))
+    (photographs / "b.gif").write_bytes(encoded(image, "GIF"))
+    (photographs / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99)
+    (photographs / "d.jpg").write_bytes(encoded(image, "JPEG"))
+    model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
+    predict.main([model, str(photographs), "--out", str(out), "--actors", "0", "--formats", "coco"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "c.HEIC: left out: HEIC, which cannot be decoded here; save it as JPEG, AVIF or PNG"
+    assert lines[-1].startswith("3 of 4 images predicted")
+    sizes = [(entry["height"], entry["width"]) for entry in json.loads((out / "panoptic.json").read_text())["images"]]
+    assert sizes == [(50, 70)] * 3
+
+
+def test_a_row_of_shards_that_cannot_be_read_is_left_out(
+    tmp_path: Path, small_categories: Categories, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs import predict
+    from tests.support.stored import write_model, write_shards
+
+    shards = write_shards(tmp_path / "val", small_categories, 4)
+    file = tmp_path / "val" / shards.shards[0].path
+    data = bytearray(file.read_bytes())
+    jpegs = [place for place in range(len(data)) if data[place : place + 3] == b"\xff\xd8\xff"]
+    data[jpegs[2] + 200] ^= 0xFF
+    file.write_bytes(bytes(data))
+    model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
+    results = predict.main([model, str(tmp_path / "val"), "--out", str(out), "--actors", "0", "--formats", "coco"])
+    assert [bool(one.problem) for one in results] == [False, False, True, False]
+    assert "3 of 4 images predicted" in capsys.readouterr().out
+    assert len(check_submission(out, small_categories)) == 3

@@ -96,6 +96,30 @@ def test_times_that_say_nothing(value: float, random_segmentation: Callable[...,
     )
 
 
+def test_the_header_says_what_was_evaluated_and_when(small_categories: Categories, random_segmentation) -> None:
+    model = model_of("one", moved_pairs(random_segmentation, small_categories, 2), small_categories)
+    example = Example("x.jpg", 3.0, {"image": b"jpeg"}, "Lost: <car>, 3.0 % of the image.")
+    facts = {"data": "2 images of val, /shards/street", "date": "30 November 2026, 06:55"}
+    cells = [["centres", "PQ"], ["", "12.3"], ["x", "45.6"]]
+    text = page(model, [], [example], [], facts, cells)
+    assert "<p>2 images of val, /shards/street. 30 November 2026, 06:55</p>" in text
+    assert '<p class="sentence">Lost: &lt;car&gt;, 3.0 % of the image.</p>' in text
+    assert "<h2>Oracle</h2>" in text and "<td>45.6</td>" in text
+    assert "<h2>Oracle</h2>" not in page(model, [], [], [], facts)
+
+
+def test_labels_of_the_speed_plot_stay_inside_it() -> None:
+    names = ["mask2former-swin-large-coco/step_000100", "x" * 200, "detr"]
+    drawing = charts.speed_plot(
+        [(name, ms, pq) for name, ms, pq in zip(names, (990.0, 20.0, 500.0), (50, 40, 30), strict=True)]
+    )
+    labels = re.findall(r'<text (text-anchor="end" )?x="([\d.]+)" y="[\d.]+">([^<]+)', drawing)[-3:]
+    assert len(labels) == 3 and labels[0][2] == names[0] and "…" in labels[1][2] and labels[2][2] == "detr"
+    for end, x, shown in labels:
+        left = float(x) - charts.LETTER * len(shown) if end else float(x)
+        assert left >= 0 and left + charts.LETTER * len(shown) <= 760
+
+
 def test_few_images_tell_nothing(small_categories: Categories, random_segmentation) -> None:
     pairs = moved_pairs(random_segmentation, small_categories, 24)
     assert "Fewer than 20 images cannot tell" in report(pairs[:5], small_categories)

@@ -170,6 +170,22 @@ def test_bytes_that_are_no_image_are_named(tmp_path, checkpoint):
         predict_image(packaged, b"nothing", "image 7")
 
 
+def test_one_bad_image_does_not_fail_its_batch(tmp_path, checkpoint):
+    import pandas as pd
+
+    from panoptic.png import encode_image
+    from pipelines.tracking.model import PanopticPredictor, read_package, write_package
+
+    predictor = PanopticPredictor()
+    predictor.packaged = read_package(write_package(tmp_path, checkpoint, RESIZE))
+    good = encode_image(np.zeros((40, 50, 3), np.uint8))
+    answer = predictor.predict(None, pd.DataFrame({"image": [good, b"nothing", good]}))
+    assert [bool(png) for png in answer["png"]] == [True, False, True]
+    assert json.loads(answer["segments"][1]).keys() == {"error"} and "image 1: " in answer["segments"][1]
+    with pytest.raises(ValueError, match="image 0: "):
+        predictor.predict(None, pd.DataFrame({"image": [b"nothing"]}))
+
+
 @pytest.mark.parametrize(
     ("file", "data", "words"),
     [

@@ -118,7 +118,7 @@ def test_a_run_whose_mlflow_is_away_says_at_the_end_what_it_lacks(tmp_path: Path
     run, demo = Run("http://127.0.0.1:9", "id", "0"), PRESETS["demo"]()
     importlib.import_module("pipelines.tracking.model")  # takes seconds, which are not counted
     begin = time.monotonic()
-    model, why = driver._log_model(SimpleNamespace(run=run, experiment=demo), {})  # type: ignore[arg-type]
+    model, why = driver._log_model(SimpleNamespace(run=run, experiment=demo), {}, "c")  # type: ignore[arg-type]
     assert time.monotonic() - begin < 10 and model == ""
     assert why.startswith("MLflow at http://127.0.0.1:9 does not answer (")
     shards: Any = SimpleNamespace(uri="shards", rows=8, split="val")
@@ -161,6 +161,61 @@ def test_a_run_whose_scores_fall_has_ended_and_logs_its_best_model(
     outcome = _conclude(job, result, log_model=True)
     assert (outcome.checkpoint, outcome.metrics) == (str(best), {"val/pq": 40.0})
     assert outcome.model.startswith("models:/") == finished
+
+
+def test_a_prolonged_run_logs_its_new_model_and_a_finished_one_registers_it(
+    mlflow_store: str, small_categories: Categories, tmp_path: Path
+):
+    """Four steps, then six under one name: the model is step 6's. The same again, with --tracking.register."""
+    import torch
+    from ray.train import Checkpoint, Result
+
+    from pipelines.config import Experiment, Train
+    from pipelines.tracking import runs
+    from pipelines.tracking.model import load_packaged
+    from pipelines.training.driver import _conclude, closing_lines
+    from pipelines.training.state import Job
+    from tests.support.small import SMALL_DEEPLAB
+    from tests.support.stored import write_model, write_shards
+
+    shards = write_shards(tmp_path, small_categories, 2)
+    run = runs.start(runs.Tracking(mlflow_store), tmp_path)
+    kept = []
+
+    def ended(step: int, pq: float, seed: int, **names: str) -> Outcome:
+        folder = tmp_path / f"step_{step:06d}"
+        if not folder.exists():
+            write_model(folder, small_categories, seed)
+            (folder / "metrics.json").write_text(f'{{"val/pq": {pq}}}')
+            (folder / "report.txt").write_text(f"step {step}")
+            kept.append((Checkpoint(str(folder)), {"score": pq, "step": step}))
+        tracking = runs.Tracking(mlflow_store, **names)
+        options = Train(steps=step, validate_every=2, keep=2, overlays=0)
+        job = Job(
+            Experiment(SMALL_DEEPLAB, "longer", str(tmp_path), train=options, tracking=tracking),
+            *(shards, shards, run, str(tmp_path), False),
+        )
+        values = {"score": pq, "step": step}
+        return _conclude(job, Result(values, kept[-1][0], None, str(tmp_path), best_checkpoints=kept), log_model=True)
+
+    def weight(uri: str) -> Any:
+        return next(load_packaged(uri, mlflow_store).model.parameters())
+
+    first = ended(4, 40.0, seed=1)
+    again = ended(4, 40.0, seed=1)
+    assert first.model == again.model and first.registered == ""
+    longer = ended(6, 50.0, seed=2)
+    assert longer.model != first.model
+    assert not torch.equal(weight(longer.model), weight(first.model))
+    finished = ended(6, 50.0, seed=2, register="street", alias="champion")
+    assert (finished.model, finished.registered) == (longer.model, "models:/street/1")
+    assert "registered  models:/street/1" in closing_lines(finished)
+    assert torch.equal(weight("models:/street@champion"), weight(longer.model))
+    assert ended(6, 50.0, seed=2, register="street").registered == "models:/street/1"  # once
+    version = client_module.connect(mlflow_store).get_model_version("street", "1")
+    assert version.description.startswith("Best checkpoint, on 2 images of")
+    expected = {"PQ": "50.00", "data_hash": shards.hash, "checkpoint": finished.checkpoint}
+    assert expected.items() <= version.tags.items() and len(version.tags["commit"]) == 40
 
 
 def test_a_full_disk_ends_a_run_at_once_in_one_line(

@@ -21,6 +21,8 @@ from pipelines.training.preflight import (
     check_continuation,
     check_disk,
     check_freezing,
+    check_machine,
+    check_memory,
     check_model,
     check_options,
     check_score,
@@ -260,3 +262,32 @@ def test_a_continued_run_keeps_its_options():
         check_continuation(before, free | {"data.window": 8}, hashes, "one")
     with pytest.raises(ValueError, match=r"data\.limit was 10, is 20"):
         check_continuation(before | {"options": limited}, limited | {"data.limit": 20}, hashes, "one")
+
+
+def test_more_workers_than_cores_are_refused_unless_their_share_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "is_connected", lambda: False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    crowded = override(demo(), {"train.workers": 64, "train.batch": 64})
+    with pytest.raises(ValueError, match=r"^--train\.workers 64: this machine has 4 cores") as refused:
+        check_machine(crowded)
+    assert "Give --train.workers 4 " in str(refused.value) and "--train.cpus-per-worker 0.062" in str(refused.value)
+    check_machine(override(demo(), {"train.workers": 4}))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    check_machine(demo())  # two workers
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    check_machine(crowded)
+
+
+def test_workers_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"--train\.workers 2: each needs 7\d\d MiB .* 1\.0 GiB are here.*workers 1$"):
+        check_memory(demo(), 2**30, "here")
+    check_memory(demo(), 2**31, "here")
+    with pytest.raises(ValueError, match="End what else runs"):
+        check_memory(demo(), 2**20, "here")
+
+
+def test_told_shares_still_need_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "is_connected", lambda: False)
+    shared = override(demo(), {"train.workers": 4096, "train.batch": 4096, "train.cpus_per_worker": 0.001})
+    with pytest.raises(ValueError, match="free on this machine"):
+        check_machine(shared)

@@ -16,7 +16,7 @@ from pipelines.tracking import runs as tracking
 from pipelines.tuning import progress
 from pipelines.tuning.failures import record_failure
 from pipelines.tuning.plan import TrialConfig, run_id
-from pipelines.tuning.progress import Display, Progress, TrialResult, table
+from pipelines.tuning.progress import Display, Progress, TrialResult, line, share_done, table
 from tests.support.plans import plan_of, stored_plan, tags_of, tuned
 
 RESULTS = [
@@ -118,6 +118,32 @@ def test_a_table_that_fails_does_not_end_the_sweep(monkeypatch, caplog):
     monkeypatch.setattr(progress.concurrency, "find_limiter", lambda parent: None)
     shown.on_step_end(1, [tuned("RUNNING")])
     assert "the table could not be shown (OSError: the bucket is away)" in caplog.text
+
+
+def test_a_log_says_every_ten_seconds_how_far_the_sweep_has_come(monkeypatch, capsys):
+    results = [
+        TrialResult("1", "a", "finished", 20, 20),
+        TrialResult("2", "b", "pruned", 5, 20),
+        TrialResult("3", "c", "running", 10, 20),
+        TrialResult("4", "d", "waiting"),
+    ]
+    assert share_done(results, 5) == 0.5
+    assert line(results, 5, 0.0, 60.0) == "trials: 2 of 5 ended, 50% of all steps, 0:01:00 left"
+    assert line(results, 5, 0.25, 60.0) == "trials: 2 of 5 ended, 50% of all steps, 0:02:00 left"
+    assert line(results[:1], 1, 0.0, 60.0) == "trials: 1 of 1 ended, 100% of all steps"
+    assert line(results[3:], 4, 0.0, 60.0) == "trials: 0 of 4 ended, 0% of all steps"
+    clock = iter([0.0, 4.0, 11.0, 12.0, 22.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.concurrency, "find_limiter", lambda parent: None)
+    shown = Progress(replace(plan_of("optim.lr=loguniform(1e-4,1)"), count=3))
+    printed = []
+    for step in (0, 0, 5, 5, 10):
+        shown.show([tuned("RUNNING", last_result={"step": step, "total": 20})])
+        printed.append(capsys.readouterr().out)
+    assert "trials: 0 of 3 ended, 0% of all steps" in printed[0] and "1 trials: 1 running" in printed[0]
+    assert printed[1] == printed[3] == ""
+    assert printed[2] == "trials: 0 of 3 ended, 8% of all steps, 0:02:01 left\n"
+    assert printed[4].startswith("trials: 0 of 3 ended, 17% of all steps, 0:01:50 left")
 
 
 def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
+from pipelines.tracking import client, runs
 from pipelines.tracking.runs import Run
 from pipelines.tuning import progress, search_space
 from pipelines.tuning import sweep as tune
@@ -70,7 +71,7 @@ def execute_with(
         started["experiments"] = list(experiments)
         return concurrent
 
-    def ready(base: Any, at_once: int, first: Any, metric: str, mode: str) -> Any:
+    def ready(base: Any, at_once: int, first: Any, metric: str, mode: str, sets: Any) -> Any:
         started["score"] = (metric, mode)
         return base
 
@@ -135,10 +136,19 @@ def test_data_that_is_swept_is_prepared_before_anything_starts(monkeypatch, tmp_
     bare = replace(demo(), data=replace(demo().data, root=""))
     drawn = [replace(bare, data=replace(bare.data, root=root)) for root in ("a", "b", "a")]
     space = search_space.parse(["data.root=grid(a,b)", "optim.lr=grid(1e-3,2e-3)"])
-    bases = tune.prepare_bases(SweepOptions(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
+    bases, _ = tune.prepare_bases(SweepOptions(), Trials({"demo": bare}, "demo", space, experiments=tuple(drawn)), 1)
     assert set(seen[:2]) == {"a", "b"} and bases["demo"].data.root == "a" and seen.count("b") == 1
     with pytest.raises(ValueError, match=r"data\.root"):
         tune.prepare_bases(SweepOptions(), Trials({"demo": bare}, "demo", experiments=(bare,)), 1)
+
+
+def test_the_run_of_a_sweep_names_its_data(mlflow_store: str, tmp_path: Path):
+    base = replace(demo(), storage=str(tmp_path), tracking=runs.Tracking(mlflow_store))
+    sets = [runs.DataSet("street", "ab12", "/shards/street/train", "train")]
+    folder = str(tmp_path / "small")
+    parent = tune.open_parent(SweepOptions(), Trials({"demo": base}, "demo"), {"demo": base}, sets, folder, "small", {})
+    (used,) = client.connect(mlflow_store).get_run(parent.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("street", "ab12")
 
 
 def test_scenes_and_a_bucket_are_refused_before_ray(monkeypatch):
