@@ -1,5 +1,6 @@
 # Everything runs in .venv, which the first target that needs it builds from the lock and the others reuse.
 #
+## make venv    build .venv from the lock, and nothing else
 ## make demo    draw scenes, train a panoptic model on them, evaluate it, show where the results lie
 ## make test    the tests that take seconds
 ## make slow    the tests that take minutes
@@ -28,10 +29,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Every Ray worker imports torch: without byte code that takes two to four times as long.
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test slow benchmark cluster check lock clean
+.PHONY: help venv demo test slow benchmark cluster check lock clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
+
+venv: $(STAMP)
 
 demo: $(STAMP)
 	$(PYTHON) jobs/train.py

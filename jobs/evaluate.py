@@ -1,6 +1,6 @@
 """Evaluate a stored model: `python jobs/evaluate.py MODEL --data.root ROOT --data.split val`.
 
-MODEL is a checkpoint folder, a .pt file, models:/name@alias or runs:/id/model. Prints the tables, writes
+MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias or runs:/id/model. Prints the tables, writes
 report.html and records both in an MLflow run.
 
 `--once` is for cron, a systemd timer or a Kubernetes CronJob: it does nothing where this version was evaluated on
@@ -55,7 +55,7 @@ class Options:
     """The model, the images, and the use of the figures."""
 
     model: Model
-    """Checkpoint folder, .pt file, models:/name@alias or runs:/id/model."""
+    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias or runs:/id/model."""
     data: Split
     """The images."""
     out: str = "runs/evaluations"

@@ -90,8 +90,11 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
     if not sys.stderr.isatty():  # a file or a pipe, which is to hold text alone
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
+    from ray._private import ray_constants
 
     if not ray.is_initialized():
+        # read from the variable when Ray was imported, which may have been before
+        ray_constants.RAY_DISABLE_WORKER_LOG_PREFIX = os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] not in ("0", "")
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
         else:

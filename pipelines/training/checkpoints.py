@@ -258,12 +258,21 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
 
 
 def checkpoint_file(uri: str) -> str:
-    """URI of the .pt file that a checkpoint's URI (file or folder) names.
+    """URI of the .pt file that a checkpoint's URI (file or folder) names; of a run's folder, its best checkpoint's.
 
     Raises:
         ValueError: it does not exist.
     """
     file = uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT)
-    if not storage.exists(file):
-        raise ValueError(f"{file}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file")
-    return file
+    if storage.exists(file):
+        return file
+    if not uri.endswith(".pt") and (best := best_checkpoint(uri)):
+        return storage.join(best, CHECKPOINT)
+    raise ValueError(f"{file}: no checkpoint there; name a run's folder, a folder step_* in it, or a .pt file")
+
+
+def best_checkpoint(folder: str) -> str:
+    """URI of the best checkpoint in a run's folder, as Ray Train lists them; "" where it lists none."""
+    listed = (_read_snapshot(folder) or {}).get("checkpoint_results", [])
+    ranked = [(entry["metrics"]["score"], entry["metrics"]["step"], entry["checkpoint_dir_name"]) for entry in listed]
+    return storage.join(folder, max(ranked)[-1]) if ranked else ""

@@ -31,7 +31,7 @@ MEASURED_STEPS = {
     "mask2former": (16, 1024 * 1024, 1457),
 }
 """Images, pixels of each and milliseconds of a training step in bfloat16 on one H200, ResNet-50 (for Panoptic-DeepLab
-ResNet-52): README, the table of `make benchmark GPU=1`. EfficientPS was not measured on a GPU."""
+ResNet-52): infra/RESULTS.md, `make benchmark GPU=1`. EfficientPS was not measured on a GPU."""
 
 MEASURED_MERGE_MS = {
     "panoptic-deeplab": 6.0,
@@ -42,7 +42,7 @@ MEASURED_MERGE_MS = {
     "mask2former": 35.0,
     "panoptic-fcn": 14.0,
 }
-"""CPU milliseconds of merging one image of 800x1333 (Panoptic-DeepLab 640x640): README, `make benchmark`; Panoptic
+"""CPU milliseconds of merging one image of 800x1333 (Panoptic-DeepLab 640x640): infra/RESULTS.md; Panoptic
 FCN's from the design's prototype, JSIS-Net's and MaskFormer's as those of their kind. On the GPU, which was not
 measured, it should be less, so shares of validations are upper bounds."""
 
@@ -71,7 +71,7 @@ IMAGES = {"coco": (118_287, 5_000), "mapillary": (18_000, 2_000)}
 
 MEASURED_ROW = {"coco": (161e3, 3.8), "mapillary": (3161e3, 1000 / 6)}
 """Bytes of a row and CPU milliseconds from it to a training view: COCO's from `make benchmark` (161 kB, a view of
-640x640), Mapillary's from the README's table of augmented copies (3264x2448, scale 0.5 to 2, crop 512x512)."""
+640x640), Mapillary's from the augmented copies in infra/REFERENCE.md (3264x2448, scale 0.5 to 2, crop 512x512)."""
 
 MEASURED_COPIES = {"coco": (488e3, 1000 / 146), "mapillary": (536e3, 1000 / 56)}
 """The same of augmented copies stored as PNG."""

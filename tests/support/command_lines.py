@@ -41,6 +41,8 @@ def parse_command(words: Sequence[str]) -> Any:
     try:
         if name == "panoptic-ray":
             return _job(rest[0], rest[1:])
+        if name == "python" and rest[0] == "jobs/submit.py":
+            return _submitted(rest[1:])
         if name == "python" and rest[0].startswith("jobs/"):
             return _job(PurePosixPath(rest[0]).stem, rest[1:])
         if name == "ray" and rest[:2] == ["job", "submit"]:
@@ -49,7 +51,9 @@ def parse_command(words: Sequence[str]) -> Any:
         if name == "ray" and rest[0] in ("start", "stop"):
             return _clicked(getattr(importlib.import_module("ray.scripts.scripts"), rest[0]), rest[1:])
         if name == "mlflow":
-            return _clicked(importlib.import_module("mlflow.cli").cli.commands[rest[0]], rest[1:])
+            group = importlib.import_module("mlflow.cli").cli
+            command = group.get_command(click.Context(group), rest[0])  # `ui` is another name of `server`
+            return _clicked(command or group, rest[1:])
     except (SystemExit, click.ClickException) as error:
         raise ValueError(f"{shlex.join(words)}: {error}") from error
     raise ValueError(f"{shlex.join(words)}: no program of the image")
@@ -59,18 +63,43 @@ def _clicked(command: click.Command, arguments: Sequence[str]) -> dict[str, Any]
     return command.make_context(command.name, list(arguments)).params
 
 
+def _submitted(arguments: Sequence[str]) -> Any:
+    """The options of the job that is submitted; the name of one that is followed or stopped."""
+    from jobs.submit import Options, split
+    from pipelines.config import parse_options
+
+    own, asked = split(arguments)
+    parse_options(Options, own, "", {})
+    return asked[1] if asked[0] in ("follow", "stop") else _job(asked[0], asked[1:])
+
+
 def _job(name: str, arguments: Sequence[str]) -> Any:
     """The options of a job, after the checks that it makes before it touches data or a cluster."""
-    from pipelines.config import check_run_name, parse, parse_options
+    from pipelines.config import check_run_name, parse, parse_known, parse_options
 
     if name == "train":
         from pipelines.presets import PRESETS
         from pipelines.training.preflight import check_options
 
+        shown = {"--list", "--help", "--help-all", "--dry-run"} & set(arguments)
+        arguments = [word for word in arguments if word not in shown]
         _, experiment = parse(arguments, PRESETS)
-        check_run_name(experiment.name)
-        check_options(experiment)
+        if experiment.name:
+            check_run_name(experiment.name)
+        if not experiment.train.weights:  # which are not here
+            check_options(experiment)
         return experiment
+    if name == "tune":
+        from pipelines.presets import PRESETS
+        from pipelines.studies import run
+        from pipelines.tuning import sweep
+
+        options, rest = parse_known(run.Options, arguments, "")
+        return (
+            options if options.study == ("list",) else (run if options.study else sweep).checked(options, rest, PRESETS)
+        )
+    if name in ("prepare", "predict", "oracle", "convert", "status", "replay"):
+        return parse_options(importlib.import_module(f"jobs.{name}").Options, arguments, "", {})
     if name == "evaluate":
         evaluate = importlib.import_module("jobs.evaluate")
         options = parse_options(evaluate.Options, arguments, "", {})

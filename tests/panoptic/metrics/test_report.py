@@ -38,6 +38,15 @@ def stuff_only() -> Evaluation:
     return Evaluation(quality(counts, categories))
 
 
+def test_each_of_few_classes_has_a_metric_of_its_own(evaluation: Evaluation) -> None:
+    own = {name: value for name, value in metrics(evaluation).items() if "class_pq" in name}
+    assert own == {f"val/class_pq/{name}": pytest.approx(pq) for name, pq in (("person", 60), ("sky", 40), ("car", 0))}
+    names = tuple(f"class {number}" for number in range(33))
+    many = Categories(names, (True,) * 33, tuple(range(1, 34)), ((0, 0, 0),) * 33)
+    counts = QualityCounts(np.ones(33), np.ones(33, int), np.zeros(33, int), np.zeros(33, int))
+    assert not [name for name in metrics(Evaluation(quality(counts, many))) if "class_pq" in name]
+
+
 def test_metrics_are_flat_in_percent_and_complete(evaluation: Evaluation) -> None:
     flat = metrics(evaluation)
     assert flat["val/pq_things"] == pytest.approx((60 + 0) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,7 +161,7 @@ def test_a_checkpoint_holds_the_state(job: Job, tmp_path: Path, figures: Evaluat
         np.testing.assert_array_equal(record["weights"][name], value, err_msg=name)
     assert load(f"{folder}/{CHECKPOINT}")["step"] == load_checkpoint(f"{folder}/{CHECKPOINT}")["step"] == 7
     assert (Path(folder) / REPORT).read_text().startswith("step 7\n")
-    with pytest.raises(ValueError, match=r"no checkpoint there; name a folder step_\* that a run wrote"):
+    with pytest.raises(ValueError, match=r"no checkpoint there; name a run's folder, a folder step_\* in it"):
         load_checkpoint(str(tmp_path / "step_000008"))
 
 
@@ -234,3 +235,17 @@ def test_only_torn_checkpoints_are_removed(job: Job, tmp_path: Path, figures: Ev
     assert not list(run.glob(".step_*"))
     assert sorted(path.name for path in run.glob("step_*")) == ["step_000010", "step_000020"]
     assert (run / "run.json").exists()
+
+
+def test_the_folder_of_a_run_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
+    from pipelines.training.checkpoints import SNAPSHOT, checkpoint_file
+
+    results = []
+    for step, score in ((2, 10.0), (4, 30.0), (6, 20.0)):
+        (tmp_path / f"step_{step:06d}").mkdir()
+        (tmp_path / f"step_{step:06d}" / "checkpoint.pt").touch()
+        results.append({"checkpoint_dir_name": f"step_{step:06d}", "metrics": {"score": score, "step": step}})
+    with pytest.raises(ValueError, match="no checkpoint there"):
+        checkpoint_file(str(tmp_path))
+    (tmp_path / SNAPSHOT).write_text(json.dumps({"checkpoint_results": results}))
+    assert checkpoint_file(str(tmp_path)) == str(tmp_path / "step_000004" / "checkpoint.pt")
