@@ -19,7 +19,7 @@ from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs
-from pipelines.training.preflight import check_freezing, check_machine, lacking, meta_model
+from pipelines.training.preflight import check_freezing, lacking, meta_model
 from pipelines.training.worker import accumulation
 from pipelines.tuning import search_space, trial_config
 from pipelines.tuning.plan import SweepOptions, Trials
@@ -124,7 +124,6 @@ class TrialCheck:
         experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
         options, backbone = experiment.train, experiment.model.backbone
         accumulation(options, options.workers)
-        check_machine(experiment)
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
             self._shapes(part)

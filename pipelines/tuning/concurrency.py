@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.cluster import session
 from pipelines.config import Experiment
 from pipelines.training.driver import worker_cpus
+from pipelines.training.preflight import check_machine
 
 TRIAL_CPUS = 0.01
 """CPUs that Ray reserves for a trial's own function, beside those of its workers; Ray refuses 0."""
@@ -34,11 +35,13 @@ def join_cluster(limit: int, experiments: Sequence[Experiment]) -> int:
         experiments: every trial that may be drawn; the largest one counts.
 
     Raises:
-        ValueError: the cluster does not hold one trial; names what is missing.
+        ValueError: the cluster or this machine does not hold one trial; names what is missing.
     """
     import ray
 
     if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+        for experiment in experiments:
+            check_machine(experiment)
         cores = os.cpu_count() or 1
         workers = max(experiment.train.workers for experiment in experiments)
         concurrent = limit or max(1, cores // workers)
