@@ -86,7 +86,7 @@ def _job(name: str, arguments: Sequence[str]) -> Any:
         _, experiment = parse(arguments, PRESETS)
         if experiment.name:
             check_run_name(experiment.name)
-        if not experiment.train.weights:  # which are not here
+        if not experiment.train.weights and experiment.model.backbone.weights == "none":  # else they are not here
             check_options(experiment)
         return experiment
     if name == "tune":
