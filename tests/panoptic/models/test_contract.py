@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import typing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +26,29 @@ EVERYTHING: tuple[Wanted, ...] = ("maps", "instances", "semantics", "proposals")
 CASES = [pytest.param(c, id=f"{kind.__name__}-{name}") for kind in ARCHITECTURES for name, c in SMALL[kind].items()]
 
 
-def build(config, categories: Categories) -> PanopticModel:
+def build(config: Any, categories: Categories) -> PanopticModel:
     torch.manual_seed(0)
     return config.build(categories)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def config(request: pytest.FixtureRequest) -> Any:
+    """The options of a small model. All tests of one model follow each other, so that it is built once."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def built(config: Any, small_categories: Categories) -> tuple[PanopticModel, torch.Tensor]:
+    """The model, and where torch's random numbers stand after its weights were drawn, which takes half of a test."""
+    return build(config, small_categories), torch.get_rng_state()
+
+
+@pytest.fixture
+def model(built: tuple[PanopticModel, torch.Tensor]) -> PanopticModel:
+    """A copy of it, as if it were just built."""
+    fresh, state = built
+    torch.set_rng_state(state)
+    return copy.deepcopy(fresh)
 
 
 def as_sample(truth: Segmentation, seed: int = 0) -> Sample:
@@ -60,9 +82,8 @@ def check_partition(segmentation: Segmentation, size: tuple[int, int], categorie
     assert len(stuff) == len(set(stuff))
 
 
-@pytest.mark.parametrize("config", CASES)
 @pytest.mark.parametrize("case", ["empty", "one_pixel", "stuff_only", "crowd_only", "odd", "padded"])
-def test_losses_gradients_and_maps(config, case, small_categories, random_segmentation) -> None:
+def test_losses_gradients_and_maps(model, case, small_categories, random_segmentation) -> None:
     c = small_categories
     rng = np.random.default_rng(5)
     truths = {
@@ -75,7 +96,7 @@ def test_losses_gradients_and_maps(config, case, small_categories, random_segmen
     }[case]
     # batch norm over one image of a few pixels is no statistic: two images, as in training
     truths = truths * (2 if len(truths) == 1 else 1)
-    model = build(config, c).train()
+    model.train()
     images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
     losses, maps = model(images, targets, segment=True)
     assert losses and maps and len(maps) == len(truths)
@@ -89,9 +110,8 @@ def test_losses_gradients_and_maps(config, case, small_categories, random_segmen
         check_partition(merged, truth.size, c)
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_a_loss_that_learns_reaches_every_parameter(config, small_categories, random_segmentation) -> None:
-    model = build(config, small_categories).train()
+def test_a_loss_that_learns_reaches_every_parameter(config, model, small_categories, random_segmentation) -> None:
+    model.train()
     truths = [random_segmentation(np.random.default_rng(k), 64, 96, small_categories) for k in (1, 2)]
     losses, _ = model(*collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor))
     sum(losses.values()).backward()
@@ -126,9 +146,7 @@ def test_a_plain_vit_under_every_architecture(kind, small_categories, random_seg
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_losses_do_not_depend_on_the_mode(config, small_categories, random_segmentation) -> None:
-    model = build(config, small_categories)
+def test_losses_do_not_depend_on_the_mode(model, small_categories, random_segmentation) -> None:
     truth = random_segmentation(np.random.default_rng(3), 64, 64, small_categories)
     images, targets = collate([as_sample(truth)], model.divisor)
     outputs = model.eval().network(images, targets.frame)
@@ -143,9 +161,8 @@ def test_losses_do_not_depend_on_the_mode(config, small_categories, random_segme
     assert {k: v.item() for k, v in evaluated.items()} == {k: v.item() for k, v in trained.items()}
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_bfloat16(config, small_categories, random_segmentation) -> None:
-    model = build(config, small_categories).train()
+def test_bfloat16(model, small_categories, random_segmentation) -> None:
+    model.train()
     truths = [random_segmentation(np.random.default_rng(k), 64, 96, small_categories) for k in (3, 4)]
     images, targets = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -156,9 +173,8 @@ def test_bfloat16(config, small_categories, random_segmentation) -> None:
         check_partition(merged, truth.size, small_categories)
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_save_and_load(config, small_categories) -> None:
-    model = build(config, small_categories).eval()
+def test_save_and_load(config, model, small_categories) -> None:
+    model.eval()
     file = io.BytesIO()
     save(file, config=config, model=model)
     file.seek(0)
@@ -169,10 +185,9 @@ def test_save_and_load(config, small_categories) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("config", CASES)
 @pytest.mark.parametrize("output", [(65, 97), (40, 131), (7, 5)])
-def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
-    model = build(config, small_categories).eval()
+def test_maps_come_at_the_output_size(model, output, small_categories) -> None:
+    model.eval()
     images = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
     frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([output, output]))
     with torch.no_grad():
@@ -185,14 +200,13 @@ def test_maps_come_at_the_output_size(config, output, small_categories) -> None:
         assert all(tuple(mask["size"]) == output for mask in instances.masks)
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_an_evaluation_waits_for_no_other_worker(config, small_categories, random_segmentation, monkeypatch) -> None:
+def test_an_evaluation_waits_for_no_other_worker(model, small_categories, random_segmentation, monkeypatch) -> None:
     """Workers evaluate different numbers of batches: a collective in a loss would wait for ever."""
 
     def collective(*_: object, **__: object) -> None:
         raise AssertionError("a collective in an evaluation")
 
-    model = build(config, small_categories).eval()
+    model.eval()
     truth = random_segmentation(np.random.default_rng(0), 64, 96, small_categories)
     images, targets = collate([Sample(np.zeros((64, 96, 3), np.uint8), truth, "a")], model.divisor)
     alone = evaluation_step(model, images, targets, Engine(), EVERYTHING).losses
@@ -201,10 +215,9 @@ def test_an_evaluation_waits_for_no_other_worker(config, small_categories, rando
     assert evaluation_step(model, images, targets, Engine(), EVERYTHING).losses.keys() == alone.keys()
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_what_else_is_wanted_changes_nothing(config, small_categories) -> None:
+def test_what_else_is_wanted_changes_nothing(model, small_categories) -> None:
     """Each part of a prediction is the same alone and beside all others; what was not asked for is None."""
-    model = build(config, small_categories).eval()
+    model.eval()
     images = torch.randint(0, 256, (2, 3, 65, 97), dtype=torch.uint8)
     frame = Frame((65, 97), torch.tensor([[65, 97], [33, 50]]), torch.tensor([[65, 97], [90, 80]]))
     with torch.no_grad():
@@ -228,9 +241,8 @@ def test_what_else_is_wanted_changes_nothing(config, small_categories) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("config", CASES)
-def test_nothing_leaks_from_the_padded_border(config, small_categories) -> None:
-    model = build(config, small_categories).eval()
+def test_nothing_leaks_from_the_padded_border(model, small_categories) -> None:
+    model.eval()
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     frame = Frame((64, 96), torch.tensor([[40, 70]]), torch.tensor([[40, 70]]))
     other = images.clone()
@@ -241,12 +253,13 @@ def test_nothing_leaks_from_the_padded_border(config, small_categories) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("config", CASES)
 @pytest.mark.parametrize("seed", range(4))
-def test_the_truth_as_output_is_as_good_a_map_as_stated(config, seed, small_categories, random_segmentation) -> None:
+def test_the_truth_as_output_is_as_good_a_map_as_stated(
+    config, model, seed, small_categories, random_segmentation
+) -> None:
     from panoptic.metrics.panoptic_quality import count, quality
 
-    model = build(config, small_categories).eval()
+    model.eval()
     rng = np.random.default_rng(seed)
     truths = [
         random_segmentation(rng, 61, 93, small_categories, things=6, crowd=True),
