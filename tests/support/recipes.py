@@ -269,8 +269,9 @@ EFFICIENTPS = Recipe(
     short=160,
     steps=400,
     lr=3e-3,
-    measured=85.9,
+    measured=83.9,
     least=80,
+    present=True,
 )
 """As Panoptic FPN's, with a level of anchors less."""
 
