@@ -115,18 +115,22 @@ def test_a_stranger_comes_from_a_folder_to_a_prediction(scenes16: Path, tmp_path
     for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
     (script,) = (script for heading, script in blocks(README, "sh") if heading == "Your own data")
-    done = []
+    done, said = [], []
     for command in commands(script):
         trains = "jobs/train.py" in command
         typed = f"{command} {' '.join(shlex.quote(word) for word in TINY.split())}" if trains else command
         result = subprocess.run(["bash", "-c", typed], cwd=clone, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
         done.append(result.stdout)
+        said.append(result.stderr)
     checked, told, trained, stood, predicted = done
     assert "16 images of split train" in checked
     assert "nothing was started and nothing written" in told and "the run is new" in told
     assert "2 steps of 4 images of data" in trained and "checkpoint" in trained
-    assert "\x1b[" not in trained and "pid=" not in trained
+    assert trained.startswith("run first: PanopticDeepLab of ")
+    for line in ("starting Ray", "opening the run in MLflow", "starting 1 worker on the CPU: each loads the model"):
+        assert line in said[2], line
+    assert not [part for part in ("\x1b[", "pid=") if part in trained + said[2]]
     assert "first" in stood
     assert "8 of 8 images predicted" in predicted
     assert len(list((clone / "predictions" / "overlays").iterdir())) == 8

@@ -440,10 +440,9 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             ),
         ),
     )
-    device = "GPU" if job.gpu else "CPU"
-    logger.info(
-        "starting %d workers on the %s; each loads the model and its first images", experiment.train.workers, device
-    )
+    count = experiment.train.workers
+    what = f"{count} worker{'s' * (count > 1)} on the {'GPU' if job.gpu else 'CPU'}"
+    logger.info("starting %s: each loads the model and its first images", what)
     return trainer.fit()
 
 
