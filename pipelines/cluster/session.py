@@ -95,6 +95,7 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
     if not ray.is_initialized():
         # read from the variable when Ray was imported, which may have been before
         ray_constants.RAY_DISABLE_WORKER_LOG_PREFIX = os.environ["RAY_DISABLE_WORKER_LOG_PREFIX"] not in ("0", "")
+        logger.info("joining the Ray cluster" if os.environ.get("RAY_ADDRESS") else "starting Ray")
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
         else:

@@ -143,8 +143,6 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         if child is not None
         else occupied(storage.join(folder, "lease"), f"the run {experiment.name}") as occupy
     ):
-        if not session.is_connected():
-            logger.info("starting Ray" if not os.environ.get("RAY_ADDRESS") else "joining the Ray cluster")
         session.connect(local_cpus(experiment))
         if occupy is not None:
             occupy()

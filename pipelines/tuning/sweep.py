@@ -142,6 +142,8 @@ def _execute(
     record = record_of(options, record)
     before = read_record(folder, name, record, options.resume)
     experiments = trials.experiments or tuple(trials.bases.values())
+    place = masked(runs.resolve_uri(first.tracking, first.storage if "://" not in first.storage else "runs"))
+    print(f"{name}: {count_trials(options, trials)} trials; folder {masked(folder)}; MLflow {place}", flush=True)
     concurrent, rounds = join_cluster(options.concurrent, experiments), rounds_of(experiments)
     note()
     if options.scheduler == "pbt":
