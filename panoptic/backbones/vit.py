@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         scale = None
         if self.training and self.rope_rescale > 1:
             scale = torch.exp((2 * torch.rand(1, device=device) - 1) * math.log(self.rope_rescale))
-        return rotary_positions(grid, rope.periods, scale)
+        return rotary_positions(grid, cast(Tensor, rope.periods), scale)
 
     def fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a file of timm's or Meta's names under this module's names, resampled to its sizes.

@@ -21,11 +21,11 @@ from panoptic.backbones import Backbone
 from panoptic.convert import convert
 from panoptic.matcher import Matches, hungarian
 from panoptic.models.base import Outputs
-from panoptic.models.mask2former.loss import matching_cost
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.mask_transformer.loss import trained_layers
 from panoptic.models.mask_transformer.mask_resampler import Extent
 from panoptic.models.mask_transformer.masks import mask_products
+from panoptic.models.mask_transformer.point_loss import matching_cost
 from panoptic.models.mask_transformer.postprocess import postprocess_image
 from panoptic.models.mask_transformer.targets import target_segments
 from panoptic.models.maskformer.model import MaskFormerConfig

@@ -28,11 +28,11 @@ from annotated_types import Interval
 from torch import Tensor
 
 from panoptic.models.base import Outputs
-from panoptic.models.mask2former.loss import mask2former_loss
 from panoptic.models.mask2former.transformer_decoder import LEVELS, MaskedDecoder
 from panoptic.models.mask_transformer.config import MaskTransformerConfig
 from panoptic.models.mask_transformer.model import MaskTransformer
 from panoptic.models.mask_transformer.pixel_decoders import Decoded, DeformablePixelDecoder, FPNPixelDecoder
+from panoptic.models.mask_transformer.point_loss import point_loss
 from panoptic.ranges import Decay, LayerCount, LayerCountOrZero, NonNegativeFloat, PositiveInt, UnitFloat
 from panoptic.segmentation import Categories, Targets
 
@@ -128,9 +128,9 @@ class Mask2Former(MaskTransformer):
         return outputs
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """The terms of `mask2former_loss`."""
+        """The terms of `point_loss`."""
         config = self.config
-        return mask2former_loss(
+        return point_loss(
             outputs,
             targets,
             config,

@@ -25,7 +25,7 @@ from panoptic.models.mask_transformer.targets import target_segments
 from panoptic.segmentation import Targets
 
 
-def mask2former_loss(
+def point_loss(
     outputs: Outputs,
     targets: Targets,
     config: MaskTransformerConfig,
