@@ -81,8 +81,10 @@ def count_macs(model: PanopticModel, size: tuple[int, int]) -> dict[str, int]:
     from torch.utils.flop_counter import FlopCounterMode  # it imports Triton
 
     config = read_config(without_download(to_plain(model.config)))
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):  # timm reads values while it builds, which fake tensors would not have
         blank = config.build(model.categories).eval().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        blank.to_empty(device="cpu")
         clocks = {name: _Clock(child, counter) for name, child in blank.named_children()}
         blank.network(torch.zeros(1, 3, *size, dtype=torch.uint8))
         return {"": counter.get_total_flops() // 2} | {name: clock.flops // 2 for name, clock in clocks.items()}
