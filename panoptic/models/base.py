@@ -52,8 +52,9 @@ class PanopticModel(nn.Module, ABC):
     """A network, its losses and its post-processing.
 
     Subclasses set `config` (what built them), `categories` and `divisor` (collate pads the canvas to it)
-    and implement the abstract methods. Nothing may depend on `self.training` but normalisation and dropout: losses are
-    computed in evaluation mode too. Losses draw only by `torch.rand` and `torch.randperm`.
+    and implement the abstract methods. Nothing may depend on `self.training` but normalisation, dropout and what is
+    trained away in the course of a run (`begin_step`): losses are computed in evaluation mode too. Losses draw only by
+    `torch.rand` and `torch.randperm`.
     """
 
     config: Any
@@ -94,6 +95,21 @@ class PanopticModel(nn.Module, ABC):
     @abstractmethod
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """The outputs that the ground truth can stand for, at canvas resolution. `outputs` is never changed."""
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Told before the first micro-batch of every training step, for what changes in the course of a run.
+
+        Whatever follows from it is a function of the two numbers alone, so that a continued run computes what it would
+        have computed; nothing of it is stored.
+
+        Args:
+            step: iteration, from 0.
+            total: iterations of the whole run.
+        """
+
+    def training_note(self, total: int) -> str:
+        """A line for the log of a training of `total` steps: what its figures do not say; "" = nothing."""
+        return ""
 
     def forward(
         self,

@@ -181,6 +181,7 @@ def train_step(
     largest = optim.lr if lr is None else lr
     rate = largest * learning_rate_factor(step, total, optim)
     set_learning_rate(optimiser, rate, largest * learning_rate_factor(step, total, optim, backbone=True))
+    unwrap(model).begin_step(step, total)
     optimiser.zero_grad(set_to_none=True)
     restore = _running_statistics(model)
     source, wait, images_seen, names = iter(batches), 0.0, 0, []

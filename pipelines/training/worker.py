@@ -153,6 +153,8 @@ def train(state: State) -> str:
         state.tracker.text("summary.txt", table)
     set_training_mode(state.model, options)
     parts = _parts(state) if options.fit_memory else 1
+    if state.tracker is not None and (note := state.model.training_note(options.steps)):
+        _say(note)
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)
     meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()

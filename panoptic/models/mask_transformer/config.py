@@ -1,4 +1,4 @@
-"""The options that MaskFormer and Mask2Former have in common."""
+"""The options that mask-classification models have in common."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from panoptic.ranges import Decay, FiniteFloat, NonNegativeFloat, NonNegativeInt
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskTransformerConfig:
-    """The common options. Those without a default here have another one in each model."""
+class MaskClassificationConfig:
+    """Options of every model whose queries have a class and a mask each. Those without a default have another one in
+    each model."""
 
     backbone: Backbone = field(default_factory=Backbone)
     """The backbone; all of res2 to res5 are used."""
@@ -21,24 +22,8 @@ class MaskTransformerConfig:
     """Subtracted from the pixels, scale 0..255."""
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
     """Divides the pixels, scale 0..255."""
-    channels: PositiveInt = 256
-    """Width of the pixel decoder and the transformer."""
-    mask_channels: PositiveInt = 256
-    """Channels of the features and embeddings whose product is a mask."""
-    norm: Norm = "group"
-    """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
-    encoder_layers: NonNegativeInt = 6
-    """Transformer layers of the pixel decoder."""
-    decoder_layers: PositiveInt
-    """Layers of the transformer decoder, which turns queries into classes and masks."""
-    heads: PositiveInt = 8
-    """Heads of every attention."""
-    dropout: Decay
-    """Dropout in transformer layers."""
     queries: PositiveInt = 100
     """The most segments of an image."""
-    deep_supervision: bool = True
-    """The losses count for every decoder layer, each with a matching of its own."""
     no_object_weight: NonNegativeFloat = 0.1
     """Weight of queries without a target in the class loss."""
     class_weight: NonNegativeFloat
@@ -55,3 +40,25 @@ class MaskTransformerConfig:
     """A merged query paints only where its own mask is at least 1/2."""
     top_k: PositiveInt = 100
     """Pairs of query and class that may become instances (AP)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTransformerConfig(MaskClassificationConfig):
+    """The options that MaskFormer and Mask2Former, which decode a pyramid, have besides."""
+
+    channels: PositiveInt = 256
+    """Width of the pixel decoder and the transformer."""
+    mask_channels: PositiveInt = 256
+    """Channels of the features and embeddings whose product is a mask."""
+    norm: Norm = "group"
+    """Normalisation in the pixel decoder (published: group; on a CPU batch norm trains much faster)."""
+    encoder_layers: NonNegativeInt = 6
+    """Transformer layers of the pixel decoder."""
+    decoder_layers: PositiveInt
+    """Layers of the transformer decoder, which turns queries into classes and masks."""
+    heads: PositiveInt = 8
+    """Heads of every attention."""
+    dropout: Decay
+    """Dropout in transformer layers."""
+    deep_supervision: bool = True
+    """The losses count for every decoder layer, each with a matching of its own."""

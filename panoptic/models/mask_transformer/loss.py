@@ -1,4 +1,4 @@
-"""The loss of mask classification (Cheng et al., arXiv 2107.06278, section 3.2), as far as both models share it.
+"""The loss of mask classification (Cheng et al., arXiv 2107.06278, section 3.2), as far as models share it.
 
 In each layer that is trained, queries and segments are matched one to one; a matched query learns the class and the
 mask of its segment, all others learn "no object". The models differ in how they compare masks.
@@ -10,6 +10,7 @@ of all layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from panoptic import losses
 from panoptic.matcher import Matches
 from panoptic.models.base import Outputs
-from panoptic.models.mask_transformer.config import MaskTransformerConfig
+from panoptic.models.mask_transformer.config import MaskClassificationConfig
 from panoptic.models.mask_transformer.masks import mask_products
 from panoptic.segmentation import Targets
 
@@ -32,25 +33,43 @@ With more in all layers, what is between masks and losses is computed again, chu
 loss does not grow with the number of targets."""
 
 
-def trained_layers(outputs: Outputs) -> tuple[list[str], Tensor, Tensor]:
-    """The layers that are trained, the last one first.
+class TrainedLayers(NamedTuple):
+    """The predictions that are trained, the last layer's first."""
 
-    Args:
-        outputs: of a `MaskTransformer`.
+    suffixes: list[str]
+    """Of the loss terms, L of them."""
+    classes: Tensor
+    """[L B, Q, K + 1] logits."""
+    embeddings: Tensor
+    """[L B, Q, D]."""
+    features: list[Tensor]
+    """[B, D, h, w] of each layer, or of all of them: 1 or L."""
 
-    Returns:
-        the suffixes of the loss terms (L of them), class logits [L B, Q, K + 1] and embeddings [L B, Q, D].
-    """
+    def features_of(self, layer: int) -> Tensor:
+        """The features [B, D, h, w] that masks of a layer are products with."""
+        return self.features[layer % len(self.features)]
+
+
+def trained_layers(outputs: Outputs) -> TrainedLayers:
+    """The layers that are trained, of the outputs of a `MaskTransformer`."""
     classes, embeddings = outputs["classes"], outputs["embeddings"]
+    features = [outputs["features"].contiguous()]  # once, instead of at every product
     if "auxiliary_classes" not in outputs:
-        return [""], classes, embeddings
+        return TrainedLayers([""], classes, embeddings, features)
     earlier_classes, earlier_embeddings = outputs["auxiliary_classes"], outputs["auxiliary_embeddings"]
-    suffixes = ["", *(f"_{layer}" for layer in range(len(earlier_classes)))]
-    return suffixes, torch.cat([classes, *earlier_classes]), torch.cat([embeddings, *earlier_embeddings])
+    earlier = range(len(earlier_classes))
+    if "features_0" in outputs:
+        features += [outputs[f"features_{layer}"].contiguous() for layer in earlier]
+    return TrainedLayers(
+        ["", *(f"_{layer}" for layer in earlier)],
+        torch.cat([classes, *earlier_classes]),
+        torch.cat([embeddings, *earlier_embeddings]),
+        features,
+    )
 
 
 def weighted_terms(
-    config: MaskTransformerConfig,
+    config: MaskClassificationConfig,
     suffixes: Sequence[str],
     class_losses: Tensor,
     mask_losses: Tensor,
@@ -91,27 +110,28 @@ def class_losses(classes: Tensor, matches: Matches, targets: Targets, no_object_
 
 
 def mask_losses(
-    embeddings: Tensor, features: Tensor, matches: Matches, compare: Callable[[Tensor, Tensor], Tensor]
+    embeddings: Tensor, features: Sequence[Tensor], matches: Matches, compare: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """The sums over the matches of each layer of two losses of their masks, float [L, 2], in bounded memory.
 
     Args:
         embeddings: [L B, Q, D].
-        features: [B, D, h, w].
+        features: [B, D, h, w] of each layer, or one of all layers.
         matches: of all layers.
         compare: gives two losses, float [m, 2], of the mask logits [m, h, w] of some matches, int64 [m].
     """
-    images = len(features)
+    images = len(features[0])
     layers = len(embeddings) // images
     if not len(matches.queries):  # the graph to all that makes masks is kept
-        return (0 * (embeddings.sum() + features.sum())).expand(layers, 2)
-    matched = embeddings[matches.groups, matches.queries]
-    owner = matches.groups % images
-    order = owner.argsort(stable=True)
-    counts = matches.per_image(images)
-    compared = []
+        return (0 * sum((part.sum() for part in features), embeddings.sum())).expand(layers, 2)
     # taken apart once: the gradient of each selection would be as large as all features
-    for image_features, pairs in zip(features.unbind(), order.split(counts), strict=True):
+    maps = [image for part in features for image in part.unbind()]
+    matched = embeddings[matches.groups, matches.queries]
+    owner = matches.groups % len(maps)
+    order = owner.argsort(stable=True)
+    counts = matches.per_image(len(maps))
+    compared = []
+    for image_features, pairs in zip(maps, order.split(counts), strict=True):
         for part in pairs.split(CHUNK) if len(pairs) else ():
 
             def values(vectors: Tensor, image_features: Tensor, part: Tensor = part) -> Tensor:
@@ -122,4 +142,4 @@ def mask_losses(
             else:
                 compared.append(values(matched[part], image_features))
     layer = torch.div(matches.groups[order], images, rounding_mode="floor")
-    return features.new_zeros(layers, 2).index_add(0, layer, torch.cat(compared))
+    return embeddings.new_zeros(layers, 2).index_add(0, layer, torch.cat(compared))

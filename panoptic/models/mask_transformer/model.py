@@ -1,4 +1,4 @@
-"""The common part of MaskFormer and Mask2Former: mask classification with a backbone and two decoders.
+"""The common part of MaskFormer, Mask2Former and EoMT: a backbone, queries with a class and a mask each, their merge.
 
 Shapes: B images, Q queries, K classes, D mask channels, h x w stride-4 maps, L layers.
 """
@@ -9,11 +9,11 @@ from abc import abstractmethod
 from collections.abc import Collection
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from panoptic.layers.image import ImageNormalisation
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
-from panoptic.models.mask_transformer.config import MaskTransformerConfig
+from panoptic.models.mask_transformer.config import MaskClassificationConfig
 from panoptic.models.mask_transformer.postprocess import postprocess
 from panoptic.models.mask_transformer.truth import truth_outputs
 from panoptic.segmentation import Categories, Frame, Targets
@@ -25,17 +25,21 @@ class MaskTransformer(PanopticModel):
     Outputs: "classes" [B, Q, K + 1] ("no object" last), "embeddings" [B, Q, D] and "features" [B, D, h, w]; the mask
     logits of a query are the product of its embedding with the features, and are made only of the queries that need
     one. "auxiliary_classes" [L - 1, B, Q, K + 1] and "auxiliary_embeddings" [L - 1, B, Q, D] are those of the earlier
-    layers. `postprocess` also takes "masks" [B, Q, ...] in place of the products: logits over the canvas at any
-    resolution, or bool.
+    layers. "features_i" [B, D, h, w], of every i below L - 1, are those of earlier layers that have features of their
+    own; else all layers share the last one's. `postprocess` also takes "masks" [B, Q, ...] in place of the products:
+    logits over the canvas at any resolution, or bool.
     """
 
-    config: MaskTransformerConfig
+    config: MaskClassificationConfig
 
-    def __init__(self, config: MaskTransformerConfig, categories: Categories) -> None:
+    def __init__(
+        self, config: MaskClassificationConfig, categories: Categories, backbone: nn.Module | None = None
+    ) -> None:
+        """`backbone` is that of the configuration by default, as a pyramid."""
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
-        self.backbone = config.backbone.build()
+        self.backbone = config.backbone.build() if backbone is None else backbone
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 images [B, 3, H, W] to the outputs that the class describes."""

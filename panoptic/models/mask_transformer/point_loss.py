@@ -10,6 +10,8 @@ M matches of all layers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from panoptic.distributed import world_mean
 from panoptic.matcher import Matches, class_cost, cross_entropy_cost, dice_cost, hungarian
 from panoptic.models.base import Outputs
 from panoptic.models.mask_transformer import point_sampling
-from panoptic.models.mask_transformer.config import MaskTransformerConfig
+from panoptic.models.mask_transformer.config import MaskClassificationConfig
 from panoptic.models.mask_transformer.loss import class_losses, mask_losses, trained_layers, weighted_terms
 from panoptic.models.mask_transformer.masks import mask_products
 from panoptic.models.mask_transformer.targets import target_segments
@@ -28,7 +30,7 @@ from panoptic.segmentation import Targets
 def point_loss(
     outputs: Outputs,
     targets: Targets,
-    config: MaskTransformerConfig,
+    config: MaskClassificationConfig,
     *,
     points: int = 12544,
     oversample: float = 3.0,
@@ -50,18 +52,19 @@ def point_loss(
         FloatingPointError: outputs are not finite; the message names the images.
     """
     images = len(outputs["classes"])
-    features = outputs["features"].contiguous()  # once, instead of at every product
     chosen = target_segments(targets)
     normaliser = world_mean(chosen.sum().float()).clamp(min=1)
-    suffixes, classes, embeddings = trained_layers(outputs)
+    trained = trained_layers(outputs)
+    classes, embeddings = trained.classes, trained.embeddings
     # the matches of a layer are as many whatever they are, so that points can be drawn before them
     count = int(chosen.sum(1).clamp(max=classes.shape[1]).sum())
     layer_masks, costs, drawn, layer_points = [], [], [], []
     with torch.no_grad():
-        for logits, vectors in zip(classes.split(images), embeddings.split(images), strict=True):
-            layer_masks.append(mask_products(vectors, features))
+        parts = zip(classes.split(images), embeddings.split(images), strict=True)
+        for layer, (logits, vectors) in enumerate(parts):
+            layer_masks.append(mask_products(vectors, trained.features_of(layer)))
             costs.append(matching_cost(logits, layer_masks[-1], targets, config, points))
-            drawn.append(point_sampling.draw_candidates(count, points, oversample, importance, features.device))
+            drawn.append(point_sampling.draw_candidates(count, points, oversample, importance, classes.device))
         # one matching for all layers: the device waits for the host once
         matches = hungarian(torch.cat(costs), chosen, targets.names)
         for layer, (masks, candidates) in enumerate(zip(layer_masks, drawn, strict=True)):
@@ -69,13 +72,13 @@ def point_loss(
             matched = masks[matches.groups[part] - layer * images, matches.queries[part]]
             layer_points.append(point_sampling.uncertain_points(matched, *candidates))
     class_terms = class_losses(classes, matches, targets, config.no_object_weight)
-    mask_terms = _cross_entropy_and_dice(embeddings, features, torch.cat(layer_points), targets, matches)
-    return weighted_terms(config, suffixes, class_terms, mask_terms, normaliser)
+    mask_terms = _cross_entropy_and_dice(embeddings, trained.features, torch.cat(layer_points), targets, matches)
+    return weighted_terms(config, trained.suffixes, class_terms, mask_terms, normaliser)
 
 
 @torch.no_grad()
 def matching_cost(
-    classes: Tensor, masks: Tensor, targets: Targets, config: MaskTransformerConfig, points: int
+    classes: Tensor, masks: Tensor, targets: Targets, config: MaskClassificationConfig, points: int
 ) -> Tensor:
     """The cost of each pair of query and segment, [B, Q, N], at points that are drawn here.
 
@@ -96,13 +99,13 @@ def matching_cost(
 
 
 def _cross_entropy_and_dice(
-    embeddings: Tensor, features: Tensor, points: Tensor, targets: Targets, matches: Matches
+    embeddings: Tensor, features: Sequence[Tensor], points: Tensor, targets: Targets, matches: Matches
 ) -> Tensor:
     """Sums of cross-entropy and dice losses over the matches of each layer, float [L, 2].
 
     `points` is [M, P, 2], those at which each match is compared.
     """
-    images = matches.groups % len(features)
+    images = matches.groups % len(targets.labels)
 
     def compare(logits: Tensor, part: Tensor) -> Tensor:
         truths = point_sampling.masks_at(targets.segments, images[part], matches.targets[part], points[part])

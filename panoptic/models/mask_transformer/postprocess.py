@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from panoptic.models.base import Outputs, Prediction, Wanted
-from panoptic.models.mask_transformer.config import MaskTransformerConfig
+from panoptic.models.mask_transformer.config import MaskClassificationConfig
 from panoptic.models.mask_transformer.mask_resampler import Extent, MaskResampler, extremes
 from panoptic.models.mask_transformer.masks import mask_logits
 from panoptic.models.mask_transformer.pixel_assignment import assign_pixels
@@ -57,7 +57,7 @@ def postprocess(
     frame: Frame,
     want: Collection[Wanted],
     categories: Categories,
-    config: MaskTransformerConfig,
+    config: MaskClassificationConfig,
 ) -> Prediction:
     """Maps, instances and class maps of a batch, whichever are wanted.
 
@@ -86,7 +86,7 @@ def postprocess_image(
     extent: Extent,
     want: Collection[Wanted],
     categories: Categories,
-    config: MaskTransformerConfig,
+    config: MaskClassificationConfig,
 ) -> ImagePrediction:
     """The predictions of one image.
 

@@ -35,10 +35,9 @@ def maskformer_loss(
     Raises:
         FloatingPointError: outputs are not finite; the message names the images.
     """
-    features = outputs["features"].contiguous()  # once, instead of at every product
     chosen = target_segments(targets)
     normaliser = world_mean(chosen.sum().float()).clamp(min=1)
-    suffixes, classes, embeddings = trained_layers(outputs)
+    suffixes, classes, embeddings, (features,) = trained_layers(outputs)
     layers = zip(classes.split(len(chosen)), embeddings.split(len(chosen)), strict=True)
     masks = coarse_masks(targets, chosen, (features.shape[-2], features.shape[-1]))
     cost = torch.cat(
@@ -82,4 +81,4 @@ def _focal_and_dice(embeddings: Tensor, features: Tensor, targets: Targets, matc
         logits = F.interpolate(logits[:, None], size=masks.shape[1:], mode="bilinear", align_corners=False)
         return torch.stack(losses.focal_and_dice(logits.flatten(1), masks.flatten(1)), 1)
 
-    return mask_losses(embeddings, features, matches, compare)
+    return mask_losses(embeddings, [features], matches, compare)
