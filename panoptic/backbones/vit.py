@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import freeze_vit, vit_layer
+from panoptic.backbones.stages import STEM_AND_STAGES, freeze_vit, vit_layer
 
 if TYPE_CHECKING:
     from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
@@ -188,8 +188,10 @@ class ViT(nn.Module):
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: 1 = what comes before the blocks, 2 to 5 = a quarter of the blocks more.
 
-        The last quarter takes the final norm with it.
+        The last quarter takes the final norm with it; a trunk that is frozen as a whole is the same in training.
         """
+        if count == len(STEM_AND_STAGES):
+            self.rope_rescale = 1.0
         freeze_vit(self.body, self.depth, count)
 
     def layer_of(self, name: str) -> int:

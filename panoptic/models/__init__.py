@@ -6,6 +6,7 @@ command line and the contract tests read it. A new architecture adds its config 
 
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.efficientps.model import EfficientPSConfig
+from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net.model import JSISNetConfig
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.maskformer.model import MaskFormerConfig
@@ -22,4 +23,5 @@ Architecture = (
     | MaskFormerConfig
     | Mask2FormerConfig
     | EfficientPSConfig
+    | EoMTConfig
 )

@@ -17,7 +17,7 @@ PHASE = 1 / 128
 UNLIMITED = 1 << 30
 """A long side that caps nothing."""
 
-SizeRule = Literal["detectron2", "detr", "huggingface", "huggingface32"]
+SizeRule = Literal["detectron2", "half_even", "detr", "huggingface", "huggingface32"]
 """The rule by which a short side with a capped long one becomes whole pixels; see `short_side_size`."""
 
 
@@ -46,12 +46,16 @@ def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeR
     | rule | the cap | the sides |
     |---|---|---|
     | detectron2 | scales both in floating point | int(x + 0.5) |
+    | half_even | as detectron2 | rounded, halves to even (EoMT, and large-scale jitter) |
     | detr | the short side is rounded (half to even) first | the long one is truncated |
     | huggingface | as detr | the long one from the short one before its rounding, truncated |
     | huggingface32 | as huggingface | then both up to a multiple of 32, as Mask(2)Former's processors |
 
     An image whose short side is right already keeps its size (huggingface32: up to that multiple).
     """
+    if rule == "half_even":
+        scale = min(short / min(size), longest / max(size))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     if rule == "detectron2":
         # the short side is exact before the cap: twice rounded it would decide some ties otherwise
         height, width = (float(short) if side == min(size) else short / min(size) * side for side in size)

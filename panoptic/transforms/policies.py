@@ -45,7 +45,8 @@ class Augment:
     longest: PositiveInt = 4096
     """The long side never exceeds this many pixels (scale short)."""
     rule: SizeRule = "detectron2"
-    """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    """Rounding of such sizes: that of detectron2, half_even (EoMT), detr, huggingface, or huggingface32 (both sides
+    multiples of 32)."""
     target: tuple[Side, Side] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
     early_crop: tuple[SideOrZero, SideOrZero] = (0, 0)
@@ -122,7 +123,8 @@ class Resize:
     longest: PositiveInt = 4096
     """The long side never exceeds this many pixels."""
     rule: SizeRule = "detectron2"
-    """Rounding of such sizes: that of detectron2, detr, huggingface, or huggingface32 (both sides multiples of 32)."""
+    """Rounding of such sizes: that of detectron2, half_even (EoMT), detr, huggingface, or huggingface32 (both sides
+    multiples of 32)."""
     fit: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Instead of --resize.short: this (short, long) side, rounded to 32k + 1 (641 641 for COCO); 0 0 = off."""
     size: tuple[SideOrZero, SideOrZero] = (0, 0)
@@ -171,6 +173,16 @@ POLICIES: dict[str, Augment] = {
         flip_first=True,
         antialias=True,
     ),
+    "eomt": Augment(
+        scale="jitter",
+        factors=(0.1, 2.0, 0.1),
+        target=(640, 640),
+        crop=(640, 640),
+        pad="end",
+        pad_value=(0, 0, 0),
+        flip_first=True,
+        antialias=True,
+    ),
     "cityscapes_m2f": Augment(
         scale="short",
         sides=tuple(int(102.4 * k) for k in range(5, 21)),
@@ -187,6 +199,7 @@ POLICIES: dict[str, Augment] = {
 - detr: short side 480 to 800 up to 1333; at probability 1/2 from a crop of sides 384 to 600 of an image of 400 to 600.
   With rule detectron2 it is MaskFormer's.
 - lsj: Mask2Former on COCO. The result is always 1024 x 1024; padding is grey 128 at the bottom and right.
+- eomt: EoMT on COCO, the same with black padding, corners free on each axis and 640 x 640.
 - cityscapes_m2f: MaskFormer and Mask2Former on Cityscapes; a smaller image keeps its size.
 - efficientps: scaled to within 0.5 to 2 times 2048 x 1024, cropped to it; a smaller image keeps its size.
 """

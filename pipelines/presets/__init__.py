@@ -14,6 +14,7 @@ from pipelines.config import Experiment
 from pipelines.presets import (
     detr,
     efficientps,
+    eomt,
     jsis_net,
     mask2former,
     maskformer,
@@ -24,7 +25,17 @@ from pipelines.presets import (
 
 PRESETS: dict[str, Callable[[], Experiment]] = {
     function.__name__.replace("_", "-"): function
-    for module in (panoptic_deeplab, detr, panoptic_fcn, panoptic_fpn, jsis_net, maskformer, mask2former, efficientps)
+    for module in (
+        panoptic_deeplab,
+        detr,
+        panoptic_fcn,
+        panoptic_fpn,
+        jsis_net,
+        maskformer,
+        mask2former,
+        efficientps,
+        eomt,
+    )
     for function in module.PRESETS
 }
 """Function of each preset by its name on the command line."""

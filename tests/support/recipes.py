@@ -15,6 +15,7 @@ from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
 from panoptic.models.efficientps.postprocess import Fusion
+from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
@@ -275,6 +276,29 @@ EFFICIENTPS = Recipe(
 )
 """As Panoptic FPN's, with a level of anchors less."""
 
+EOMT = Recipe(
+    EoMTConfig(
+        backbone=Backbone("vit_tiny_patch16_224"),
+        divisor=32,
+        canvas=(160, 288),
+        width=128,
+        depth=4,
+        heads=4,
+        hidden=256,
+        queries=40,
+        query_blocks=2,
+        loss_points=2048,
+        threshold=0.5,
+        overlap=0.5,
+    ),
+    short=160,
+    steps=400,
+    lr=2e-3,
+    measured=0.0,
+    least=0,
+)
+
 RECIPES: dict[type, Recipe] = {
-    type(recipe.config): recipe for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER, EFFICIENTPS)
+    type(recipe.config): recipe
+    for recipe in (DEEPLAB, FPN, FCN, DETR, JSIS, MASKFORMER, MASK2FORMER, EFFICIENTPS, EOMT)
 }

@@ -8,6 +8,7 @@ from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
 from panoptic.models.efficientps.postprocess import Fusion
+from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net.c4_head import StageOptions
 from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
@@ -137,7 +138,29 @@ SMALL_MASK2FORMER = Mask2FormerConfig(
     overlap=0.0,
 )
 
+SMALL_EOMT = EoMTConfig(
+    backbone=Backbone("vit_small_patch14_reg4_dinov2"),
+    divisor=32,
+    canvas=(64, 96),
+    width=32,
+    depth=4,
+    heads=2,
+    hidden=64,
+    queries=20,
+    query_blocks=2,
+    loss_points=64,
+    threshold=0.0,
+    overlap=0.0,
+)
+
 SMALL = {
+    EoMTConfig: {
+        "dinov2": SMALL_EOMT,
+        "dinov3": replace(SMALL_EOMT, backbone=Backbone("vit_small_patch16_dinov3_qkvb", freeze=2)),
+        "unmasked": replace(
+            SMALL_EOMT, backbone=Backbone("vit_tiny_patch16_224"), patch=8, masked_attention=False, inside=False
+        ),
+    },
     MaskFormerConfig: {
         "pyramid": SMALL_MASKFORMER,
         "encoder": replace(

@@ -15,6 +15,7 @@ from panoptic import models
 from panoptic.models import (
     DETRConfig,
     EfficientPSConfig,
+    EoMTConfig,
     JSISNetConfig,
     Mask2FormerConfig,
     MaskFormerConfig,
@@ -43,6 +44,7 @@ READS: dict[type, dict[str, int]] = {
     PanopticDeepLabConfig: {"losses.py": 2},  # with hard pixels: how many are hard, and which
     MaskFormerConfig: {MATCHING: 1},
     Mask2FormerConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
+    EoMTConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
     DETRConfig: {MATCHING: 1, "targets/instances.py": 1},
     # the number of regions, of their positives and of those of each level is what the heads' tensors are cut to
     PanopticFPNConfig: {"targets/instances.py": 2, "rcnn/": 6},

@@ -15,6 +15,7 @@ import torch
 from panoptic.models.base import Wanted
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.efficientps.model import EfficientPSConfig
+from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net import instance_branch
 from panoptic.models.jsis_net.c4_head import C4Head
 from panoptic.models.jsis_net.model import JSISNetConfig
@@ -42,6 +43,7 @@ EXPENSIVE: dict[type, dict[str, int | None]] = {
     },
     MaskFormerConfig: QUERY_MASKS,
     Mask2FormerConfig: QUERY_MASKS,
+    EoMTConfig: QUERY_MASKS,
     PanopticDeepLabConfig: {
         "panoptic.models.panoptic_deeplab.postprocess.pixel_classes": IMAGES,
         "panoptic.models.panoptic_deeplab.postprocess.merge_centres": IMAGES,

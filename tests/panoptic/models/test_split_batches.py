@@ -19,6 +19,7 @@ from panoptic.distributed import alone, batch_parts, one_of
 from panoptic.models.base import PanopticModel
 from panoptic.models.detr.model import DETRConfig
 from panoptic.models.efficientps.model import EfficientPSConfig
+from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net.model import JSISNetConfig
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.maskformer.model import MaskFormerConfig
@@ -43,6 +44,7 @@ NORMALISERS: dict[type, dict[str, str]] = {
     JSISNetConfig: dict.fromkeys(("objectness", "class", "box", "region", "mask"), DRAWN),
     MaskFormerConfig: dict.fromkeys(("classes", "masks", "dice"), SEGMENTS),
     Mask2FormerConfig: dict.fromkeys(("classes", "masks", "dice"), POINTS),
+    EoMTConfig: dict.fromkeys(("classes", "masks", "dice"), POINTS),
     EfficientPSConfig: dict.fromkeys(("objectness", "class", "box", "region", "mask"), DRAWN) | {"semantic": HARD},
 }
 """Terms whose value of a batch is not the mean of its parts, and why."""

@@ -22,6 +22,7 @@ from panoptic.distributed import alone
 from panoptic.models import (
     DETRConfig,
     EfficientPSConfig,
+    EoMTConfig,
     JSISNetConfig,
     Mask2FormerConfig,
     MaskFormerConfig,
@@ -74,6 +75,7 @@ def _few_regions(config: JSISNetConfig) -> JSISNetConfig:
 
 _DEEPLAB, _FPN, _FCN = SMALL[PanopticDeepLabConfig], SMALL[PanopticFPNConfig], SMALL[PanopticFCNConfig]
 _JSIS, _DETR = SMALL[JSISNetConfig], SMALL[DETRConfig]
+_EOMT = SMALL[EoMTConfig]
 _MASKFORMER, _MASK2FORMER = SMALL[MaskFormerConfig], SMALL[Mask2FormerConfig]
 _ROI = _FPN["batch_norm"].detector
 
@@ -106,15 +108,17 @@ CASES: dict[str, Any] = {
     ),
 }
 
+CASES |= {f"eomt_{name}": config for name, config in _EOMT.items()}
+
 CROPS = {"jsis_last_stage": (33, 47)}
 """Size of the training images where the usual one takes too long."""
 
 GAIN = {"fcn_plain": 1.0, "fcn_starred": 1.0}
 """Noise on the weights where the usual one drives positions to 1 - 1e-16, among which rounding picks the peaks."""
 
-STEADY = {"mask2former_deformable": 6, "mask2former_pyramid": 6}
+STEADY = {"mask2former_deformable": 6, "mask2former_pyramid": 6, "eomt_dinov2": 6, "eomt_dinov3": 6, "eomt_unmasked": 6}
 """How many steps are the same on every processor where rounding is amplified from about the eighth on: Mask2Former
-attends to cells by the sign of a logit and takes its losses at points by their rank."""
+and EoMT attend to cells by the sign of a logit and take their losses at points by their rank."""
 
 
 def predict(model: PanopticModel, outputs: Outputs, frame: Frame) -> Prediction:
