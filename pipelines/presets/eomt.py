@@ -52,17 +52,17 @@ def eomt_large_1280_coco() -> Experiment:
 
 def eomt_dinov3_small_coco() -> Experiment:
     """COCO, DINOv3-S at 640 pixels, 24 epochs of 16 images: PQ 47.2 from the reference's table."""
-    return _dinov3(_coco("small", epochs=24, blocks=3))
+    return _dinov3("small", epochs=24, blocks=3)
 
 
 def eomt_dinov3_base_coco() -> Experiment:
     """eomt-dinov3-small-coco with DINOv3-B: PQ 53.1 from the reference's table."""
-    return _dinov3(_coco("base", epochs=24, blocks=3))
+    return _dinov3("base", epochs=24, blocks=3)
 
 
 def eomt_dinov3_large_coco() -> Experiment:
     """eomt-dinov3-small-coco with DINOv3-L and 12 epochs: PQ 56.8 from the reference's table."""
-    return _dinov3(_coco("large", epochs=12, blocks=4))
+    return _dinov3("large", epochs=12, blocks=4)
 
 
 def eomt_dinov3_large_1280_coco() -> Experiment:
@@ -160,10 +160,10 @@ def _coco(size: str, *, epochs: int, blocks: int) -> Experiment:
     )
 
 
-def _dinov3(base: Experiment) -> Experiment:
+def _dinov3(size: str, *, epochs: int, blocks: int) -> Experiment:
     """The published recipe for COCO on DINOv3: the first block's masks are gone after 3000 steps."""
-    size = base.model.backbone.name.split("_")[1]
-    starts, ends = zip(*published_phases(base.model.query_blocks, base.train.steps), strict=True)
+    base = _coco(size, epochs=epochs, blocks=blocks)
+    starts, ends = zip(*published_phases(blocks, base.train.steps), strict=True)
     return replace(
         base,
         model=replace(
@@ -172,13 +172,7 @@ def _dinov3(base: Experiment) -> Experiment:
             anneal_starts=(0, *starts[1:]),
             anneal_ends=(3000, *ends[1:]),
         ),
-        optim=replace(
-            base.optim,
-            lr=2e-4,
-            undecayed_layers=base.model.query_blocks,
-            warmup_steps=2000,
-            backbone_warmup_steps=3000,
-        ),
+        optim=replace(base.optim, lr=2e-4, undecayed_layers=blocks, warmup_steps=2000, backbone_warmup_steps=3000),
     )
 
 

@@ -294,9 +294,11 @@ EOMT = Recipe(
     short=160,
     steps=400,
     lr=2e-3,
-    measured=0.0,
-    least=0,
+    measured=93.7,
+    least=89,
 )
+"""A plain ViT of 16-pixel patches from scratch. One of 8-pixel patches and 96 channels reached 32.0 after 150 steps, in
+six tenths of the time."""
 
 RECIPES: dict[type, Recipe] = {
     type(recipe.config): recipe

@@ -115,6 +115,8 @@ class EoMT(MaskTransformer):
     """
 
     config: EoMTConfig
+    backbone: ViT
+    step: Tensor
 
     def __init__(self, config: EoMTConfig, categories: Categories) -> None:
         _check(config)
@@ -122,7 +124,6 @@ class EoMT(MaskTransformer):
         if config.query_blocks > trunk.depth:
             raise ValueError(f"query_blocks {config.query_blocks}: the trunk has {trunk.depth} blocks")
         super().__init__(config, categories, trunk)
-        self.backbone: ViT
         trunk.hold_tokens(config.queries, config.query_blocks)
         channels = trunk.width
         self.queries = nn.Embedding(config.queries, channels)

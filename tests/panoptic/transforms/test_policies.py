@@ -281,3 +281,11 @@ def test_a_second_copy_always_has_the_same_other_colours() -> None:
 def test_a_wrong_option_is_named(wrong: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_ranges(Augment(**wrong))
+
+
+@pytest.mark.parametrize("size", [(1061, 1280), (1280, 1061), (640, 480), (333, 999), (1947, 400)])
+def test_half_even_is_the_rule_of_large_scale_jitter(size: tuple[int, int]) -> None:
+    """EoMT fits images into a square; detectron2's rule differs at exact halves."""
+    assert short_side_size(size, 640, 640, "half_even") == jitter_size(size, (640, 640), 1.0)
+    assert short_side_size((1280, 1061), 640, 640, "half_even") == (640, 530)
+    assert short_side_size((1280, 1061), 640, 640, "detectron2") == (640, 531)
