@@ -64,6 +64,53 @@ OneOrMore = Annotated[
 ]
 """A text, or several after one option; one alone is stored as it always was."""
 
+
+class Workers(int):
+    """A number of workers, or the most of a range such as 1..4, whose least is beside it."""
+
+    least: int
+
+    def __new__(cls, most: int, least: int | None = None) -> Workers:
+        """A range; one number where `least` is not given."""
+        number = super().__new__(cls, most)
+        number.least = most if least is None else least
+        return number
+
+    def __str__(self) -> str:
+        return str(int(self)) if self.least == self else f"{self.least}..{int(self)}"
+
+    def __getnewargs__(self) -> tuple[int, int]:  # for pickle
+        return int(self), self.least
+
+
+def _workers(words: Sequence[str]) -> int:
+    least, dots, most = words[0].partition("..")
+    if not dots:
+        return int(least)
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise ValueError(f"{words[0]}: a range goes from 1 or more to as many or more, as 1..4")
+    return Workers(int(most), int(least))
+
+
+WorkerCount = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N|N..N",
+        instance_from_str=_workers,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+    Ge(1),
+]
+"""A number of workers, or a range of them (`Workers`)."""
+
+
+def least_workers(workers: int) -> int:
+    """The fewest workers of `train.workers`."""
+    return workers.least if isinstance(workers, Workers) else workers
+
+
 Repeated = tyro.conf.UseAppendAction
 """`changes: Repeated[tuple[str, ...]]` is an option that may be given several times."""
 
@@ -172,8 +219,9 @@ class Train:
     fit_memory: bool = False
     """Fewer images at once where memory asks for it, the same batch: the largest batch is tried before the first step,
     and a step for which memory runs out later is taken again. Batch norms in training see fewer images at once."""
-    workers: PositiveInt = 2
-    """Data-parallel workers (one process each; one GPU each when `gpu`)."""
+    workers: WorkerCount = 2
+    """Data-parallel workers (one process each; one GPU each when `gpu`). A range, as 1..4, trains with as many as the
+    cluster has room for and the batch can be shared by, goes on with those that are left, and takes in new ones."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """Train on GPUs: `auto` when the cluster has at least one per worker."""
     cpus_per_worker: NonNegativeFloat = 0.0
@@ -416,7 +464,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(value):
             flat |= flatten(value, path + ".")
         else:
-            flat[path] = value
+            flat[path] = str(value) if isinstance(value, Workers) else value
     return flat
 
 

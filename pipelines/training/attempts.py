@@ -16,7 +16,7 @@ from typing import Any
 from panoptic.training.step import BrokenSteps
 from pipelines.cluster import disk, storage
 from pipelines.cluster.masking import masked
-from pipelines.training import notice
+from pipelines.training import elastic, notice
 from pipelines.training.checkpoints import mend_snapshot, newest_step
 from pipelines.training.early_end import EndsRun, FailedRun, told_in_a_line
 from pipelines.training.failures import describe, out_of_memory
@@ -54,7 +54,7 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
         before = newest_step(job.folder)
         error: BaseException | None = None
         try:
-            result = _attend(fit, job)
+            result = _attend(lambda whole: _sized(fit, whole), job)
             step = (result.metrics or {}).get("step", 0)
             if step >= last:
                 return result
@@ -70,7 +70,8 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             if smaller is not None:
                 job = smaller
                 reason = f"{reason}; from here on {job.experiment.train.micro_batch} images at once"
-            counts = smaller is None and (not _preempted(raised) or newest_step(job.folder) <= before)
+            mended = smaller is not None or _not_started(raised)
+            counts = not mended and (not _preempted(raised) or newest_step(job.folder) <= before)
         failures += counts
         mend_snapshot(job.folder, job.experiment.train)
         reached = max(0, newest_step(job.folder))
@@ -103,6 +104,13 @@ def _may_pass(error: Exception, job: Job) -> bool:
     return not any(isinstance(part, EndsRun) for part in disk.parts(error))
 
 
+def _not_started(error: Exception) -> bool:
+    """True if workers could not be placed, which waits for machines and is no failure."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return any(isinstance(part, WorkerGroupStartupTimeoutError) for part in disk.parts(error))
+
+
 def _preempted(error: Exception) -> bool:
     """True if a machine was taken back, which is no failure."""
     from ray.exceptions import RayActorError
@@ -125,6 +133,13 @@ def _failed(job: Job, reason: str, error: BaseException | None, failures: int, r
         f"{job.experiment.name}: {masked(reason)}{where}. That was failure {failures}, and train.max_failures is "
         f"{job.experiment.train.max_failures}; the same command goes on from step {reached}"
     )
+
+
+def _sized(fit: Callable[[Job], Any], job: Job) -> Any:
+    """One attempt with as many workers as there is room for."""
+    attempt = elastic.sized(job)
+    with elastic.asking_for_more(job, attempt):
+        return fit(attempt)
 
 
 def _attend(fit: Callable[[Job], Any], job: Job) -> Any:

@@ -432,7 +432,8 @@ def _fit(job: Job, callbacks: tuple[Any, ...] = ()) -> Any:
             storage_filesystem=filesystem,
             callbacks=[*callbacks, stop_at_once(), catch_sigterm()],
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # `repeat` counts them all
+            # `repeat` counts them all
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=experiment.train.keep, checkpoint_score_attribute="score", checkpoint_score_order="max"
             ),

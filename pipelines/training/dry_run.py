@@ -17,7 +17,7 @@ from pipelines.training.driver import checked, local_root, named, scenes_folder
 from pipelines.training.machine import image_size
 from pipelines.training.preflight import check_machine, meta_model
 from pipelines.training.record import read_record
-from pipelines.training.state import accumulation, last_step
+from pipelines.training.state import accumulation, last_step, workers_for
 
 
 def dry_run(experiment: Experiment, preset: str) -> str:
@@ -98,8 +98,9 @@ def _split(roots: Roots, split: str | tuple[str, ...]) -> tuple[int, int, Catego
 def describe_length(experiment: Experiment) -> str:
     """Steps, batch, what a worker does of it, and how often it is validated."""
     train = experiment.train
-    parts = accumulation(train, train.workers)
-    share = train.batch // train.workers // parts
+    workers = workers_for(train, train.workers)
+    parts = accumulation(train, workers)
+    share = train.batch // workers // parts
     try:
         check_machine(experiment)
         note = ""
@@ -107,7 +108,7 @@ def describe_length(experiment: Experiment) -> str:
         note = f"\nNOT ON THIS MACHINE: {error}"
     return (
         f"{last_step(train):,} of {train.steps:,} steps of {train.batch} images: {train.workers} workers, each "
-        f"{parts} x {share} images a step; validation every {train.validate_every} steps{note}"
+        f"{parts} x {share} images a step where {workers} train; validation every {train.validate_every} steps{note}"
     )
 
 

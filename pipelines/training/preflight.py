@@ -29,10 +29,10 @@ from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
 from panoptic.training.optim import parameter_groups
 from pipelines.cluster import disk, session, storage
-from pipelines.config import Experiment, Train
+from pipelines.config import Experiment, Train, least_workers
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
-from pipelines.training.state import accumulation
+from pipelines.training.state import workers_for
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def check_options(experiment: Experiment) -> None:
             asked of a backbone without any, the backbone's warm-up begins after the last step, or no validation gives
             `train.score`.
     """
-    accumulation(experiment.train, experiment.train.workers)
+    workers_for(experiment.train, experiment.train.workers)
     check_weights(experiment)
     model = meta_model(experiment)
     freeze_parameters(model, experiment.train.freeze)
@@ -271,7 +271,7 @@ def check_machine(experiment: Experiment) -> None:
     options = experiment.train
     if os.environ.get("RAY_ADDRESS") or session.is_connected():
         return
-    cores, workers = os.cpu_count() or 1, options.workers
+    cores, workers = os.cpu_count() or 1, least_workers(options.workers)
     if workers > max(2, cores) and not options.cpus_per_worker:
         raise ValueError(
             f"--train.workers {workers}: this machine has {cores} cores, and more workers only wait for each other. "
@@ -287,7 +287,7 @@ def check_memory(experiment: Experiment, free: float, where: str) -> None:
     Raises:
         ValueError: names what they need and what there is.
     """
-    workers = experiment.train.workers
+    workers = least_workers(experiment.train.workers)
     weights = sum(value.nbytes for value in meta_model(experiment).state_dict().values())
     each = WORKER_MEMORY + weights
     if workers * each > free:
@@ -310,27 +310,27 @@ def check_cluster(experiment: Experiment) -> bool:
     """
     import ray
 
-    options = experiment.train
+    options, least = experiment.train, least_workers(experiment.train.workers)
     gpu = {"GPU": 1.0} if options.gpu == "yes" else {}
     session.grow(options.workers, {"CPU": (options.cpus_per_worker or 1.0) + experiment.feed.reserved_cpus, **gpu})
     resources = ray.cluster_resources()
     if not session.own_folder() and "memory" in resources:
         check_memory(experiment, resources["memory"], "counted by the cluster")
     gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
-    if options.gpu == "yes" and gpus < options.workers:
+    if options.gpu == "yes" and gpus < least:
         raise ValueError(
-            f"train.gpu yes: {options.workers} workers need {options.workers} GPUs, the cluster has {gpus:g}; lower "
+            f"train.gpu yes: {least} workers need {least} GPUs, the cluster has {gpus:g}; lower "
             "train.workers or train on CPU with --train.gpu no"
         )
     own, data = worker_cpus(experiment), experiment.feed.reserved_cpus
-    needed = options.workers * (own + data)
+    needed = least * (own + data)
     if needed > cpus:
         raise ValueError(
-            f"{options.workers} workers need {needed:g} CPUs (each {own:g} for itself and {data:g} for Ray Data), the "
+            f"{least} workers need {needed:g} CPUs (each {own:g} for itself and {data:g} for Ray Data), the "
             f"cluster has {cpus:g}; they would wait for each other for ever. Lower train.workers, "
             "train.cpus_per_worker or feed.cpus"
         )
-    return gpus >= options.workers and options.gpu != "no"
+    return gpus >= least and options.gpu != "no"
 
 
 def worker_cpus(experiment: Experiment) -> float:
@@ -343,8 +343,11 @@ def worker_cpus(experiment: Experiment) -> float:
 
 
 def local_cpus(experiment: Experiment) -> int:
-    """Logical CPUs of a local session. They only count reservations; Ray Data warns where few are left over."""
-    return max(os.cpu_count() or 1, 2 * experiment.train.workers)
+    """Logical CPUs of a local session. They only count reservations; Ray Data warns where few are left over.
+
+    Of a range of workers, the least must have room; more of them train where the machine has the cores.
+    """
+    return max(os.cpu_count() or 1, 2 * least_workers(experiment.train.workers))
 
 
 def check_continuation(

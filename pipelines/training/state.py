@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.base import PanopticModel
-from pipelines.config import Experiment, Train
+from pipelines.config import Experiment, Train, least_workers
 from pipelines.data.manifest import Manifest
 from pipelines.tracking.runs import Run
 from pipelines.tracking.tracker import Tracker
@@ -73,6 +73,20 @@ class State:
 def last_step(options: Train) -> int:
     """The step at which a run ends: that of the schedule, or `stop_after` before it."""
     return min(options.steps, options.stop_after or options.steps)
+
+
+def workers_for(options: Train, room: int) -> int:
+    """The most workers of `train.workers` for which there is room and by which the batch can be shared equally.
+
+    Raises:
+        ValueError: the batch cannot be shared by any of these numbers.
+    """
+    least, most = least_workers(options.workers), min(room, options.workers)
+    counts = [count for count in range(least, most + 1) if options.batch % count == 0]
+    if not counts:
+        accumulation(options, least)  # names one number
+        raise ValueError(f"train.workers {options.workers}: there is room for {room}")
+    return counts[-1]
 
 
 def accumulation(options: Train, workers: int) -> int:

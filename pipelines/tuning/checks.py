@@ -17,7 +17,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.ranges import check_ranges
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
-from pipelines.config import Experiment
+from pipelines.config import Experiment, least_workers
 from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, lacking, meta_model
 from pipelines.training.worker import accumulation
@@ -123,6 +123,11 @@ class TrialCheck:
         """
         experiment, schedule = trial_config.apply(self.trials.bases[preset], changes)
         options, backbone = experiment.train, experiment.model.backbone
+        if least_workers(options.workers) < options.workers:
+            raise ValueError(
+                f"train.workers {options.workers}: the trials of a sweep share a cluster, so each has one number of "
+                "workers; give one, or sweep over several: train.workers=choice(1,2)"
+            )
         accumulation(options, options.workers)
         for stages in {stages for _, stages in schedule}:
             part = replace(experiment, model=replace(experiment.model, backbone=replace(backbone, freeze=stages)))
