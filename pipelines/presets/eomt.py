@@ -103,6 +103,7 @@ def eomt_large_cityscapes() -> Experiment:
 def eomt_scenes() -> Experiment:
     """Drawn scenes, a small plain ViT from scratch on two CPU workers.
 
+    740 steps of 8 images; its PQ is not measured yet.
     `python jobs/train.py eomt-scenes`
     """
     height, width = 192, 256
@@ -120,6 +121,8 @@ def eomt_scenes() -> Experiment:
 def eomt_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), a small plain ViT from scratch.
 
+    2800 steps of 8 images, each within 192x352 pixels; its PQ is not measured yet. A step of 4 images of 192x320 took
+    0.49 s of one busy core, that of mask2former-pedestrians 0.41 s.
     `python jobs/train.py eomt-pedestrians --data.root FOLDER`
     """
     height, width = 192, 352
