@@ -79,12 +79,13 @@ DEEPLAB = Recipe(
         stuff_area=64,
     ),
     short=160,
-    steps=350,
+    steps=450,
     lr=3e-3,
-    measured=79.8,
+    measured=79.3,
     least=74,
+    present=True,
 )
-"""Stuff reaches 93.1, things 67.3. In the way: neither classes nor centres of most things below 60 pixels are learnt
+"""With all of COCO's classes, after 350 steps, stuff reached 93.1, things 67.3. In the way: neither classes nor centres of most things below 60 pixels are learnt
 after as many steps; and the offsets of a crowd, which nobody trains, make persons of it."""
 
 FPN = Recipe(
@@ -113,7 +114,8 @@ FPN = Recipe(
     present=True,
 )
 """In the way: three things whose visible part is a fifth to a half of their box (a truck behind people, a table behind
-chairs, a potted plant) get no mask of an IoU above 0.5; the mask loss is still 0.16. Two classes stand at 0 for it."""
+chairs, a potted plant) get no mask of an IoU above 0.5; the mask loss is still 0.16. Two classes stand at 0 for it.
+(Seen with all of COCO's classes, at a PQ of 85.0.)"""
 
 FCN = Recipe(
     PanopticFCNConfig(
