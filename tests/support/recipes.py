@@ -85,8 +85,9 @@ DEEPLAB = Recipe(
     least=74,
     present=True,
 )
-"""With all of COCO's classes, after 350 steps, stuff reached 93.1, things 67.3. In the way: neither classes nor centres of most things below 60 pixels are learnt
-after as many steps; and the offsets of a crowd, which nobody trains, make persons of it."""
+"""With all of COCO's classes, after 350 steps, stuff reached 93.1, things 67.3. In the way: neither classes nor centres
+of most things below 60 pixels are learnt after as many steps; and the offsets of a crowd, which nobody trains, make
+persons of it."""
 
 FPN = Recipe(
     PanopticFPNConfig(
