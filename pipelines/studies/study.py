@@ -23,7 +23,10 @@ METRICS = {
 QUALITIES = ("PQ", "things", "stuff")
 
 SMALL: dict[str, dict[Any, Any]] = {
-    "model.backbone.name": {"resnet50": "resnet18", "resnet101": "resnet34"},
+    "model.backbone.name": {
+        **{"resnet50": "resnet18", "resnet101": "resnet34", "convnext_tiny": "convnext_femto"},
+        "vit_small_patch14_reg4_dinov2": "vit_tiny_patch16_224",
+    },
     "model.rates": {(3, 6, 9): (1, 2, 3), (6, 12, 18): (2, 4, 6), (12, 24, 36): (4, 8, 12)},
     "augment.sides": {(400,): (160,), (500,): (200,), (600,): (240,), (700,): (280,)},
     "augment.longest": {400: 320, 500: 400, 600: 480, 700: 560},

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from panoptic.backbones import Backbone
 from pipelines.config import override, typed_paths
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, run
 from pipelines.studies import plan as planning
-from pipelines.studies.papers import coco_challenges, detr_cityscapes_slides, jsis_net, panoptic_fcn
+from pipelines.studies.papers import coco_challenges, detr_cityscapes_slides, jsis_net, panoptic_fcn, trunks
 from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, with_weights
 from pipelines.studies.study import METRICS, Row
 from pipelines.training.preflight import meta_model
@@ -36,6 +37,7 @@ PAPERS_TABLES = {
     "fcn-points": 6,
     "fcn-schedule": 3,
     "fcn-star": 2,
+    "trunks": 4,
 }
 """Rows of the tables that the papers print whole."""
 
@@ -122,6 +124,21 @@ def test_small_studies_map_backbones_and_leave_the_recipe_out():
     assert published.changes["optim.lr"] == 0.0025 and published.changes["model.backbone.name"] == "resnet101"
     (other, *_) = plan(Options(study=("dilation",)), ["demo", "--optim.lr", "0.5"], PRESETS)
     assert other.preset == "demo" and "optim.lr" not in other.changes
+
+
+def test_the_backbones_of_trunks_differ_in_nothing_else():
+    """The published recipe is one for all rows but for Swin's dropped paths and a ResNet's frozen norms."""
+    for small in (False, True):
+        planned = plan(Options(study=("trunks",), small=small, steps=40), [], PRESETS)
+        rows = [apply(PRESETS[entry.preset](), entry.changes)[0] for entry in planned]
+        backbones = [row.model.backbone for row in rows]
+        plain = ("name", "norm", "drop_path")
+        assert len({backbone.name for backbone in backbones}) == 4
+        assert len({repr(replace(b, **{name: getattr(Backbone(), name) for name in plain})) for b in backbones}) == 1
+        assert len({repr(replace(row, name="", model=replace(row.model, backbone=Backbone()))) for row in rows}) == 1
+        assert [backbone.drop_path for backbone in backbones] == [0.0, 0.3, 0.0, 0.0]
+        frozen = "batch" if small else "frozen"  # what starts from scratch has to learn its norms
+        assert [backbone.norm for backbone in backbones] == [frozen, "batch", "batch", "batch"]
 
 
 def test_rows_of_other_lengths_follow_the_budget():
@@ -274,7 +291,7 @@ def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: 
 
 @pytest.mark.parametrize(
     "module",
-    [coco_challenges, jsis_net, panoptic_fcn, detr_cityscapes_slides],
+    [coco_challenges, jsis_net, panoptic_fcn, detr_cityscapes_slides, trunks],
     ids=lambda module: module.__name__,
 )
 def test_a_study_is_at_most_thirty_lines(module: ModuleType):
