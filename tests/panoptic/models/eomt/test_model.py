@@ -272,3 +272,33 @@ def test_parameters_are_those_of_the_published_models(shared) -> None:
         )
     head = shared("specs/keys/eomt_original.txt").read_text().splitlines()[0]
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in head
+
+
+def test_frozen_quarters_of_the_trunk_do_not_move(small_categories) -> None:
+    """The stem and the first two quarters; the queries, the later blocks and the heads learn."""
+    model = replace(SMALL_EOMT, backbone=Backbone(FLAVOURS["dinov3"], freeze=3)).build(small_categories).train()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optim = Optim(optimiser="adamw", lr=1e-3)
+    train_step(
+        model,
+        build_optimiser(model, optim),
+        [batch(small_categories, (3, 5))],
+        step=1,
+        total=12,
+        optim=optim,
+        engine=Engine(),
+        health=SkipCounter(),
+    )
+    still = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
+    frozen = ("patch_embed", "cls_token", "reg_token", "blocks.0.", "blocks.1.")
+    assert still == {name for name in before if name.removeprefix("backbone.body.").startswith(frozen)}
+
+
+def test_a_trunk_that_is_frozen_as_a_whole_is_the_same_in_training(small_categories) -> None:
+    """Its rotary positions are stretched no more; one that learns has them stretched."""
+    images = torch.zeros(1, 3, 64, 96)
+    for freeze, same in ((5, True), (4, False)):
+        config = replace(SMALL_EOMT, backbone=Backbone(FLAVOURS["dinov3"], freeze=freeze))
+        trunk = config.build(small_categories).train().backbone
+        positions = [trunk.embed(images)[1] for _ in range(2)]
+        assert torch.equal(*positions) is same
