@@ -73,6 +73,7 @@ CLUSTER_PATIENCE = "PANOPTIC_CLUSTER_PATIENCE"
 """Variable with the seconds for which `grow` waits for machines of an autoscaler; unset or 0 = not at all."""
 
 _own_folder = ""
+_raylet: psutil.Process | None = None
 
 
 def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
@@ -184,8 +185,9 @@ def _start(cpus: int | None, object_store: int) -> None:
             )
 
     context = _start_patiently(start)
-    global _own_folder
+    global _own_folder, _raylet
     _own_folder = str(context.address_info["session_dir"])
+    _raylet = next((child for child in psutil.Process().children() if child.name() == "raylet"), None)
 
 
 def _start_patiently(start: Callable[[], Any]) -> Any:
@@ -222,6 +224,19 @@ def _start_patiently(start: Callable[[], Any]) -> Any:
 def _children() -> set[int]:
     """Ids of the processes that this one started and that still run."""
     return {process.pid for process in psutil.Process().children()}
+
+
+def is_lost() -> bool:
+    """True if the raylet of the local session that this process started has ended, as the kernel ends one for memory.
+
+    Nothing of the session works from then on, and Ray ends this process some ten seconds later, without a word of ours.
+    """
+    if _raylet is None:
+        return False
+    try:
+        return not _raylet.is_running() or _raylet.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def own_folder() -> str:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from panoptic.training.step import BrokenSteps
-from pipelines.cluster import disk, storage
+from pipelines.cluster import disk, session, storage
 from pipelines.cluster.masking import masked
 from pipelines.training import elastic, notice
 from pipelines.training.checkpoints import mend_snapshot, newest_step
@@ -146,6 +146,9 @@ def _attend(fit: Callable[[Job], Any], job: Job) -> Any:
     """Fit in a thread, while this one hears of Ctrl-C and SIGTERM and then gives the workers time for a checkpoint.
 
     In another than the main thread, as in a trial of a sweep, signals are somebody else's.
+
+    Raises:
+        FailedRun: the local session is lost, of which the other thread hears when it is too late for a message.
     """
     if threading.current_thread() is not threading.main_thread():
         return fit(job)
@@ -162,7 +165,12 @@ def _attend(fit: Callable[[Job], Any], job: Job) -> Any:
     try:
         threading.Thread(target=work, name="fit", daemon=True).start()
         while not over.wait(0.2):
-            pass
+            if session.is_lost():
+                reached = max(0, newest_step(job.folder))
+                raise FailedRun(
+                    f"{job.experiment.name}: Ray's own process (raylet) on this machine has ended: killed, perhaps by "
+                    f"the kernel for want of memory; the same command goes on from step {reached}"
+                )
     except (KeyboardInterrupt, SystemExit) as stop:
         what = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
         logger.warning("%s: %s; saving a checkpoint, for %.0f s at the most", job.experiment.name, what, GRACE)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from ray.exceptions import ActorDiedError
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError
@@ -136,6 +138,28 @@ def test_the_driver_gives_workers_time_for_a_checkpoint(
     with pytest.raises(expected), session.sigterm_raises():  # type: ignore[call-overload]
         repeat(fit, training.job)
     assert newest_step(training.job.folder) == 10
+
+
+def test_a_session_whose_raylet_is_gone_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would end the process after seconds, with text of its own: the thread that fits hears of nothing before."""
+    raylet = psutil.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(session, "_raylet", raylet)
+    training, ended = Training(tmp_path / "run", 40), threading.Event()
+    done = training.fit(None)  # a checkpoint is there
+
+    def fit(job: Any) -> Any:
+        raylet.kill()
+        ended.wait(60)
+        return done
+
+    assert not session.is_lost()
+    with pytest.raises(FailedRun, match=r"^x: Ray's own process .* has ended.* goes on from step 40$"):
+        repeat(fit, training.job)
+    ended.set()
+    raylet.wait()
+    assert session.is_lost()
 
 
 def test_sigterm_of_a_worker_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> None:
