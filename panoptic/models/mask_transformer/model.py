@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from panoptic.layers.image import ImageNormalisation
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
@@ -32,10 +33,8 @@ class MaskTransformer(PanopticModel):
 
     config: MaskClassificationConfig
 
-    def __init__(
-        self, config: MaskClassificationConfig, categories: Categories, backbone: nn.Module | None = None
-    ) -> None:
-        """`backbone` is that of the configuration by default, as a pyramid."""
+    def __init__(self, config: MaskClassificationConfig, categories: Categories, backbone: Any = None) -> None:
+        """`backbone`, a module, is that of the configuration by default, as a pyramid."""
         super().__init__()
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
