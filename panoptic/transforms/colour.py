@@ -1,10 +1,11 @@
 """Colour augmentation: the operations on an image's colours, and the policies that draw them.
 
-Every operation takes and gives uint8 [H, W, 3] RGB and never sees the map. Two policies: SSD's, and that of
+Every operation takes and gives uint8 [H, W, 3] RGB and never sees the map. Policies: SSD's, and that of
 "Panoptic Segmentation" (research topic 12: brightness, saturation, contrast and pixel quality, chosen by a
-probabilistic policy whose numbers it does not give; those here are a proposal).
+probabilistic policy whose numbers it does not give; those here are a proposal). A third, EoMT's, is SSD's with
+torchvision's operations.
 
-Both truncate to uint8. colour004's first three are PIL.ImageEnhance's to the bit; JPEG bytes depend on the build
+All truncate to uint8. colour004's first three are PIL.ImageEnhance's to the bit; JPEG bytes depend on the build
 of the codec, and with them an image by a few grey levels.
 """
 
@@ -59,6 +60,23 @@ def draw_ssd(rng: np.random.Generator) -> Operations:
         chosen["hue"] = float(rng.integers(-18, 19))
     late = ["contrast", "saturation", "hue"] if rng.integers(2) else ["saturation", "hue", "contrast"]
     return [(name, chosen[name]) for name in ["brightness", *late] if name in chosen]
+
+
+def draw_eomt(rng: np.random.Generator) -> Operations:
+    """EoMT's policy (specification eomt.md, section 9): operations in order, with their values.
+
+    Brightness first, by a factor and not by grey levels; then contrast before or after saturation and hue; each with
+    probability 1/2. The hue turns by up to 18 degrees of 360, half as far as SSD's.
+    """
+    ranges = {
+        "brightness": (1 - 32 / 255, 1 + 32 / 255),
+        "contrast": (0.5, 1.5),
+        "saturation": (0.5, 1.5),
+        "hue": (-18 / 360, 18 / 360),
+    }
+    chosen = {name: float(rng.uniform(*limits)) for name, limits in ranges.items() if rng.integers(2)}
+    late = ["contrast", "saturation", "hue"] if rng.integers(2) else ["saturation", "hue", "contrast"]
+    return [(f"adjust_{name}", chosen[name]) for name in ["brightness", *late] if name in chosen]
 
 
 def draw_colour004(
@@ -126,6 +144,23 @@ def _through_hsv(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Replace hue, saturation and value by their entries in a table, uint8 [256, 3]."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     return cv2.cvtColor(cv2.LUT(hsv, table[None]), cv2.COLOR_HSV2RGB)
+
+
+# torchvision
+
+
+def _by_torchvision(operation: str) -> Callable[[np.ndarray, float], np.ndarray]:
+    """An operation of torchvision on uint8 [H, W, 3]; it is imported where it is first used."""
+
+    def adjust(image: np.ndarray, value: float) -> np.ndarray:
+        import torch
+        import torchvision.transforms.v2.functional as transforms
+
+        planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        changed = getattr(transforms, operation)(planes, value)
+        return np.ascontiguousarray(changed.numpy().transpose(1, 2, 0))
+
+    return adjust
 
 
 # colour004
@@ -201,6 +236,10 @@ COLOUR: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "enhance_brightness": enhance_brightness,
     "enhance_contrast": enhance_contrast,
     "enhance_saturation": enhance_saturation,
+    "adjust_brightness": _by_torchvision("adjust_brightness"),
+    "adjust_contrast": _by_torchvision("adjust_contrast"),
+    "adjust_saturation": _by_torchvision("adjust_saturation"),
+    "adjust_hue": _by_torchvision("adjust_hue"),
     "jpeg": recompress,
     "blur": blur,
     "shrink": shrink,

@@ -77,11 +77,17 @@ def short_side_size(size: tuple[int, int], short: int, longest: int, rule: SizeR
     return -(-sides[0] // step) * step, -(-sides[1] // step) * step
 
 
-def jitter_size(size: tuple[int, int], target: tuple[int, int], factor: float) -> tuple[int, int]:
+def jitter_size(
+    size: tuple[int, int], target: tuple[int, int], factor: float, truncate: bool = False
+) -> tuple[int, int]:
     """The largest (h, w) of the image's shape within `factor` times the target (height, width).
 
-    Large-scale jitter (Ghiasi et al. 2021) as detectron2 rounds it: half to even.
+    Large-scale jitter (Ghiasi et al. 2021) as detectron2 rounds it, half to even, or as torchvision's `ScaleJitter`
+    does, which truncates.
     """
+    if truncate:
+        scale = min(target[0] / size[0], target[1] / size[1]) * factor
+        return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
     scale = min(target[0] * factor / size[0], target[1] * factor / size[1])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

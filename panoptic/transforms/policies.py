@@ -49,6 +49,8 @@ class Augment:
     multiples of 32)."""
     target: tuple[Side, Side] = (1024, 1024)
     """Height and width (jitter: large-scale jitter), or short and long side (ratio: mmdetection)."""
+    truncate: bool = False
+    """Sides after jitter are cut to whole pixels (torchvision, EoMT) instead of rounded (detectron2)."""
     early_crop: tuple[SideOrZero, SideOrZero] = (0, 0)
     """Smallest and largest side of a crop taken before the scale, at --augment.early-sides (DETR: 384 600); 0 0 is
     off."""
@@ -70,9 +72,10 @@ class Augment:
     """Probability of a horizontal flip."""
     flip_first: bool = False
     """Flip before everything else, so that padding keeps its side (large-scale jitter)."""
-    colour: Literal["none", "ssd", "colour004"] = "none"
-    """none; SSD's brightness, contrast, saturation and hue, each at probability 1/2; or one to four of
-    --augment.colour-operations at probability --augment.colour-chance."""
+    colour: Literal["none", "ssd", "colour004", "eomt"] = "none"
+    """none; SSD's brightness, contrast, saturation and hue, each at probability 1/2; one to four of
+    --augment.colour-operations at probability --augment.colour-chance; or SSD's as EoMT does them, by torchvision on
+    the whole image before it is scaled."""
     colour_chance: UnitFloat = 0.5
     """Probability that colour004 changes an image at all."""
     colour_operations: Annotated[tuple[Colour004, ...], NOT_EMPTY] = ("brightness", "saturation", "contrast", "quality")
@@ -177,7 +180,9 @@ POLICIES: dict[str, Augment] = {
         scale="jitter",
         factors=(0.1, 2.0, 0.1),
         target=(640, 640),
+        truncate=True,
         crop=(640, 640),
+        crop_corner="free",
         pad="end",
         pad_value=(0, 0, 0),
         flip_first=True,
@@ -199,7 +204,8 @@ POLICIES: dict[str, Augment] = {
 - detr: short side 480 to 800 up to 1333; at probability 1/2 from a crop of sides 384 to 600 of an image of 400 to 600.
   With rule detectron2 it is MaskFormer's.
 - lsj: Mask2Former on COCO. The result is always 1024 x 1024; padding is grey 128 at the bottom and right.
-- eomt: EoMT on COCO, the same with black padding, corners free on each axis and 640 x 640.
+- eomt: EoMT on COCO. The result is always 640 x 640 (target and crop change together for 1280); padding is black, at
+  the bottom and right. On ADE20K with colour eomt, on Cityscapes (semantic only) with factors from 0.5 as well.
 - cityscapes_m2f: MaskFormer and Mask2Former on Cityscapes; a smaller image keeps its size.
 - efficientps: scaled to within 0.5 to 2 times 2048 x 1024, cropped to it; a smaller image keeps its size.
 """

@@ -6,7 +6,8 @@ the pixels that survive the crop are ever resized. Image and map sample the same
 (half-pixel rule), bilinear for the image, nearest for the map.
 
 Order: fit -> scale -> pad -> crop -> colour -> flip; with `flip_first` the flip comes before everything. Colour sees
-neither padding nor lost pixels. Padding is part of the image: it lies inside `Frame.sizes`.
+neither padding nor lost pixels; EoMT's comes before the scale and sees the whole image. Padding is part of the image:
+it lies inside `Frame.sizes`.
 
 `POLICIES` names what the references do. Differences from them, besides resizing once where they resize twice:
 bilinear sampling, or the mean of source pixels with `antialias`, stands in for PIL's filter; nearest takes pixel
@@ -25,7 +26,7 @@ import cv2
 import numpy as np
 
 from panoptic.segmentation import Sample, Segmentation
-from panoptic.transforms.colour import Operations, apply, draw_colour004, draw_ssd
+from panoptic.transforms.colour import Operations, apply, draw_colour004, draw_eomt, draw_ssd
 from panoptic.transforms.geometry import (
     UNLIMITED,
     Window,
@@ -38,6 +39,9 @@ from panoptic.transforms.geometry import (
     short_side_size,
 )
 from panoptic.transforms.policies import Augment, Resize
+
+WHOLE_IMAGE = ("eomt",)
+"""Colour policies that act on the whole image before it is scaled: their contrast blends with its mean grey."""
 
 CROP_TRIES = 10
 """Crops drawn at most until one is not filled by a single class (detectron2's CategoryAreaConstraint)."""
@@ -72,7 +76,10 @@ def training_view(
     operations = draw_colours(augment, rng if colours is None else colours, always=colours is not None)
     # image and map through one window, mirrored before or after
     part = mirrored(window) if flip and augment.flip_first else window
-    image = apply(resize_image(sample.image, part, augment.antialias), operations)
+    if augment.colour in WHOLE_IMAGE:
+        image = resize_image(apply(sample.image, operations), part, augment.antialias)
+    else:
+        image = apply(resize_image(sample.image, part, augment.antialias), operations)
     segments = resize_map(numbers, part)
     if flip and augment.flip_first:
         image, segments = cv2.flip(image, 1), cv2.flip(segments, 1)
@@ -183,7 +190,7 @@ def draw_scale(size: tuple[int, int], augment: Augment, rng: np.random.Generator
     if augment.scale == "short":
         return short_side_size(size, int(rng.choice(augment.sides)), augment.longest, augment.rule)
     if augment.scale == "jitter":
-        return jitter_size(size, augment.target, float(rng.uniform(low, high)))
+        return jitter_size(size, augment.target, float(rng.uniform(low, high)), augment.truncate)
     if augment.scale == "ratio":
         return ratio_size(size, augment.target, float(rng.uniform(low, high)))
     return size
@@ -216,6 +223,8 @@ def draw_colours(augment: Augment, rng: np.random.Generator, always: bool = Fals
     """Draw the colour operations of the policy, in order; `always` overrules `colour_chance`."""
     if augment.colour == "ssd":
         return draw_ssd(rng)
+    if augment.colour == "eomt":
+        return draw_eomt(rng)
     if augment.colour == "colour004":
         chance = 1.0 if always else augment.colour_chance
         return draw_colour004(rng, chance, augment.colour_operations, augment.colour_strength)

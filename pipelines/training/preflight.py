@@ -63,6 +63,7 @@ FIXED = ("data.limit", "data.limit_seed", "data.window")
 
 ADDED = {
     **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
+    "augment.truncate": False,
     **{"optim.stage_decay": 1.0, "optim.layer_decay": 1.0, "optim.layer_decay_embeddings": False},
     **{"optim.undecayed_layers": 0, "optim.backbone_warmup_steps": 0, "optim.schedule_start": "first_step"},
     "engine.tf32": "convolutions",

@@ -25,6 +25,27 @@ def test_ssd_colours_follow_their_definition() -> None:
     assert full == {("brightness", "contrast", "saturation", "hue"), ("brightness", "saturation", "hue", "contrast")}
 
 
+def test_eomt_s_colours_are_torchvision_s_in_its_order() -> None:
+    """Factors about 1, also of the brightness; half of SSD's turn of the hue."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    image = picture()
+    planes = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    for name, value in (("brightness", 1.1), ("contrast", 0.6), ("saturation", 1.4), ("hue", -0.04)):
+        expected = getattr(functional, f"adjust_{name}")(planes, value).numpy().transpose(1, 2, 0)
+        changed = colour.apply(image, [(f"adjust_{name}", value)])
+        assert np.array_equal(changed, expected) and not np.array_equal(changed, image), name
+    drawn = [colour.draw_eomt(generator(0, 0, k)) for k in range(1000)]
+    limits = {"brightness": (1 - 32 / 255, 1 + 32 / 255), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5)}
+    for name, (low, high) in {**limits, "hue": (-0.05, 0.05)}.items():
+        values = [value for operations in drawn for own, value in operations if own == f"adjust_{name}"]
+        assert 0.45 < len(values) / len(drawn) < 0.55
+        assert low <= min(values) < low + 0.02 * (high - low) and high - 0.02 * (high - low) < max(values) <= high
+    orders = {tuple(name.removeprefix("adjust_") for name, _ in each) for each in drawn if len(each) == 4}
+    assert orders == {("brightness", "contrast", "saturation", "hue"), ("brightness", "saturation", "hue", "contrast")}
+
+
 @pytest.mark.parametrize("kind", ["Brightness", "Contrast", "Color"])
 def test_colour004_is_what_pil_does(kind: str) -> None:
     image_enhance = pytest.importorskip("PIL.ImageEnhance")

@@ -14,6 +14,7 @@ import pytest
 from panoptic.ranges import check_ranges
 from panoptic.segmentation import Sample, Segmentation, collate
 from panoptic.transforms import POLICIES, Augment, Resize, copy_generator, evaluation_view, generator, training_view
+from panoptic.transforms.colour import apply
 from panoptic.transforms.geometry import UNLIMITED, SizeRule, jitter_size, ratio_size, short_side_size
 
 # width x height, (short, longest); then (h, w) of DETR, Hugging Face, the same with size_divisor 32, detectron2
@@ -69,7 +70,7 @@ def tiles(height: int, width: int, side: int = 40) -> Sample:
     return Sample(image, Segmentation(segments, np.arange(count, dtype=np.int64)), "tiles")
 
 
-@pytest.mark.parametrize("name", ["none", "detr", "lsj", "cityscapes_m2f", "efficientps"])
+@pytest.mark.parametrize("name", ["none", "detr", "lsj", "eomt", "cityscapes_m2f", "efficientps"])
 def test_image_and_map_stay_aligned(name: str) -> None:
     sample, augment = tiles(300, 420), replace(POLICIES[name], colour="none")
     for epoch in range(4):
@@ -104,6 +105,69 @@ def test_large_scale_jitter_is_always_one_size_and_padded_at_the_end() -> None:
             assert abs(view.drawn["top"] - share * spare[0]) <= 1
             seen.add(("cropped", view.drawn["flip"]))
     assert {kind for kind, _ in seen} == {"padded", "cropped"} and ("padded", 1.0) in seen
+
+
+def test_eomt_s_view_is_a_black_square_with_the_image_at_any_place() -> None:
+    """Flip, jitter of sides from a tenth to twice the square, black padding at the end, a crop with a free corner."""
+    augment = POLICIES["eomt"]
+    seen, apart = set(), False
+    for epoch in range(24):
+        view = training_view(tiles(300, 420), augment, generator(3, epoch, 0))
+        assert view.image.shape == (640, 640, 3) and view.truth.size == (640, 640)
+        height, width, top, left = (int(view.drawn[name]) for name in ("height", "width", "top", "left"))
+        assert 64 <= width <= 1280 and height in {int(300 * width / 420), int(300 * (width + 0.9999) / 420)}
+        if width < 640:
+            assert not view.image[:, width:].any() and not view.image[height:].any() and (top, left) == (0, 0)
+            assert view.truth.segments[:height, :width].all() and not view.truth.segments[height:].any()
+            seen.add(("padded", view.drawn["flip"]))
+        else:
+            apart |= abs(top - left * max(0, height - 640) / max(1, width - 640)) > 20
+            seen.add(("cropped", view.drawn["flip"]))
+    assert len(seen) == 4 and apart  # both ways round, and no corner on the diagonal as with large-scale jitter
+
+
+def test_eomt_s_sizes_are_torchvision_s_and_pil_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torchvision.transforms.v2 import ScaleJitter
+
+    theirs = ScaleJitter((640, 640), (0.1, 2.0))
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(40, 2000, (200, 2)).tolist():
+        share = torch.rand(1)
+        monkeypatch.setattr(torch, "rand", lambda *_, share=share: share)
+        expected = theirs.make_params([torch.zeros(3, 1, 1).expand(3, height, width)])["size"]
+        monkeypatch.undo()
+        assert jitter_size((height, width), (640, 640), 0.1 + 1.9 * float(share), truncate=True) == tuple(expected)
+        factor = min(640 / height, 640 / width)
+        assert short_side_size((height, width), 640, 640, "half_even") == (
+            round(height * factor),
+            round(width * factor),
+        )
+    assert short_side_size((1280, 1061), 640, 640, "half_even") == (640, 530)
+    assert short_side_size((1280, 1061), 640, 640) == (640, 531)
+    view = evaluation_view(tiles(1280, 1061), Resize(short=640, longest=640, rule="half_even", antialias=True))
+    assert view.image.shape == (640, 530, 3)
+    images, targets = collate([view], divisor=640)  # what batches are padded to, in black
+    assert tuple(images.shape[-2:]) == (640, 640) and not images[..., 530:].any()
+    assert targets.frame.sizes.tolist() == [[640, 530]]
+
+
+def test_eomt_s_colours_see_the_whole_image() -> None:
+    """The mean grey of the contrast is that of the image, whatever part of it the crop leaves."""
+    sample = tiles(100, 100, 50)
+    sample = replace(
+        sample, image=np.repeat(np.linspace(0, 255, 100).astype(np.uint8)[None, :, None], 100, 0).repeat(3, 2)
+    )
+    augment = Augment(colour="eomt", crop=(20, 20), flip=0.0)
+    compared = 0
+    for epoch in range(40):
+        view = training_view(sample, augment, generator(4, epoch, 0))
+        values = [(name.removeprefix("colour/"), value) for name, value in view.drawn.items() if "colour/" in name]
+        top, left = int(view.drawn["top"]), int(view.drawn["left"])
+        expected = apply(sample.image, values)[top : top + 20, left : left + 20]
+        assert np.array_equal(view.image, expected)
+        compared += "adjust_contrast" in dict(values)
+    assert compared > 10
 
 
 def test_jitter_rounds_half_to_even_within_the_target() -> None:
@@ -232,7 +296,7 @@ def test_colours_leave_the_map_and_the_draws_of_geometry_alone() -> None:
     assert np.array_equal(untouched.image, sample.image)
 
 
-@pytest.mark.parametrize("name", ["detr", "lsj", "cityscapes_m2f", "efficientps"])
+@pytest.mark.parametrize("name", ["detr", "lsj", "eomt", "cityscapes_m2f", "efficientps"])
 def test_boxes_of_the_map_are_the_transformed_boxes(name: str) -> None:
     top, left, bottom, right = 93, 121, 210, 301
     segments = np.zeros((300, 420), np.int32)
