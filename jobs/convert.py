@@ -2,6 +2,7 @@
 
 FILE is a .pth or .pkl that the project SOURCE published; `panoptic.convert` lists the projects and their architectures.
 What the weights cannot tell keeps the published default; `--set image_pool=[512,1024]` changes it.
+EoMT's files on DINOv3 hold differences from the published ViT, which `--base FILE` adds.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
-from panoptic.convert import FAMILIES, convert, read_checkpoint
+from panoptic.convert import FAMILIES, Hints, convert, read_checkpoint
 from panoptic.models import Architecture
-from panoptic.ranges import check_ranges
+from panoptic.ranges import NonNegativeInt, SideOrZero, check_ranges
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from panoptic.training.plain import from_plain, to_plain
@@ -45,6 +46,16 @@ class Options:
     """The file that the checkpoint is written to, local or s3://."""
     set: Repeated[tuple[str, ...]] = ()
     """FIELD=JSON: change a field of the configuration; may be repeated."""
+    base: str = ""
+    """EoMT: the file of the ViT that FILE holds differences from (DINOv3, Hugging Face's or Meta's names), local or
+    s3://; none = FILE holds the ViT itself, whatever its norms look like."""
+    heads: NonNegativeInt = 0
+    """EoMT: heads of each block, which no file tells; 0 = one for 64 channels, as published."""
+    query_blocks: NonNegativeInt = 0
+    """EoMT: blocks that hold queries; 0 = what the file says, or the published number for its depth."""
+    canvas: tuple[SideOrZero, SideOrZero] = (0, 0)
+    """EoMT: height and width of the images that it was trained for; 0 0 = the square of the file's positions, or 640
+    pixels where it has none (DINOv3)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Architecture:
@@ -63,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     logger.info("reading %s", options.file)
     state = read_checkpoint(io.BytesIO(read_bytes(options.file)), options.file)
     logger.info("converting %d tensors", len(state))
-    config, weights = convert(state, options.source, categories)
+    config, weights = convert(state, options.source, categories, hints_of(options))
     config = changed(config, options.set)
     logger.info("building %s and writing %s", type(config).__name__.removesuffix("Config"), options.out)
     model = config.build(categories)
@@ -75,6 +86,15 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
         print(f"{name:24} {value}")
     print(f"{len(weights)} weights of {options.file} -> {options.out}")
     return config
+
+
+def hints_of(options: Options) -> Hints:
+    """What the options add to the file."""
+    whole = options.base.lower() == "none"
+    base = None
+    if options.base and not whole:
+        base = read_checkpoint(io.BytesIO(read_bytes(options.base)), options.base)
+    return Hints(base, whole, options.heads, options.query_blocks, options.canvas)
 
 
 def changed(config: Architecture, changes: Sequence[str]) -> Architecture:

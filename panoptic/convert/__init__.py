@@ -9,7 +9,8 @@
 | `maskformer` | facebookresearch/MaskFormer, both pixel decoders, ResNet and Swin (`.pkl`) |
 | `mask2former` | facebookresearch/Mask2Former, ResNet and Swin (`.pkl`) |
 | `efficientps` | DeepSceneSeg/EfficientPS (`model.pth`) |
-| `transformers` | Hugging Face's DETR, MaskFormer and Mask2Former, versions 4 and 5 |
+| `eomt` | tue-mps/eomt, DINOv2 and DINOv3 (`.ckpt`, `pytorch_model.bin`), whose differences need a second file |
+| `transformers` | Hugging Face's DETR, MaskFormer, Mask2Former and EoMT, versions 4 and 5 |
 
 `convert_backbone` does the same with torchvision's ResNet classifiers.
 
@@ -29,14 +30,23 @@ from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import CLASSIFIER
-from panoptic.convert import detr, efficientps, mask2former, maskformer, panoptic_deeplab, panoptic_fcn, panoptic_fpn
+from panoptic.convert import (
+    detr,
+    efficientps,
+    eomt,
+    mask2former,
+    maskformer,
+    panoptic_deeplab,
+    panoptic_fcn,
+    panoptic_fpn,
+)
 from panoptic.convert.backbones import backbone_config
-from panoptic.convert.family import Family
+from panoptic.convert.family import Family, Hints
 from panoptic.convert.files import read_checkpoint
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 
-__all__ = ["FAMILIES", "convert", "convert_backbone", "read_checkpoint", "reference_keys"]
+__all__ = ["FAMILIES", "Hints", "convert", "convert_backbone", "read_checkpoint", "reference_keys"]
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
     "panoptic-deeplab": (panoptic_deeplab.STANDALONE,),
@@ -46,24 +56,34 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     "maskformer": (maskformer.ORIGINAL,),
     "mask2former": (mask2former.ORIGINAL,),
     "efficientps": (efficientps.ORIGINAL,),
-    "transformers": (detr.TRANSFORMERS, maskformer.TRANSFORMERS, mask2former.TRANSFORMERS),
+    "eomt": (eomt.ORIGINAL,),
+    "transformers": (detr.TRANSFORMERS, maskformer.TRANSFORMERS, mask2former.TRANSFORMERS, eomt.TRANSFORMERS),
 }
 """Every source, and the architectures that it published."""
 
 
-def convert(state: Mapping[str, Tensor], source: str, categories: Categories) -> tuple[Architecture, dict[str, Tensor]]:
+def convert(
+    state: Mapping[str, Tensor], source: str, categories: Categories, hints: Hints | None = None
+) -> tuple[Architecture, dict[str, Tensor]]:
     """The configuration and the renamed weights of a published checkpoint; `build` and `load_state_dict` fit.
 
     Args:
         state: names and tensors, as `read_checkpoint` gives them.
         source: which project wrote them, a key of `FAMILIES`.
         categories: in the order of the published head.
+        hints: what the file does not tell.
 
     Raises:
-        ValueError: unknown, missing or misshapen keys (listed by name), or another number of classes.
+        ValueError: unknown, missing or misshapen keys (listed by name), another number of classes, or hints that the
+            file lacks or that it does not need.
     """
     state = _unwrapped(state)
     family = _family(state, source)
+    if hints is not None and hints.given():
+        if family.hinted is None:
+            name = hints.given()[0].replace("whole", "base").replace("_", "-")
+            raise ValueError(f"--{name}: only EoMT's files need it; this one of {source} tells all by itself")
+        family = family.hinted(hints)
     state = family.translate(state)
     names = _named(family.rename(state), source)
     config, weights = family.build({ours: torch.as_tensor(state[key]) for key, ours in names.items()}, categories)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -19,6 +19,26 @@ Rules = tuple[tuple[str, Callable[[re.Match[str]], str | None]], ...]
 
 COCO_CLASSES = 133
 """The classes of a COCO-panoptic model; any other count is taken for Cityscapes' configuration."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user adds to files that do not tell all: EoMT's, and no others."""
+
+    base: State | None = None
+    """The ViT that the file holds differences from, as `read_checkpoint` gives it."""
+    whole: bool = False
+    """The file holds the ViT itself, whatever its norms look like."""
+    heads: int = 0
+    """Heads of each block; 0 = the published number for the width."""
+    query_blocks: int = 0
+    """Blocks that hold queries; 0 = what the file says, or the published number for the depth."""
+    canvas: tuple[int, int] = (0, 0)
+    """Height and width in pixels for which the model was trained; 0 0 = the square that the file's positions make."""
+
+    def given(self) -> list[str]:
+        """The names of those that were given."""
+        return [entry.name for entry in fields(self) if getattr(self, entry.name) not in (None, False, 0, (0, 0))]
 
 
 def unchanged(state: State) -> State:
@@ -40,6 +60,8 @@ class Family:
     Raises ValueError where the head does not fit the categories."""
     translate: Callable[[State], State] = unchanged
     """Splits or joins tensors under the file's own kind of names, before renaming (query, key and value)."""
+    hinted: Callable[[Hints], Family] | None = None
+    """Gives the family with what a user adds to its files; None where these tell all."""
 
 
 def our_name(rules: Rules, key: str) -> str | None:

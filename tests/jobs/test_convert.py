@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -49,3 +50,27 @@ def test_a_published_file_becomes_a_checkpoint(published, capsys) -> None:
 def test_a_mistyped_field_is_named(published, change: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main([*published, "--set", change])
+
+
+def test_differences_need_the_file_that_they_differ_from(tmp_path, capsys) -> None:
+    from tests.panoptic.backbones.test_vit_names import hugging_face_dinov3
+    from tests.panoptic.convert.test_eomt import drawn, original_names, vit_of
+
+    whole, base = drawn(), vit_of(drawn(1))
+    inside = "backbone.body."
+    file = {k: v - base[k.removeprefix(inside)] if k.startswith(inside) else v for k, v in whole.items()}
+    torch.save({"state_dict": original_names(file)}, tmp_path / "eomt.ckpt")
+    torch.save(hugging_face_dinov3(base), tmp_path / "dinov3.pt")
+    (tmp_path / "categories.json").write_text(json.dumps([{"id": i, "name": f"c{i}", "isthing": 1} for i in range(5)]))
+    paths = {name: str(tmp_path / name) for name in ("eomt.ckpt", "dinov3.pt", "categories.json", "model.pt")}
+    arguments = [paths["eomt.ckpt"], "--source", "eomt", "--categories", paths["categories.json"]]
+    arguments += ["--out", paths["model.pt"], "--heads", "4", "--canvas", "64", "64"]
+    with pytest.raises(ValueError, match=r"--base FILE"):
+        main(arguments)
+    main([*arguments, "--base", paths["dinov3.pt"]])
+    assert re.search(r"canvas +\[64, 64\]", capsys.readouterr().out)
+    for key, value in build_model(load(paths["model.pt"])).state_dict().items():
+        torch.testing.assert_close(value, whole[key], rtol=0, atol=1e-5)
+    (tmp_path / "text.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"text\.pt: refused"):
+        main([*arguments, "--base", str(tmp_path / "text.pt")])
