@@ -73,14 +73,13 @@ def eomt_dinov3_large_1280_coco() -> Experiment:
 def eomt_large_ade20k() -> Experiment:
     """ADE20K, DINOv2-L at 640 pixels, 31 epochs from a model of COCO: PQ 50.6 from the reference's table.
 
-    --train.weights: the model of eomt-large-coco, whose class head starts fresh. Colours vary as in Mask2Former's
-    policy (SSD's), which turns hues up to twice as far as the reference.
+    --train.weights: the model of eomt-large-coco, whose class head starts fresh.
     """
     base = eomt_large_coco()
     return replace(
         base,
         data=Data(root="", train="training", val="validation"),
-        augment=replace(base.augment, colour="ssd"),
+        augment=replace(base.augment, colour="eomt"),
         train=replace(base.train, steps=39_120),
     )
 
@@ -95,7 +94,7 @@ def eomt_large_cityscapes() -> Experiment:
     return replace(
         base,
         data=Data(root="", train="train", val="val"),
-        augment=replace(base.augment, factors=(0.5, 2.0, 0.1), colour="ssd"),
+        augment=replace(base.augment, factors=(0.5, 2.0, 0.1), colour="eomt"),
         train=replace(base.train, steps=19_902, validate_every=2000),
     )
 
