@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -390,6 +390,8 @@ class Targets:
     frame: Frame
     names: tuple[str, ...]
     """Names of the images, for error messages."""
+    features: dict[str, Tensor] | None = None
+    """Maps of a frozen backbone, float32 [B, C, h, w], that were computed before; None where images have pixels."""
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on `device` (`frame` stays on the CPU)."""
@@ -398,12 +400,18 @@ class Targets:
             segments=self.segments.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             crowd=self.crowd.to(device, non_blocking=True),
+            features=self._features(lambda feature: feature.to(device, non_blocking=True)),
         )
 
     def pin_memory(self) -> Targets:
         """The same targets in pinned memory (`frame` as it is)."""
         parts = {name: getattr(self, name).pin_memory() for name in ("segments", "labels", "crowd")}
-        return replace(self, **parts)
+        return replace(self, **parts, features=self._features(Tensor.pin_memory))
+
+    def _features(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor] | None:
+        if self.features is None:
+            return None
+        return {name: change(feature) for name, feature in self.features.items()}
 
 
 @dataclass(frozen=True)
@@ -435,6 +443,8 @@ class Sample:
     """Position of the sample in the training stream, or its row number in an evaluation."""
     drawn: Mapping[str, float] = field(default_factory=dict)
     """Numbers that the augmentation drew (scale, top, left, flip, ...), for replay."""
+    features: Mapping[str, np.ndarray] | None = None
+    """Maps [C, h, w] of a frozen backbone in place of pixels: `image` is then black."""
 
 
 def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int] = (0, 0)) -> tuple[Tensor, Targets]:
@@ -470,4 +480,15 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
         torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
         torch.tensor(outputs, dtype=torch.int64).reshape(-1, 2),
     )
-    return images, Targets(segments, labels, crowd, frame, tuple(s.name for s in samples))
+    names = tuple(s.name for s in samples)
+    return images, Targets(segments, labels, crowd, frame, names, _stacked([s.features for s in samples]))
+
+
+def _stacked(features: Sequence[Mapping[str, np.ndarray] | None]) -> dict[str, Tensor] | None:
+    """The features of a batch, float32 [B, C, h, w] by name; None where images have pixels."""
+    if features[0] is None:
+        return None
+    return {
+        name: torch.from_numpy(np.stack([one[name] for one in features if one is not None]).astype(np.float32))
+        for name in features[0]
+    }

@@ -202,6 +202,10 @@ class Data(ReaderOptions):
     """Rows of neighbours in the shards that are read in one request, where requests are dearer than bytes (S3). They
     come one a step in the following steps, so that the order is less random; see `pipelines.data.sampler`. Each worker
     holds its share of `train.batch` times as many rows. 0 = every row by itself, in a global permutation."""
+    cache_features: Literal["no", "float32", "float16"] = "no"
+    """Compute the features of a backbone that is frozen as a whole once, and train from them, stored as these numbers.
+    Needs --model.backbone.freeze 5, --augment.copies N --augment.originals False and an --augment.crop; trainings that
+    agree in these and in the weights share them. Where the backbone learns, images are read as ever."""
     scenes: Scenes = field(default_factory=Scenes)
     """The drawn data set."""
 

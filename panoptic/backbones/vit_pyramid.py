@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,9 +69,16 @@ class ViTPyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] of any size to the levels [B, 256, ceil(H / stride), ceil(W / stride)]."""
+        return self.from_map(self.frozen_map(x), x.shape[-2:])
+
+    def frozen_map(self, x: Tensor) -> dict[str, Tensor]:
+        """[B, 3, H, W] of any size to the ViT's last "map", of a canvas padded to whole cells of the coarsest level."""
         height, width = x.shape[-2:]
-        x = self.last_map(F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST)))
-        features = {}
+        return {"map": self.last_map(F.pad(x, (0, -width % COARSEST, 0, -height % COARSEST)))}
+
+    def from_map(self, maps: Mapping[str, Tensor], size: Sequence[int]) -> dict[str, Tensor]:
+        """The levels of what `frozen_map` gives of images of a size (H, W)."""
+        (height, width), x, features = size, maps["map"], {}
         for level, stride in self.strides.items():
             made = self.get_submodule(pyramid_name(level))(x)
             features[level] = made[:, :, : -(-height // stride), : -(-width // stride)]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from panoptic.backbones.stages import STAGES
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
 Outputs = dict[str, Tensor]
@@ -64,12 +65,42 @@ class PanopticModel(nn.Module, ABC):
     """Submodules that start fresh from weights for other classes, though their shape may not depend on the classes."""
     added_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
+    levels: tuple[str, ...] = STAGES
+    """Features of the backbone that the network uses."""
+    given: Outputs | None = None
+    """What `frozen_features` made of the images of the batch earlier; None while the backbone runs."""
     truth_needs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Outputs of `truth` that say nothing without others: FCN's class without a position."""
 
     @abstractmethod
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 images [B, 3, H, W] (RGB) to named outputs. No frame means no padding."""
+
+    def normalised(self, images: Tensor, frame: Frame | None = None) -> Tensor:
+        """uint8 images [B, 3, H, W] as the backbone takes them, float."""
+        return self.pixels(images, frame)  # type: ignore[operator]
+
+    def features(self, x: Tensor) -> Outputs:
+        """The backbone's features of normalised images, or what was made of the same images earlier (`given`)."""
+        backbone: Any = self.backbone
+        if self.given is None:
+            return backbone(x)
+        return backbone.from_map(self.given, x.shape[-2:]) if hasattr(backbone, "from_map") else self.given
+
+    def frozen_features(self, x: Tensor) -> Outputs:
+        """What of the features does not change while the backbone is frozen as a whole, [B, C, h, w] by name.
+
+        A training may compute them once and put them into `Targets.features`. A plain ViT gives its last map: the
+        pyramid on it learns.
+
+        Args:
+            x: of `normalised`.
+        """
+        backbone: Any = self.backbone
+        if hasattr(backbone, "frozen_map"):
+            return backbone.frozen_map(x)
+        features = backbone(x)
+        return {level: features[level] for level in self.levels}
 
     @abstractmethod
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
@@ -124,7 +155,8 @@ class PanopticModel(nn.Module, ABC):
 
         Args:
             images: uint8 [B, 3, H, W], RGB.
-            targets: losses are computed when given.
+            targets: losses are computed when given. Where they bring features, these take the place of the backbone's,
+                and `images` says no more than the canvas.
             frame: of the batch; that of `targets` by default, else no padding.
             segment: also make the merged maps (evaluation); training leaves it off.
 
@@ -133,7 +165,11 @@ class PanopticModel(nn.Module, ABC):
         """
         if frame is None and targets is not None:
             frame = targets.frame
-        outputs = self.network(images, frame)
+        self.given = None if targets is None else targets.features
+        try:
+            outputs = self.network(images, frame)
+        finally:
+            self.given = None
         with torch.autocast(images.device.type, enabled=False):
             outputs = full_precision(outputs)
             losses = None if targets is None else self.loss(outputs, targets)

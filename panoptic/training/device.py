@@ -88,7 +88,7 @@ def to_device(model: nn.Module, images: Tensor, targets: Targets, engine: Engine
     with torch.cuda.stream(copying):
         images, targets = images.to(device, non_blocking=True), targets.to(device)
     computing.wait_stream(copying)
-    for tensor in (images, targets.segments, targets.labels, targets.crowd):
+    for tensor in (images, targets.segments, targets.labels, targets.crowd, *(targets.features or {}).values()):
         tensor.record_stream(computing)  # its memory is given to nobody else before the step has used it
     return images.contiguous(memory_format=memory), targets
 

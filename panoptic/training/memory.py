@@ -68,7 +68,8 @@ def in_parts(batch: Batch, parts: int) -> Iterator[Batch]:
         here = slice(k, k + size)
         frame = Frame(targets.frame.canvas, targets.frame.sizes[here], targets.frame.output_sizes[here])
         segments, labels, crowd = targets.segments[here], targets.labels[here], targets.crowd[here]
-        yield images[here], Targets(segments, labels, crowd, frame, targets.names[here])
+        features = targets.features and {name: maps[here] for name, maps in targets.features.items()}
+        yield images[here], Targets(segments, labels, crowd, frame, targets.names[here], features)
 
 
 def largest_batch(images: int, size: tuple[int, int], classes: int, divisor: int = 1) -> Batch:

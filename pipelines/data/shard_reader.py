@@ -180,12 +180,16 @@ class Rows:
 def view(row: dict[str, Any], stream: Stream, augment: Augment, copies: Copies | None = None) -> Sample:
     """Decode and augment a shard row that carries its position.
 
-    A row that is an augmented copy already gets what is left to be done to it (`Copies.left`). Where the data set is
+    A row that is an augmented copy already gets what is left to be done to it (`Copies.left`), a row of features
+    nothing. Where the data set is
     doubled, the first copy keeps its colours and the second always changes them alike.
     """
     from panoptic.transforms import copy_generator, generator, training_view
-    from pipelines.data.shard_row import read_row
+    from pipelines.data.feature_maps import is_features
+    from pipelines.data.shard_row import read_features, read_row
 
+    if is_features(row["image"]):
+        return replace(read_features(row), position=row["position"])
     epoch, number = stream.locate(row["position"])
     sample = replace(read_row(row), position=row["position"])
     if copies is not None:

@@ -224,6 +224,7 @@ def _pack(images: Tensor, targets: Targets) -> dict[str, Any]:
         "sizes": frame.sizes.cpu(),
         "output_sizes": frame.output_sizes.cpu(),
         "names": list(targets.names),
+        "features": None if targets.features is None else {k: v.cpu() for k, v in targets.features.items()},
     }
 
 
@@ -231,4 +232,5 @@ def _unpack(entry: dict[str, Any]) -> Batch:
     height, width = entry["canvas"]
     frame = Frame((height, width), entry["sizes"], entry["output_sizes"])
     names = tuple(entry["names"])
-    return entry["images"], Targets(entry["segments"], entry["labels"], entry["crowd"], frame, names)
+    features = entry.get("features")  # not in files of earlier versions
+    return entry["images"], Targets(entry["segments"], entry["labels"], entry["crowd"], frame, names, features)

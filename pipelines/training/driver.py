@@ -39,6 +39,7 @@ from pipelines.tracking import runs
 from pipelines.tracking.client import sqlite_file
 from pipelines.tracking.tracker import deliver, enumerate_briefly
 from pipelines.training.attempts import repeat
+from pipelines.training.cached_features import cached_features
 from pipelines.training.checkpoints import REPORT, SNAPSHOT, drop_torn, load_checkpoint, mend_snapshot, read_metrics
 from pipelines.training.early_end import stop_at_once, told_in_a_line
 from pipelines.training.notice import catch_sigterm
@@ -156,7 +157,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
             with runs.ending(run):
                 begin, quiet = ("", False) if child is None else (child.begin, True)
                 key = f"{run.run_id}-{uuid.uuid4().hex[:8]}"
-                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, key)
+                features = cached_features(experiment, train_set, begin)
+                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, key, features)
                 for name in drop_torn(folder):
                     logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
                 if mend_snapshot(folder, experiment.train):

@@ -58,10 +58,11 @@ FREE = (
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Groups of options that it may change, except `FIXED`."""
 
-FIXED = ("data.limit", "data.limit_seed", "data.window")
+FIXED = ("data.limit", "data.limit_seed", "data.window", "data.cache_features")
 """Options of these groups that choose the images or their order, so that a continued run keeps them."""
 
 ADDED = {
+    "data.cache_features": "no",
     **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
     "augment.truncate": False,
     **{"optim.stage_decay": 1.0, "optim.layer_decay": 1.0, "optim.layer_decay_embeddings": False},

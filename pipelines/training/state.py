@@ -34,6 +34,8 @@ class Job:
     """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
     key: str = ""
     """Name under which the driver asks the workers to stop, see `notice`."""
+    features: Manifest | None = None
+    """The features of the rows of `train`, read in their place: those of a frozen backbone; None = images are read."""
 
     @property
     def local_folder(self) -> str | None:

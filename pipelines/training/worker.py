@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,13 +32,16 @@ from panoptic.models.base import PanopticModel
 from panoptic.training.compiling import CompiledGraphs, compile_network
 from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
+from panoptic.training.frozen_backbone import backbone_digest
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
 from panoptic.training.step import BrokenSteps, Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
 from pipelines.cluster import gauges, session, storage
 from pipelines.cluster.masking import mask_output
 from pipelines.config import Experiment, Train
+from pipelines.data.feature_maps import BACKBONE, FEATURES
 from pipelines.data.loader import Feed
+from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import Stream
 from pipelines.tracking.tracker import Tracker
 from pipelines.training import machine
@@ -69,6 +73,8 @@ def loop(job: Job) -> str:
                 resume(state, Path(folder) / CHECKPOINT)
         elif job.begin:
             transfer(state, job.begin)
+        if job.features is not None:
+            check_features(state.model, job.features)
         if state.rank == 0:
             _note_start(state)
         return train(state)
@@ -137,6 +143,20 @@ def load_initial_weights(model: PanopticModel, experiment: Experiment, rank: int
     return fresh
 
 
+def check_features(model: PanopticModel, features: Manifest) -> None:
+    """Refuse features that another backbone made than the model's, which is about to train on them.
+
+    Raises:
+        ValueError: names their folder and the remedy.
+    """
+    made, own = features.source[FEATURES][BACKBONE], backbone_digest(model)
+    if made != own:
+        raise ValueError(
+            f"{features.uri}: these features come of another backbone ({made[:16]}, not {own[:16]}); begin a new run, "
+            "or train from images with --data.cache-features no"
+        )
+
+
 def train(state: State) -> str:
     """Every step that is left, with validations and checkpoints between them.
 
@@ -160,7 +180,10 @@ def train(state: State) -> str:
     meter, health, graphs = Meter(), SkipCounter(), CompiledGraphs()
     writer = Writer(state)
     stream, pin = stream_of(state), state.device.type == "cuda"
-    feed = Feed(state.job.train, stream, experiment.augment, experiment.feed, state.model.divisor, pin=pin)
+    features, machinery = state.job.features, experiment.feed
+    if features is not None:  # there is nothing to decode
+        machinery = replace(machinery, decode="collate")
+    feed = Feed(features or state.job.train, stream, experiment.augment, machinery, state.model.divisor, pin=pin)
     with feed, Watch(state, writer) as watch:
         batches = Recent(iter(feed), state.accumulation, parts)
         try:

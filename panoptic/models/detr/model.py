@@ -154,7 +154,8 @@ class DETR(PanopticModel):
         self.config, self.categories, self.divisor = config, categories, config.divisor
         width = config.channels
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std)
-        self.backbone = config.backbone.build((*LEVELS, "res5") if config.masks else ("res5",))
+        self.levels = (*LEVELS, "res5") if config.masks else ("res5",)
+        self.backbone = config.backbone.build(self.levels)
         channels = self.backbone.channels
         self.positions = LearnedPositions(width) if config.positions == "learned" else None
         self.projection = nn.Conv2d(channels["res5"], width, 1)
@@ -173,11 +174,11 @@ class DETR(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 images [B, 3, H, W] to the outputs that the class describes."""
-        return self.forward_normalised(self.pixels(images, frame), frame)
+        return self.forward_normalised(self.normalised(images, frame), frame)
 
     def forward_normalised(self, pixels: Tensor, frame: Frame | None = None) -> Outputs:
         """The network on normalised pixels, float [B, 3, H, W]."""
-        features = self.backbone(pixels)
+        features = self.features(pixels)
         source = self.projection(features["res5"])
         size = source.shape[-2:]
         valid = valid_cells(frame, size, source.device)

@@ -151,11 +151,14 @@ class EfficientPS(PanopticModel):
         self.detector = Detector(strides, list(strides), config.width, categories, config.detector, masks)
         set_norm_momentum(self, config.norm_momentum)
 
+    def normalised(self, images: Tensor, frame: Frame | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] as the backbone takes them, the canvas padded to whole cells."""
+        height, width = images.shape[-2:]
+        return F.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
+
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes, of the canvas padded to whole cells."""
-        height, width = images.shape[-2:]
-        x = F.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
-        levels = self.pyramid(self.backbone(x))
+        levels = self.pyramid(self.features(self.normalised(images, frame)))
         return {"semantic": self.semantic(levels), **self.detector(levels)}
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:

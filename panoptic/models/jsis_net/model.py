@@ -182,13 +182,14 @@ class JSISNet(PanopticModel):
         self.config, self.categories, self.divisor = config, categories, config.divisor
         self.background = len(categories.things)
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
-        self.backbone = config.backbone.build((config.shared_level,))
+        self.levels = (config.shared_level,)
+        self.backbone = config.backbone.build(self.levels)
         shared, self.stride = self.backbone.channels[config.shared_level], self.backbone.strides[config.shared_level]
         reaches_end = config.branches != "semantic" and config.head.width == 0
         cut_backbone(self.backbone, config.shared_level, head=reaches_end)
         self.semantic = self.regions = self.head = self.semantic_backbone = None
         if config.branches == "both" and config.trunks == "separate":
-            self.semantic_backbone = config.backbone.build((config.shared_level,))
+            self.semantic_backbone = config.backbone.build(self.levels)
             cut_backbone(self.semantic_backbone, config.shared_level, head=False)
         if config.branches != "instances":
             pooling = (config.bins, config.bin_channels, config.norm)
@@ -203,20 +204,37 @@ class JSISNet(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes."""
-        x, outputs = self.pixels(images, frame), {}
-        features = self._shared(x, self.backbone)
+        x, outputs = self.normalised(images, frame), {}
+        maps = self.frozen_features(x) if self.given is None else self.given
+        features = self._level(maps["shared"], x, self.backbone)
         if self.semantic is not None:
             other = self.semantic_backbone
-            outputs["semantic"] = self.semantic(features if other is None else self._shared(x, other))
+            apart = features if other is None else self._level(maps["semantic"], x, other)
+            outputs["semantic"] = self.semantic(apart)
         if self.regions is not None:
             (objectness,), (deltas,) = self.regions([features])
             outputs |= {"features": features, "objectness": objectness, "deltas": deltas}
         return outputs
 
+    def frozen_features(self, x: Tensor) -> Outputs:
+        """The map "shared" that both branches share; of separate backbones also that of the "semantic" branch."""
+        maps = {"shared": self._shared(x, self.backbone)}
+        if self.semantic_backbone is not None:
+            maps["semantic"] = self._shared(x, self.semantic_backbone)
+        return maps
+
+    def _level(self, x: Tensor, images: Tensor, backbone: nn.Module) -> Tensor:
+        """The shared level, of what `frozen_features` gives of normalised images: a plain ViT's pyramid makes it."""
+        if not isinstance(backbone, ViTPyramid):
+            return x
+        return backbone.from_map({"map": x}, images.shape[-2:])[self.config.shared_level]
+
     def _shared(self, x: Tensor, backbone: nn.Module) -> Tensor:
-        """Normalised images to the map that both branches share."""
-        if self.config.shared_level == "res5" or isinstance(backbone, ViTPyramid):
-            return backbone(x)[self.config.shared_level]
+        """Normalised images to the map that both branches share; a plain ViT's last one, from which it is made."""
+        if isinstance(backbone, ViTPyramid):
+            return backbone.frozen_map(x)["map"]
+        if self.config.shared_level == "res5":
+            return backbone(x)["res5"]
         x = backbone.stem(x)  # type: ignore[operator]
         for k in range(1, int(self.config.shared_level[3:])):
             x = backbone.get_submodule(f"layer{k}")(x)

@@ -114,7 +114,7 @@ class Mask2Former(MaskTransformer):
 
     def forward_normalised(self, pixels: Tensor) -> Outputs:
         """The network on normalised pixels, float [B, 3, H, W]."""
-        features = self.backbone(pixels)
+        features = self.features(pixels)
         if self.config.full_precision:
             with torch.autocast(pixels.device.type, enabled=False):
                 decoded = self._decode({name: feature.float() for name, feature in features.items()})

@@ -42,7 +42,7 @@ class MaskTransformer(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 images [B, 3, H, W] to the outputs that the class describes."""
-        return self.forward_normalised(self.pixels(images, frame))
+        return self.forward_normalised(self.normalised(images, frame))
 
     @abstractmethod
     def forward_normalised(self, pixels: Tensor) -> Outputs:

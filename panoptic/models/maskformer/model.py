@@ -97,7 +97,7 @@ class MaskFormer(MaskTransformer):
 
     def forward_normalised(self, pixels: Tensor) -> Outputs:
         """The network on normalised pixels, float [B, 3, H, W]."""
-        decoded, coarsest = self.pixel_decoder(self.backbone(pixels))
+        decoded, coarsest = self.pixel_decoder(self.features(pixels))
         memory = coarsest if self.project is None else self.project(coarsest)
         states = self.decoder(self.query_positions.weight, memory.flatten(2).transpose(1, 2), map_positions(memory))
         classes, embeddings = self.class_head(states), self.mask_head(states)

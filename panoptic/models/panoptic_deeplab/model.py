@@ -194,7 +194,8 @@ class PanopticDeepLab(PanopticModel):
             "cross_entropy": losses.cross_entropy,
         }[config.semantic_loss]
         self.pixels = ImageNormalisation(config.pixel_mean, config.pixel_std, config.bgr)
-        self.backbone = config.backbone.build((*config.low_level, "res5"))
+        self.levels = (*config.low_level, "res5")
+        self.backbone = config.backbone.build(self.levels)
         channels, strides = self.backbone.channels, self.backbone.strides
         unknown = [name for name in config.low_level if name not in channels or name == "res5"]
         if unknown:
@@ -240,7 +241,7 @@ class PanopticDeepLab(PanopticModel):
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the stride-4 outputs that the class describes."""
-        features = self.backbone(self.pixels(images, frame))
+        features = self.features(self.normalised(images, frame))
         low = [features[name] for name in self.config.low_level]
         semantic = self.semantic_aspp(features["res5"])
         instance = semantic if self.instance_aspp is None else self.instance_aspp(features["res5"])

@@ -228,11 +228,14 @@ class PanopticFCN(PanopticModel):
         self.thing_embed = predictor(channels, config.encoder_channels, 1)
         self.stuff_embed = predictor(channels, config.encoder_channels, 1)
 
+    def normalised(self, images: Tensor, frame: Frame | None = None) -> Tensor:
+        """uint8 [B, 3, H, W] as the backbone takes them, the canvas padded to whole cells."""
+        x = self.pixels(images, frame)
+        return F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
+
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes."""
-        x = self.pixels(images, frame)
-        x = F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
-        levels = self.pyramid(self.backbone(x))
+        levels = self.pyramid(self.features(self.normalised(images, frame)))
         outputs = {"encoded": self.encoder(self._high_resolution(levels))}
         for level in LEVELS:
             position = self.position_tower(levels[level])
