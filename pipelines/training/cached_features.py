@@ -19,7 +19,7 @@ from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import Engine, autocast, prepare, seed_torch, to_device
 from panoptic.training.freezing import freeze_parameters
-from panoptic.training.frozen_backbone import backbone_digest, learning_parameters, refuse_changing
+from panoptic.training.frozen_backbone import backbone_digest, learning_parameters
 from panoptic.transforms import Augment
 from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool
@@ -29,6 +29,7 @@ from pipelines.data.feature_maps import BACKBONE
 from pipelines.data.feature_shards import Extract, ensure_features
 from pipelines.data.manifest import Manifest
 from pipelines.training.checkpoints import load_checkpoint
+from pipelines.training.preflight import check_cache
 from pipelines.training.worker import load_initial_weights
 
 
@@ -57,7 +58,8 @@ def cached_features(
     if learning := learning_parameters(model):
         print(f"data.cache_features: {learning[0]} and others learn, so images are read and no features", flush=True)
         return None
-    check_cacheable(experiment, images, model)
+    check_cache(experiment, model)
+    check_views(experiment, images)
     size = (images.maximum_height, images.maximum_width)
     about = {BACKBONE: backbone_digest(model), "kind": kind, "precision": experiment.engine.precision, "size": size}
     cache = experiment.data.shards or storage.join(storage.absolute(experiment.storage), "shards")
@@ -81,16 +83,12 @@ def initial_model(experiment: Experiment, categories: Categories, begin: str = "
     return model.eval()
 
 
-def check_cacheable(experiment: Experiment, images: Manifest, model: PanopticModel) -> None:
-    """Refuse what would make the features of an image differ from step to step.
+def check_views(experiment: Experiment, images: Manifest) -> None:
+    """Refuse images that training would show in another way in every epoch.
 
     Raises:
         ValueError: names the option and the remedy.
     """
-    options = experiment.train
-    refuse_changing(model, options.frozen_dropout or not options.freeze)
-    if options.compile:
-        raise ValueError("data.cache_features: a compiled network runs its backbone; leave train.compile out")
     copies = copies_of(images.source)
     rest = experiment.augment
     if copies is not None and not copies.augment.originals:

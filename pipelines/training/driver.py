@@ -151,13 +151,13 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
         if child is None:
             check_places(experiment)
         train_set, val_set = prepare_data(experiment)
+        features = cached_features(experiment, train_set, "" if child is None else child.begin)
         with session.sigterm_raises():
             logger.info("opening the run in MLflow")
             run = _open_run(experiment, preset, child, folder, train_set, val_set)
             with runs.ending(run):
                 begin, quiet = ("", False) if child is None else (child.begin, True)
                 key = f"{run.run_id}-{uuid.uuid4().hex[:8]}"
-                features = cached_features(experiment, train_set, begin)
                 job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, key, features)
                 for name in drop_torn(folder):
                     logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))

@@ -27,6 +27,7 @@ from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.device import prepare
 from panoptic.training.freezing import freeze_parameters
+from panoptic.training.frozen_backbone import learning_parameters, refuse_changing
 from panoptic.training.optim import parameter_groups
 from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, Train, least_workers
@@ -87,7 +88,31 @@ def check_options(experiment: Experiment) -> None:
     freeze_parameters(model, experiment.train.freeze)
     check_rates(model, experiment)
     check_freezing(experiment)
+    check_cache(experiment, model)
     check_score(experiment)
+
+
+def check_cache(experiment: Experiment, model: torch.nn.Module) -> None:
+    """Refuse to cache features of images that will differ from step to step, as far as the options tell.
+
+    Args:
+        model: the experiment's, with all that is frozen.
+
+    Raises:
+        ValueError: names the option and the remedy.
+    """
+    options, augment = experiment.train, experiment.augment
+    assert isinstance(model, PanopticModel)
+    if experiment.data.cache_features == "no" or learning_parameters(model):
+        return
+    refuse_changing(model, options.frozen_dropout or not options.freeze)
+    if options.compile:
+        raise ValueError("data.cache_features: a compiled network runs its backbone; leave train.compile out")
+    if augment.copies and augment.originals:
+        raise ValueError(
+            f"data.cache_features: the images beside their {augment.copies} copies are augmented anew in every epoch; "
+            "keep the copies alone with --augment.originals False"
+        )
 
 
 def check_rates(model: torch.nn.Module, experiment: Experiment) -> None:

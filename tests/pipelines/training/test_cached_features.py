@@ -129,7 +129,8 @@ def test_views_that_change_are_refused(experiment: Experiment, images: Manifest)
         copied = replace(images, source={**images.source, "copies": Copies(augment, 0).record()})
         changes = {"augment.flip": 0.5, "augment.crop": (48, 48), "augment.copies": 1, "augment.originals": originals}
         if originals:
-            refused(changes, remedy, copied)
+            refused(changes, r"keep the copies alone with --augment\.originals False", copied)
+            refused(changes | {"augment.copies": 0}, remedy, copied)
         else:
             assert cached_features(override(experiment, changes), copied, pool=HERE) is not None
     refused({"train.compile": True}, r"leave train\.compile out")
