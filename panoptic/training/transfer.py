@@ -56,7 +56,7 @@ def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: 
         fresh |= class_keys(read_config(without_download(checkpoint["config"])), old)
         fresh |= _within([*weights, *own], model.class_modules)
     kept = {key: value for key, value in weights.items() if key not in fresh}
-    load_weights(model, kept | {key: own[key] for key in fresh & own.keys()})
+    load_weights(model, counted(kept, own) | {key: own[key] for key in fresh & own.keys()})
     return sorted(fresh & own.keys())
 
 
