@@ -41,7 +41,10 @@ def images(tmp_path: Path) -> Manifest:
 def experiment(images: Manifest, tmp_path: Path) -> Iterator[Experiment]:
     """The demo's model from weights of a checkpoint, its backbone frozen, on images as they are."""
     threads = torch.get_num_threads()
-    demo = override(PRESETS["demo"](), {**VIEW, "engine.channels_last": False, "train.batch": 4, "train.workers": 1})
+    demo = override(
+        PRESETS["demo"](),
+        {**VIEW, "engine.channels_last": False, "train.batch": 4, "train.workers": 1, "train.threads": 1},
+    )
     weights = str(tmp_path / "weights.pt")
     torch.manual_seed(3)
     save(weights, config=demo.model, model=demo.model.build(images.categories))
