@@ -69,6 +69,7 @@ class Backbone:
 
     name: str = "resnet50"
     """resnet18 34 50 101, resnet50_double3x3, vgg16, vgg16_bn, res2net50_26w_4s, res2net50_v1b_26w_4s (101 too),
+    resnet14, resnet14_double3x3, res2net14_26w_4s (a bottleneck a stage, for CPU cores, without published weights),
     swin_tiny small base large, efficientps_b0 to b7, or any timm model whose features have strides 4 to 32. A plain ViT
     of timm with patches of 16 pixels (of 14, which are resampled to 16) gets a pyramid of 256 channels (ViTDet's)."""
     weights: str = "none"

@@ -36,6 +36,7 @@ class Kind:
 
 
 RES2NETS = {
+    "res2net14_26w_4s": Kind((1, 1, 1, 1), False),
     "res2net50_26w_4s": Kind((3, 4, 6, 3), False),
     "res2net101_26w_4s": Kind((3, 4, 23, 3), False),
     "res2net50_v1b_26w_4s": Kind((3, 4, 6, 3), True),

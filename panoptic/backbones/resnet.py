@@ -38,6 +38,8 @@ class Depth:
 
 
 DEPTHS = {
+    "resnet14": Depth(True, (1, 1, 1, 1)),
+    "resnet14_double3x3": Depth(True, (1, 1, 1, 1), double=True),
     "resnet18": Depth(False, (2, 2, 2, 2)),
     "resnet34": Depth(False, (3, 4, 6, 3)),
     "resnet50": Depth(True, (3, 4, 6, 3)),

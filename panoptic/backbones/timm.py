@@ -16,7 +16,10 @@ from panoptic.layers.norm import freeze
 if TYPE_CHECKING:
     from timm.models import FeatureInfo
 
-OWN_NAMES = ("resnet50_double3x3", "resnet101_double3x3", "swin_tiny", "swin_small", "swin_base", "swin_large")
+OWN_NAMES = (
+    *("resnet14", "resnet14_double3x3", "resnet50_double3x3", "resnet101_double3x3", "res2net14_26w_4s"),
+    *("swin_tiny", "swin_small", "swin_base", "swin_large"),
+)
 """Names of our own backbones that resemble none of timm's, for messages about a name that is neither."""
 
 
