@@ -100,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     data = options.data
     class_map = load(options.map_prediction) if options.map_prediction else None
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
+    manifest = data.part_of(manifest)
     measures = Measures(boundary=not options.quick, instances=not options.quick, losses=False)
     pool = Pool(options.actors, options.threads)
 

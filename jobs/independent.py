@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
         print(f"merged model: {save(merged, options.out)}")
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
+    manifest = data.part_of(manifest)
     models = {"joint": load(options.joint, store), "merged": merged}
     evaluations = compare(models, manifest, PRESETS["demo"](), Pool(options.actors, options.threads))
     print(f"{manifest.rows} images of {data.split}\n{table(evaluations['joint'], evaluations['merged'])}")

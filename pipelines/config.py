@@ -27,12 +27,14 @@ from annotated_types import Ge, Interval
 from tyro.constructors import PrimitiveConstructorSpec
 
 from panoptic.models import Architecture
-from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, check_ranges
+from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, UnitFloat, check_ranges
 from panoptic.training.device import Engine
 from panoptic.training.optim import Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
+from pipelines.data.manifest import Manifest
 from pipelines.data.readers import AUTO, ReaderOptions
+from pipelines.data.sampler import chosen_rows
 from pipelines.option_help import option_help
 from pipelines.tracking.runs import Tracking
 
@@ -148,6 +150,21 @@ class Split(ReaderOptions):
     class_map: str = ""
     """Class map on the classes of the data set: a JSON (see the README), or the name of one of
     `pipelines.data.class_maps`."""
+    limit: NonNegativeInt = 0
+    """Read so many images only, those of a shuffle of the split by --limit-seed. 0 = all."""
+    skip: NonNegativeInt = 0
+    """Leave out so many images of that shuffle, from its start: those that --data.limit-val validated on."""
+    limit_seed: NonNegativeInt = 0
+    """Seed of that shuffle."""
+
+    def part_of(self, manifest: Manifest) -> Manifest:
+        """The images that `limit` and `skip` leave.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        rows = chosen_rows(manifest.rows, self.limit, self.skip, self.limit_seed, "--data.limit")
+        return manifest.part(rows)
 
 
 @dataclass(frozen=True)
@@ -198,6 +215,13 @@ class Data(ReaderOptions):
     of what a larger one keeps. 0 = all."""
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
+    limit_val: NonNegativeInt = 0
+    """Validate on so many images only: the first ones of a shuffle of the validation split by --limit-seed. 0 = all.
+    jobs/evaluate.py with --data.skip at this number evaluates images that no validation saw."""
+    balance: UnitFloat = 0.0
+    """Class-balanced sampling (repeat factors of LVIS): a class that fewer than this share of the training images have
+    comes more often, sqrt(balance / its share) times as often, and with it the images that have it. 0 = off, all come
+    equally often. Reads all training images once before the first run."""
     window: NonNegativeInt = 0
     """Rows of neighbours in the shards that are read in one request, where requests are dearer than bytes (S3). They
     come one a step in the following steps, so that the order is less random; see `pipelines.data.sampler`. Each worker

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from annotated_types import Interval
+
 from panoptic.ranges import (
     NOT_EMPTY,
     ByteInt,
@@ -68,6 +70,9 @@ class Augment:
     """An image smaller than the crop is padded to it: on random sides, at the bottom and right, or not at all."""
     pad_value: tuple[ByteInt, ByteInt, ByteInt] = PIXEL_MEAN
     """Colour (RGB) of that padding; its label is void."""
+    rotation: Annotated[float, Interval(ge=0, le=180)] = 0.0
+    """Largest angle in degrees by which an image is turned about its middle, either way and all equally likely, before
+    everything else. What comes in at its corners has --pad-value and is void. 0 = off."""
     flip: UnitFloat = 0.5
     """Probability of a horizontal flip."""
     flip_first: bool = False

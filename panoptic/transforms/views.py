@@ -5,9 +5,9 @@ come later. The steps compose into one window of the scaled image, which is mapp
 the pixels that survive the crop are ever resized. Image and map sample the same grid: pixel centres
 (half-pixel rule), bilinear for the image, nearest for the map.
 
-Order: fit -> scale -> pad -> crop -> colour -> flip; with `flip_first` the flip comes before everything. Colour sees
-neither padding nor lost pixels; EoMT's comes before the scale and sees the whole image. Padding is part of the image:
-it lies inside `Frame.sizes`.
+Order: rotation -> fit -> scale -> pad -> crop -> colour -> flip; with `flip_first` the flip comes before all but the
+rotation. Colour sees neither padding nor lost pixels; EoMT's comes before the scale and sees the whole image. Padding
+is part of the image: it lies inside `Frame.sizes`.
 
 `POLICIES` names what the references do. Differences from them, besides resizing once where they resize twice:
 bilinear sampling, or the mean of source pixels with `antialias`, stands in for PIL's filter; nearest takes pixel
@@ -69,7 +69,11 @@ def training_view(
         colours: source of the colours of a second copy (`copy_generator`), which always change.
     """
     # draw everything
-    numbers = narrow(sample.truth)
+    numbers, turned = narrow(sample.truth), {}
+    if augment.rotation:
+        turned = {"rotation": float(rng.uniform(-augment.rotation, augment.rotation))}
+        pixels, numbers = rotated(sample.image, numbers, turned["rotation"], augment.pad_value)
+        sample = replace(sample, image=pixels)
     accept = None if augment.crop_share == 1 else _mixed(numbers, sample.truth.labels, augment.crop_share)
     window, drawn = draw_geometry(sample.truth.size, augment, rng, accept)
     flip = bool(rng.random() < augment.flip)
@@ -87,7 +91,7 @@ def training_view(
     if flip and not augment.flip_first:
         image, segments = cv2.flip(image, 1), cv2.flip(segments, 1)
     truth = drop_vanished(replace(sample.truth, segments=segments))
-    drawn |= {"flip": float(flip), **{f"colour/{name}": float(value) for name, value in operations}}
+    drawn |= turned | {"flip": float(flip), **{f"colour/{name}": float(value) for name, value in operations}}
     if len(sample.truth.labels) and not len(truth.labels):
         drawn["empty"] = 1.0
     return replace(sample, image=image, truth=truth, drawn=drawn)
@@ -232,6 +236,25 @@ def draw_colours(augment: Augment, rng: np.random.Generator, always: bool = Fals
 
 
 # Pixels
+
+
+def rotated(
+    image: np.ndarray, numbers: np.ndarray, degrees: float, value: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Image and map turned about the middle of the image, at its size; bilinear for the image, nearest for the map.
+
+    Args:
+        image: uint8 [H, W, 3].
+        numbers: the map, int [H, W].
+        degrees: anticlockwise.
+        value: colour of what comes in from outside, which is void.
+    """
+    height, width = numbers.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
+    turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=value)
+    known = numbers if numbers.dtype != np.int32 else numbers.astype(np.float64)  # of which OpenCV makes no warp
+    moved = cv2.warpAffine(known, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=0)
+    return turned, moved.astype(numbers.dtype)
 
 
 def mirrored(window: Window) -> Window:

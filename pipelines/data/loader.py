@@ -350,7 +350,7 @@ def evaluation_batches(
         return evaluation_view(replace(read_row(row), position=row["position"]), resize)
 
     def read(numbers: Sequence[int]) -> list[Row]:
-        found = reader.rows(numbers)
+        found = reader.rows(manifest.stored_rows(numbers))
         return [row | {"position": number} for row, number in zip(found, numbers, strict=True)]
 
     def reading(pool: ThreadPoolExecutor) -> Iterator[list[Future[list[Row]]]]:

@@ -112,6 +112,11 @@ class Manifest:
     """Counts of pixels, classes and sizes; None in manifests of earlier versions."""
     uri: str = field(default="", compare=False)
     """The folder it was loaded from."""
+    chosen: tuple[int, ...] = field(default=(), compare=False)
+    """Rows of the shards that it stands for, in their order, where `part` chose some; () = all. Not in the file, nor is
+    `whole_hash`; the counts of segments and pixels are those of all rows."""
+    whole_hash: str = field(default="", compare=False)
+    """Hash of all rows, where it stands for some."""
 
     @classmethod
     def load(cls, uri: storage.Uri, files: bool = True) -> Manifest:
@@ -139,9 +144,29 @@ class Manifest:
     def to_json(self) -> bytes:
         """The text of `manifest.json`."""
         content = asdict(replace(self, categories=None))  # type: ignore[arg-type]
-        del content["uri"]
+        del content["uri"], content["chosen"], content["whole_hash"]
         content["categories"] = self.categories.to_coco()
         return json.dumps(content, indent=1).encode()
+
+    def part(self, chosen: Sequence[int]) -> Manifest:
+        """The manifest of some rows, under a hash of its own, for evaluations; of all where none are chosen."""
+        if not chosen:
+            return self
+        rows = tuple(chosen)
+        own = hashlib.sha256(json.dumps([self.hash, rows]).encode()).hexdigest()
+        return replace(self, rows=len(rows), chosen=rows, hash=own, whole_hash=self.hash)
+
+    @property
+    def whole(self) -> Manifest:
+        """The manifest of all rows of the shards."""
+        if not self.chosen:
+            return self
+        rows = sum(shard.rows for shard in self.shards)
+        return replace(self, rows=rows, chosen=(), hash=self.whole_hash, whole_hash="")
+
+    def stored_rows(self, numbers: Sequence[int]) -> Sequence[int]:
+        """The rows of the shards that are these rows of the manifest."""
+        return [self.chosen[number] for number in numbers] if self.chosen else numbers
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -195,7 +195,8 @@ def view(row: dict[str, Any], stream: Stream, augment: Augment, copies: Copies |
     if copies is not None:
         augment = copies.left(augment, number)
     if not augment.doubled:
-        return training_view(sample, augment, generator(stream.seed, epoch, number))
+        drawn = number + stream.rows * stream.times(row["position"])  # an image that comes again looks different
+        return training_view(sample, augment, generator(stream.seed, epoch, drawn))
     copy = stream.copy(row["position"])
     rng = generator(stream.seed, epoch, 2 * number + copy)
     if copy == 0:

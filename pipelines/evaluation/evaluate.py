@@ -170,7 +170,7 @@ def in_classes_of(stored: Stored, manifest: Manifest, cache: storage.Uri) -> Man
     own, data = stored.model.categories, manifest.categories
     if (own.names, own.is_thing) == (data.names, data.is_thing) or not cache or not stored.class_map:
         return manifest
-    mapped = with_recorded_map(manifest, stored.class_map, cache)
+    mapped = with_recorded_map(manifest.whole, stored.class_map, cache).part(manifest.chosen)
     logger.info("%s in the classes of the class map that the model was trained under: %s", manifest.uri, mapped.uri)
     return mapped
 
@@ -392,7 +392,7 @@ def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Par
             raise
         manifest = tasks[error.item.task].manifest
         listed = list_images(manifest.shard_set)
-        names = [listed[row][0] for row in error.item.rows]
+        names = [listed[row][0] for row in manifest.stored_rows(error.item.rows)]
         raise ValueError(f"one of {len(names)} images, {', '.join(names)}: {error}") from error
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
@@ -26,6 +28,7 @@ from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.cluster.shared import check_shared
 from pipelines.config import UNVALIDATED, Experiment, Train, check_run_name, flatten
+from pipelines.data.balance import class_presence, repeat_factors
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
 from pipelines.data.copies import KEY, Copies, check_copies
@@ -33,7 +36,7 @@ from pipelines.data.duplicates import warn_of_shared
 from pipelines.data.join import Roots
 from pipelines.data.manifest import SCHEMA_VERSION, Manifest, former_manifest, is_shards
 from pipelines.data.prepare import ensure_shards
-from pipelines.data.sampler import limited
+from pipelines.data.sampler import Repeats, chosen_rows, limited
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking.client import sqlite_file
@@ -158,7 +161,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
             with runs.ending(run):
                 begin, quiet = ("", False) if child is None else (child.begin, True)
                 key = f"{run.run_id}-{uuid.uuid4().hex[:8]}"
-                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, key, features)
+                repeats = repeats_of(experiment, train_set)
+                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, repeats, key, features)
                 for name in drop_torn(folder):
                     logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
                 if mend_snapshot(folder, experiment.train):
@@ -295,10 +299,15 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     """The shards of both splits, drawn and prepared where they are not there yet.
 
     Raises:
-        ValueError: there is no such data, the splits' categories differ, or `data.limit` exceeds the training split.
+        ValueError: there is no such data, the splits' categories differ, or `data.limit` exceeds the training split or
+            `data.limit_val` the validation split.
     """
     data = experiment.data
     _require_root(experiment)
+    if data.balance and (data.window > 1 or experiment.augment.doubled):
+        raise ValueError(
+            f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
+        )
     base = storage.absolute(experiment.storage)
     drawn = data.root == "scenes"
     root, reader = (_draw_scenes(experiment, base), "coco") if drawn else (data.root, data.reader)
@@ -316,7 +325,20 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
         if KEY in train_set.source:
             raise ValueError("data.limit: would choose among copies, not images; prepare fewer images, or no copies")
         limited(train_set.rows, data.limit, data.limit_seed)
-    return train_set, val_set
+    chosen = chosen_rows(val_set.rows, data.limit_val, 0, data.limit_seed, "data.limit_val")
+    return train_set, val_set.part(chosen)
+
+
+def repeats_of(experiment: Experiment, train_set: Manifest) -> Repeats | None:
+    """How often an epoch reads each training image; None where `data.balance` is off."""
+    data, rows = experiment.data, train_set.rows
+    if not data.balance:
+        return None
+    cache = data.shards or storage.join(storage.absolute(experiment.storage), "shards")
+    chosen = limited(rows, data.limit, data.limit_seed) if data.limit else np.arange(rows)
+    repeats = Repeats(repeat_factors(class_presence(train_set, chosen.tolist(), cache), data.balance))
+    logger.info("data.balance %g: an epoch reads %d images of %d", data.balance, repeats.size, len(chosen))
+    return repeats
 
 
 def data_categories(experiment: Experiment) -> Categories | None:

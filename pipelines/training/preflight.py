@@ -59,13 +59,17 @@ FREE = (
 FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Groups of options that it may change, except `FIXED`."""
 
-FIXED = ("data.limit", "data.limit_seed", "data.window", "data.cache_features")
+FIXED = (
+    *("data.limit", "data.limit_val", "data.limit_seed", "data.balance", "data.window"),
+    "data.cache_features",
+)
 """Options of these groups that choose the images or their order, so that a continued run keeps them."""
 
 ADDED = {
     "data.cache_features": "no",
     **{"data.window": 0, "augment.copies": 0, "augment.originals": True, "augment.stored": "raw"},
     "augment.truncate": False,
+    **{"data.limit_val": 0, "data.balance": 0.0, "augment.rotation": 0.0},
     **{"optim.stage_decay": 1.0, "optim.layer_decay": 1.0, "optim.layer_decay_embeddings": False},
     **{"optim.undecayed_layers": 0, "optim.backbone_warmup_steps": 0, "optim.schedule_start": "first_step"},
     "engine.tf32": "convolutions",

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.models.base import PanopticModel
 from pipelines.config import Experiment, Train, least_workers
 from pipelines.data.manifest import Manifest
+from pipelines.data.sampler import Repeats
 from pipelines.tracking.runs import Run
 from pipelines.tracking.tracker import Tracker
 
@@ -32,6 +33,8 @@ class Job:
     """URI of another run's checkpoint whose training this one continues under its own options; "" = none."""
     quiet: bool = False
     """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
+    repeats: Repeats | None = None
+    """How often an epoch reads each training image, where that is not once."""
     key: str = ""
     """Name under which the driver asks the workers to stop, see `notice`."""
     features: Manifest | None = None

@@ -272,6 +272,7 @@ def stream_of(state: State) -> Stream:
         limit_seed=experiment.data.limit_seed,
         copies=1 + experiment.augment.doubled,
         window=experiment.data.window,
+        repeats=state.job.repeats,
     )
 
 

@@ -238,3 +238,35 @@ def test_a_fixed_size_ignores_the_aspect() -> None:
     assert view.image.shape == (48, 40, 3) and view.truth.size == (48, 40)
     with pytest.raises(ValueError, match=r"resize.size \(400, 0\)"):
         Resize(size=(400, 0))
+
+
+def test_a_turned_image_takes_its_map_along() -> None:
+    """By 90 degrees anticlockwise on a square it is NumPy's, and what comes in at the corners is void."""
+    sample = encoded(80, 80)
+    image, numbers = transforms.rotated(sample.image, transforms.narrow(sample.truth), 90.0, (1, 2, 3))
+    assert (image == np.rot90(sample.image)).all() and (numbers == np.rot90(sample.truth.segments)).all()
+    assert numbers.dtype == np.uint8
+    image, numbers = transforms.rotated(sample.image, sample.truth.segments + 70_000, 45.0, (1, 2, 3))
+    assert numbers.dtype == np.int32 and set(np.unique(numbers)) <= {0, *range(70_000, 70_100)}
+    for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+        assert numbers[row, column] == 0 and image[row, column].tolist() == [1, 2, 3]
+    assert numbers[40, 40] == sample.truth.segments[40, 40] + 70_000
+
+
+def test_rotation_is_drawn_where_it_is_asked_for_only() -> None:
+    sample, still = encoded(), Augment(scale="short", sides=(32, 48), crop=(24, 24))
+    plain = training_view(sample, still, generator(0, 0, 0))
+    assert "rotation" not in plain.drawn
+    angles, labels = [], []
+    for epoch in range(40):
+        view = training_view(sample, replace(still, rotation=20.0), generator(0, epoch, 0))
+        angles.append(view.drawn["rotation"])
+        labels.append(len(view.truth.labels))
+        number = np.concatenate([[0], view.truth.labels + 1])[view.truth.segments]
+        middle = view.image[12, 12].astype(int), number[12, 12]
+        around = number[9:16, 9:16]
+        if middle[1] and (around == middle[1]).all():
+            assert abs(middle[0] - [10 * middle[1], 255 - 10 * middle[1], 5 * middle[1]]).max() <= 1
+    assert -20 <= min(angles) < -10 and 10 < max(angles) <= 20 and min(labels) > 0
+    with pytest.raises(ValueError, match="rotation"):
+        check_ranges(Augment(rotation=181.0))

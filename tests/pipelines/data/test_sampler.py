@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.sampler import Stream, evaluation_rows, evaluation_window, limited, micro_batches, order, windowed
+from pipelines.data.sampler import (
+    Repeats,
+    Stream,
+    chosen_rows,
+    evaluation_rows,
+    evaluation_window,
+    limited,
+    micro_batches,
+    order,
+    windowed,
+)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 100])
@@ -153,3 +163,50 @@ def test_windows_need_neighbours() -> None:
     doubled = Stream(seed=0, rows=20, batch=4, steps=10, copies=2, window=8)
     found = [(doubled.locate(p)[1], doubled.copy(p)) for p in range(40)]
     assert sorted(found) == [(row, copy) for row in range(20) for copy in range(2)]
+
+
+def test_a_validation_and_a_test_set_of_one_split_share_no_image() -> None:
+    validation, test = (chosen_rows(500, 50, skip, 0, "--data.limit") for skip in (0, 50))
+    assert len(validation) == len(test) == 50 and not set(validation) & set(test)
+    assert list(validation) == sorted(validation) and validation != tuple(range(50))
+    assert set(chosen_rows(500, 0, 50, 0, "x")) == set(range(500)) - set(validation)
+    assert chosen_rows(500, 0, 0, 0, "x") == () and chosen_rows(500, 50, 0, 1, "x") != validation
+    assert set(chosen_rows(500, 20, 0, 0, "x")) < set(validation)
+    for limit, skip in ((501, 0), (451, 50), (0, 500)):
+        with pytest.raises(ValueError, match=f"--data.limit {limit} and skip {skip}: the split has 500 rows"):
+            chosen_rows(500, limit, skip, 0, "--data.limit")
+
+
+def test_rare_rows_come_as_often_as_their_factors_say() -> None:
+    """Over many epochs; in each epoch the whole number above or below, and an epoch always has as many positions."""
+    factors = np.array([1.0, 2.5, 1.0, 1.0, 3.25, 1.0])
+    stream = Stream(3, rows=6, batch=4, steps=1000, repeats=Repeats(factors))
+    assert stream.samples == 10
+    counts = np.zeros((400, 6), int)
+    for epoch in range(400):
+        places = range(10 * epoch, 10 * epoch + 10)
+        located = [stream.locate(position) for position in places]
+        assert {found for found, _ in located} == {epoch}
+        seen: dict[int, int] = {}
+        for position, (_, row) in zip(places, located, strict=True):
+            assert stream.times(position) == seen.get(row, 0)
+            seen[row] = seen.get(row, 0) + 1
+        counts[epoch, list(seen)] = list(seen.values())
+    share = 10 / factors.sum()
+    assert (np.abs(counts - factors * share) < 1).all()
+    np.testing.assert_allclose(counts.mean(0), factors * share, atol=0.06)
+    orders = [[stream.locate(position)[1] for position in range(10 * e, 10 * e + 10)] for e in range(3)]
+    assert orders[0] != orders[1] != orders[2]
+    other = Stream(3, rows=6, batch=4, steps=1000, repeats=Repeats(factors.copy()), world=2, rank=1)
+    assert [other.locate(p) for p in range(50)] == [stream.locate(p) for p in range(50)]
+
+
+def test_rare_rows_of_a_limited_set_are_those_rows() -> None:
+    kept = limited(20, 3, 0).tolist()
+    stream = Stream(0, rows=20, batch=1, steps=50, limit=3, repeats=Repeats(np.array([1.0, 1.0, 4.0])))
+    assert [stream.locate(p)[1] for p in range(6)].count(kept[2]) == 4 and stream.samples == 6
+    for options in ({"window": 4}, {"copies": 2}):
+        with pytest.raises(ValueError, match=r"data\.balance"):
+            Stream(0, rows=20, batch=1, steps=5, repeats=Repeats(np.ones(20)), **options)
+    plain = Stream(0, rows=20, batch=1, steps=5)
+    assert plain.times(7) == 0

@@ -152,3 +152,33 @@ def test_the_report_is_one_file_with_everything(assigned: Callable) -> None:
     assert first.task.manifest.hash in text and first.task.identity in text
     assert all(name in text for name in first.task.manifest.categories.names[:3])
     assert not re.search(r">\s*[+-]?nan|:nan", text)
+
+
+def test_a_part_of_a_split_is_evaluated_alone(assigned: Callable, val: Manifest) -> None:
+    """Its counts are those in the whole; its hash is its own, so that no figures are taken for others'."""
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.evaluation import evaluate
+
+    task, part = assigned(), val.part((1, 4, 6))
+    whole, some = (evaluate.evaluate(replace(task, manifest=one), Pool(0)).tally.images for one in (val, part))
+    assert {row: counts.name for row, counts in some.items()} == {0: "1.jpg", 1: "4.jpg", 2: "6.jpg"}
+    for place, row in enumerate((1, 4, 6)):
+        one, other = (counts.pq(len(val.categories)) for counts in (whole[row], some[place]))
+        assert whole[row].name == some[place].name and one == pytest.approx(other, nan_ok=True)
+    assert part.hash != val.hash and part.hash != val.part((1, 4, 7)).hash and part.whole == val
+    assert val.part(()) is val and part.to_json() == replace(val, rows=3, hash=part.hash).to_json()
+
+
+def test_images_of_a_part_that_kill_every_actor_are_named(
+    assigned: Callable, val: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.cluster.actor_pool import Killed, Pool
+    from pipelines.evaluation import evaluate
+
+    def dying(*_: object):
+        raise Killed(evaluate.Chunk(0, range(1, 2)), 4)
+        yield
+
+    monkeypatch.setattr(evaluate, "each", dying)
+    with pytest.raises(ValueError, match=r"^one of 1 images, 4\.jpg"):
+        evaluate.evaluate(replace(assigned(), manifest=val.part((1, 4, 6))), Pool(0))

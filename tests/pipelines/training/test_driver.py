@@ -108,6 +108,32 @@ def test_splits_of_different_classes_are_refused(tmp_path: Path, monkeypatch: py
         train.prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root="somewhere")))
 
 
+def test_a_validation_of_fewer_images_has_its_own_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_categories
+):
+    from pipelines.presets.panoptic_deeplab import demo as preset
+    from pipelines.training import driver
+    from tests.support.stored import write_shards
+
+    train_set, val_set = (
+        write_shards(tmp_path / name, small_categories, count) for name, count in (("t", 3), ("v", 6))
+    )
+    monkeypatch.setattr(
+        driver, "ensure_shards", lambda root, split, *rest, **more: val_set if split == "val" else train_set
+    )
+    demo = preset()
+
+    def prepared(limit: int):
+        data = replace(demo.data, root=str(tmp_path), limit_val=limit)
+        return driver.prepare_data(replace(demo, storage=str(tmp_path), data=data))
+
+    assert prepared(0) == (train_set, val_set)
+    same, part = prepared(4)
+    assert same == train_set and part.rows == 4 and part.hash != val_set.hash and set(part.chosen) < set(range(6))
+    with pytest.raises(ValueError, match=r"data\.limit_val 7 and skip 0: the split has 6 rows"):
+        prepared(7)
+
+
 def test_a_run_whose_mlflow_is_away_says_at_the_end_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """At once, with the reason why there is no model, and with the command that sends the rest as the last line."""
     from pipelines.presets import PRESETS
