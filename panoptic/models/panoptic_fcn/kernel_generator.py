@@ -165,6 +165,7 @@ def collect_regions(
     true: Sequence[Tensor] | None = None,
     known: bool = False,
     own_cells: bool = False,
+    centres: bool = False,
 ) -> RegionKernels:
     """The kernels of all regions of all levels, the means of those inside.
 
@@ -174,11 +175,12 @@ def collect_regions(
         true: of each level float [R, h, w], above 0 where a region is, in place of those of `find_regions`.
         known: these regions have their classes too; else each takes the one most probable within.
         own_cells: of `mean_kernels`.
+        centres: a region is the one cell of `find_centres`.
     """
     parts = []
     for place, level in enumerate(levels):
         if true is None:
-            masks, label, score = find_regions(level.regions, threshold)
+            masks, label, score = (find_centres if centres else find_regions)(level.regions, threshold)
         else:
             covered = true[place].flatten(1) > 0
             label = covered.any(1).nonzero()[:, 0]
@@ -186,7 +188,7 @@ def collect_regions(
             score = torch.ones_like(label, dtype=masks.dtype)
             if not known:
                 label = (masks @ level.regions.sigmoid().flatten(1).T).argmax(1)
-        parts.append((mean_kernels(masks, level.kernels.flatten(1), own_cells), label, score))
+        parts.append((mean_kernels(masks, level.kernels.flatten(1), own_cells or centres), label, score))
     return RegionKernels(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -239,3 +241,18 @@ def find_regions(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tens
     score = (probability * best).sum(1) / count.clamp(min=1)
     label = ((count > 0) & (score > threshold)).nonzero()[:, 0]
     return best[label], label, score[label]
+
+
+def find_centres(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The centres of a level's regions: of each class the most probable cell.
+
+    Args:
+        logits: float [R, h, w].
+        threshold: the probability of a centre is strictly higher.
+
+    Returns:
+        masks float [K, h * w] of one cell each, class int64 [K] ascending, and probability float [K].
+    """
+    score, cell = logits.sigmoid().flatten(1).max(1)
+    label = (score > threshold).nonzero()[:, 0]
+    return F.one_hot(cell[label], logits.shape[-2] * logits.shape[-1]).to(logits.dtype), label, score[label]

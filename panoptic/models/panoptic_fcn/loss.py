@@ -17,7 +17,7 @@ from panoptic.models.panoptic_fcn.kernel_generator import (
     guided_kernels,
     region_kernels,
 )
-from panoptic.models.panoptic_fcn.targets import LEVELS, KernelTargets
+from panoptic.models.panoptic_fcn.targets import LEVELS, KernelTargets, at_centres
 
 
 def weighted_losses(
@@ -30,6 +30,7 @@ def weighted_losses(
     gamma: float,
     points: int,
     own_cells: bool,
+    centres: bool,
     position_weight: float,
     mask_weight: float,
 ) -> dict[str, Tensor]:
@@ -44,28 +45,35 @@ def weighted_losses(
         gamma: of the focal loss.
         points: kernels that the weighted dice loss takes a thing; 0 takes the one at its centre, not weighted.
         own_cells: of `mean_kernels`.
+        centres: regions are where their centres are, as things are.
         position_weight: factor of both position losses.
         mask_weight: factor of both mask losses.
     """
-    thing_position, stuff_position = position_losses(outputs, truth, alpha, gamma)
+    thing_position, stuff_position = position_losses(outputs, truth, alpha, gamma, centres)
     thing_mask, things = thing_mask_loss(outputs, truth, thing_embed, points)
-    stuff_mask, regions = stuff_mask_loss(outputs, truth, stuff_embed, own_cells)
+    stuff_mask, regions = stuff_mask_loss(outputs, truth, stuff_embed, own_cells, centres)
+    positions = max(1, regions) if centres else len(outputs["encoded"])
     return {
         "thing_position": position_weight * thing_position / max(1, things),
-        "stuff_position": position_weight * stuff_position / len(outputs["encoded"]),
+        "stuff_position": position_weight * stuff_position / positions,
         "thing_mask": mask_weight * thing_mask / max(1, things),
         "stuff_mask": mask_weight * stuff_mask / max(1, regions),
     }
 
 
-def position_losses(outputs: Outputs, truth: KernelTargets, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """The focal losses of things, a sum over all cells, and of regions, the mean over the cells of each, added up."""
+def position_losses(
+    outputs: Outputs, truth: KernelTargets, alpha: float, gamma: float, centres: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The focal losses of things, a sum over all cells, and of regions, the mean over the cells of each, added up.
+
+    Of the `centres` of regions it is a sum over all cells as well.
+    """
     thing_position = stuff_position = outputs["encoded"].new_zeros(())
     for name, target in zip(LEVELS, truth.levels, strict=True):
         focal = soft_focal_loss(outputs[f"things_{name}"], target.things, alpha, gamma)
         thing_position = thing_position + focal.sum()
         focal = soft_focal_loss(outputs[f"regions_{name}"], target.regions, alpha, gamma)
-        stuff_position = stuff_position + focal.mean((2, 3)).sum()
+        stuff_position = stuff_position + (focal.sum() if centres else focal.mean((2, 3)).sum())
     return thing_position, stuff_position
 
 
@@ -84,11 +92,17 @@ def thing_mask_loss(outputs: Outputs, truth: KernelTargets, embed: nn.Conv2d, po
     return kernel_dice_loss(outputs["encoded"], masks, kernels, image, thing, weights), len(weights)
 
 
-def stuff_mask_loss(outputs: Outputs, truth: KernelTargets, embed: nn.Conv2d, own_cells: bool) -> tuple[Tensor, int]:
-    """The summed dice loss of what the kernels of regions draw, and P, the regions of all levels."""
+def stuff_mask_loss(
+    outputs: Outputs, truth: KernelTargets, embed: nn.Conv2d, own_cells: bool, centres: bool = False
+) -> tuple[Tensor, int]:
+    """The summed dice loss of what the kernels of regions draw, and P, the regions of all levels.
+
+    The kernel of a region is the one at its centre with `centres`.
+    """
     parts = []
     for name, target in zip(LEVELS, truth.levels, strict=True):
-        parts.append(region_kernels(outputs[f"kernels_{name}"], target.regions, own_cells))
+        cells = at_centres(target.regions) if centres else target.regions
+        parts.append(region_kernels(outputs[f"kernels_{name}"], cells, own_cells or centres))
     image, region, means = (torch.cat(part) for part in zip(*parts, strict=True))
     masks, kernels, weights = truth.region_masks, embedded(embed, means)[:, None], torch.ones_like(means[:, :1])
     return kernel_dice_loss(outputs["encoded"], masks, kernels, image, region, weights), len(means)

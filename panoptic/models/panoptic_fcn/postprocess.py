@@ -42,6 +42,7 @@ def postprocess(
     merged_score: float,
     most_overlap: float,
     stuff_area: int,
+    argmax: bool,
 ) -> Prediction:
     """Merged maps, scored things and class maps, whichever are wanted, from masks that are drawn once.
 
@@ -59,6 +60,7 @@ def postprocess(
         lowest_score: of things, after their mask was evaluated.
         most_kernels: things that are drawn.
         merged_score, most_overlap, stuff_area: of `merge_by_score`.
+        argmax: merge by `merge_by_probability`, which knows no `most_overlap`.
     """
     merges = bool({"maps", "semantics"} & set(want))
     # value 1 + r of a region map is region class r
@@ -80,17 +82,29 @@ def postprocess(
         region_map = draw_regions(*region_masks(regions, outputs, frame, b))
         scores = np.zeros(len(values))
         scores[regions.regions.cpu().numpy() + 1] = regions.scores.cpu().numpy()
-        merged = merge_by_score(
-            drawn.masks,
-            drawn.labels.tolist(),
-            drawn.scores,
-            region_map,
-            [label if label in categories.stuff else IGNORE for label in values],
-            scores.tolist(),
-            confidence=merged_score,
-            overlap=most_overlap,
-            stuff_area=stuff_area,
-        )
+        if argmax:
+            merged = merge_by_probability(
+                *thing_masks(things, outputs, frame, b)[:3],
+                *region_masks(regions, outputs, frame, b),
+                [label if label in categories.stuff else IGNORE for label in values],
+                scores,
+                threshold=mask_threshold,
+                confidence=merged_score,
+                most=most_kernels,
+                stuff_area=stuff_area,
+            )
+        else:
+            merged = merge_by_score(
+                drawn.masks,
+                drawn.labels.tolist(),
+                drawn.scores,
+                region_map,
+                [label if label in categories.stuff else IGNORE for label in values],
+                scores.tolist(),
+                confidence=merged_score,
+                overlap=most_overlap,
+                stuff_area=stuff_area,
+            )
         maps.append(merged)
         if "semantics" in want:
             semantics.append(class_map(region_map, values, merged, categories.is_thing))
@@ -207,10 +221,9 @@ def draw_things(
         lowest: scores are at least this.
         most: things at most.
     """
-    # the mean probability inside of each mask
     probability = logits.sigmoid()
     inside = probability > threshold
-    scores = scores * ((probability * inside).sum((1, 2)) / (inside.sum((1, 2)).float() + 1e-6))
+    scores = evaluated_scores(probability, inside, scores)
     # only those that count are brought to the output
     scores, order = scores.sort(descending=True, stable=True)
     order = order[scores >= lowest][:most]
@@ -220,6 +233,69 @@ def draw_things(
         scores[: len(order)].cpu().numpy().astype(np.float32),
         view.size,
     )
+
+
+def evaluated_scores(probability: Tensor, inside: Tensor, scores: Tensor) -> Tensor:
+    """Scores [K] times the mean probability inside of each mask.
+
+    Args:
+        probability: float [K, y, x].
+        inside: bool [K, y, x], the masks.
+        scores: float [K].
+    """
+    return scores * ((probability * inside).sum((1, 2)) / (inside.sum((1, 2)).float() + 1e-6))
+
+
+def merge_by_probability(
+    things: Tensor,
+    thing_labels: Tensor,
+    thing_scores: Tensor,
+    regions: Tensor,
+    region_labels: Tensor,
+    view: View,
+    stuff_labels: Sequence[int],
+    stuff_scores: np.ndarray,
+    *,
+    threshold: float,
+    confidence: float,
+    most: int,
+    stuff_area: int,
+) -> Segmentation:
+    """Each pixel goes to the thing or stuff whose mask is the most probable there, the first of equal ones.
+
+    Things come first, by score. A thing without a pixel is none; the pixels of stuff that is too small become void.
+
+    Args:
+        things, thing_labels, thing_scores: of `thing_masks`, K things.
+        regions, region_labels, view: of `region_masks`.
+        stuff_labels: [1 + R], the contiguous class of each region label, `IGNORE` for those that are no stuff.
+        stuff_scores: float [1 + R].
+        threshold: of `draw_things`, by which things are scored.
+        confidence: things score at least this.
+        most: things at most.
+        stuff_area: stuff of fewer pixels becomes void.
+
+    Returns:
+        things by descending score, then stuff in the order of its region classes.
+    """
+    probability = things.sigmoid()
+    ranking, order = evaluated_scores(probability, probability > threshold, thing_scores).sort(
+        descending=True, stable=True
+    )
+    kept = order[ranking >= confidence][:most]
+    named = torch.tensor(stuff_labels, device=regions.device) != IGNORE
+    named[0] = True  # nothing, which a true mask has as a plane
+    chosen = named[region_labels].nonzero()[:, 0]
+    # 1 to K are things, K + 1 is nothing, as region label 0 is, and K + 1 + r is region label r
+    first = len(kept) + 1
+    numbers = torch.cat([torch.arange(1, first, device=things.device), region_labels[chosen] + first])
+    owners = draw_regions(torch.cat([things[kept], regions[chosen]]), numbers, view)
+    labels = np.array([IGNORE, *thing_labels[kept].tolist(), *stuff_labels], np.int64)
+    scores = np.concatenate([[0.0], ranking[: len(kept)].cpu().numpy(), stuff_scores]).astype(np.float32)
+    least = np.where(np.arange(len(labels)) < first, 1, max(1, stuff_area))
+    alive = (np.bincount(owners.reshape(-1), minlength=len(labels)) >= least) & (labels != IGNORE)
+    table = np.where(alive, np.cumsum(alive), 0).astype(np.int32)
+    return Segmentation(table[owners], labels[alive], scores=scores[alive])
 
 
 def _cropped(probability: Tensor, inside: Tensor, view: View, threshold: float) -> CroppedMask:

@@ -27,6 +27,9 @@ from panoptic.targets.instances import is_instance
 Regions = Literal["with_things", "stuff", "all"]
 """Classes of the region branch: one for all things and then stuff; stuff alone; or every class."""
 
+StuffPositions = Literal["regions", "centres"]
+"""Position of a stuff class on a level: all cells that it covers, or one of them, the nearest to their middle."""
+
 Centre = Literal["mass", "box"]
 """Position of a thing's peak: the mean cell of its mask, or the middle of its box."""
 
@@ -47,7 +50,7 @@ class LevelTargets:
     things: Tensor
     """float32 [B, T, h, w], Gaussians combined by maximum."""
     regions: Tensor
-    """float32 [B, R, h, w], share of each region class in a cell; 0 below `PRESENT`."""
+    """float32 [B, R, h, w], share of each region class in a cell, 0 below `PRESENT`; or Gaussians, 1 at its centre."""
     image: Tensor
     """int64 [P], the image of each thing of this level, ascending."""
     thing: Tensor
@@ -87,6 +90,7 @@ def kernel_targets(
     shapes: Sequence[tuple[int, int]],
     scales: Sequence[tuple[float, float]],
     regions: Regions = "with_things",
+    stuff_positions: StuffPositions = "regions",
     centre: Centre = "mass",
     overlap: float = 0.7,
     most: int = 100,
@@ -102,6 +106,7 @@ def kernel_targets(
         shapes: h and w of each level.
         scales: smallest and largest square root of a box's area (pixels) of each level, both included.
         regions: the region classes.
+        stuff_positions: where they are.
         centre: where peaks are. A thing that leaves no trace at stride 4 has its box's middle either way.
         overlap: least IoU that a box shifted by the Gaussian's radius keeps (CornerNet).
         most: things of an image on a level; where there are more, the largest boxes stay.
@@ -132,12 +137,20 @@ def kernel_targets(
         score = _gaussians(index, row, column, radius, (len(masks) * len(categories.things), *shape))
         covered = F.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
         covered = covered.masked_fill(covered < PRESENT, 0.0)
+        if stuff_positions == "centres":
+            covered = region_centres(covered, overlap)
         score = score.view(len(masks), len(categories.things), *shape)
         levels.append(LevelTargets(score, covered, image, thing, label, row * shape[1] + column))
     return KernelTargets(levels, masks, region_masks, segments)
 
 
-def true_outputs(targets: Targets, categories: Categories, regions: Regions, truth: KernelTargets) -> dict[str, Tensor]:
+def true_outputs(
+    targets: Targets,
+    categories: Categories,
+    regions: Regions,
+    truth: KernelTargets,
+    stuff_positions: StuffPositions = "regions",
+) -> dict[str, Tensor]:
     """The outputs of Panoptic FCN that the truth can stand for, as `PanopticFCN.truth` describes them."""
     images, most = truth.segments.shape
     cells = torch.full((images, len(LEVELS), most), -1, device=truth.segments.device)
@@ -145,9 +158,43 @@ def true_outputs(targets: Targets, categories: Categories, regions: Regions, tru
     for place, level in enumerate(truth.levels):
         cells[level.image, place, level.thing] = level.cell
         classes[level.image, level.thing] = level.label
-    covered = {f"position.{name}": level.regions for name, level in zip(LEVELS, truth.levels, strict=True)}
+    covered = {
+        f"position.{name}": level.regions if stuff_positions == "regions" else at_centres(level.regions)
+        for name, level in zip(LEVELS, truth.levels, strict=True)
+    }
     numbers = kernel_numbers(targets, categories, regions, truth.segments)
     return {"position.things": cells, **covered, "class": classes, "mask": numbers}
+
+
+def region_centres(covered: Tensor, overlap: float) -> Tensor:
+    """float32 [B, R, h, w], one Gaussian for each region that a level has, 1 at the covered cell nearest to the middle.
+
+    The middle is the mean of the cells; of equally near ones the first counts. The radius is that of a thing whose box
+    is a square of as many cells.
+
+    Args:
+        covered: float [B, R, h, w], above 0 in the cells of a region.
+        overlap: of `kernel_targets`.
+    """
+    images, regions, height, width = covered.shape
+    inside = covered > 0
+    count = inside.sum((2, 3))
+    rows, columns = (torch.arange(side, device=covered.device) for side in (height, width))
+    least = count.clamp(min=1)
+    row = (inside.sum(3) * rows).sum(2) / least
+    column = (inside.sum(2) * columns).sum(2) / least
+    distance = (rows[:, None] - row[..., None, None]) ** 2 + (columns - column[..., None, None]) ** 2
+    cell = distance.masked_fill(~inside, float("inf")).flatten(2).argmin(2)
+    plane = (count.flatten() > 0).nonzero()[:, 0]
+    cell, side = cell.flatten()[plane], count.flatten()[plane].float().sqrt()
+    radius = gaussian_radius(side, side, overlap).clamp(min=0).long()
+    peaks = _gaussians(plane, cell // width, cell % width, radius, (images * regions, height, width))
+    return peaks.view_as(covered)
+
+
+def at_centres(regions: Tensor) -> Tensor:
+    """1 at the centres that `region_centres` drew, else 0, of the same shape."""
+    return (regions == 1).to(regions.dtype)
 
 
 def kernel_numbers(targets: Targets, categories: Categories, regions: Regions, segments: Tensor) -> Tensor:

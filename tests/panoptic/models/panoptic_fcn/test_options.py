@@ -10,6 +10,7 @@ import torch
 
 from panoptic.backbones import Backbone
 from panoptic.models.panoptic_fcn.model import PanopticFCN, PanopticFCNConfig
+from panoptic.models.panoptic_fcn.targets import LEVELS
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, collate
 from tests.support.small import SMALL_FCN
 
@@ -166,3 +167,43 @@ def test_every_ablation_is_an_option(changes, small_categories, random_segmentat
     images, targets = collate(samples(small_categories, random_segmentation, sizes=((64, 96),)), model.divisor)
     losses, maps = model(images, targets, segment=True)
     assert maps is not None and all(torch.isfinite(value) for value in losses.values())
+
+
+def test_stuff_may_be_where_its_centre_is(small_categories, random_segmentation) -> None:
+    """Everything learns; with the truth in place of outputs maps are those of regions; a lone peak finds its class."""
+    torch.manual_seed(0)
+    config = replace(SMALL_FCN, stuff_positions="centres", stuff_area=0)
+    model = build(config, small_categories)
+    images, targets = collate(samples(small_categories, random_segmentation), model.divisor)
+    outputs = model.network(images, targets.frame)
+    terms = model.loss(outputs, targets)
+    regions = build(replace(config, stuff_positions="regions"), small_categories)
+    usual = regions.loss(outputs, targets)
+    assert terms["thing_position"] == usual["thing_position"] and terms["stuff_position"] != usual["stuff_position"]
+    sum(terms.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+    model.eval()
+    with torch.no_grad():
+        outputs = model.network(images, targets.frame)
+        truth = model.truth(targets, outputs)
+    assert all((truth[f"position.{level}"].flatten(2).sum(2) <= 1).all() for level in LEVELS)
+    with torch.no_grad():
+        usual_truth = regions.eval().truth(targets, outputs)
+    expected_maps = regions.postprocess(outputs | usual_truth, targets.frame).maps
+    for merge in ("greedy", "argmax"):
+        model.config = replace(config, merge=merge)
+        for merged, expected in zip(model.postprocess(outputs | truth, targets.frame).maps, expected_maps, strict=True):
+            assert len(expected.labels) > 3
+            known = (expected.semantic() != IGNORE) | (merge == "greedy")  # argmax has a class for a crowd of things
+            np.testing.assert_array_equal(merged.semantic()[known], expected.semantic()[known])
+    model.config = config
+    with torch.no_grad():
+        for level in LEVELS:
+            outputs[f"regions_{level}"] = torch.full_like(outputs[f"regions_{level}"], -200.0)
+            outputs[f"things_{level}"] = torch.full_like(outputs[f"things_{level}"], -200.0)
+        outputs["regions_p3"][:, 2, 1, 1] = 3.0
+        found = model._region_kernels(outputs, 0)
+        expected = model.stuff_embed(outputs["kernels_p3"])[0, :, 1, 1]
+    assert found.regions.tolist() == [2] and torch.allclose(found.kernels[0], expected, atol=1e-5)
+    assert found.scores[0] == pytest.approx(0.953, abs=1e-3)

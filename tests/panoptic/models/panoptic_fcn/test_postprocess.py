@@ -10,7 +10,13 @@ from pycocotools import mask as rle
 
 from panoptic.layers.greedy_merge import CroppedMask, merge_by_score
 from panoptic.models.panoptic_fcn.conv_stack import with_coordinates
-from panoptic.models.panoptic_fcn.postprocess import View, as_instances, draw_regions, draw_things
+from panoptic.models.panoptic_fcn.postprocess import (
+    View,
+    as_instances,
+    draw_regions,
+    draw_things,
+    merge_by_probability,
+)
 from panoptic.segmentation import IGNORE
 
 
@@ -99,3 +105,46 @@ def test_a_pixel_without_any_probability_has_no_region() -> None:
     logits[1, :, 2:] = 3.0
     regions = draw_regions(logits, torch.tensor([3, 5]), view)
     assert (regions[:, :6] == 0).all() and (regions[:, 8:] == 5).all()
+
+
+def halves(*logits: tuple[float, float]) -> torch.Tensor:
+    """Planes [K, 4, 4] that are one logit left and another right."""
+    return torch.tensor(logits)[:, None, [0, 0, 1, 1]].expand(-1, 4, -1).contiguous()
+
+
+OPTIONS = {"threshold": 0.4, "confidence": 0.2, "most": 100, "stuff_area": 0}
+
+
+def by_probability(things: torch.Tensor, scores: list[float], regions: torch.Tensor, labels: list[int], **changes):
+    """Things of classes 10, 11, … and stuff of classes 20 to 22 behind one region that stands for things."""
+    view = View.of((4, 4), (16, 16), (16, 16), torch.zeros(()))
+    stuff, stuff_scores = [IGNORE, IGNORE, 20, 21, 22], np.array([0.0, 0.9, 0.5, 0.6, 0.7])
+    classes = torch.arange(len(things)) + 10
+    known = (things, classes, torch.tensor(scores), regions, torch.tensor(labels, dtype=torch.int64), view)
+    return merge_by_probability(*known, stuff, stuff_scores, **{**OPTIONS, **changes})
+
+
+def test_argmax_gives_a_pixel_to_the_most_probable_mask() -> None:
+    """Whatever the scores: the better thing loses the right half, which the greedy merge would have left to it."""
+    things, regions = halves((3.0, 2.0), (-5.0, 4.0)), halves((1.0, 1.0))
+    merged = by_probability(things, [0.9, 0.5], regions, [2])
+    assert merged.labels.tolist() == [10, 11] and merged.scores.tolist() == pytest.approx(
+        [0.9 * 0.917, 0.5 * 0.982], abs=2e-3
+    )
+    assert (merged.segments[:, :6] == 1).all() and (merged.segments[:, 10:] == 2).all()
+    unsure = by_probability(things, [0.9, 0.1], regions, [2])
+    assert unsure.labels.tolist() == [10] and (unsure.segments == 1).all()
+    assert by_probability(things, [0.5, 0.9], regions, [2]).labels.tolist() == [11, 10]
+
+
+def test_argmax_takes_stuff_as_it_takes_things() -> None:
+    things, regions = halves((3.0, -3.0)), halves((4.0, 4.0), (-9.0, 2.0), (-8.0, -8.0))
+    merged = by_probability(things, [0.9], regions, [1, 3, 4])  # the region of all things is no stuff
+    assert merged.labels.tolist() == [10, 21] and merged.scores[1] == pytest.approx(0.6)
+    assert (merged.segments[:, :6] == 1).all() and (merged.segments[:, 10:] == 2).all()
+    small = by_probability(things, [0.9], regions, [1, 3, 4], stuff_area=200)
+    assert small.labels.tolist() == [10] and (small.segments[:, 10:] == 0).all()
+    nothing = by_probability(things, [0.9], halves((-9.0, 2.0), (-9.0, 9.0)), [3, 0])  # as a true mask has it
+    assert nothing.labels.tolist() == [10] and (nothing.segments[:, 10:] == 0).all()
+    empty = by_probability(torch.zeros(0, 4, 4), [], torch.zeros(0, 4, 4), [])
+    assert len(empty.labels) == 0 and not empty.segments.any()

@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from panoptic.models.panoptic_fcn.targets import KernelTargets, gaussian_radius, kernel_targets
+from panoptic.models.panoptic_fcn.targets import (
+    KernelTargets,
+    at_centres,
+    gaussian_radius,
+    kernel_targets,
+    region_centres,
+)
 from panoptic.segmentation import Categories, Sample, Segmentation, Targets, collate
 
 SCALES = ((1, 64), (32, 128), (64, 256), (128, 512), (256, 2048))
@@ -137,3 +143,17 @@ def test_neither_crowds_nor_nothing_are_things(small_categories) -> None:
     assert not build_targets(targets_of([crowd]), small_categories, regions="stuff").region_masks.any()
     whole = build_targets(targets_of([crowd]), small_categories, regions="all").region_masks[0]
     assert whole.any((1, 2)).nonzero()[:, 0].tolist() == [small_categories.things[0]]
+
+
+def test_the_centre_of_a_region_is_its_covered_cell_nearest_to_the_middle() -> None:
+    covered = torch.zeros(2, 3, 5, 9)
+    covered[0, 1, :, 2:7] = 0.8  # a square
+    covered[1, 2, 0, :] = covered[1, 2, 4, :] = covered[1, 2, :, 0] = covered[1, 2, :, 8] = 1.0  # a ring
+    found = region_centres(covered, 0.7)
+    assert (found == 1).sum((2, 3)).tolist() == [[0, 1, 0], [0, 0, 1]] and found[0, 1, 2, 4] == 1
+    assert (found[0, 0] == 0).all() and (found <= 1).all() and found[0, 1, 2, 5] > 0
+    row, column = (found[1, 2] == 1).nonzero()[0].tolist()
+    assert column == 4 and row in (0, 4)  # the middle itself is not covered
+    assert torch.equal(at_centres(found), (found == 1).float())
+    one = torch.zeros(1, 1, 1, 1)
+    assert region_centres(one, 0.7).item() == 0 and region_centres(one + 1, 0.7).item() == 1
