@@ -76,14 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     stored.model.eval()
     names = truth_names(stored.model)
     choices = choices_of(stored.model, options.swap)
+    any_area = without_stuff_area(stored) if options.any_stuff_area else None  # or refused before anything is evaluated
     data = options.data
     manifest = ensure_shards(data.root, data.split, data.shards, data.reader, class_map=data.class_map, options=data)
+    manifest = data.part_of(manifest)
     manifest = in_classes_of(stored, manifest, "" if data.class_map else data.shards)
     pool = Pool(options.actors, options.threads)
     experiment = options_of(stored, PRESETS["demo"]())
     rows = list(oracle(stored, manifest, experiment, choices, not options.no_ap, pool))
-    if options.any_stuff_area:
-        rows += oracle(without_stuff_area(stored), manifest, experiment, [names], not options.no_ap, pool)
+    if any_area is not None:
+        rows += oracle(any_area, manifest, experiment, [names], not options.no_ap, pool)
     print(f"{options.model} on {manifest.rows} images of {data.split}; x: the truth in place of the network's output")
     print(table(names, rows))
     if not options.no_log:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs import oracle
 from jobs.oracle import main
-from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
-from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
+from panoptic.models import Architecture
 from panoptic.segmentation import Categories
 from panoptic.training import checkpoint
-from tests.support.small import SMALL_DEEPLAB, SMALL_FCN
+from tests.support.small import SMALL_DEEPLAB, SMALL_DETR, SMALL_FCN
 
 
-def stored(folder: Path, config: PanopticDeepLabConfig | PanopticFCNConfig, root: Path) -> str:
+def stored(folder: Path, config: Architecture, root: Path) -> str:
     """A checkpoint of random weights for the classes of the folder `root`."""
     content = json.loads((root / "annotations" / "panoptic_val.json").read_text())
     categories = Categories.from_coco(content["categories"])
@@ -76,3 +76,13 @@ def test_a_table_is_logged_and_stands_in_the_report_of_the_next_evaluation(
     text = before.read_text()
     assert "<h2>Oracle</h2>" in text
     assert all(f"<td>{cell}</td>" in text for cell in cells[0]) and len(cells) == 1
+
+
+def test_a_model_without_a_stuff_area_is_refused_before_anything_is_evaluated(
+    monkeypatch: pytest.MonkeyPatch, scenes16: Path, tmp_path: Path
+) -> None:
+    model = stored(tmp_path, SMALL_DETR, scenes16)
+    for name in ("ensure_shards", "oracle"):
+        monkeypatch.setattr(oracle, name, lambda *given, **options: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match="DETRConfig has no stuff_area"):
+        main([model, "--data.root", str(scenes16), "--any-stuff-area", "--no-log"])
