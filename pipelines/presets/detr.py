@@ -78,9 +78,9 @@ def detr_004_cityscapes() -> Experiment:
     """The slides' table, version 119: 1200 frames at 400 pixels, 100 epochs of 4, Adam, one rate for all.
 
     From the slides: PQ 6.66, SQ 37.51, RQ 17.76, mIoU 18.63. Started from a converted Hugging Face checkpoint
-    (facebook/detr-resnet-50-panoptic): `--train.weights CHECKPOINT`; the classification head is fresh. Variations of
-    the slides: --augment.sides 500 (600, 700) with --augment.longest likewise, --data.limit 1000, --optim.clip-norm 1,
-    --model.class-hidden (none), --train.freeze "encoder.*" "decoder.*".
+    (facebook/detr-resnet-50-panoptic): `--train.weights CHECKPOINT`; the classification head is fresh. Their 50
+    validation images: --data.limit-val 50; their 50 test images are others, of the same split here: jobs/evaluate.py
+    CHECKPOINT --data.limit 50 --data.skip 50. What the slides vary are the studies detr-* of jobs/tune.py.
     """
     side = 400
     return Experiment(

@@ -28,7 +28,7 @@ from pipelines.training.driver import prepare_data
 from pipelines.training.failures import describe
 from pipelines.training.worker import load_checkpoint
 
-COSTLY = ("AP", "AP50", "recall")
+COSTLY = ("AP", "AP50", "recall", "FPS")
 """Columns that need an evaluation of their own, since training does not count them."""
 
 
@@ -69,18 +69,20 @@ def _evaluate_row(result: RowResult, uris: Uris, base: Experiment, folder: str) 
     """The result of `evaluate_row`, whose errors are not caught here."""
     entry, values = result.entry, dict(result.values)
     study, uri = STUDIES[entry.study], uris[entry.study, entry.row, entry.seed]
-    changes = study.rows[entry.row].evaluate_with
+    row = study.rows[entry.row]
     if not uri:
         return result
-    if changes or set(study.columns) & set(COSTLY):
-        values |= evaluate_checkpoint(uri, changes, base, folder)
+    if row.evaluate_with or row.true is not None or set(study.columns) & set(COSTLY):
+        values |= evaluate_checkpoint(uri, row.evaluate_with, base, folder, row.true or ())
     if entry.row in study.merged:
         semantic, instances = (uris[entry.study, row, entry.seed] for row in study.merged)
         values[METRICS["PQ"]] = merged_pq(semantic, instances, base, folder)
     return replace(result, values=values)
 
 
-def evaluate_checkpoint(checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str) -> dict[str, float]:
+def evaluate_checkpoint(
+    checkpoint: str, changes: Mapping[str, Any], base: Experiment, folder: str, true: tuple[str, ...] = ()
+) -> dict[str, float]:
     """The metrics of a trained model on the validation split.
 
     Args:
@@ -88,9 +90,10 @@ def evaluate_checkpoint(checkpoint: str, changes: Mapping[str, Any], base: Exper
         changes: options of the model, by their path in an experiment, that do not change its weights' shapes.
         base: names the data.
         folder: where a checkpoint with these options is kept.
+        true: outputs of the network that the truth takes the place of.
     """
     uri = with_options(checkpoint, changes, folder) if changes else checkpoint
-    task = assign(uri, prepare_data(base)[1], base, measures=Measures(instances=True, losses=False))
+    task = assign(uri, prepare_data(base)[1], base, measures=Measures(instances=True, true=true, losses=False))
     return metrics(evaluate(task, Pool(actors=-1 if _gpus() else 0)).evaluation)
 
 

@@ -22,6 +22,7 @@ from pipelines.tuning.sweep import split_preset
 Presets = Mapping[str, Callable[[], Experiment]]
 
 STEPS, BATCH, WORKERS, LIMIT = "train.steps", "train.batch", "train.workers", "data.limit"
+LIMIT_VAL = "data.limit_val"
 VALIDATE, MILESTONES = "train.validate_every", "optim.milestones"
 WARMUPS = ("optim.warmup_steps", "optim.backbone_warmup_steps")
 
@@ -84,7 +85,7 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
     needed = (
         [rest[0]]
         if given
-        else [preset_of(STUDIES[s], row, options.small) for s in options.study for row in STUDIES[s].rows]
+        else [preset_of(STUDIES[s], row, options.small) for s in options.study for row in STUDIES[s].trained]
     )
     missing = sorted({name for name in needed if name not in presets})
     if missing:
@@ -101,7 +102,7 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
     if STEPS in typed:
         raise ValueError("--train.steps: the length of a study is --steps, which milestones and warm-up follow")
     for name in options.study:
-        rows = STUDIES[name].rows
+        rows = STUDIES[name].trained
         for path in sorted(typed):
             if len({repr((row.change.get(path), row.evaluate_with.get(path))) for row in rows}) > 1:
                 raise ValueError(f"--{path}: the rows of {name} differ in it; leave it out, or the study")
@@ -109,7 +110,7 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
 
 def preset_of(study: Study, row: Row, small: bool) -> str:
     """The preset of a row."""
-    return study.small if small else row.preset or study.preset
+    return (row.small or study.small) if small else row.preset or study.preset
 
 
 def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[PlannedTrial]:
@@ -121,14 +122,15 @@ def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planne
     planned = []
     for name in options.study:
         study, rows = STUDIES[name], []
-        for row in study.rows:
+        for row in study.trained:
             preset = given or preset_of(study, row, options.small)
             if preset not in bases:
                 bases[preset] = parse([preset, *arguments], presets)[1]
             published = not (given or options.small)
             rows.append((preset, changes_of(study, row, bases[preset], options, published, typed)))
         workers = common_workers([(bases[preset], changes) for preset, changes in rows])
-        for index, (preset, changes) in enumerate(rows):
+        places = [place for place, row in enumerate(study.rows) if not row.quoted]
+        for index, (preset, changes) in zip(places, rows, strict=True):
             first = bases[preset].train.seed
             planned += [
                 PlannedTrial(name, index, seed, preset, {**changes, **workers, "train.seed": seed})
@@ -170,7 +172,8 @@ def changes_of(
         typed: paths that the user gave, which stay as they are.
     """
     shared = {**(study.recipe if published else {}), **study.setting}
-    changes = {path: value for path, value in {**shared, **row.change}.items() if path not in typed}
+    own_change = row.small_change if options.small and row.small_change is not None else row.change
+    changes = {path: value for path, value in {**shared, **own_change}.items() if path not in typed}
     if options.small:
         changes = {path: SMALL.get(path, {}).get(value, value) for path, value in changes.items()}
     whole = study.recipe.get(STEPS, base.train.steps) if STEPS in row.change else 0
@@ -214,6 +217,8 @@ def limited(
 ) -> tuple[list[PlannedTrial], dict[str, Experiment]]:
     """Rows and bases with the same share of the images that there are as their `data.limit` is of the paper's.
 
+    A row validates on as many images as its paper, or on all where there are fewer.
+
     Args:
         planned: rows.
         bases: by preset.
@@ -222,7 +227,16 @@ def limited(
     images = {entry.preset: STUDIES[entry.study].images for entry in planned if STUDIES[entry.study].images}
     asked = {name for name in images if bases[name].data.limit and LIMIT not in typed}
     asked |= {entry.preset for entry in planned if entry.preset in images and LIMIT in entry.changes}
-    rows = {name: prepare_data(_with_limit(bases[name], 0))[0].rows for name in sorted(asked)}
+    validated = {entry.preset for entry in planned if entry.changes.get(LIMIT_VAL)}
+    sets = {name: prepare_data(_with_limit(bases[name], 0)) for name in sorted(asked | validated)}
+    rows = {name: sets[name][0].rows for name in asked}
+
+    def fitted(entry: PlannedTrial) -> PlannedTrial:
+        """The row with at most as many validation images as there are."""
+        asked_for = entry.changes.get(LIMIT_VAL)
+        if not asked_for:
+            return entry
+        return replace(entry, changes={**entry.changes, LIMIT_VAL: min(asked_for, sets[entry.preset][1].rows)})
 
     def share(name: str, limit: int) -> int:
         return min(rows[name], max(1, round(limit * rows[name] / images[name])))
@@ -231,7 +245,7 @@ def limited(
         replace(entry, changes={**entry.changes, LIMIT: share(entry.preset, entry.changes[LIMIT])})
         if entry.preset in rows and entry.changes.get(LIMIT)
         else entry
-        for entry in planned
+        for entry in map(fitted, planned)
     ]
     scaled = {
         name: _with_limit(base, share(name, base.data.limit)) if name in rows and base.data.limit else base

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.cluster import storage
-from pipelines.config import Experiment, check_run_name, flatten, parse, typed_paths
+from pipelines.config import Experiment, check_run_name, flatten, override, parse, typed_paths
 from pipelines.studies import STUDIES
 from pipelines.studies.evaluate import RowResult, evaluate_row
+from pipelines.studies.papers import TABLES
 from pipelines.studies.plan import (
     Options,
     PlannedTrial,
@@ -21,11 +22,12 @@ from pipelines.studies.plan import (
     label_of,
     limited,
     plan,
+    preset_of,
     short_name,
     with_weights,
 )
 from pipelines.studies.statistics import Cell
-from pipelines.studies.study import METRICS
+from pipelines.studies.study import METRICS, SMALL, UNITS, Study
 from pipelines.studies.table import Table, table_of
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
@@ -73,6 +75,9 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     """
     planned, bases, name, trial_check = checked(options, rest, presets)
     pretrain_steps = pretraining(options)
+    starts = {study: beginning(study, planned, bases, pretrain_steps) for study in options.study}
+    for line in filter(None, starts.values()):
+        print(line, flush=True)
     options = replace(options, concurrent=join_cluster(options.concurrent, trial_check.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))
     if pretrain_steps and any(map(lacking, trial_check.experiments)):
@@ -81,7 +86,15 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     planned = with_weights(planned, bases, pretrain_steps)
     sweep = train_rows(options, rest, planned, bases, name)
     results = evaluate_rows(planned, bases, sweep)
-    tables = {study: table_of_study(study, results, budget_of(study, options, rest, bases)) for study in options.study}
+    tables = {
+        study: table_of_study(
+            study,
+            results,
+            budget_of(study, options, rest, bases),
+            [*filter(None, (starts[study], substitutions(study) if options.small else ""))],
+        )
+        for study in options.study
+    }
     return finish(tables, sweep, [f"{result.entry.label}: {result.reason}" for result in results if result.reason])
 
 
@@ -128,6 +141,47 @@ def outline(options: Options, rest: Sequence[str], presets: Presets) -> str:
         lines += [f"    {path} {value}" for path, value in same[0].changes.items()]
     folder = storage.join(storage.absolute(next(iter(bases.values())).storage), name)
     return "\n".join([*lines, f"folder   {folder}", "dry run: nothing was started and nothing written"])
+
+
+WEIGHTS = {
+    "ImageNet": "a backbone trained on ImageNet (--model.backbone.weights imagenet, or FILE)",
+    "COCO": "a model trained on COCO (--train.weights CHECKPOINT)",
+}
+"""The weights that a paper's models begin with, in words."""
+
+
+def beginning(study: str, planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment], pretrain_steps: int) -> str:
+    """A line that says that a study begins from other weights than its paper; "" where it does not.
+
+    Args:
+        study: its name.
+        planned: rows of all studies.
+        bases: experiments by preset.
+        pretrain_steps: for which parts that are frozen without weights are trained on drawn scenes; 0 = they are not.
+    """
+    begins = STUDIES[study].begins
+    experiments = [experiment_of(entry, bases) for entry in planned if entry.study == study]
+    given = [
+        one.train.weights or (begins == "ImageNet" and one.model.backbone.weights != "none") for one in experiments
+    ]
+    if not begins or all(given):
+        return ""
+    drawn = pretrain_steps > 0 and any(map(lacking, experiments))
+    ours = "a training on drawn scenes" if drawn else "random weights"
+    return f"{study}: the paper's models begin with {WEIGHTS[begins]}, these with {ours}"
+
+
+def substitutions(study: str) -> str:
+    """A line that names the values that --small takes in place of the paper's; "" where there are none."""
+    definition, changed = STUDIES[study], dict[str, None]()
+    for row in definition.trained:
+        paper = {**definition.setting, **row.change}
+        small = row.change if row.small_change is None else row.small_change
+        for path, value in {**definition.setting, **small}.items():
+            own = SMALL.get(path, {}).get(value, value)
+            if own != paper.get(path, own):
+                changed[f"{path} {paper[path]} is {own}"] = None
+    return f"With --small: {'; '.join(changed)}." if changed else ""
 
 
 def check_rows(planned: Sequence[PlannedTrial], trial_check: TrialCheck, remedy: str) -> None:
@@ -237,27 +291,28 @@ def last_validation(result: TrialResult | None, folder: str) -> tuple[str, dict[
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
 
 
-def table_of_study(study: str, results: Sequence[RowResult], budget: str) -> Table:
+def table_of_study(study: str, results: Sequence[RowResult], budget: str, notes: Sequence[str] = ()) -> Table:
     """The table of one study from the results of its rows.
 
     Args:
         study: its name.
         results: of all rows under all seeds.
         budget: steps and seeds, in words.
+        notes: more lines below the table.
     """
     definition = STUDIES[study]
     cells: list[list[Cell]] = []
     for index, row in enumerate(definition.rows):
         seeds = [result for result in results if result.entry.study == study and result.entry.row == index]
-        paper = (*row.paper, *([None] * (len(definition.columns) - len(row.paper))))
         cells.append([])
-        for figure, column in zip(paper, definition.columns, strict=True):
+        for figure, column in zip(row.figures(len(definition.columns)), definition.columns, strict=True):
             # two branches merged are one model: as if one training had made it
             merged = column == "PQ" and index in definition.merged
             trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in seeds)
-            ours = tuple(one.values.get(METRICS[column], math.nan) for one in seeds)
-            cells[-1].append(Cell(figure, ours, trainings))
-    return table_of(study, definition, cells, budget)
+            unit = UNITS.get(column, 1.0)
+            ours = tuple(unit * one.values.get(METRICS[column], math.nan) for one in seeds)
+            cells[-1].append(Cell(figure, ours, trainings, decimals=2 if unit == 1 else 3))
+    return table_of(study, definition, cells, budget, notes)
 
 
 def budget_of(study: str, options: Options, rest: Sequence[str], bases: Mapping[str, Experiment]) -> str:
@@ -300,23 +355,41 @@ def finish(tables: Mapping[str, Table], sweep: SweepResult, unevaluated: Sequenc
 
 
 def listing(presets: Presets) -> str:
-    """Every study with the title of its table, one a line, and why it cannot run yet where that is so."""
-    lines = []
-    for name, study in STUDIES.items():
-        reason = unavailable(name, presets)
-        lines.append(
-            f"{name:18} {len(study.rows)} rows  {study.title}" + (f"\n{'':18} not yet: {reason}" if reason else "")
-        )
-    return "\n".join(lines)
+    """Every table of every document, and below it its studies with their rows, and why one cannot run yet.
+
+    Studies of no document come last.
+    """
+    lines, rest = [], dict(STUDIES)
+    for document, tables in TABLES.items():
+        lines.append(document)
+        for table, names in tables.items():
+            if not any(STUDIES[name].title.startswith(("Table", "Section")) for name in names if name in STUDIES):
+                lines.append(f"  {table}" + ("" if names else " (no study)"))
+            lines += [line for name in names if name in rest for line in _listed(name, rest.pop(name), presets)]
+    if rest:
+        lines.append("Beside the documents' tables")
+    return "\n".join(lines + [line for name, study in rest.items() for line in _listed(name, study, presets)])
+
+
+def _listed(name: str, study: Study, presets: Presets) -> list[str]:
+    """The lines of one study."""
+    quoted = len(study.rows) - len(study.trained)
+    rows = f"{len(study.rows)} rows" + (f", {quoted} of them quoted" if quoted else "")
+    reason = unavailable(name, presets)
+    return [f"    {name:18} {rows:>8}  {study.title}", *([f"{'':23} not yet: {reason}"] if reason else [])]
 
 
 def unavailable(name: str, presets: Presets) -> str:
     """The error of a preset or an option that a study's rows need and that does not exist; "" where all exist."""
+    study = STUDIES[name]
     for small in (False, True):
-        options = Options(study=(name,), small=small)
         try:
-            check(options, [], presets)
-            plan(options, [], presets)  # refuses options that do not exist
+            check(Options(study=(name,), small=small), [], presets)
+            for preset in {preset_of(study, row, small) for row in study.trained}:
+                rows = [row for row in study.trained if preset_of(study, row, small) == preset]
+                changes = [row.small_change if small and row.small_change is not None else row.change for row in rows]
+                every = {path: value for change in changes for path, value in change.items()}
+                override(presets[preset](), {**({} if small else study.recipe), **study.setting, **every})
         except ValueError as error:
             return str(error)
     return ""

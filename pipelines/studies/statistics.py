@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
+from pipelines.studies.study import NONE
+
 SIGNIFICANCE = 0.05
 """Probability that any of the differences that a table claims is none: of all of them together (Holm 1979)."""
 
@@ -20,12 +22,19 @@ ROUNDING = 1e-6
 class Cell:
     """One metric of a row: the paper's figure, and ours under each seed."""
 
-    paper: float | None
-    """None where the paper gives none."""
+    paper: str
+    """The paper's figure as it prints it; "-" where it gives none."""
     ours: tuple[float, ...]
     """One value a seed; NaN where a run has none."""
     trainings: tuple[str, ...] = ()
     """Key of the training behind each value; cells with the same keys are evaluations of one training. () = its own."""
+    decimals: int = 2
+    """Digits behind the point of our figures."""
+
+    @property
+    def published(self) -> float | None:
+        """The paper's figure as a number."""
+        return None if self.paper == NONE else float(self.paper)
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -52,7 +61,8 @@ class Cell:
         """Mean and deviation as text: `42.10 ± 0.31`."""
         if not self.values:
             return "-"
-        return f"{self.mean:.2f}" + (f" ± {self.deviation:.2f}" if len(self.values) > 1 else "")
+        digits = f".{self.decimals}f"
+        return f"{self.mean:{digits}}" + (f" ± {self.deviation:{digits}}" if len(self.values) > 1 else "")
 
 
 def pooled_deviation(cells: Sequence[Cell]) -> tuple[float, int]:
@@ -96,7 +106,7 @@ def compare(a: tuple[str, Cell], b: tuple[str, Cell], deviation: float, freedom:
     difference = first.mean - second.mean
     error = deviation * math.sqrt(1 / len(first.values) + 1 / len(second.values))
     if first.shares(second):
-        paired = Cell(None, tuple(x - y for x, y in zip(first.ours, second.ours, strict=True)))
+        paired = Cell(NONE, tuple(x - y for x, y in zip(first.ours, second.ours, strict=True)))
         difference, freedom = paired.mean if paired.values else difference, len(paired.values) - 1
         error = paired.deviation / math.sqrt(len(paired.values)) if freedom > 0 else math.nan
     if difference < 0:

@@ -11,29 +11,50 @@ METRICS = {
     "things": "val/pq_things",
     "stuff": "val/pq_stuff",
     "SQ": "val/sq",
+    "SQ things": "val/sq_things",
+    "SQ stuff": "val/sq_stuff",
     "RQ": "val/rq",
+    "RQ things": "val/rq_things",
+    "RQ stuff": "val/rq_stuff",
     "AP": "val/ap",
     "AP50": "val/ap50",
     "mIoU": "val/miou",
     "recall": "val/proposal_recall",
     "loss": "val/loss/total",
+    "network ms": "val/time/network_ms",
+    "merging ms": "val/time/postprocess_ms",
+    "FPS": "val/time/images_per_second",
 }
 """Metric of an evaluation by the column of the papers' tables."""
 
+UNITS = {"recall": 0.01}
+"""Factor by which our figure is multiplied, where a paper prints a column in another unit: recall as a fraction."""
+
 QUALITIES = ("PQ", "things", "stuff")
+ALL_QUALITIES = ("PQ", "SQ", "RQ", "things", "SQ things", "RQ things", "stuff", "SQ stuff", "RQ stuff")
+
+NONE = "-"
+"""A figure that a paper does not give."""
 
 SMALL: dict[str, dict[Any, Any]] = {
     "model.backbone.name": {
         **{"resnet50": "resnet18", "resnet101": "resnet34", "convnext_tiny": "convnext_femto"},
         "vit_small_patch14_reg4_dinov2": "vit_tiny_patch16_224",
+        "resnet50_double3x3": "resnet14_double3x3",
+        "vgg16": "vgg11",
+        "res2net50_26w_4s": "res2net14_26w_4s",
     },
     "model.rates": {(3, 6, 9): (1, 2, 3), (6, 12, 18): (2, 4, 6), (12, 24, 36): (4, 8, 12)},
+    "optim.weight_decay": {1e-5: 0.05, 1e-4: 0.5},
     "augment.sides": {(400,): (160,), (500,): (200,), (600,): (240,), (700,): (280,)},
     "augment.longest": {400: 320, 500: 400, 600: 480, 700: 560},
     "resize.short": {400: 160, 500: 200, 600: 240, 700: 280},
     "resize.longest": {400: 320, 500: 400, 600: 480, 700: 560},
 }
-"""Value on the small presets by option and published value: smaller backbones, dilations and sides in one ratio."""
+"""Value on the small presets by option and published value: smaller backbones, dilations and sides in one ratio.
+
+Weight decay: AdamW multiplies a weight by 1 - rate x decay a step, so at a rate of 1.4e-3 a decay of 1e-4 takes 0.03 %
+of it in 2300 steps, which no table can show; 0.05 and 0.5 take up to 15 % and 80 %, and are ten times apart as well."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +64,25 @@ class Row:
     label: str
     change: Mapping[str, Any]
     """Options in which it differs from the other rows."""
-    paper: tuple[float | None, ...] = ()
-    """The paper's figures in the order of the study's columns; None where it gives none."""
+    paper: str = ""
+    """The paper's figures as it prints them, one for each of the study's columns, "-" where it gives none; "" where it
+    gives none at all."""
     evaluate_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the model that differ only while it is evaluated; rows that differ in nothing else train once."""
     preset: str = ""
     """Its preset, where it is not the study's."""
+    small: str = ""
+    """Its preset with --small, where it is not the study's."""
+    small_change: Mapping[str, Any] | None = None
+    """`change` with --small, where `SMALL` does not turn one into the other."""
+    true: tuple[str, ...] | None = None
+    """Outputs of the network that the truth takes the place of while it is evaluated (an oracle); None = no oracle."""
+    quoted: bool = False
+    """A method or a test set that cannot be trained or evaluated here: the paper's figures stand alone."""
+
+    def figures(self, columns: int) -> tuple[str, ...]:
+        """The paper's figures, one a column."""
+        return tuple(self.paper.split()) if self.paper else (NONE,) * columns
 
 
 @dataclass(frozen=True)
@@ -71,5 +105,12 @@ class Study:
     """Images of the paper's training set, of which `data.limit` of preset and rows is a share. 0 = it is a number."""
     merged: tuple[int, ...] = ()
     """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
+    begins: str = ""
+    """The weights with which the paper's models begin ("ImageNet's"), which a study without any says when it starts."""
     note: str = ""
     """A remark below the table: what the paper leaves open."""
+
+    @property
+    def trained(self) -> tuple[Row, ...]:
+        """The rows that are trained or evaluated here: all that are not quoted."""
+        return tuple(row for row in self.rows if not row.quoted)

@@ -11,7 +11,7 @@ from html import escape
 
 from panoptic.metrics.report import markdown_table, text_table
 from pipelines.studies.statistics import ROUNDING, SIGNIFICANCE, Cell, compare, holm, pooled_deviation
-from pipelines.studies.study import Study
+from pipelines.studies.study import NONE, Study
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Table:
         return buffer.getvalue()
 
 
-def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: str) -> Table:
+def table_of(
+    name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: str, remarks: Sequence[str] = ()
+) -> Table:
     """The table of a study in every form.
 
     Args:
@@ -42,16 +44,17 @@ def table_of(name: str, study: Study, cells: Sequence[Sequence[Cell]], budget: s
         study: its rows and columns.
         cells: a list a row, a cell a column.
         budget: steps and seeds, in words.
+        remarks: lines below the table, after the study's own.
     """
     labels = [row.label for row in study.rows]
     head = ["", *(f"{column} {who}" for column in study.columns for who in ("paper", "ours"))]
     body = [
-        [label, *(text for cell in row for text in (_paper(cell.paper), cell.text()))]
+        [label, *(text for cell in row for text in (cell.paper, cell.text()))]
         for label, row in zip(labels, cells, strict=True)
     ]
     leading = "PQ" if "PQ" in study.columns else study.columns[0]
     place = study.columns.index(leading)
-    notes = [*verdict(labels, [row[place] for row in cells], leading), *([study.note] if study.note else [])]
+    notes = [*verdict(labels, [row[place] for row in cells], leading), *([study.note] if study.note else []), *remarks]
     title = f"{name}: {study.title}. Ours: {budget}"
     return Table(
         text="\n".join([title, text_table([head, *body]), *notes]),
@@ -66,7 +69,7 @@ def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str
     flat: dict[str, str | float] = {"row": label}
     for column, cell in zip(columns, row, strict=True):
         flat |= {
-            f"{column} paper": "" if cell.paper is None else cell.paper,
+            f"{column} paper": "" if cell.paper == NONE else cell.paper,
             f"{column} mean": cell.mean,
             f"{column} deviation": cell.deviation,
             f"{column} seeds": len(cell.values),
@@ -76,7 +79,7 @@ def csv_row(label: str, columns: Sequence[str], row: Sequence[Cell]) -> dict[str
 
 def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) -> str:
     """Bars of the paper's figure and ours a row, with the deviation of the seeds, as SVG."""
-    heights = [value for cell in cells for value in (cell.paper, cell.mean) if value is not None and value == value]
+    heights = [value for cell in cells for value in (cell.published, cell.mean) if value is not None and value == value]
     top = max([*heights, 1.0]) * 1.15
     width, high, left, base = max(420, 130 * len(labels) + 60, 20 + 7 * len(title)), 320, 50, 260
     parts = [
@@ -88,7 +91,7 @@ def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) 
     ]
     for k, (label, cell) in enumerate(zip(labels, cells, strict=True)):
         x = left + 10 + 130 * k
-        for shift, value, colour in ((0, cell.paper, "#999999"), (48, cell.mean, "#3b6fb6")):
+        for shift, value, colour in ((0, cell.published, "#999999"), (48, cell.mean, "#3b6fb6")):
             if value is None or value != value:
                 continue
             tall = 200 * max(value, 0.0) / top
@@ -103,11 +106,6 @@ def plot(title: str, labels: Sequence[str], cells: Sequence[Cell], column: str) 
             parts.append(f'<line x1="{x + 70}" y1="{low:.1f}" x2="{x + 70}" y2="{upper:.1f}" stroke="black"/>')
         parts.append(f'<text x="{x + 46}" y="{base + 18}" text-anchor="middle">{escape(label)}</text>')
     return "\n".join([*parts, "</svg>"])
-
-
-def _paper(value: float | None) -> str:
-    """The paper's figure as it prints it."""
-    return "-" if value is None else f"{value:g}"
 
 
 def verdict(labels: Sequence[str], cells: Sequence[Cell], column: str) -> list[str]:
@@ -146,10 +144,10 @@ def _same(a: Cell, b: Cell) -> bool:
 
 def orders(labels: Sequence[str], cells: Sequence[Cell]) -> list[str]:
     """The paper's order of the rows beside ours, where it has two or more."""
-    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper is not None and cell.values]
+    both = [(label, cell) for label, cell in zip(labels, cells, strict=True) if cell.paper != NONE and cell.values]
     if len(both) < 2:
         return []
-    paper = [label for label, cell in sorted(both, key=lambda entry: -float(entry[1].paper or 0))]
+    paper = [label for label, cell in sorted(both, key=lambda entry: -(entry[1].published or 0.0))]
     ours = [label for label, cell in sorted(both, key=lambda entry: -entry[1].mean)]
     if paper == ours:
         return [f"The order of the means is the paper's: {' > '.join(ours)}."]

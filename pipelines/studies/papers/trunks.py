@@ -17,9 +17,10 @@ STUDIES = {
         preset=PRESET,
         small="mask2former-pedestrians",
         columns=("PQ", "things", "stuff", "mIoU"),
+        begins="ImageNet",
         rows=(
-            Row("ResNet-50", {NAME: "resnet50"}, (51.9, None, None, 61.7), preset="mask2former-r50-coco"),
-            Row("Swin-T", {NAME: "swin_tiny", DROP: 0.3}, (53.2, None, None, 63.2)),
+            Row("ResNet-50", {NAME: "resnet50"}, "51.9 - - 61.7", preset="mask2former-r50-coco"),
+            Row("Swin-T", {NAME: "swin_tiny", DROP: 0.3}, "53.2 - - 63.2"),
             Row("ConvNeXt-T", {NAME: "convnext_tiny", DROP: 0.0}),
             Row("ViT-S", {NAME: "vit_small_patch14_reg4_dinov2", DROP: 0.0}),
         ),

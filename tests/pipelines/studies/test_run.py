@@ -69,7 +69,7 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
     """The PQ of both rows is that of the two models as one, evaluated once; that of the joint row is its own."""
     asked: list[str] = []
 
-    def evaluate_with(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
+    def evaluate_with(uri: str, changes: Any, base: Any, folder: str, true: Any = ()) -> dict[str, float]:
         asked.append(uri)
         merged = uri.endswith(".pt")
         assert not merged or load(uri).model.config.trunks == "separate"
@@ -93,7 +93,7 @@ def test_branches_that_were_trained_alone_are_evaluated_merged(monkeypatch, tmp_
 
 
 def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_path: Path, mlflow_template: Path):
-    def evaluate_with(uri: str, changes: Any, base: Any, folder: str) -> dict[str, float]:
+    def evaluate_with(uri: str, changes: Any, base: Any, folder: str, true: Any = ()) -> dict[str, float]:
         if changes["model.fusion_threshold"] == 0.85:
             raise RuntimeError("the actor died")
         return {"val/pq": 40.0, "val/ap": 5.0}
@@ -111,9 +111,9 @@ def test_a_row_that_cannot_be_evaluated_costs_its_figure_alone(monkeypatch, tmp_
 def test_results_of_one_training_say_so(monkeypatch, tmp_path: Path, mlflow_template: Path):
     seen: dict[str, Any] = {}
 
-    def table(name: str, definition: Any, cells: Any, budget: str) -> Any:
+    def table(name: str, definition: Any, cells: Any, budget: str, notes: Any) -> Any:
         seen[name] = [[cell.trainings for cell in row] for row in cells]
-        return table_of(name, definition, cells, budget)
+        return table_of(name, definition, cells, budget, notes)
 
     faked(monkeypatch, tmp_path, mlflow_template)
     monkeypatch.setattr(run, "table_of", table)
@@ -156,7 +156,7 @@ def test_no_trial_asks_for_more_images_than_there_are(monkeypatch: pytest.Monkey
         seen.extend([*trials.bases.values(), *trials.experiments])
         raise InterruptedError("trials were given")
 
-    monkeypatch.setattr(plan, "prepare_data", lambda experiment: (SimpleNamespace(rows=485), None))
+    monkeypatch.setattr(plan, "prepare_data", lambda experiment: (SimpleNamespace(rows=485),) * 2)
     monkeypatch.setattr(run, "join_cluster", lambda *given: 1)
     monkeypatch.setattr(run, "execute", execute)
     with pytest.raises(InterruptedError):
@@ -196,7 +196,7 @@ def test_the_record_that_is_checked_is_the_one_that_is_kept(tmp_path: Path):
 
 def test_folders_of_many_studies_have_short_names():
     assert short_name(("aspp", "batch")) == "aspp-batch"
-    assert short_name(tuple(STUDIES)) == f"freezing-r50-and-{len(STUDIES) - 1}-more"
+    assert short_name(tuple(STUDIES)) == f"deeplab-default-and-{len(STUDIES) - 1}-more"
 
 
 def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
@@ -204,4 +204,4 @@ def test_the_job_lists_the_studies(monkeypatch: pytest.MonkeyPatch, capsys):
 
     monkeypatch.setattr(run, "STUDIES", {"aspp": STUDIES["aspp"]})
     assert main(["--study", "list"]) is None
-    assert capsys.readouterr().out.startswith("aspp ")
+    assert "\n    aspp " in capsys.readouterr().out

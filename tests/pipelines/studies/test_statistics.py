@@ -13,9 +13,9 @@ from tests.pipelines.studies.test_table import cells
 
 
 def test_means_and_deviations():
-    cell = Cell(6.35, (10.0, 12.0, math.nan))
+    cell = Cell("6.35", (10.0, 12.0, math.nan))
     assert cell.mean == 11.0 and cell.deviation == pytest.approx(math.sqrt(2)) and cell.text() == "11.00 ± 1.41"
-    assert Cell(None, (5.0,)).text() == "5.00" and Cell(None, (math.nan,)).text() == "-" == Cell(None, ()).text()
+    assert Cell("-", (5.0,)).text() == "5.00" and Cell("-", (math.nan,)).text() == "-" == Cell("-", ()).text()
     deviation, freedom = pooled_deviation(cells((10.0, 12.0), (20.0, 20.0)))
     assert (deviation, freedom) == (pytest.approx(1.0), 2)
     a, b = cells((10.0, 12.0), (15.302653, 15.302653))
@@ -38,13 +38,13 @@ def test_claims_hold_together():
 
 def test_rows_of_one_training_count_once_and_are_compared_seed_by_seed():
     seeds = ("first", "second", "third")
-    rows = [Cell(None, (10.0 + k, 12.0 + k, 17.0 + k), seeds) for k in (0.0, 0.01, 1.0)]
+    rows = [Cell("-", (10.0 + k, 12.0 + k, 17.0 + k), seeds) for k in (0.0, 0.01, 1.0)]
     rows[1] = replace(rows[1], ours=(10.5, 12.7, 17.6))
     assert pooled_deviation(rows)[1] == 2 and pooled_deviation([replace(row, trainings=()) for row in rows])[1] == 6
     lines = verdict(["a", "b", "c"], rows, "PQ")
     assert "b over a by 0.60" in lines[1] and "compared seed by seed" in lines[3]  # ± 0.1, where runs differ by 3.6
     apart = [replace(row, trainings=()) for row in rows]
     assert "no difference" in verdict(["a", "b", "c"], apart, "PQ")[1]
-    single = Cell(None, (5.0, 6.0, 7.0), ("joint 1", "joint 2", "joint 3"))
+    single = Cell("-", (5.0, 6.0, 7.0), ("joint 1", "joint 2", "joint 3"))
     merged = verdict(["joint", "semantic", "instances"], [single, rows[0], rows[0]], "PQ")
     assert "semantic over instances" not in "".join(merged[:-1]) and "4 degrees" in merged[0]
