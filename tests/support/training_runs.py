@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,36 @@ def check_equal(folder: str | Path, other: str | Path, step: int) -> None:
     for key in ("step", "position", "ema_updates"):
         assert found[key] == expected[key]
     assert found["optimiser"]["param_groups"] == expected["optimiser"]["param_groups"]
+
+
+def status(outcome: Outcome) -> str:
+    """What MLflow says of a run."""
+    return client_module.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
+
+
+def check_consistent(outcome: Outcome, steps: int, every: int, batch: int) -> None:
+    """Every checkpoint is whole, every step stands in the MLflow run exactly once, and its model is registered.
+
+    Args:
+        steps: of the run.
+        every: steps between validations.
+        batch: images of a step.
+    """
+    import pytest
+
+    kept = sorted(Path(outcome.folder).glob("step_*"))
+    assert kept[-1].name == f"step_{steps:06d}"
+    for folder in kept:
+        step = int(folder.name.removeprefix("step_"))
+        found = record(outcome.folder, step)
+        assert (found["step"], found["position"], found["run_id"]) == (step, batch * step, outcome.run.run_id)
+        written = json.loads((folder / "metrics.json").read_text())
+        assert written or step % every, "no checkpoint between validations takes the place of one"
+        if written:
+            assert written["val/pq"] == pytest.approx(dict(history(outcome, "val/pq"))[step], abs=0, nan_ok=True)
+    assert [step for step, _ in history(outcome, "train/loss/total")] == list(range(1, steps + 1))
+    assert [step for step, _ in history(outcome, "val/pq")] == list(range(every, steps + 1, every))
+    assert status(outcome) == "FINISHED" and outcome.model.startswith("models:/")
 
 
 def descendants(root: int) -> dict[int, str]:

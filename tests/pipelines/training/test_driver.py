@@ -27,7 +27,7 @@ import pytest
 
 from pipelines.tracking import client as client_module
 from tests.support.train_record import committed
-from tests.support.training_runs import check_equal, descendants, driver, history, record, wait_for
+from tests.support.training_runs import descendants, driver, history, record, status, wait_for
 
 if TYPE_CHECKING:
     from panoptic.segmentation import Categories
@@ -344,29 +344,6 @@ def run(ray_cluster: None, places: list[str]) -> Callable[..., Outcome]:
     return start
 
 
-def status(outcome: Outcome) -> str:
-
-    return client_module.connect(outcome.run.tracking_uri).get_run(outcome.run.run_id).info.status
-
-
-def check_consistent(outcome: Outcome, steps: int) -> None:
-    """Every checkpoint is whole and every step stands in the MLflow run exactly once."""
-    kept = sorted(Path(outcome.folder).glob("step_*"))
-    assert kept[-1].name == f"step_{steps:06d}"
-    for folder in kept:
-        step = int(folder.name.removeprefix("step_"))
-        found = record(outcome.folder, step)
-        assert (found["step"], found["position"], found["run_id"]) == (step, 4 * step, outcome.run.run_id)
-        written = json.loads((folder / "metrics.json").read_text())
-        assert written or step % 10, "no checkpoint between validations takes the place of one"
-        if not written:
-            continue
-        assert written["val/pq"] == pytest.approx(dict(history(outcome, "val/pq"))[step], abs=0, nan_ok=True)
-    assert [step for step, _ in history(outcome, "train/loss/total")] == list(range(1, steps + 1))
-    assert [step for step, _ in history(outcome, "val/pq")] == list(range(10, steps + 1, 10))
-    assert status(outcome) == "FINISHED" and outcome.model.startswith("models:/")
-
-
 def last_step(folder: Path, places: list[str]) -> int:
     """The last step whose loss has reached MLflow, which comes after the step."""
     run_id = json.loads((folder / "run.json").read_text())["run_id"]
@@ -375,22 +352,6 @@ def last_step(folder: Path, places: list[str]) -> int:
 
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_continued_run_is_the_uninterrupted_one(run: Callable[..., Outcome]):
-    """Bit for bit, on two workers, with batch norm, dropout, averaged weights, bfloat16 and colour augmentation."""
-    options = ["--train.workers", "2", "--train.steps", "20", "--train.deterministic", "True"]
-    whole = run("whole", *options)
-    first = run("halves", *options, "--train.stop-after", "10")
-    assert first.model == "" and len(history(first, "train/loss/total")) == 10
-    second = run("halves", *options)
-    assert second.run.run_id == first.run.run_id != whole.run.run_id
-    check_consistent(second, 20)
-    for key in ("train/loss/total", "train/grad_norm", "train/lr", "val/pq", "val/loss/total"):
-        np.testing.assert_equal(history(second, key), history(whole, key))
-    check_equal(second.folder, whole.folder, 20)
 
 
 @pytest.mark.slow
@@ -411,28 +372,6 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
     expected, found = record(one.folder, 10)["weights"], record(two.folder, 10)["weights"]
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
-
-
-@linux
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_killed_worker_costs_nothing_but_time(run: Callable[..., Outcome], places: list[str]):
-    folder, killed = Path(places[1]) / "worker-killed", []
-
-    def kill() -> None:
-        if not wait_for(lambda: "step_000010" in committed(folder) and last_step(folder, places) >= 12, 200):
-            return
-        workers = [pid for pid, command in descendants(os.getpid()).items() if "RayTrainWorker" in command]
-        if workers and not (folder / "step_000030").exists():
-            os.kill(workers[-1], signal.SIGKILL)
-            killed.append(workers[-1])
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    outcome = run("worker-killed", "--train.steps", "30")
-    thread.join(timeout=5)
-    assert killed, "the run was over before a worker could be killed"
-    check_consistent(outcome, 30)
 
 
 @linux
