@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.training.elastic import INTERVAL
 from tests.support import s3_server, two_nodes
 from tests.support.tracking_server import tracking_server
 from tests.support.two_nodes import Cluster, Node
@@ -29,6 +30,9 @@ TINY = """
 """
 
 BUCKET = "s3://bucket"
+
+STEPS = 120
+"""Of the training that loses a node and gets two; it trains alone while the first of them starts."""
 
 ACTORS = """
 from ray.util.state import list_actors
@@ -106,8 +110,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
 
 
 def training(name: str, shards: str, steps: int) -> list[str]:
-    """A training whose two workers take all CPUs of two nodes, one each."""
-    options = [*TINY.split(), "--train.workers", "2", "--train.cpus-per-worker", "2", "--train.validate-every", "4"]
+    """A training of as many workers as there are nodes: each takes all CPUs of one."""
+    options = [*TINY.split(), "--train.workers", "1..2", "--train.cpus-per-worker", "2", "--train.keep", "3"]
+    options += ["--train.validate-every", str(steps // 3), "--train.checkpoint-every", "4"]
     options += ["--train.steps", str(steps), "--data.root", shards, "--storage", f"{BUCKET}/runs", "--name", name]
     return [sys.executable, "jobs/train.py", "demo", *options]
 
@@ -133,13 +138,23 @@ def test_local_files_of_one_machine_are_refused_on_two(place: Place, shards: str
 
 @pytest.fixture(scope="module")
 def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Node]]:
-    """The log of a training that lost one of its two nodes in mid-run, and the nodes that were there: three."""
+    """The log of a training that lost one of its two nodes in mid-run, got one, and had that one drained for another;
+    and the nodes that were there: four."""
     log = tmp_path_factory.mktemp("trained") / "log.txt"
-    job = place.cluster.start(training("lost-node", shards, 24), log)
-    wait_for(lambda: "step 6/24" in log.read_text() or job.poll() is not None)  # the checkpoint of step 4 is committed
-    assert job.poll() is None, log.read_text()
+    environment = place.cluster.environment | {INTERVAL: "1", two_nodes.MARK: place.cluster.mark}
+    job = place.cluster.start(training("lost-node", shards, STEPS), log, env=environment)
+
+    def wait_until(text: str, times: int = 1) -> None:
+        wait_for(lambda: log.read_text().count(text) >= times or job.poll() is not None)
+        assert job.poll() is None, log.read_text()
+
+    wait_until(f"step 6/{STEPS}")  # the checkpoint of step 4 is committed
     place.cluster.nodes[1].kill()
+    wait_until("training with 1 workers")
     place.cluster.add(hide=[place.local])
+    wait_until("continuing at step", times=2)
+    taken = place.cluster.add(hide=[place.local]) and place.cluster.nodes[2]
+    place.cluster.drain(taken, 120)
     assert job.wait(200) == 0, log.read_text() + place.cluster.logs()
     return log.read_text(), place.cluster.nodes
 
@@ -147,23 +162,31 @@ def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_training_on_two_nodes_survives_the_loss_of_one(place: Place, trained: tuple[str, list[Node]]):
-    """A worker on each; when a node dies, the run goes on from its last checkpoint on the node that was added."""
+    """A worker on each; when a node dies, the run goes on with the other, and takes in the node that is added.
+
+    A node that is drained is left at a common step, so that none is repeated. It is one run, which has each step.
+    """
     from mlflow import MlflowClient
 
     from pipelines.cluster import storage
 
     log, nodes = trained
-    assert place.nodes_of("RayTrainWorker") == {node.id for node in nodes} and len(nodes) == 3
-    restart = re.search(r"continuing at step (\d+)", log)
-    assert restart and 4 <= int(restart[1]) < 24 and "step 24/24" in log, log
+    assert place.nodes_of("RayTrainWorker") == {node.id for node in nodes} and len(nodes) == 4
+    assert re.findall(r"training with (\d) workers, of 1\.\.2", log) == ["2", "1", "2", "2"], log
+    first, second, third = map(int, re.findall(r"continuing at step (\d+)", log))
+    assert 4 <= first < second < third < STEPS and f"step {STEPS}/{STEPS}" in log, log
+    assert f"workers stopped on notice (room for 2 workers); going on from step {second}" in log, log
+    assert f"workers stopped on notice (a node is taken back); going on from step {third}" in log, log
+    trained_steps = [int(step) for step in re.findall(rf" step (\d+)/{STEPS} ", log.split("(room for 2 workers)")[1])]
+    assert trained_steps == list(range(second + 1, STEPS + 1))  # none twice
     assert f"{BUCKET}/runs/lost-node/step_" in log and "lost-node: best checkpoint, on 4 images of val" in log
     client = MlflowClient(place.cluster.environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("panoptic")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'lost-node'")
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss/total")}
-    assert run.info.status == "FINISHED" and steps == set(range(1, 25))
-    assert "checkpoint.pt" in storage.list_files(f"{BUCKET}/runs/lost-node/step_000024")
+    assert run.info.status == "FINISHED" and steps == set(range(1, STEPS + 1))
+    assert "checkpoint.pt" in storage.list_files(f"{BUCKET}/runs/lost-node/step_{STEPS:06d}")
 
 
 @pytest.mark.slow
@@ -182,9 +205,10 @@ def test_actors_of_an_evaluation_are_on_both_nodes(place: Place, trained: tuple[
         "2",
         "--quick",
     ]
-    text = place.done("evaluate", f"{run}/step_000024", *options, "--against", f"{run}/step_000020")
-    assert place.nodes_of("_Actor") == {place.cluster.nodes[0].id, place.cluster.nodes[2].id}
-    (trained_row,) = [line for line in trained[0].split("validation at step 24")[1].splitlines() if " all " in line][:1]
+    text = place.done("evaluate", f"{run}/step_{STEPS:06d}", *options, "--against", f"{run}/step_{2 * STEPS // 3:06d}")
+    assert place.nodes_of("_Actor") == {place.cluster.nodes[0].id, place.cluster.nodes[3].id}
+    validated = trained[0].split(f"validation at step {STEPS}")[1].splitlines()
+    trained_row = next(line for line in validated if " all " in line)
     assert trained_row.split(" all ")[1].split()[:3] == next(
         line.split()[1:4] for line in text.splitlines() if line.startswith("all ")
     )

@@ -1,7 +1,7 @@
 """Trainings that are interrupted in all ways, which end as the one that nothing happened to. All are slow.
 
-Weights, average, optimiser and history are compared bit for bit, on CPU with the same workers, with batch norm,
-dropout, averaged weights, bfloat16 and colour augmentation: each interruption goes on from a checkpoint between
+Weights, average, optimiser and history are compared bit for bit, in float32 on CPU with the same workers, with
+batch norm, dropout, averaged weights and colour augmentation: each interruption goes on from a checkpoint between
 validations.
 """
 
@@ -36,9 +36,8 @@ OPTIONS = """
 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
 --model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
 --model.instance-head-channels 8 --augment.crop 65 97 --augment.colour ssd --resize.short 96 --optim.warmup-steps 4
---optim.ema 0.9
---engine.precision bfloat16 --train.deterministic True --train.batch 4 --train.workers 2 --train.log-every 1
---train.steps 36 --train.validate-every 18 --train.overlays 1 --train.checkpoint-every 4 --train.keep 1
+--optim.ema 0.9 --engine.precision float32 --train.deterministic True --train.batch 4 --train.workers 2
+--train.log-every 1 --train.steps 36 --train.validate-every 18 --train.overlays 1 --train.checkpoint-every 4 --train.keep 1
 """
 STEPS, EVERY, BATCH = 36, 18, 4
 
