@@ -37,7 +37,8 @@ OPTIONS = """
 --model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
 --model.instance-head-channels 8 --augment.crop 65 97 --augment.colour ssd --resize.short 96 --optim.warmup-steps 4
 --optim.ema 0.9 --engine.precision float32 --train.deterministic True --train.batch 4 --train.workers 2
---train.log-every 1 --train.steps 36 --train.validate-every 18 --train.overlays 1 --train.checkpoint-every 4 --train.keep 1
+--train.log-every 1 --train.steps 36 --train.validate-every 18 --train.overlays 1 --train.checkpoint-every 4
+--train.keep 1
 """
 STEPS, EVERY, BATCH = 36, 18, 4
 
