@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
     tracking = Tracking(options.tracking.uri, options.tracking.experiment, f"oracle {options.model}"[-250:])
+    uri, identity = identify(options.model, resolve_uri(tracking, "runs"))
+    stored = load(uri, resolve_uri(tracking, "runs"))
     if not options.no_log:
         check_store(tracking, "runs")
         check_answers(tracking, "runs")
-    uri, identity = identify(options.model, resolve_uri(tracking, "runs"))
-    stored = load(uri, resolve_uri(tracking, "runs"))
     stored.model.eval()
     names = truth_names(stored.model)
     choices = choices_of(stored.model, options.swap)

@@ -216,8 +216,8 @@ class Data(ReaderOptions):
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     limit_val: NonNegativeInt = 0
-    """Validate on so many images only: the first ones of a shuffle of the validation split by --limit-seed. 0 = all.
-    jobs/evaluate.py with --data.skip at this number evaluates images that no validation saw."""
+    """Validate on so many images only: the first ones of a shuffle of the validation split by limit_seed. 0 = all.
+    jobs/evaluate.py has an option to skip so many, and so evaluates images that no validation saw."""
     balance: UnitFloat = 0.0
     """Class-balanced sampling (repeat factors of LVIS): a class that fewer than this share of the training images have
     comes more often, sqrt(balance / its share) times as often, and with it the images that have it. 0 = off, all come

@@ -72,7 +72,7 @@ class Augment:
     """Colour (RGB) of that padding; its label is void."""
     rotation: Annotated[float, Interval(ge=0, le=180)] = 0.0
     """Largest angle in degrees by which an image is turned about its middle, either way and all equally likely, before
-    everything else. What comes in at its corners has --pad-value and is void. 0 = off."""
+    everything else. What comes in at its corners has --augment.pad-value and is void. 0 = off."""
     flip: UnitFloat = 0.5
     """Probability of a horizontal flip."""
     flip_first: bool = False

@@ -80,7 +80,7 @@ def detr_004_cityscapes() -> Experiment:
     From the slides: PQ 6.66, SQ 37.51, RQ 17.76, mIoU 18.63. Started from a converted Hugging Face checkpoint
     (facebook/detr-resnet-50-panoptic): `--train.weights CHECKPOINT`; the classification head is fresh. Their 50
     validation images: --data.limit-val 50; their 50 test images are others, of the same split here: jobs/evaluate.py
-    CHECKPOINT --data.limit 50 --data.skip 50. What the slides vary are the studies detr-* of jobs/tune.py.
+    takes 50 after skipping 50. What the slides vary are the studies detr-* of jobs/tune.py.
     """
     side = 400
     return Experiment(

@@ -50,7 +50,7 @@ SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 """A number of stages, then pairs STAGES@STEP."""
 
 FREE = (
-    *("train.steps", "train.workers", "train.threads", "train.stop_after", "train.log_every"),
+    *("train.steps", "train.workers", "train.fit_memory", "train.threads", "train.stop_after", "train.log_every"),
     *("train.keep", "train.score", "train.score_mode", "train.checkpoint_every", "train.checkpoint_minutes"),
     "model.backbone.own_pixels",  # the pixels themselves may not change
 )
@@ -60,8 +60,8 @@ FREE_GROUPS = ("feed.", "tracking.", "data.")
 """Groups of options that it may change, except `FIXED`."""
 
 FIXED = (
-    *("data.limit", "data.limit_val", "data.limit_seed", "data.balance", "data.window"),
-    "data.cache_features",
+    *("data.limit", "data.limit_val", "data.limit_seed", "data.balance"),
+    *("data.window", "data.cache_features"),
 )
 """Options of these groups that choose the images or their order, so that a continued run keeps them."""
 

@@ -208,12 +208,12 @@ def _matching(scale: float) -> Case:
         outputs = model.network(images)
     optim = Optim(optimiser="adamw", lr=1e-6)
     optimiser, chosen = build_optimiser(model, optim), target_segments(targets)
-    _, classes, embeddings = trained_layers(outputs)
+    layers = trained_layers(outputs)
 
     @torch.no_grad()
     def ours(_: int) -> list[Matches]:
         found = []
-        for logits, vectors in zip(classes.split(2), embeddings.split(2), strict=True):
+        for logits, vectors in zip(layers.classes.split(2), layers.embeddings.split(2), strict=True):
             masks = mask_products(vectors, outputs["features"])
             cost = matching_cost(logits, masks, targets, model.config, model.config.loss_points)
             found.append(hungarian(cost, chosen, targets.names))
