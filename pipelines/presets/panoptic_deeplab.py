@@ -73,7 +73,7 @@ def panoptic_deeplab_r50_foreground_cityscapes() -> Experiment:
     """panoptic-deeplab-r50-cityscapes with the branch that keeps instances off the ego car; nobody published a PQ.
 
     From the paper "Panoptic-DeepLab in PyTorch", section 4, which proposes it and did not train it. Its branch learns
-    things against everything else, void included. `jobs/tune.py --study deeplab-foreground` compares both.
+    things against everything else, void included. The study `deeplab-foreground` of jobs/tune.py compares both.
     """
     base = panoptic_deeplab_r50_cityscapes()
     return replace(base, model=replace(base.model, foreground=True))

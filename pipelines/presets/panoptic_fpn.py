@@ -63,7 +63,7 @@ def panoptic_fpn_double3x3_coco() -> Experiment:
     """COCO with two 3x3 in each bottleneck, from scratch, 270,000 steps of 4 images, detectron2's recipe: no PQ known.
 
     The report "Image Panoptic Segmentation Challenges using COCO Dataset" trained this network otherwise, with Adam at
-    one rate, to the 31.935 of its table 7: that recipe is `jobs/tune.py --study fpn-double3x3`, as `fpn-vgg` and
+    one rate, to the 31.935 of its table 7: that recipe is the study `fpn-double3x3` of jobs/tune.py, as `fpn-vgg` and
     `fpn-res2net` are those of its tables 8 and 9. It does not name its norms; here all of them learn.
     """
     base = panoptic_fpn_r50_coco()
