@@ -181,8 +181,8 @@ class PanopticFCNConfig:
     """Stuff of fewer pixels becomes void."""
     merge: Literal["greedy", "argmax"] = "greedy"
     """greedy: things by score, each on what is free, then stuff (published); argmax: each pixel goes to the thing or
-    stuff whose mask is the most probable there, without order or --model.most-overlap (the simpler generation that the slides
-    name as future work: it "brings 1.4% PQ drop")."""
+    stuff whose mask is the most probable there, without order or --model.most-overlap (the simpler generation that the
+    slides name as future work: it "brings 1.4% PQ drop")."""
 
     def build(self, categories: Categories) -> PanopticFCN:
         """The model, initialised from scratch but for what `backbone.weights` says of timm.
