@@ -184,6 +184,21 @@ class Tracker:
         """Send the metrics now instead of within `INTERVAL`; does not wait for it."""
         self._put(self._hurry)
 
+    def keep(self) -> threading.Event:
+        """Keep in the folder what is not delivered, also on S3, so that it outlives this machine; does not wait.
+
+        Returns:
+            an event that is set when that is done. It may take as long as a request that is under way.
+        """
+        done = threading.Event()
+
+        def keep() -> None:
+            self._save()
+            done.set()
+
+        self._put(keep)
+        return done
+
     def close(self, longest: float = LONGEST_CLOSING) -> bool:
         """Deliver everything, also what an earlier process left; True when nothing is left over.
 

@@ -27,6 +27,9 @@ from pipelines.config import UNVALIDATED
 from pipelines.training.checkpoints import CHECKPOINT, PARTIAL, checkpoint_bytes, content, write
 from pipelines.training.state import State
 
+KEEPING = 60.0
+"""Seconds for which a checkpoint waits for the metrics before it to be in MLflow or in the run's folder."""
+
 
 class Writer:
     """The checkpoints of one worker's training, one at a time."""
@@ -67,10 +70,13 @@ class Writer:
             self._idle.wait()
             self._idle.clear()
             record = self._snapshot.take(content(state))
+            kept = None if state.tracker is None else state.tracker.keep()
             written = ray.train.Checkpoint(state.job.folder)  # stands for the one that `upload` writes
 
         def upload(_: Any, name: str) -> Any:
             try:
+                if kept is not None:  # or a machine that is lost takes metrics along that are not repeated
+                    kept.wait(KEEPING)
                 whole = upload_checkpoint(state, record, evaluation, name)
             finally:
                 self._idle.set()

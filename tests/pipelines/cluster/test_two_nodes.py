@@ -31,7 +31,7 @@ TINY = """
 
 BUCKET = "s3://bucket"
 
-STEPS = 360
+STEPS = 160
 """Of the training that loses a node and gets two; it trains alone while each of them starts."""
 
 ACTORS = """
@@ -172,9 +172,10 @@ def test_a_training_on_two_nodes_survives_the_loss_of_one(place: Place, trained:
 
     log, nodes = trained
     assert place.nodes_of("RayTrainWorker") == {node.id for node in nodes} and len(nodes) == 4
-    assert re.findall(r"training with (\d) workers, of 1\.\.2", log) == ["2", "1", "2", "1", "2"], log
-    first, second, third, fourth = map(int, re.findall(r"continuing at step (\d+)", log))
-    assert 4 <= first < second < third < fourth < STEPS and f"step {STEPS}/{STEPS}" in log, log
+    counts = "".join(re.findall(r"training with (\d) workers, of 1\.\.2", log))
+    assert re.fullmatch("2121?2", counts), log  # the fourth node may have come before anybody looks
+    first, second, third, *_ = map(int, re.findall(r"continuing at step (\d+)", log))
+    assert 4 <= first < second < third < STEPS and f"step {STEPS}/{STEPS}" in log, log
     assert f"workers stopped on notice (room for 2 workers); going on from step {second}" in log, log
     assert f"workers stopped on notice (a node is taken back); going on from step {third}" in log, log
     later = log.split("(room for 2 workers)", 1)[1]

@@ -454,3 +454,15 @@ def test_a_line_of_the_spool_that_was_edited_is_left_out_and_the_rest_sent(line,
     (tmp_path / f"mlflow-{remote.run_id}.jsonl").write_text(f"{line}\n{good}\n")
     assert deliver(remote, tmp_path) == [] and server.steps("loss") == [2]
     assert "was torn or changed and is left out" in caplog.text and "does not answer" not in caplog.text
+
+
+def test_what_is_kept_outlives_the_machine_on_s3_too(impatient, server, remote, tmp_path):
+    """Before `keep`, what waits for S3 is in memory alone: a folder on S3 is written when a delivery has failed."""
+    server.delay = 3.0
+    tracker = Tracker(remote, tmp_path)
+    tracker._spool.local = False  # as on S3
+    tracker.metrics(7, {"loss": 1.0})
+    wait_for(lambda: bool(tracker._spool.records), 2)
+    assert undelivered(tmp_path) == []
+    assert tracker.keep().wait(10)
+    assert undelivered(tmp_path) == ["1 metrics of steps 7 to 7"]

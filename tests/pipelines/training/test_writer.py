@@ -196,3 +196,23 @@ def test_a_training_saves_at_the_steps_that_are_due_and_at_its_validations(
     validated = [report.metrics["step"] for report in reports if report.metrics["score"] > UNVALIDATED]
     others = [report.metrics["step"] for report in reports if report.metrics["score"] == UNVALIDATED]
     assert validated == [4, 8] and others and not {*others} & {*validated} and others[0] == 2
+
+
+def test_metrics_are_kept_before_their_checkpoint(
+    job: Job, reports: list[Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps before a checkpoint are not repeated, so a machine that is lost may not take their metrics along."""
+    state = build_state(job)
+    kept, order = threading.Event(), []
+
+    class Kept:
+        def keep(self) -> threading.Event:
+            order.append("asked")
+            threading.Timer(0.3, lambda: (order.append("kept"), kept.set())).start()
+            return kept
+
+    monkeypatch.setattr(writer, "upload_checkpoint", lambda *_: order.append("written"))
+    state.tracker = Kept()  # type: ignore[assignment]
+    Writer(state).save()
+    reports[0].uploaded.result(10)
+    assert order == ["asked", "kept", "written"]
