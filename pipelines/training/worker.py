@@ -13,12 +13,15 @@ import logging
 import os
 import resource
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,8 +72,8 @@ def loop(job: Job) -> str:
         state = build_state(job, context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
         last = ray.train.get_checkpoint()
         if last is not None:
-            with last.as_directory() as folder:
-                resume(state, Path(folder) / CHECKPOINT)
+            with _files_of(last) as folder:
+                resume(state, folder / CHECKPOINT)
         elif job.begin:
             transfer(state, job.begin)
         if job.features is not None:
@@ -78,6 +81,20 @@ def loop(job: Job) -> str:
         if state.rank == 0:
             _note_start(state)
         return train(state)
+
+
+@contextmanager
+def _files_of(checkpoint: Any) -> Iterator[Path]:
+    """The folder of a checkpoint of Ray Train; of one on S3 a copy of this worker's own.
+
+    Ray's `as_directory` shares a copy between the workers of a machine, and was seen to remove it while one still read.
+    """
+    if checkpoint.filesystem.type_name == "local":
+        yield Path(checkpoint.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.to_directory(folder)
+        yield Path(folder)
 
 
 def _note_start(state: State) -> None:
