@@ -102,7 +102,8 @@ def eomt_large_cityscapes() -> Experiment:
 def eomt_scenes() -> Experiment:
     """Drawn scenes, a small plain ViT from scratch on two CPU workers.
 
-    740 steps of 8 images; its PQ is not measured yet.
+    740 steps of 8 images. Measured to step 370 only, beside other work on 2 cores: PQ on 96 scenes 36.5 (things 0.0,
+    stuff 45.7); the end has not been measured.
     `python jobs/train.py eomt-scenes`
     """
     height, width = 192, 256
