@@ -14,6 +14,7 @@ read, or whose prediction a format cannot hold, is left out with one line that s
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -209,14 +210,11 @@ def encode_wide(ids: np.ndarray) -> bytes:
 def _read(task: Task, model: PanopticModel, images: Sequence[Image]) -> Iterator[tuple[Image, Sample | str]]:
     """The samples of some rows of the shards, in evaluation view, or the reason why one cannot be read."""
     by_row = {image.row: image for image in images}
-    left = sorted(by_row)
-    try:
-        for sample in _samples(task, model, left):
-            left = [row for row in left if row != sample.position]
+    left = dict.fromkeys(sorted(by_row))
+    with contextlib.suppress(ValueError):  # of one of those that are left, which are read one by one below
+        for sample in _samples(task, model, list(left)):
+            del left[sample.position]
             yield by_row[sample.position], sample
-        return
-    except ValueError:  # of one of those that are left, which are read one by one
-        pass
     for row in left:
         try:
             (sample,) = _samples(task, model, [row])

@@ -65,28 +65,26 @@ def postprocess(
     merges = bool({"maps", "semantics"} & set(want))
     # value 1 + r of a region map is region class r
     values = (IGNORE, *region_classes)
+    stuff = [label if label in categories.stuff else IGNORE for label in values]
     maps: list[Segmentation] = []
     instances: list[Instances] = []
     semantics: list[np.ndarray] = []
     for b, (things, regions) in enumerate(kernels if merges or "instances" in want else ()):
-        drawn = draw_things(
-            *thing_masks(things, outputs, frame, b),
-            threshold=mask_threshold,
-            lowest=lowest_score,
-            most=most_kernels,
-        )
+        masks = thing_masks(things, outputs, frame, b)
+        drawn = draw_things(*masks, threshold=mask_threshold, lowest=lowest_score, most=most_kernels)
         if "instances" in want:
             instances.append(as_instances(drawn))
         if not merges:
             continue
-        region_map = draw_regions(*region_masks(regions, outputs, frame, b))
+        areas = region_masks(regions, outputs, frame, b)
+        region_map = draw_regions(*areas)
         scores = np.zeros(len(values))
         scores[regions.regions.cpu().numpy() + 1] = regions.scores.cpu().numpy()
         if argmax:
             merged = merge_by_probability(
-                *thing_masks(things, outputs, frame, b)[:3],
-                *region_masks(regions, outputs, frame, b),
-                [label if label in categories.stuff else IGNORE for label in values],
+                *masks[:3],
+                *areas,
+                stuff,
                 scores,
                 threshold=mask_threshold,
                 confidence=merged_score,
@@ -99,7 +97,7 @@ def postprocess(
                 drawn.labels.tolist(),
                 drawn.scores,
                 region_map,
-                [label if label in categories.stuff else IGNORE for label in values],
+                stuff,
                 scores.tolist(),
                 confidence=merged_score,
                 overlap=most_overlap,
