@@ -35,7 +35,7 @@ class StepDoesNotFit(MemoryError):
         step, images, (height, width), names = self.args
         return (
             f"step {step}: {images} images of {height}x{width} at once do not fit the memory "
-            f"({', '.join(names)}); --train.micro-batch {max(1, images // 2)} takes fewer, --train.fit-memory as few "
+            f"({', '.join(names)}); --train.micro-batch {max(1, images // 2)} takes fewer, --train.fit-memory True as few "
             "as it needs"
         )
 
