@@ -35,8 +35,8 @@ class StepDoesNotFit(MemoryError):
         step, images, (height, width), names = self.args
         return (
             f"step {step}: {images} images of {height}x{width} at once do not fit the memory "
-            f"({', '.join(names)}); --train.micro-batch {max(1, images // 2)} takes fewer, --train.fit-memory True as few "
-            "as it needs"
+            f"({', '.join(names)}); --train.micro-batch {max(1, images // 2)} takes fewer, "
+            "--train.fit-memory True as few as it needs"
         )
 
 
