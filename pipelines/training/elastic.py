@@ -69,6 +69,8 @@ def _fewest(job: Job) -> int:
 def free_room(job: Job) -> int:
     """The number of further workers that the machines of the cluster hold, without those that are being drained."""
     import ray
+
+    # Ray's public calls tell what is free in the whole cluster, not whether one machine has it together
     from ray._private.state import available_resources_per_node, state
 
     needs = {"CPU": worker_cpus(job.experiment) + job.experiment.feed.reserved_cpus} | ({"GPU": 1} if job.gpu else {})
