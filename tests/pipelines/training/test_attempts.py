@@ -119,13 +119,15 @@ def test_what_another_attempt_would_meet_again_ends_the_run(error: Exception, tm
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_driver_gives_workers_time_for_a_checkpoint(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """They are asked to stop, and the training has its checkpoint before the signal ends the driver."""
     asked = threading.Event()
     monkeypatch.setattr(notice, "ask", lambda key, reason: asked.set())
     training = Training(tmp_path / "a", 10)
     begun = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def fit(job: Any) -> Any:
         begun.set()
