@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from panoptic.backbones import imagenet
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
 from pipelines.cluster import lease, session, storage
 from pipelines.cluster.masking import masked, masked_values
 from pipelines.cluster.shared import check_shared
-from pipelines.config import UNVALIDATED, Experiment, Train, check_run_name, flatten
+from pipelines.config import UNVALIDATED, Experiment, Train, check_run_name, flatten, least_workers
 from pipelines.data.balance import class_presence, repeat_factors
 from pipelines.data.class_map import ClassesOf, load, resolve
 from pipelines.data.classes import with_equal_classes
@@ -228,7 +229,9 @@ def _device(options: Train) -> str:
     import torch
 
     gpus = torch.cuda.device_count() if options.gpu != "no" else 0
-    return f"{gpus} x {torch.cuda.get_device_name()}" if gpus >= options.workers else f"{os.cpu_count()} CPU cores"
+    if gpus < least_workers(options.workers):
+        return f"{os.cpu_count()} CPU cores"
+    return f"{gpus} x {torch.cuda.get_device_name()}"
 
 
 def _fit_or_tell(job: Job, callbacks: Any) -> Any:
@@ -283,7 +286,7 @@ def check_places(experiment: Experiment) -> None:
     """
     options, backbone = experiment.train, experiment.model.backbone.weights
     read = {
-        "--model.backbone.weights": "" if backbone in ("none", "timm") else backbone,
+        "--model.backbone.weights": "" if backbone in ("none", *imagenet.NAMES) else backbone,
         "--train.weights": options.weights,
     }
     data = experiment.data
@@ -304,10 +307,6 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
     """
     data = experiment.data
     _require_root(experiment)
-    if data.balance and (data.window > 1 or experiment.augment.doubled):
-        raise ValueError(
-            f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
-        )
     base = storage.absolute(experiment.storage)
     drawn = data.root == "scenes"
     root, reader = (_draw_scenes(experiment, base), "coco") if drawn else (data.root, data.reader)

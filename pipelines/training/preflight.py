@@ -83,10 +83,15 @@ def check_options(experiment: Experiment) -> None:
     Raises:
         ValueError: the batch cannot be shared by the workers, there is no such backbone or other options do not make a
             model, weights are not there, frozen names match nothing, frozen parts have no weights, rates by layers are
-            asked of a backbone without any, the backbone's warm-up begins after the last step, or no validation gives
-            `train.score`.
+            asked of a backbone without any, the backbone's warm-up begins after the last step, options of the data
+            exclude each other, or no validation gives `train.score`.
     """
     workers_for(experiment.train, experiment.train.workers)
+    data = experiment.data
+    if data.balance and (data.window > 1 or experiment.augment.doubled):
+        raise ValueError(
+            f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
+        )
     check_weights(experiment)
     model = meta_model(experiment)
     freeze_parameters(model, experiment.train.freeze)

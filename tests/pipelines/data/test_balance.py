@@ -17,6 +17,7 @@ from pipelines.data.sampler import Repeats, Stream
 from pipelines.data.shard_reader import Rows, view
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.training import driver
+from pipelines.training.preflight import check_options
 from tests.support.stored import write_shards
 
 
@@ -76,4 +77,4 @@ def test_a_training_reads_rare_classes_more_often(
     assert repeats is not None and len(repeats.factors) == 20 and repeats.size > 20
     assert f"data.balance 1: an epoch reads {repeats.size} images of 20" in caplog.text
     with pytest.raises(ValueError, match=r"data\.balance 0\.5: cannot be combined with data\.window"):
-        driver.prepare_data(experiment(balance=0.5, window=4))
+        check_options(experiment(balance=0.5, window=4))

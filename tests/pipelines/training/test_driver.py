@@ -67,6 +67,18 @@ def test_data_that_cannot_be_found_is_named(tmp_path: Path):
         prepare_data(replace(demo, storage=str(tmp_path), data=replace(demo.data, root=str(tmp_path / "nowhere"))))
 
 
+@pytest.mark.parametrize(("weights", "path"), [("none", ""), ("imagenet", ""), ("timm", ""), ("w.pth", "w.pth")])
+def test_a_name_of_weights_is_no_path_that_machines_must_see(weights: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    from pipelines.config import override
+    from pipelines.presets import PRESETS
+    from pipelines.training import driver as training_driver
+
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(training_driver, "check_shared", lambda read, written: asked.append(read))
+    training_driver.check_places(override(PRESETS["demo"](), {"model.backbone.weights": weights}))
+    assert asked[0]["--model.backbone.weights"] == path
+
+
 def test_a_driver_ends_what_a_killed_one_of_the_same_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Only where that one is gone, and one that is there is not disturbed."""
     from pipelines.cluster import lease, session
