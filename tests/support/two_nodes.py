@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,31 @@ class Node:
         self.process.kill()
         end(lambda: self.pids())
         self.process.wait()
+
+    @contextlib.contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """Its processes of this name stand still meanwhile, those that start too: no step is taken unseen."""
+        stopped: set[int] = set()
+        over = threading.Event()
+
+        def stop() -> None:
+            while not over.wait(0.1):
+                for pid in set(self.pids()) - stopped:
+                    if name in " ".join(command_line(pid)):
+                        stopped.add(pid)
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGSTOP)
+
+        thread = threading.Thread(target=stop, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def kill_raylet(self) -> None:
         """End the raylet alone on the spot; its workers notice that by themselves."""
