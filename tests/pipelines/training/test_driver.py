@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 
 from pipelines.tracking import client as client_module
-from tests.support.train_record import committed
 from tests.support.training_runs import descendants, driver, history, record, status, wait_for
 
 if TYPE_CHECKING:
@@ -356,13 +355,6 @@ def run(ray_cluster: None, places: list[str]) -> Callable[..., Outcome]:
     return start
 
 
-def last_step(folder: Path, places: list[str]) -> int:
-    """The last step whose loss has reached MLflow, which comes after the step."""
-    run_id = json.loads((folder / "run.json").read_text())["run_id"]
-    steps = client_module.connect(places[-1]).get_metric_history(run_id, "train/loss/total")
-    return max((metric.step for metric in steps), default=0)
-
-
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 
 
@@ -386,38 +378,12 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@linux
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Path):
-    """Machine lost: the same command again continues from the last checkpoint, in the same MLflow run."""
-    folder, log = Path(places[1]) / "driver-killed", tmp_path / "log"
-    arguments = [*places, *TINY.split(), "--name", "driver-killed", "--train.steps", "30", "--train.workers", "1"]
-    with driver(arguments, log) as process:
-        ready = wait_for(lambda: "step_000010" in committed(folder) and last_step(folder, places) >= 12, 150)
-        assert ready and process.poll() is None and not (folder / "step_000030").exists(), log.read_text()
-    first = json.loads((folder / "run.json").read_text())
-    with driver(arguments, log) as process:
-        assert process.wait(timeout=200) == 0, log.read_text()
-    text = log.read_text()
-    assert "continuing at step" in text and json.loads((folder / "run.json").read_text()) == first
-    assert "driver-killed: best checkpoint, on 8 images of val" in text
-    check_run(first["run_id"], places)
-
-
-@linux
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: list[str], tmp_path: Path):
-    """100 steps, 50 validations with their tables and pictures, into a SQLite store.
-
-    Five MiB are found, a step's 0.05 or a validation's 0.1. In 2000 steps with 200 validations the driver grew by 0.9
-    MiB from step 150 on and the controller by 0.8 from step 390 on, the worker by 30 from step 300 on and by 2 from
-    step 1310 on (AMD EPYC, 2 cores).
-    """
-    folder, log = Path(places[1]) / "growing", tmp_path / "log"
-    arguments = [*places, *TINY.split(), "--name", "growing", "--train.workers", "1", "--train.batch", "2"]
-    arguments += ["--train.steps", "200", "--train.validate-every", "2", "--resize.short", "96"]
+@pytest.fixture(scope="module")
+def grown(places: list[str], tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A driver that is killed after 140 of 150 steps, with a validation, its table and its pictures every second one."""
+    folder, log = Path(places[1]) / "driver-killed", tmp_path_factory.mktemp("grown") / "log"
+    arguments = [*places, *TINY.split(), "--name", "driver-killed", "--train.workers", "1", "--train.batch", "2"]
+    arguments += ["--train.steps", "150", "--train.validate-every", "2", "--resize.short", "96"]
     memory: dict[int, dict[str, float]] = {}
     with driver(arguments, log) as process:
         for step in (40, 140):  # by the first everything is imported and warm; at its end the driver builds a model
@@ -432,12 +398,58 @@ def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: 
                 for pid, command in commands.items()
                 if name in command
             }
+        assert process.poll() is None and not (folder / "step_000150").exists(), log.read_text()
+    return Killed(arguments, log, folder, json.loads((folder / "run.json").read_text())["run_id"], memory)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run whose driver was killed."""
+
+    arguments: list[str]
+    log: Path
+    folder: Path
+    run_id: str
+    memory: dict[int, dict[str, float]]
+    """MiB of each of its processes, at two steps."""
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_neither_driver_nor_controller_grows_with_steps_and_validations(grown: Killed):
+    """100 steps, 50 validations with their tables and pictures, into a SQLite store.
+
+    Five MiB are found, a step's 0.05 or a validation's 0.1. In 2000 steps with 200 validations the driver grew by 0.9
+    MiB from step 150 on and the controller by 0.8 from step 390 on, the worker by 30 from step 300 on and by 2 from
+    step 1310 on (AMD EPYC, 2 cores).
+    """
+    memory = grown.memory
     first, last = sorted(memory)
     assert memory[first].keys() == memory[last].keys() == {"driver", "TrainController", "RayTrainWorker"}
     growth = {name: memory[last][name] - memory[first][name] for name in memory[first]}
     validations = (last - first) / 2
     assert growth["driver"] < 0.1 * validations and growth["TrainController"] < 0.1 * validations, growth
     assert growth["RayTrainWorker"] < 1.2 * validations, growth  # its allocator's pool goes up and down by 30 MiB
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_driver_goes_on_under_its_name(grown: Killed, places: list[str]):
+    """Machine lost: the same command again continues from the last checkpoint, in the same MLflow run."""
+    with driver(grown.arguments, grown.log) as process:
+        assert process.wait(timeout=200) == 0, grown.log.read_text()
+    text = grown.log.read_text()
+    (step,) = map(int, re.findall(r"continuing at step (\d+)", text))
+    assert 140 <= step < 150 and json.loads((grown.folder / "run.json").read_text())["run_id"] == grown.run_id
+    assert "driver-killed: best checkpoint, on 8 images of val" in text
+    client = client_module.connect(places[-1])
+    steps = [metric.step for metric in client.get_metric_history(grown.run_id, "train/loss/total")]
+    assert steps == list(range(1, 151)) and client.get_run(grown.run_id).info.status == "FINISHED"
+    experiment = client.get_run(grown.run_id).info.experiment_id
+    found = client.search_runs([experiment], "tags.mlflow.runName = 'driver-killed'")
+    assert [one.info.run_id for one in found] == [grown.run_id]
 
 
 def last_kept(folder: Path) -> int:
@@ -449,15 +461,6 @@ def private_mib(pid: int) -> float:
     """Memory of a process that no file backs, its share of what several processes map."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
-
-
-def check_run(run_id: str, places: list[str]) -> None:
-
-    client = client_module.connect(places[-1])
-    steps = [metric.step for metric in client.get_metric_history(run_id, "train/loss/total")]
-    assert steps == list(range(1, 31)) and client.get_run(run_id).info.status == "FINISHED"
-    found = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.mlflow.runName = 'driver-killed'")
-    assert [one.info.run_id for one in found] == [run_id]
 
 
 @contextlib.contextmanager
