@@ -380,7 +380,7 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
 
 @pytest.fixture(scope="module")
 def grown(places: list[str], tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """A driver that is killed after 140 of 150 steps, with a validation, its table and its pictures every second one."""
+    """A driver that is killed after 140 of 150 steps, with a validation, its table and pictures every second step."""
     folder, log = Path(places[1]) / "driver-killed", tmp_path_factory.mktemp("grown") / "log"
     arguments = [*places, *TINY.split(), "--name", "driver-killed", "--train.workers", "1", "--train.batch", "2"]
     arguments += ["--train.steps", "150", "--train.validate-every", "2", "--resize.short", "96"]
