@@ -189,13 +189,15 @@ JSIS = Recipe(
         conflicts=Conflicts(stuff_area=64),
     ),
     short=160,
-    steps=280,
+    steps=360,
     lr=3e-3,
-    measured=73.0,
+    measured=71.5,
     least=67,
+    present=True,
 )
-"""In the way: the mask loss is still 0.28. The three things that Panoptic FPN misses are missed here too, four persons,
-two horses and two remotes with them; where the couch's mask is too small, false stuff is left, as there is no void."""
+"""In the way: the three things that Panoptic FPN misses are missed here too, four persons, two horses and two remotes
+with them; where the couch's mask is too small, false stuff is left, as there is no void. (Seen with all of COCO's
+classes after 280 steps, at 73.0, which take a third more time.)"""
 
 MASKFORMER = Recipe(
     MaskFormerConfig(

@@ -102,10 +102,11 @@ def shards(place: Place) -> str:
     return f"{BUCKET}/s"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 100) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 100, said: Callable[[], str] = str) -> None:
+    """Wait until something is so; past the time, fail with what was `said`."""
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < until, said()
         time.sleep(0.2)
 
 
@@ -152,7 +153,7 @@ def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory)
             place.cluster.add(hide=[place.local])
 
     def wait_until(text: str, times: int = 1) -> None:
-        wait_for(lambda: log.read_text().count(text) >= times or job.poll() is not None)
+        wait_for(lambda: log.read_text().count(text) >= times or job.poll() is not None, said=log.read_text)
         assert job.poll() is None, log.read_text()
 
     wait_until(f"step 6/{STEPS}")  # the checkpoint of step 4 is committed
