@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
     "panoptic": (
-        *(("ranges",), ("segmentation",), ("png",), ("rle",), ("distributed",), ("transforms",), ("targets",)),
-        *(("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
+        *(("ranges",), ("segmentation",), ("classes",), ("png",), ("rle",), ("distributed",), ("transforms",)),
+        *(("targets",), ("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
         *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",), ("models.interface",)),
         *(
             ("training",),

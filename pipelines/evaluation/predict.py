@@ -24,6 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from panoptic.classes import classes
 from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_jpeg, encode_segments, silence_opencv, to_coco
@@ -34,7 +35,6 @@ from pipelines.cluster import storage
 from pipelines.cluster.actor_pool import Pool, each
 from pipelines.cluster.progress import progress
 from pipelines.data.loader import evaluation_batches
-from pipelines.data.readers.tables import classes
 from pipelines.data.validation import is_cut
 from pipelines.evaluation.evaluate import Task, classes_of, placed
 from pipelines.evaluation.inputs import Image

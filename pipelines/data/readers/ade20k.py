@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from panoptic.classes import classes, table
 from panoptic.png import decode_channels, decode_labels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
@@ -23,7 +24,6 @@ from pipelines.data.readers.coco_source import categories_of, coco_source, read_
 from pipelines.data.readers.faults import FETCH, UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth, decode_coco
-from pipelines.data.readers.tables import classes, table
 from pipelines.data.readers.tree import Folder, Tree, given
 
 _SPLITS = {"train": "training", "val": "validation"}

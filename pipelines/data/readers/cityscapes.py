@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from panoptic.classes import classes
 from panoptic.png import decode_labels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
@@ -26,7 +27,6 @@ from pipelines.data.readers.coco_source import coco_source, read_json
 from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of
 from pipelines.data.readers.source import Orientation, Source, Truth, decode_coco
-from pipelines.data.readers.tables import classes
 from pipelines.data.readers.tree import Folder, Tree, given
 
 _KEY = re.compile(r"([^_/]+_[^_/]+_[^_/]+)_[^/]*$")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from panoptic.classes import classes, table
 from panoptic.png import decode_labels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
@@ -23,7 +24,6 @@ from pipelines.data.readers.coco_source import categories_of, coco_source, read_
 from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of
 from pipelines.data.readers.source import Orientation, Source, Truth
-from pipelines.data.readers.tables import classes, table
 from pipelines.data.readers.tree import Folder, Tree, given
 
 _FRAME = re.compile(r"(\d{4}_\d{4}_[a-z]+_\d{6}_\d{6})_[^/]*$")

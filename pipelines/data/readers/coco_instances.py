@@ -25,6 +25,7 @@ import numpy as np
 import pydantic_core
 
 from panoptic import rle
+from panoptic.classes import table
 from panoptic.png import decode_labels, image_size
 from panoptic.segmentation import Categories, Segmentation, count_respelt, distinct, shown, whole_number
 from pipelines.cluster import storage
@@ -36,7 +37,6 @@ from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, mem
 from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
 from pipelines.data.readers.source import SWAPPED, Orientation, Problem, Source, Truth
-from pipelines.data.readers.tables import table
 from pipelines.data.readers.tree import Folder, Tree, given
 
 logger = logging.getLogger(__name__)

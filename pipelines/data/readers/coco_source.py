@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
+from panoptic.classes import table
 from panoptic.segmentation import VOID, Categories, count_repair, shown
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import Stream, read_file, readable
@@ -22,7 +23,6 @@ from pipelines.data.readers.coco_json import Annotation, Content, Image, ImageId
 from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.id_map import stands_in_bgr
 from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source, decode_coco
-from pipelines.data.readers.tables import table
 from pipelines.data.readers.tree import Folder
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from panoptic.classes import classes
 from panoptic.segmentation import count_repair
 from pipelines.cluster import storage
 from pipelines.data.readers.archive import cell, readable
@@ -25,7 +26,6 @@ from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.places import holding, image_places
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
 from pipelines.data.readers.source import Orientation, Problem, Source
-from pipelines.data.readers.tables import classes
 from pipelines.data.readers.tree import Folder, Tree, given
 
 OTHER_CLASSES = "take the row out, or give its segments ids of COCO's 133 classes"

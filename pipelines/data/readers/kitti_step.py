@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from panoptic.classes import classes, table
 from panoptic.png import decode_channels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
@@ -22,7 +23,6 @@ from pipelines.data.readers.archive import readable
 from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
 from pipelines.data.readers.source import Orientation, Source, Truth
-from pipelines.data.readers.tables import classes, table
 from pipelines.data.readers.tree import Folder, Tree, given
 
 _VOID = 255

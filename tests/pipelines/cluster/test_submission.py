@@ -19,7 +19,7 @@ SECRET = "planted-s3cret"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder as a person works in: code, and much that is nobody else's business."""
-    files = ["jobs/train.py", "panoptic/a/b.py", "pipelines/data/readers/tables/x.json"]
+    files = ["jobs/train.py", "panoptic/a/b.py", "panoptic/classes/x.json"]
     private = [".env", "data/000.jpg", "runs/a/run.json", ".git/config", ".venv/lib/x.py", "jobs/.env.py", "notes.py"]
     private += ["pipelines/__pycache__/a.py", "panoptic/weights.pt", "jobs/.hidden/x.py"]
     for name in [*files, *private]:
@@ -32,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_code_is_sent_and_nothing_else(checkout: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("staged")
     sent = submission.stage(out, root=checkout)
-    assert sent == [(n, 1) for n in ("jobs/train.py", "panoptic/a/b.py", "pipelines/data/readers/tables/x.json")]
+    assert sent == [(n, 1) for n in ("jobs/train.py", "panoptic/a/b.py", "panoptic/classes/x.json")]
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) == 3 and not any(SECRET in path.read_text() for path in files)
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from panoptic.classes import classes
 from panoptic.segmentation import IGNORE, Categories, Instances, Segmentation
 from pipelines.data import class_maps
 from pipelines.data.class_map import KEEP, ClassesOf, absolute, from_record, load, parse, resolve
 from pipelines.data.class_mapping import ClassMapping
-from pipelines.data.readers.tables import classes
 
 ENTRIES = [
     {"id": 7, "name": "road", "isthing": 0, "color": [128, 64, 128]},

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from panoptic.classes import classes, table
 from panoptic.png import encode_ids
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.data.readers import READERS, read_source
@@ -24,7 +25,6 @@ from pipelines.data.readers.coconut import UNLISTED_IMAGES
 from pipelines.data.readers.kitti_step import categories as kitti_categories
 from pipelines.data.readers.kitti_step import from_panoptic_map
 from pipelines.data.readers.mapillary import from_instance_map
-from pipelines.data.readers.tables import classes, table
 from pipelines.data.shard_writer import write_shard
 from tests.support.trees import CITY_FILES, photograph, png, put, zipped
 
