@@ -1,7 +1,7 @@
 """Evaluate a stored model: `python jobs/evaluate.py MODEL --data.root ROOT --data.split val`.
 
-MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias or runs:/id/model. Prints the tables, writes
-report.html and records both in an MLflow run.
+MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias, runs:/id/model or hub:NAME. Prints the
+tables, writes report.html and records both in an MLflow run.
 
 `--once` is for cron, a systemd timer or a Kubernetes CronJob: it does nothing where this version was evaluated on
 these images before, or is being evaluated, and exits with 0. With `--reference models:/name@champion` it exits with 1
@@ -55,7 +55,8 @@ class Options:
     """The model, the images, and the use of the figures."""
 
     model: Model
-    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias or runs:/id/model."""
+    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias, runs:/id/model or
+    hub:NAME (published weights, whose names the list of presets ends with)."""
     data: Split
     """The images."""
     out: str = "runs/evaluations"

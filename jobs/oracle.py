@@ -1,11 +1,10 @@
 """The score that a model would have if parts of its output were true: `python jobs/oracle.py MODEL --data.root ROOT`.
 
-MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias or runs:/id/model. Every choice of outputs is
-evaluated unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row has
-everything true and keeps stuff of any size. Each row has PQ, SQ, RQ, AP (of the instances before merging, against
+MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias, runs:/id/model or hub:NAME. Every choice of
+outputs is evaluated unless some are named: `--swap none position position+class`. With `--any-stuff-area` a last row
+has everything true and keeps stuff of any size. Each row has PQ, SQ, RQ, AP (of the instances before merging, against
 panoptic masks) and mean IoU; "-" stands where a figure is not defined, as AP of images without a thing. The table goes
-to MLflow, and into the report of every later evaluation of this model on these images.
-"""
+to MLflow, and into the report of every later evaluation of this model on these images."""
 
 from __future__ import annotations
 
@@ -44,7 +43,8 @@ class Options:
     """The model, the images, and the outputs that are swapped."""
 
     model: Model
-    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias or runs:/id/model."""
+    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias, runs:/id/model or
+    hub:NAME (published weights, whose names the list of presets ends with)."""
     data: Split
     """The images."""
     swap: tuple[str, ...] = ()

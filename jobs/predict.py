@@ -1,8 +1,8 @@
 """Segment images: `python jobs/predict.py MODEL IMAGES --out FOLDER`.
 
-MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias or runs:/id/model. IMAGES is a folder of
-photographs, one photograph, an s3:// prefix, or a folder of shards. An image that cannot be read or written is named in
-a line, and the others are predicted.
+MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias, runs:/id/model or hub:NAME. IMAGES is a
+folder of photographs, one photograph, an s3:// prefix, or a folder of shards. An image that cannot be read or written
+is named in a line, and the others are predicted.
 
 The ids of a COCO submission are those of the shards' data set; of photographs those of --images-json, which also says
 which of them are wanted (image_info_test-dev2017.json, say); without it the file names, where each is a number of its
@@ -37,7 +37,8 @@ class Options:
     """The images that are predicted, and the files that are written."""
 
     model: Model
-    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias or runs:/id/model."""
+    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias, runs:/id/model or
+    hub:NAME (published weights, see jobs/train.py --list)."""
     images: Images
     """Folder of photographs or of shards, one photograph, or an s3:// prefix."""
     out: str

@@ -7,6 +7,7 @@
 A checkpoint says everything that is needed: the architecture, the classes, the size at which it was evaluated, the
 precision. Sources that are no file of this machine are opened by whoever registers an entry point of the group
 `panoptic.sources` for their scheme: the pipeline does so for `models:/` and `runs:/` (MLflow) and `s3://`.
+`hub:NAME` is a published model, which is downloaded once (`panoptic.convert.hub`).
 
 Shapes: H x W pixels of a photograph, N segments.
 """
@@ -27,6 +28,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from panoptic.convert import hub
 from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_image, encode_jpeg, to_coco
@@ -184,15 +186,18 @@ def load(
     """A trained model, ready for photographs.
 
     Args:
-        source: a checkpoint's file (.pt) or folder (`step_001200`), or where the pipeline is installed too
-            `models:/name@alias` and `runs:/id/model` of MLflow, or a checkpoint on s3://.
+        source: a checkpoint's file (.pt) or folder (`step_001200`), `hub:NAME` for a published model, or where the
+            pipeline is installed too `models:/name@alias` and `runs:/id/model` of MLflow, or a checkpoint on s3://.
         device: "cuda", "cuda:1", "cpu"; auto = a GPU where there is one.
         precision: of the network; by default that in which it was trained and validated.
 
     Raises:
-        ValueError: there is no such file, it is no checkpoint, or nothing opens such a source.
+        ValueError: there is no such file, it is no checkpoint, nothing opens such a source, or a published model
+            cannot be downloaded.
     """
     name = os.fspath(source)
+    if name.startswith(hub.PREFIX):
+        name = str(hub.find(name))
     scheme, separator, _ = name.partition(":/")
     model, resize, options = _open_source(name, scheme) if separator and len(scheme) > 1 else _read(Path(name))
     if device == "auto":

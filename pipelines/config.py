@@ -295,7 +295,8 @@ class Train:
     """Dropout stays on inside parts that --train.freeze froze as a whole (DETR's published second stage); else it is
     off."""
     weights: str = ""
-    """Start a new run from the weights of this checkpoint (folder, file or s3://); fresh optimiser and step 0."""
+    """Start a new run from the weights of this checkpoint (folder, file or s3://), or of a published model (hub:NAME;
+    the list of presets ends with the names); fresh optimiser and step 0."""
     stop_after: NonNegativeInt = 0
     """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
 

@@ -28,6 +28,10 @@ Outputs = dict[str, Tensor]
 CERTAIN = 30.0
 """The logit of what is true in `PanopticModel.truth`; beside 0 or its negative a probability of 1 in float32."""
 
+Row = tuple[int | str, int]
+"""What a row of a layer's outputs stands for: a class by its index, or a word for what is no class ("nothing"); and a
+number, where several rows stand for the same."""
+
 Wanted = Literal["maps", "instances", "semantics", "proposals"]
 """The fields of `Prediction` that `postprocess` can be asked for."""
 
@@ -63,6 +67,12 @@ class PanopticModel(nn.Module, ABC):
     divisor: int
     class_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights for other classes, though their shape may not depend on the classes."""
+    class_layers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Layers with rows of outputs for the classes, and what these stand for in their order: "classes", "things" or
+    "stuff", one row each; "4*things", four rows each; any other word is one row, of no class. From weights for other
+    classes, the rows of classes of the same name are taken over."""
+    class_inputs: tuple[str, ...] = ()
+    """Those of them whose inputs are classes too, in the same order."""
     added_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
     levels: tuple[str, ...] = STAGES
@@ -126,6 +136,25 @@ class PanopticModel(nn.Module, ABC):
     @abstractmethod
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
         """The outputs that the ground truth can stand for, at canvas resolution. `outputs` is never changed."""
+
+    def class_rows(self, weights: Mapping[str, Tensor]) -> dict[str, list[Row]]:
+        """The meaning of each row of the layers that depend on the classes, by the layer's name.
+
+        Args:
+            weights: that such a model has, by the keys of its state dict; DETR's say which logit is which class.
+        """
+        kinds = {
+            "classes": tuple(range(len(self.categories))),
+            "things": self.categories.things,
+            "stuff": self.categories.stuff,
+        }
+        rows: dict[str, list[Row]] = {}
+        for layer, parts in self.class_layers.items():
+            rows[layer] = []
+            for part in parts:
+                times, _, kind = part.rpartition("*")
+                rows[layer] += [(label, k) for label in kinds.get(kind, (part,)) for k in range(int(times or 1))]
+        return rows
 
     def begin_step(self, step: int, total: int) -> None:
         """Told before the first micro-batch of every training step, for what changes in the course of a run.

@@ -74,6 +74,19 @@ class Detections:
     """int64 [D], the proposal that each came from."""
 
 
+def region_class_layers(prefix: str) -> dict[str, tuple[str, ...]]:
+    """The layers of `BoxHead` and `MaskHead` that depend on the classes, as `PanopticModel.class_layers` has them.
+
+    Args:
+        prefix: of the heads' names, "detector.".
+    """
+    return {
+        f"{prefix}boxes.classes": ("things", "background"),
+        f"{prefix}boxes.deltas": ("4*things",),
+        f"{prefix}masks.predictor": ("things",),
+    }
+
+
 class BoxHead(nn.Module):
     """Two fully connected layers on pooled features; class logits and a box code for each class.
 

@@ -1,7 +1,7 @@
 """Beginning a run with what another one has learnt.
 
-- Fine-tuning (`load_for_finetune`): the weights of a checkpoint, on the same or other classes. The layers whose size
-  depends on the classes begin afresh where the classes differ.
+- Fine-tuning (`load_for_finetune`): the weights of a checkpoint, on the same or other classes. Where these differ, the
+  layers whose size depends on them begin afresh, but for the rows of classes that both have by name.
 - Taking over a training under other options (`transfer_training`), as a schedule of freezing and population based
   training do: weights, running statistics and averages move as they are. The optimiser's state moves parameter by
   parameter, by name: a parameter that was frozen there begins afresh here, the state of one that is frozen here is left
@@ -11,12 +11,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.base import PanopticModel
@@ -30,12 +31,37 @@ COUNTER = "num_batches_tracked"
 """The buffer in which a norm that learns counts the batches of its statistics."""
 
 
-def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: bool = True) -> list[str]:
+@dataclass(frozen=True)
+class Loaded:
+    """The part of a model that `load_for_finetune` has loaded."""
+
+    fresh: tuple[str, ...] = ()
+    """Keys that are, as a whole or in some rows, as they were initialised; sorted."""
+    classes: tuple[str, ...] = ()
+    """Where the classes differ: those of the model whose rows were taken over from a class of the same name."""
+
+    def tell(self, start: str, count: int) -> str:
+        """A line for the log; "" where everything was loaded.
+
+        Args:
+            start: the checkpoint.
+            count: classes of the model.
+        """
+        if not self.fresh and not self.classes:
+            return ""
+        kept = f"{len(self.classes)} of {count} classes keep their rows ({', '.join(self.classes)}); "
+        fresh = f"of other classes or not in it, so fresh: {', '.join(self.fresh) or 'nothing'}"
+        return f"starting from {start}; {kept if self.classes else ''}{fresh}"
+
+
+def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: bool = True) -> Loaded:
     """Start a new run from a checkpoint of the same architecture, on the same or other classes.
 
     The layers whose size depends on the classes stay as they were initialised when the classes differ, be it only in
     name or order: those whose shape changes with the number of classes (`class_keys`), and the model's
-    `class_modules`. Its `added_modules` stay fresh where the file has none of them.
+    `class_modules`. Of their rows (`class_rows`) those of the classes that both have, by name and kind, are taken over,
+    and with them the rows of no class ("no object"). Names agree whatever their case, blanks, hyphens and underscores.
+    The model's `added_modules` stay fresh where the file has none of them.
 
     Args:
         model: of this run, already initialised.
@@ -43,7 +69,7 @@ def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: 
         ema: take the averaged weights where the checkpoint has them.
 
     Returns:
-        the keys left fresh; empty when classes and modules agree.
+        what was left fresh; nothing when classes and modules agree.
 
     Raises:
         ValueError: any other key or shape does not fit.
@@ -52,12 +78,63 @@ def load_for_finetune(model: PanopticModel, checkpoint: Mapping[str, Any], ema: 
     absent = tuple(name for name in model.added_modules if not _within(weights, (name,)))
     fresh = _within(own, absent)
     old = read_categories(checkpoint)
+    rows: dict[str, Tensor] = {}
+    names: tuple[str, ...] = ()
+    whole: set[str] = set()
     if class_entries(old) != class_entries(model.categories):
-        fresh |= class_keys(read_config(without_download(checkpoint["config"])), old)
+        config = read_config(without_download(checkpoint["config"]))
+        fresh |= class_keys(config, old)
         fresh |= _within([*weights, *own], model.class_modules)
+        rows, whole, names = _common_rows(model, config.build(old), weights, fresh)
     kept = {key: value for key, value in weights.items() if key not in fresh}
-    load_weights(model, counted(kept, own) | {key: own[key] for key in fresh & own.keys()})
-    return sorted(fresh & own.keys())
+    load_weights(model, counted(kept, own) | {key: own[key] for key in fresh & own.keys()} | rows)
+    return Loaded(tuple(sorted(fresh & own.keys() - whole)), names)
+
+
+def _common_rows(
+    model: PanopticModel, former: PanopticModel, weights: Mapping[str, Tensor], fresh: Collection[str]
+) -> tuple[dict[str, Tensor], set[str], tuple[str, ...]]:
+    """The class layers of a model with the rows that the weights of a former one have for classes of the same name.
+
+    Args:
+        model: on its own classes.
+        former: as the weights' classes make it.
+        weights: of the former.
+        fresh: the keys that depend on the classes.
+
+    Returns:
+        tensors by key, those keys of which every row was taken over, and the names of the classes.
+    """
+    before = {_plain(entry): label for label, entry in enumerate(class_entries(former.categories))}
+    now = [before.get(_plain(entry)) for entry in class_entries(model.categories)]
+    same = {label: other for label, other in enumerate(now) if other is not None}
+    own, found, whole = model.state_dict(), {}, set()
+    theirs = former.class_rows(weights)
+    for layer, rows in model.class_rows(own).items() if same else ():
+        place = {row: number for number, row in enumerate(theirs.get(layer, []))}
+        sources = [place.get((same.get(label, -1) if isinstance(label, int) else label, k)) for label, k in rows]
+        to = torch.tensor([number for number, source in enumerate(sources) if source is not None], dtype=torch.int64)
+        of = torch.tensor([source for source in sources if source is not None], dtype=torch.int64)
+        for key in (f"{layer}.weight", f"{layer}.bias"):
+            if key not in own or key not in weights or key not in fresh or not len(to):
+                continue
+            value, source = own[key].clone(), weights[key].to(own[key])
+            inner = layer in model.class_inputs and key.endswith("weight")
+            if value.shape[1 + inner :] != source.shape[1 + inner :]:
+                continue
+            if inner:
+                value[to[:, None], to] = source[of[:, None], of]
+            else:
+                value[to] = source[of]
+            found[key] = value
+            if len(to) == len(rows):
+                whole.add(key)
+    return found, whole, tuple(model.categories.names[new] for new in same) if found else ()
+
+
+def _plain(entry: str) -> str:
+    """Name and kind of a class without what data sets write in different ways."""
+    return re.sub(r"[\s_-]+", " ", entry).strip().casefold()
 
 
 def class_keys(config: Any, categories: Categories) -> set[str]:

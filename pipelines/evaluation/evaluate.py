@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from panoptic.convert import hub
 from panoptic.evaluation.tally import Measures, Tally, summarise
 from panoptic.metrics.report import Evaluation
 from panoptic.models.base import PanopticModel
@@ -243,7 +244,9 @@ def identify(uri: str, tracking_uri: str = "") -> tuple[str, str]:
         fixed = registry.pin(uri, tracking_uri)
         return fixed, fixed
     file = storage.absolute(checkpoint_file(uri))
-    return file, "sha256:" + hashlib.sha256(storage.read_bytes(file)).hexdigest()
+    # each machine has a published model in a cache of its own
+    fixed = uri if uri.startswith(hub.PREFIX) else file
+    return fixed, "sha256:" + hashlib.sha256(storage.read_bytes(file)).hexdigest()
 
 
 @dataclass(frozen=True)

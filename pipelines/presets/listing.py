@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 
+from panoptic.convert import hub
 from panoptic.metrics.report import markdown_table
 from pipelines.config import Experiment
 
@@ -18,7 +19,7 @@ def listing(presets: Mapping[str, Callable[[], Experiment]]) -> str:
 
     "cpu" is a preset that is made for two processor cores. A PQ is the one that was measured at the preset's last step
     (of its val images, "57.1 at 1200"), or the first of the docstring's first sentence, which says where it comes from;
-    "-" where the docstring has neither.
+    "-" where the docstring has neither. A last table has the published weights.
     """
     tables: dict[str, list[list[str]]] = {}
     for name, function in presets.items():
@@ -35,6 +36,8 @@ def listing(presets: Mapping[str, Callable[[], Experiment]]) -> str:
     return "\n\n".join(
         [
             *parts,
+            "Published weights: --train.weights NAME, jobs/predict.py NAME, panoptic.load(NAME); PQ from their page\n\n"
+            + markdown_table(hub.listing()),
             "jobs/train.py PRESET --help shows the whole description and the usual options, --help-all every option.",
         ]
     )

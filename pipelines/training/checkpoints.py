@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from panoptic.convert import hub
 from panoptic.metrics.report import Evaluation, metrics, table
 from panoptic.training.checkpoint import load, make_record, restore
 from panoptic.training.optim import Optim, build_optimiser
@@ -248,7 +249,7 @@ def transfer(state: State, uri: str) -> None:
 
 
 def load_checkpoint(uri: str) -> dict[str, Any]:
-    """The checkpoint in a .pt file, or in a folder that a run wrote, local or s3://.
+    """The checkpoint in a .pt file, or in a folder that a run wrote, local or s3://, or that of published weights.
 
     Raises:
         ValueError: there is none, or the file is no checkpoint.
@@ -260,9 +261,13 @@ def load_checkpoint(uri: str) -> dict[str, Any]:
 def checkpoint_file(uri: str) -> str:
     """URI of the .pt file that a checkpoint's URI (file or folder) names; of a run's folder, its best checkpoint's.
 
+    A published model (hub:NAME) lies in this machine's cache; it is downloaded where it is not there yet.
+
     Raises:
         ValueError: it does not exist.
     """
+    if uri.startswith(hub.PREFIX):
+        return str(hub.find(uri))
     file = uri if uri.endswith(".pt") else storage.join(uri, CHECKPOINT)
     if storage.exists(file):
         return file

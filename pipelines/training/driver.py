@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from panoptic.backbones import imagenet
+from panoptic.convert import hub
 from panoptic.png import encode_image
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import build_model
@@ -287,7 +288,7 @@ def check_places(experiment: Experiment) -> None:
     options, backbone = experiment.train, experiment.model.backbone.weights
     read = {
         "--model.backbone.weights": "" if backbone in ("none", *imagenet.NAMES) else backbone,
-        "--train.weights": options.weights,
+        "--train.weights": "" if options.weights.startswith(hub.PREFIX) else options.weights,
     }
     data = experiment.data
     if isinstance(data.root, str) and data.root != "scenes":  # several are looked for where they are prepared

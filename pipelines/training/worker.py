@@ -154,9 +154,10 @@ def load_initial_weights(model: PanopticModel, experiment: Experiment, rank: int
         if lacking and rank == 0:
             _say(f"backbone.weights: {backbone} has nothing for these, so fresh: {', '.join(lacking)}")
     if start:
-        fresh = load_for_finetune(model, load_checkpoint(start))
-        if fresh and rank == 0:
-            _say(f"starting from {start}; of other classes or not in it, so fresh: {', '.join(fresh)}")
+        loaded = load_for_finetune(model, load_checkpoint(start))
+        fresh = list(loaded.fresh)
+        if rank == 0 and (line := loaded.tell(start, len(model.categories))):
+            _say(line)
     return fresh
 
 

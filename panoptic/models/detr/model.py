@@ -22,7 +22,7 @@ Shapes: B images, Q queries, C classes, K + 1 logits, L decoder layers, D width,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from panoptic.backbones import Backbone
 from panoptic.layers.attention import MLP, AttentionMap, Decoder, Encoder, LearnedPositions, sine_positions
 from panoptic.layers.image import ImageNormalisation
-from panoptic.models.base import CERTAIN, Outputs, PanopticModel, Prediction, Wanted
+from panoptic.models.base import CERTAIN, Outputs, PanopticModel, Prediction, Row, Wanted
 from panoptic.models.detr.class_space import ClassSpace
 from panoptic.models.detr.loss import LossWeights, match, set_prediction_loss
 from panoptic.models.detr.mask_head import MaskHead
@@ -171,6 +171,15 @@ class DETR(PanopticModel):
             self.mask_attention = AttentionMap(width, config.heads, config.unit_mean_attention)
             fine = [channels[name] for name in LEVELS]
             self.mask_head = MaskHead(width, config.heads, config.mask_channels, fine)
+
+    def class_rows(self, weights: Mapping[str, Tensor]) -> dict[str, list[Row]]:
+        """The logits, of which a published head has more than classes; none below hidden layers, which start fresh."""
+        if self.config.class_hidden:
+            return {}
+        rows: list[Row] = [(f"unused {k}", 0) for k in range(self.classes.logits)]
+        for label, logit in enumerate(weights["classes.index"].tolist()):
+            rows[logit] = (label, 0)
+        return {"class_head.layers.0": [*rows, ("nothing", 0)]}
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 images [B, 3, H, W] to the outputs that the class describes."""

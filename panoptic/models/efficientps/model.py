@@ -51,7 +51,7 @@ from panoptic.models.efficientps.semantic_head import SemanticHead
 from panoptic.models.efficientps.two_way_fpn import TwoWayFPN
 from panoptic.ranges import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, PositiveUnitFloat
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, Heads
-from panoptic.rcnn.roi_heads import Detection
+from panoptic.rcnn.roi_heads import Detection, region_class_layers
 from panoptic.rcnn.rpn import Regions
 from panoptic.segmentation import Categories, Frame, Targets
 from panoptic.targets.dense import class_logits
@@ -135,6 +135,7 @@ class EfficientPS(PanopticModel):
     """
 
     truth_needs = MappingProxyType({"masks": ("detections",)})
+    class_layers = MappingProxyType({**region_class_layers("detector."), "semantic.classifier": ("classes",)})
 
     def __init__(self, config: EfficientPSConfig, categories: Categories) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ from panoptic.ranges import (
     PositiveUnitFloat,
     UnitFloat,
 )
-from panoptic.rcnn.roi_heads import Detection
+from panoptic.rcnn.roi_heads import Detection, region_class_layers
 from panoptic.rcnn.rpn import RegionHead, Regions
 from panoptic.segmentation import Categories, Frame, Targets
 
@@ -176,6 +176,14 @@ class JSISNet(PanopticModel):
     """
 
     truth_needs = MappingProxyType({"masks": ("detections",)})
+    class_layers = MappingProxyType(
+        {
+            **region_class_layers("head."),
+            "semantic.classifier": ("classes",),
+            "semantic.upsample.deconvolution": ("classes",),
+        }
+    )
+    class_inputs = ("semantic.upsample.deconvolution",)
 
     def __init__(self, config: JSISNetConfig, categories: Categories) -> None:
         super().__init__()

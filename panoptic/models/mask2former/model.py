@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -98,6 +99,7 @@ class Mask2Former(MaskTransformer):
     """Backbone, pixel decoder, masked-attention decoder. Outputs are those of every `MaskTransformer`."""
 
     config: Mask2FormerConfig
+    class_layers = MappingProxyType({"decoder.class_head": ("classes", "nothing")})
 
     def __init__(self, config: Mask2FormerConfig, categories: Categories) -> None:
         super().__init__(config, categories)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class MaskTransformer(PanopticModel):
     """
 
     config: MaskClassificationConfig
+    class_layers = MappingProxyType({"class_head": ("classes", "nothing")})
 
     def __init__(self, config: MaskClassificationConfig, categories: Categories, backbone: Any = None) -> None:
         """`backbone`, a module, is that of the configuration by default, as a pyramid."""

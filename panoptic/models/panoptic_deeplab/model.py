@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -182,6 +183,8 @@ class PanopticDeepLab(PanopticModel):
     "offset" [B, 2, h, w] (dy, dx) in pixels of the canvas, and "foreground" logits [B, 1, h, w] where the
     config asks for them. `postprocess` also takes maps of canvas size, and a "foreground" in any case.
     """
+
+    class_layers = MappingProxyType({"semantic_head.predictor": ("classes",)})
 
     def __init__(self, config: PanopticDeepLabConfig, categories: Categories) -> None:
         super().__init__()

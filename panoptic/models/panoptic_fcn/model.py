@@ -30,7 +30,7 @@ Shapes: B images, H x W canvas, h x w a level, y x x the cells of stride 4, T th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -45,7 +45,7 @@ from panoptic.layers.fpn import FPN, SemanticFPN
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
-from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
+from panoptic.models.base import Outputs, PanopticModel, Prediction, Row, Wanted
 from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
 from panoptic.models.panoptic_fcn.kernel_fusion import fuse, fuse_classes, similar
 from panoptic.models.panoptic_fcn.kernel_generator import (
@@ -78,7 +78,7 @@ from panoptic.ranges import (
     PositiveInt,
     UnitFloat,
 )
-from panoptic.segmentation import Categories, Frame, Targets
+from panoptic.segmentation import IGNORE, Categories, Frame, Targets
 
 STRIDE = 32
 """Stride of the deepest backbone feature: images are padded to a multiple of it."""
@@ -209,6 +209,7 @@ class PanopticFCN(PanopticModel):
     """
 
     truth_needs = MappingProxyType({"class": ("position",), "mask": ("class",)})
+    class_layers = MappingProxyType({"thing_head": ("things",)})
 
     def __init__(self, config: PanopticFCNConfig, categories: Categories) -> None:
         super().__init__()
@@ -241,6 +242,11 @@ class PanopticFCN(PanopticModel):
         """uint8 [B, 3, H, W] as the backbone takes them, the canvas padded to whole cells."""
         x = self.pixels(images, frame)
         return F.pad(x, (0, -x.shape[-1] % STRIDE, 0, -x.shape[-2] % STRIDE))
+
+    def class_rows(self, weights: Mapping[str, Tensor]) -> dict[str, list[Row]]:
+        """The base class's, and the region head's classes."""
+        regions: list[Row] = [("all things" if label == IGNORE else label, 0) for label in self.regions]
+        return {**super().class_rows(weights), "region_head": regions}
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes."""

@@ -46,6 +46,7 @@ from panoptic.models.panoptic_fpn.postprocess import postprocess
 from panoptic.models.panoptic_fpn.targets import COARSEST, true_semantic
 from panoptic.ranges import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig
+from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets
 
 CAFFE2 = Backbone(name="resnet50", stride_in_1x1=True, norm="frozen", freeze=2)
@@ -117,6 +118,7 @@ class PanopticFPN(PanopticModel):
     """
 
     truth_needs = MappingProxyType({"masks": ("detections",)})
+    class_layers = MappingProxyType({**region_class_layers("detector."), "classifier": ("all things", "stuff")})
 
     def __init__(self, config: PanopticFPNConfig, categories: Categories) -> None:
         super().__init__()

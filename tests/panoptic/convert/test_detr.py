@@ -215,17 +215,27 @@ def test_finetuning_leaves_only_the_class_layer_fresh(small_categories) -> None:
         torch.manual_seed(2)
         model = DETRConfig(**SMALL, class_hidden=hidden).build(small_categories)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        fresh = load_for_finetune(model, record)
+        loaded = load_for_finetune(model, record)
+        fresh = loaded.fresh
         expected = [f"class_head.layers.{i}.{leaf}" for i in range(layers) for leaf in ("bias", "weight")]
-        assert fresh == [*expected, "classes.index"]
+        assert fresh == (*expected, "classes.index")
+        # "person" and "sky" are classes of both; nothing of them is worth keeping below hidden layers that are fresh
+        assert loaded.classes == (() if hidden else ("person", "sky"))
         for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key] if key in fresh else record["weights"][key]), key
+            if not (loaded.classes and key.startswith("class_head.")):
+                assert torch.equal(value, before[key] if key in fresh else record["weights"][key]), key
+        if loaded.classes:
+            head, theirs = model.class_head.layers[0].weight, record["weights"]["class_head.layers.0.weight"]
+            logits = record["weights"]["classes.index"].tolist()
+            assert torch.equal(head[0], theirs[logits[0]]) and torch.equal(head[1], theirs[logits[3]])
+            assert torch.equal(head[-1], theirs[-1])
+            assert torch.equal(head[2:-1], before["class_head.layers.0.weight"][2:-1])
 
 
 def test_the_mask_head_is_trained_in_a_second_stage() -> None:
     record = saved(DETRConfig(**SMALL, masks=False), FEW)
     model = DETRConfig(**SMALL).build(FEW)
-    fresh = load_for_finetune(model, record)
+    fresh = load_for_finetune(model, record).fresh
     assert fresh and {key.split(".")[0] for key in fresh} == {"mask_attention", "mask_head"}
     assert torch.equal(model.box_head.layers[0].weight, record["weights"]["box_head.layers.0.weight"])
     with pytest.raises(ValueError, match=r"unexpected: mask_attention"):

@@ -10,7 +10,7 @@ import torch
 
 from panoptic import models
 from panoptic.training import checkpoint
-from panoptic.training.transfer import class_keys, counted, load_for_finetune
+from panoptic.training.transfer import Loaded, class_keys, counted, load_for_finetune
 from tests.support.tiny import TinyBackbone, TinyConfig, tiny_categories
 
 CONFIG = TinyConfig(TinyBackbone(width=6, norm="group"))
@@ -36,7 +36,7 @@ def test_finetuning_leaves_the_class_layer_fresh(count):
     names = replace(tiny_categories(count), names=tuple(f"other {i}" for i in range(count)))
     model = CONFIG.build(names)
     head = model.head.weight.detach().clone()
-    assert load_for_finetune(model, record) == ["head.bias", "head.weight"]
+    assert load_for_finetune(model, record) == Loaded(("head.bias", "head.weight"))
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.backbone[0].weight, record["weights"]["backbone.0.weight"])
 
@@ -44,7 +44,7 @@ def test_finetuning_leaves_the_class_layer_fresh(count):
 def test_finetuning_on_the_same_classes_loads_everything():
     record = saved(3)
     model = CONFIG.build(tiny_categories(3))
-    assert load_for_finetune(model, record) == []
+    assert load_for_finetune(model, record) == Loaded()
     assert torch.equal(model.head.weight, record["weights"]["head.weight"])
     del record["weights"]["backbone.0.bias"]
     with pytest.raises(ValueError, match=r"missing: backbone\.0\.bias"):
