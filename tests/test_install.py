@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from pathlib import Path
@@ -125,19 +126,68 @@ def test_an_unsuitable_python_is_refused_with_the_remedy(tmp_path: Path):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_packages_the_command_and_the_licence(tmp_path: Path):
-    """Built from what git tracks, so that a file left out of a commit is missed here and not by a user."""
-    tree, wheels = tmp_path / "tree", tmp_path / "wheels"
+def tracked() -> list[str]:
+    """Files that git tracks, so that one that was left out of a commit is missed here and not by a user."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / name).write_bytes((ROOT / name).read_bytes())
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of what git tracks."""
+    tree, wheels = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheels")
+    for name in tracked():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes((ROOT / name).read_bytes())
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", wheels, tree]
     subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = wheels.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"panoptic", "pipelines", "jobs"}
-    assert "panoptic/models/base.py" in names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    (file,) = wheels.glob("*.whl")
+    return file
+
+
+@pytest.mark.slow  # the build takes seconds
+def test_the_wheel_holds_the_packages_the_command_and_the_licence(wheel: Path):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    packages = {name for name in tracked() if name.split("/")[0] in ("panoptic", "pipelines", "jobs")}
+    assert names == packages  # tables and class maps, too
+    assert any(name.endswith("licenses/LICENSE") for name in zipfile.ZipFile(wheel).namelist())
+
+
+DEMO = """
+--data.scenes.train 8 --data.scenes.val 2 --model.backbone.name resnet18 --model.rates 2 --model.aspp-channels 16
+--model.semantic-projections 8 8 8 --model.instance-projections 8 8 8 --model.semantic-channels 16
+--model.instance-channels 16 --model.semantic-head-channels 16 --model.instance-head-channels 8 --augment.crop 65 97
+--optim.warmup-steps 0 --resize.short 96 --train.batch 4 --train.steps 2 --train.validate-every 2 --train.workers 1
+"""
+"""What makes the demo one of seconds."""
+
+
+@pytest.mark.slow  # a training in an environment of its own
+@pytest.mark.timeout(400)
+def test_the_wheel_runs_the_demo_outside_of_the_repository(wheel: Path, tmp_path: Path):
+    """In an environment that has this one's other packages, from a folder without code."""
+    venv, here = tmp_path / "venv", tmp_path / "somewhere"
+    here.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/python3*/site-packages")
+    (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    pip = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet", "--no-deps"]
+    # what is installed already is this repository, which pip would take for the same package
+    subprocess.run([*pip, "--no-index", "--ignore-installed", wheel], check=True, capture_output=True)
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    environment["PATH"] = os.pathsep.join([str(venv / "bin"), os.environ["PATH"]])
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=here, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    code = "import panoptic, pipelines.data.class_map as m; m.load('coco-things'); print(m.__file__, panoptic.__file__)"
+    assert all(place.startswith(str(site)) for place in run("python", "-c", code).split())
+    assert "train, validate, track" in run("panoptic-ray", "--help")
+    assert "freezing-r50" in run("panoptic-ray", "tune", "--study", "list")
+    told = run("panoptic-ray", "train", *DEMO.split(), "--name", "demo")
+    assert "2 steps of 4 images" in told and (here / "runs" / "mlflow.db").exists()
+    (scenes,) = here.glob("runs/scenes-*")
+    checked = run("panoptic-ray", "prepare", "--data.root", str(scenes), "--data.split", "val", "--check")
+    assert "2 images of split val" in checked
