@@ -13,20 +13,22 @@ there when it is loaded.
 
 config.json has "class_map", too, where a class map or a join changed the classes of the data.
 
-The pyfunc takes encoded images (a list of bytes, or a frame with the column `image`; any format that
-OpenCV reads) and gives for each a PNG of COCO-panoptic ids (`id = R + 256 G + 65536 B`, column `png`)
-and the JSON list of its segments (column `segments`: id, category_id, category, isthing, area, bbox,
-and score from models that score segments).
+The pyfunc takes encoded images (a list of bytes, or a frame with the column `image`; any format that OpenCV
+reads), over HTTP in base64 in each of MLflow's four forms of a body, and gives for each a PNG of COCO-
+panoptic ids (`id = R + 256 G + 65536 B`, column `png`) and the JSON list of its segments (column `segments`:
+id, category_id, category, isthing, area, bbox, and score from models that score segments).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,6 +41,7 @@ import mlflow.models
 import mlflow.pyfunc
 import pandas as pd
 import torch
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -47,6 +50,7 @@ import panoptic
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, to_coco
 from panoptic.predictor import as_sample, name_segments, segment
+from panoptic.segmentation import Sample
 from panoptic.training.checkpoint import build_model, check_entries, check_finite
 from panoptic.training.device import Engine
 from panoptic.training.plain import from_plain, to_plain
@@ -76,6 +80,8 @@ PACKAGES = (
 )
 """Requirements of the stored code, pinned to the versions in use. MLflow would need seconds and a subprocess."""
 
+
+BASE64 = re.compile(rb"[A-Za-z0-9+/\s]+=*\s*")
 
 UPLOAD = 120
 """Seconds that a store may take to answer once it has a file."""
@@ -154,17 +160,82 @@ def _read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: empty, cut short or no JSON ({error}); {LOG_AGAIN}") from error
 
 
-def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> tuple[bytes, list[dict[str, Any]]]:
-    """PNG of segment ids at the size of the image, and its segments.
+Result = tuple[bytes, list[dict[str, Any]]]
+"""PNG of segment ids at the size of the image, and its segments."""
+
+BATCH = 8
+"""Most images of one request that pass the network at once; only those of one size do."""
+
+
+class NoImage(mlflow.MlflowException, ValueError):
+    """No image of a request is one; MLflow's server answers 400 with the message, which is one line."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """The reason alone: the server would put the whole request in front of it."""
+        return self.reason
+
+    @message.setter
+    def message(self, text: str) -> None:
+        pass
+
+
+def predict_image(packaged: Packaged, data: bytes, name: str = "image") -> Result:
+    """The result of one image.
 
     Raises:
         ValueError: the bytes are no image.
     """
-    image = as_sample(decode_image(data, name), name)
-    (segmentation,) = segment(packaged.model, [image], packaged.resize, Engine())
+    (result,) = predict_images(packaged, [data], [name])
+    if isinstance(result, ValueError):
+        raise result
+    return result
+
+
+def predict_images(packaged: Packaged, images: Sequence[Any], names: Sequence[str]) -> list[Result | ValueError]:
+    """The results of several images, for each that is none the reason.
+
+    Args:
+        images: bytes of image files, or their base64 as text or bytes.
+        names: of the images, for the reasons.
+    """
+    samples: dict[int, Sample] = {}
+    results: list[Any] = [None] * len(images)
+    for place, (data, name) in enumerate(zip(images, names, strict=True)):
+        try:
+            samples[place] = as_sample(decode_image(_image_bytes(data, name), name), name)
+        except ValueError as error:  # of this image; the others have their maps
+            results[place] = error
+    maps = segment(packaged.model, list(samples.values()), packaged.resize, Engine(), BATCH)
     categories = packaged.model.categories
-    png, record = to_coco(segmentation, categories, name, f"{name}.png")
-    return png, name_segments(record, categories)
+    for place, found in zip(samples, maps, strict=True):
+        png, record = to_coco(found, categories, names[place], f"{names[place]}.png")
+        results[place] = (png, name_segments(record, categories))
+    return results
+
+
+def _image_bytes(data: Any, name: str) -> bytes:
+    """The bytes of an image file. MLflow's server decodes base64 in data frames, and leaves it in `inputs`.
+
+    Raises:
+        ValueError: they are none, or broken base64.
+    """
+    if isinstance(data, str):
+        data = data.encode(errors="replace")
+    if not isinstance(data, bytes):
+        raise ValueError(
+            f"{name}: a {type(data).__name__}, where the bytes of an image file are wanted, or their base64"
+        )
+    if not BASE64.fullmatch(data):  # every image format has bytes that base64 has not
+        return data
+    try:
+        return base64.b64decode(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: broken base64 ({error})") from error
 
 
 # MLflow warns at every class whose `predict` has no type hints, of which it would make a second, different
@@ -186,18 +257,13 @@ with warnings.catch_warnings(record=True):
             first of these errors is raised.
             """
             column = "image" if "image" in model_input else model_input.columns[0]
-            results: list[tuple[bytes, Any]] = []
-            errors: list[ValueError] = []
-            for k, data in enumerate(model_input[column].tolist()):
-                try:
-                    results.append(predict_image(self.packaged, data, f"image {k}"))
-                except ValueError as error:  # of this image; the others of the batch have their maps
-                    errors.append(error)
-                    results.append((b"", {"error": str(error)}))
+            images = model_input[column].tolist()
+            results = predict_images(self.packaged, images, [f"image {k}" for k in range(len(images))])
+            errors = [result for result in results if isinstance(result, ValueError)]
             if errors and len(errors) == len(results):
-                raise errors[0]
-            segments = [json.dumps(entries) for _, entries in results]
-            return pd.DataFrame({"png": [png for png, _ in results], "segments": segments})
+                raise NoImage(str(errors[0]))
+            rows = [(b"", {"error": str(r)}) if isinstance(r, ValueError) else r for r in results]
+            return pd.DataFrame({"png": [png for png, _ in rows], "segments": [json.dumps(found) for _, found in rows]})
 
 
 def log_model(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -117,9 +122,10 @@ def test_logged_registered_loaded_and_predicting(mlflow_store, tmp_path, checkpo
     assert any(line.startswith("torch==") for line in requirements) and all("+" not in line for line in requirements)
 
 
-@pytest.mark.slow  # a process that imports torch and MLflow
-def test_predicts_where_the_project_is_not_installed(mlflow_store, tmp_path, checkpoint):
-    """In a process that finds no `pipelines` and no `panoptic` but the stored one."""
+@pytest.mark.slow  # MLflow's server, which imports torch and MLflow
+@pytest.mark.timeout(300)
+def test_is_served_where_the_project_is_not_installed(mlflow_store, tmp_path, checkpoint):
+    """By `mlflow models serve`, in processes that find no `pipelines` and no `panoptic` but the stored one."""
     import mlflow
 
     from pipelines.tracking import model as mlflow_model
@@ -127,23 +133,104 @@ def test_predicts_where_the_project_is_not_installed(mlflow_store, tmp_path, che
 
     uri = mlflow_model.log_model(start(Tracking(), tmp_path), checkpoint, RESIZE)
     folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(tmp_path / "copy"))
-    image = jpeg(60, 80)
-    png, _ = mlflow_model.predict_image(mlflow_model.load_packaged(uri), image)
-    (tmp_path / "image.jpg").write_bytes(image)
-    code = (
-        "import sys, importlib.util, pathlib\n"
-        f"sys.path = [p for p in sys.path if not (pathlib.Path(p or '.') / 'pipelines').is_dir()]\n"
+    images = [jpeg(60, 80), jpeg(50, 40)]
+    expected = [mlflow_model.predict_image(mlflow_model.load_packaged(uri), image)[0] for image in images]
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import importlib.util, pathlib, sys\n"
+        "sys.path = [p for p in sys.path if not (pathlib.Path(p or '.') / 'pipelines').is_dir()]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]\n"
         "assert importlib.util.find_spec('panoptic') is None and importlib.util.find_spec('pipelines') is None\n"
-        "import mlflow\n"
-        f"model = mlflow.pyfunc.load_model({str(folder)!r})\n"
-        f"found = model.predict([pathlib.Path({str(tmp_path / 'image.jpg')!r}).read_bytes()])\n"
-        f"pathlib.Path({str(tmp_path / 'out.png')!r}).write_bytes(found['png'][0])\n"
     )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.png").read_bytes() == png
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", folder, "-p", str(port), "--env-manager", "local"]
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # MLflow calls uvicorn by name
+    environment = {**os.environ, "PYTHONPATH": str(hidden), "PATH": programs}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(serve, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        connection = wait_for(port, server, tmp_path / "log")
+        text = [base64.b64encode(image).decode() for image in images]
+        for body in bodies(text):
+            status, answer = post(connection, body)
+            assert status == 200, answer
+            assert [base64.b64decode(row["png"]) for row in answer["predictions"]] == expected
+        status, answer = post(connection, {"inputs": ["bm8gaW1hZ2U="]})
+        assert status == 400 and answer["message"].startswith("image 0: ") and "\n" not in answer["message"]
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(30)
+
+
+def bodies(text: list[str]) -> list[dict]:
+    """The forms of a body that MLflow's server takes."""
+    return [
+        {"inputs": text},
+        {"instances": text},
+        {"instances": [{"image": one} for one in text]},
+        {"dataframe_split": {"columns": ["image"], "data": [[one] for one in text]}},
+        {"dataframe_records": [{"image": one} for one in text]},
+    ]
+
+
+def wait_for(port: int, server: subprocess.Popen, log: Path) -> http.client.HTTPConnection:
+    """A connection to a server that has begun to answer."""
+    for _ in range(1200):
+        assert server.poll() is None, log.read_text()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", "/ping")
+            connection.getresponse().read()
+            return connection
+        except ConnectionError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def post(connection: http.client.HTTPConnection, body: dict) -> tuple[int, dict]:
+    connection.request("POST", "/invocations", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def test_every_form_of_a_request(mlflow_store, tmp_path, checkpoint):
+    """As MLflow's server reads them, without the server."""
+    import mlflow
+    from mlflow.pyfunc.scoring_server import invocations
+
+    from pipelines.tracking import model as mlflow_model
+    from pipelines.tracking.runs import Tracking, start
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))  # MLflow puts the stored code in front
+        uri = mlflow_model.log_model(start(Tracking(), tmp_path), checkpoint, RESIZE)
+        model = mlflow.pyfunc.load_model(uri)
+        schema = model.metadata.get_input_schema()
+        images = [jpeg(60, 80), jpeg(50, 40), jpeg(60, 80)]
+        packaged = mlflow_model.load_packaged(uri)
+        expected = [mlflow_model.predict_image(packaged, image)[0] for image in images]
+
+        def ask(body: dict) -> list[dict]:
+            answer = invocations(json.dumps(body), "application/json", model, schema)
+            assert answer.status == 200
+            return json.loads(answer.response)["predictions"]
+
+        text = [base64.b64encode(image).decode() for image in images]
+        for body in bodies(text):
+            assert [base64.b64decode(row["png"]) for row in ask(body)] == expected, list(body)
+        for bad in ("bm8gaW1hZ2U=", "no base64!", "abc"):
+            good, failed = ask({"inputs": [text[0], bad]})
+            assert base64.b64decode(good["png"]) == expected[0] and failed["png"] == ""
+            assert json.loads(failed["segments"])["error"].startswith("image 1: ")
+            with pytest.raises(mlflow.MlflowException) as refused:
+                ask({"inputs": [bad]})
+            assert refused.value.get_http_status_code() == 400
+            told = json.loads(refused.value.serialize_as_json())["message"]
+            assert told.startswith("image 0: ") and "\n" not in told and len(told) < 300
 
 
 def test_averaged_weights_are_the_ones_stored(tmp_path, checkpoint):
