@@ -38,13 +38,13 @@ class Options:
 
     model: Model
     """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias, runs:/id/model or
-    hub:NAME (published weights, see jobs/train.py --list)."""
+    hub:NAME (published weights, whose names the list of presets ends with)."""
     images: Images
     """Folder of photographs or of shards, one photograph, or an s3:// prefix."""
     out: str
     """Folder or s3:// prefix that is written to."""
     formats: tuple[str, ...] = ("coco", "overlay")
-    """Formats to write: coco, cityscapes, overlay."""
+    """Formats to write: coco, rle (one JSON with the mask of each segment), cityscapes, overlay."""
     images_json: str = ""
     """File with the ids of the photographs, see above."""
     map_prediction: str = ""

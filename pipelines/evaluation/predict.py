@@ -6,6 +6,7 @@ read, or whose prediction a format cannot hold, is left out with one line that s
 | format | files |
 |---|---|
 | coco | panoptic.json (annotations, images, categories) and panoptic/<name>.png: what the official evaluation takes |
+| rle | instances.json: each segment, of things and stuff, as an object of COCO's detection form, its mask as RLE |
 | cityscapes | cityscapes/<name>_labelIds.png and _instanceIds.png (16 bit: label, or 1000 label + number) |
 | overlay | overlays/<name>.jpg |
 
@@ -28,6 +29,7 @@ from panoptic.classes import classes
 from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_jpeg, encode_segments, silence_opencv, to_coco
+from panoptic.rle import encode_segments as encode_rle
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.transforms import evaluation_view
 from panoptic.visualization import overlay
@@ -39,7 +41,7 @@ from pipelines.data.validation import is_cut
 from pipelines.evaluation.evaluate import Task, classes_of, placed
 from pipelines.evaluation.inputs import Image
 
-FORMATS = ("coco", "cityscapes", "overlay")
+FORMATS = ("coco", "rle", "cityscapes", "overlay")
 FURTHER = {
     **{"ground": (6, False), "parking": (9, False), "rail track": (10, False), "guard rail": (14, False)},
     **{"bridge": (15, False), "tunnel": (16, False), "polegroup": (18, False)},
@@ -69,6 +71,8 @@ class Predicted:
     """Height and width."""
     annotation: dict[str, Any] | None = None
     """Entry of COCO's `annotations`."""
+    masks: tuple[str, ...] = ()
+    """Compressed RLE of each segment of the entry, where the format rle is written."""
     problem: str = ""
     """A line that says why the image was left out; "" = none."""
 
@@ -101,6 +105,8 @@ def predict(task: Task, images: Sequence[Image], output: Output, pool: Pool) -> 
     results = [done[image.stem] for image in images]
     if "coco" in output.formats:
         _write_json(results, categories, output)
+    if "rle" in output.formats:
+        _write_instances(results, categories, output)
     yield from results
 
 
@@ -122,7 +128,8 @@ def predictor(task: Task, output: Output) -> Callable[[Sequence[Image]], list[Pr
             except (ValueError, RuntimeError, cv2.error) as error:  # of this image; the others go on
                 records.append(Predicted(image, problem=_line(error, image)))
                 continue
-            records.append(Predicted(image, segmentation.size, annotation))
+            masks = tuple(encode_masks_of(segmentation)) if "rle" in output.formats else ()
+            records.append(Predicted(image, segmentation.size, annotation, masks))
         return records
 
     return work
@@ -202,6 +209,13 @@ def cityscapes_ids(segmentation: Segmentation, categories: Categories) -> tuple[
     return labels, numbers
 
 
+def encode_masks_of(segmentation: Segmentation) -> list[str]:
+    """COCO's compressed RLE of each segment, in the order in which `write` lists them."""
+    segmentation = segmentation.compact()
+    masks = encode_rle(segmentation.segments, np.arange(1, len(segmentation.labels) + 1))
+    return [mask["counts"].decode("ascii") for mask in masks]
+
+
 def encode_wide(ids: np.ndarray) -> bytes:
     """A single-channel 16-bit PNG, whatever the values."""
     return cv2.imencode(".png", ids.astype(np.uint16))[1].tobytes()
@@ -263,14 +277,40 @@ def _one(task: Task, model: PanopticModel, sample: Sample) -> tuple[np.ndarray, 
     return cv2.resize(sample.image, segmentation.size[::-1], interpolation=cv2.INTER_LINEAR), segmentation
 
 
+def _write_instances(results: Sequence[Predicted], categories: Categories, output: Output) -> None:
+    """`instances.json`, as COCO's object detection has it: what FiftyOne and supervision read."""
+    good = [one for one in results if one.annotation is not None]
+    objects = []
+    for one in good:
+        assert one.annotation is not None
+        for entry, counts in zip(one.annotation["segments_info"], one.masks, strict=True):
+            mask = {"size": list(one.size), "counts": counts}
+            objects.append(
+                {"id": len(objects) + 1, "image_id": one.image.image_id, "category_id": entry["category_id"]}
+                | {"segmentation": mask, "bbox": entry["bbox"], "area": entry["area"], "iscrowd": 0}
+                | ({"score": entry["score"]} if "score" in entry else {})
+            )
+    kinds = ("stuff", "thing")
+    content = {
+        "images": _images(good),
+        "annotations": objects,
+        "categories": [{**entry, "supercategory": kinds[entry["isthing"]]} for entry in categories.to_coco()],
+    }
+    storage.write_bytes(storage.join(output.folder, "instances.json"), json.dumps(content).encode())
+
+
+def _images(good: Sequence[Predicted]) -> list[dict[str, Any]]:
+    """Entries of COCO's `images`."""
+    return [
+        {"id": o.image.image_id, "file_name": o.image.file_name, "height": o.size[0], "width": o.size[1]} for o in good
+    ]
+
+
 def _write_json(results: Sequence[Predicted], categories: Categories, output: Output) -> None:
     """`panoptic.json`, with the images that were predicted."""
     good = [one for one in results if one.annotation is not None]
     content = {
-        "images": [
-            {"id": o.image.image_id, "file_name": o.image.file_name, "height": o.size[0], "width": o.size[1]}
-            for o in good
-        ],
+        "images": _images(good),
         "annotations": [one.annotation for one in good],
         "categories": categories.to_coco(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -72,6 +73,47 @@ def check_submission(folder: Path, categories: Categories) -> dict[int | str, di
     return {entry["image_id"]: entry for entry in content["annotations"]}
 
 
+def check_instances(out: Path) -> None:
+    """The objects of instances.json are the segments of the maps, as pycocotools reads them."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(out / "instances.json"))
+    maps = {entry["image_id"]: entry for entry in json.loads((out / "panoptic.json").read_text())["annotations"]}
+    seen = 0
+    for image, entry in maps.items():
+        ids = np.asarray(PIL.open(out / "panoptic" / entry["file_name"])).astype(np.int64) @ [1, 256, 65536]
+        objects = coco.loadAnns(coco.getAnnIds([image]))
+        assert len(objects) == len(entry["segments_info"])
+        for one, info in zip(objects, entry["segments_info"], strict=True):
+            np.testing.assert_array_equal(coco.annToMask(one), ids == info["id"])
+            assert all(one[key] == info[key] for key in ("category_id", "area", "bbox"))
+            seen += 1
+    assert seen and {entry["supercategory"] for entry in coco.cats.values()} == {"thing", "stuff"}
+
+
+def test_supervision_reads_the_masks(tmp_path: Path, small_categories: Categories) -> None:
+    supervision = pytest.importorskip("supervision")
+    from jobs import predict
+    from tests.support.stored import write_model
+
+    photographs, out = tmp_path / "photographs", tmp_path / "out"
+    photographs.mkdir()
+    pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8), (70, 50))
+    cv2.imwrite(str(photographs / "a.png"), pixels)
+    model = write_model(tmp_path / "model", small_categories)
+    options = ["--formats", "coco", "rle", "--actors", "0", "--tracking.uri", "unused"]
+    predict.main([model, str(photographs), "--out", str(out), *options])
+    read = supervision.DetectionDataset.from_coco(str(photographs), str(out / "instances.json"), force_masks=True)
+    ((_, image, found),) = list(read)
+    (entry,) = json.loads((out / "panoptic.json").read_text())["annotations"]
+    ids = np.asarray(PIL.open(out / "panoptic" / entry["file_name"])).astype(np.int64) @ [1, 256, 65536]
+    assert image.shape == (50, 70, 3) and len(found) == len(entry["segments_info"]) > 0
+    for mask, label, info in zip(found.mask, found.class_id, entry["segments_info"], strict=True):
+        np.testing.assert_array_equal(mask, ids == info["id"])
+        assert read.classes[label] == small_categories.names[small_categories.ids.index(info["category_id"])]
+
+
 def test_photographs_of_every_kind(
     folder: Path, tmp_path: Path, small_categories: Categories, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +122,7 @@ def test_photographs_of_every_kind(
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)  # as it is at first
     model, out = write_model(tmp_path / "model", small_categories), tmp_path / "out"
-    arguments = [model, str(folder), "--out", str(out), "--formats", "coco", "overlay", "--actors", "0"]
+    arguments = [model, str(folder), "--out", str(out), "--formats", "coco", "rle", "overlay", "--actors", "0"]
     results = predict.main([*arguments, "--tracking.uri", "unused"])
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
@@ -97,6 +139,7 @@ def test_photographs_of_every_kind(
     for entry, image in zip(content["annotations"], content["images"], strict=True):
         png = (out / "panoptic" / entry["file_name"]).read_bytes()
         from_coco(png, entry, small_categories, entry["file_name"], sizes[image["file_name"]])
+    check_instances(out)
     assert {p.name for p in (out / "overlays").iterdir()} == {"a_jpg.jpg", "a_png.jpg", "turned.jpg", "below"}
     with pytest.raises(ValueError, match="no image could be predicted"):
         predict.main([model, str(folder / "none.png"), *arguments[2:], "--tracking.uri", "unused"])
