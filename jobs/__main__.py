@@ -13,6 +13,7 @@ JOBS = {
     "tune": "search options; run a table of the papers and print ours beside it",
     "evaluate": "every figure of a stored model, and a report; also by the clock",
     "predict": "segment photographs or shards",
+    "serve": "a model behind HTTP, on Ray Serve",
     "status": "how a run stands, from its files and MLflow alone",
     "replay": "a step whose numbers were not finite, once more",
     "oracle": "the figures were some outputs the truth",

@@ -98,7 +98,7 @@ def _job(name: str, arguments: Sequence[str]) -> Any:
         return (
             options if options.study == ("list",) else (run if options.study else sweep).checked(options, rest, PRESETS)
         )
-    if name in ("prepare", "predict", "oracle", "convert", "status", "replay"):
+    if name in ("prepare", "predict", "oracle", "convert", "serve", "status", "replay"):
         return parse_options(importlib.import_module(f"jobs.{name}").Options, arguments, "", {})
     if name == "evaluate":
         evaluate = importlib.import_module("jobs.evaluate")

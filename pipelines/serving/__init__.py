@@ -1,0 +1,1 @@
+"""A trained model behind HTTP, on Ray Serve: `jobs/serve.py`. Needs the extra `serve`."""
