@@ -142,15 +142,31 @@ def match(
     return index, labels
 
 
-def sample(labels: Sequence[Tensor], count: int, fraction: float) -> list[tuple[Tensor, Tensor]]:
+def count_labels(*groups: Sequence[Tensor]) -> list[list[list[int]]]:
+    """Numbers of positives and negatives that `sample` draws from, all of them in one read of the device.
+
+    Args:
+        groups: each the labels int64 [P] of every image.
+
+    Returns:
+        for each group the positives of each image, and the negatives.
+    """
+    counts = [torch.stack([torch.stack([(part > 0).sum(), (part == 0).sum()]) for part in group]) for group in groups]
+    return [[list(kind) for kind in zip(*group, strict=True)] for group in torch.stack(counts).tolist()]
+
+
+def sample(
+    labels: Sequence[Tensor], count: int, fraction: float, amounts: Sequence[Sequence[int]] | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """Random positives (label 1 or more) and negatives (label 0) of each image, the positives drawn first.
 
-    The device is read three times for all images, not for each of them.
+    A permutation is as long as there are positives or negatives, so that the host has to know these numbers.
 
     Args:
         labels: for each image int64 [P].
         count: of both, for each image; fewer where there are not enough negatives.
         fraction: share that positives may have.
+        amounts: of `count_labels`, where they are known already; else one read of the device for all images.
 
     Returns:
         for each image the indices of the positives and of the negatives.
@@ -158,10 +174,11 @@ def sample(labels: Sequence[Tensor], count: int, fraction: float) -> list[tuple[
     every = torch.cat(list(labels))
     sizes = [len(part) for part in labels]
     masks = torch.stack([every > 0, every == 0])  # positives, negatives
-    # how many of each kind an image has, then their places among the boxes of all images
-    amounts = torch.stack([part.sum(1) for part in masks.split(sizes, 1)], 1).tolist()
+    if amounts is None:
+        (amounts,) = count_labels(labels)
+    # their places among the boxes of all images
     kinds = [
-        torch.nonzero_static(mask, size=sum(amount))[:, 0].split(amount)
+        torch.nonzero_static(mask, size=sum(amount))[:, 0].split(list(amount))
         for mask, amount in zip(masks, amounts, strict=True)
     ]
     starts = [0, *accumulate(sizes)]

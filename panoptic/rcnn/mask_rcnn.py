@@ -25,11 +25,20 @@ from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
 from panoptic.ranges import LayerCount, NonNegativeInt, PositiveInt
-from panoptic.rcnn.boxes import clip, decode, is_empty
+from panoptic.rcnn.boxes import clip, count_labels, decode, is_empty
 from panoptic.rcnn.paste_masks import paste
-from panoptic.rcnn.roi_align import pool
-from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
-from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.rcnn.roi_align import level_orders, pool
+from panoptic.rcnn.roi_heads import (
+    BoxHead,
+    Detection,
+    MaskHead,
+    box_losses,
+    detect,
+    mask_loss,
+    match_regions,
+    sample_regions,
+)
+from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, match_anchors, propose, region_losses
 from panoptic.rle import encode_window
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Targets
 from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
@@ -108,16 +117,34 @@ class Detector(nn.Module):
         return outputs
 
     def losses(self, outputs: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions."""
+        """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions.
+
+        The device is read four times, whatever the number of images, and by torchvision's suppression once for each.
+        """
         entries, true_boxes, true_classes = instance_lists(targets, self.categories)
         logits, deltas, anchors = self._anchor_outputs(outputs)
-        sizes = targets.frame.sizes
-        objectness, region = region_losses(logits, deltas, anchors, true_boxes, self.config.regions, sizes)
-        proposals = propose(logits, deltas, anchors, sizes, self.config.regions, training=True)
-        sampled = sample_regions(proposals, true_boxes, true_classes, self.background, self.config.detection)
-        class_logits, codes = self._run_box_head(outputs, [part.boxes for part in sampled])
-        entropy, box = box_losses(class_logits, codes, sampled, true_boxes, self.config.detection)
-        mask = self._mask_loss(outputs, sampled, entries, targets)
+        sizes, regions, detection = targets.frame.sizes, self.config.regions, self.config.detection
+        # what is drawn from: anchors and regions, counted in one read
+        matched = match_anchors(anchors, true_boxes, regions, sizes)
+        proposals = propose(logits, deltas, anchors, sizes, regions, training=True)
+        candidates = match_regions(proposals, true_boxes, detection)
+        amounts = count_labels([labels for _, labels in matched], [labels for _, labels in candidates[1]])
+        objectness, region = region_losses(
+            logits, deltas, anchors, true_boxes, regions, sizes, matched, amounts=amounts[0]
+        )
+        sampled = sample_regions(
+            proposals, true_boxes, true_classes, self.background, detection, candidates, amounts=amounts[1]
+        )
+        # the levels of all regions and of those that hold a thing, in one read
+        boxes, positives = [part.boxes for part in sampled], [part.positives for part in sampled]
+        dtype, strides = outputs[self.pooled[0]].dtype, [self.strides[name] for name in self.pooled]
+        orders = level_orders([torch.cat(boxes).to(dtype), torch.cat(positives).to(dtype)], strides)
+        class_logits, codes = self._run_box_head(outputs, boxes, orders[0])
+        entropy, box = box_losses(class_logits, codes, sampled, true_boxes, detection)
+        classes = torch.cat([part.classes[: len(part.owners)] for part in sampled])
+        mask_logits = self._run_mask_head(outputs, positives, classes, orders[1])
+        owners = [part.owners for part in sampled]
+        mask = mask_loss(mask_logits, region_masks(targets, entries, positives, owners, mask_logits.shape[-1]) >= 0.5)
         return {"objectness": objectness, "region": region, "class": entropy, "box": box, "mask": mask}
 
     @torch.no_grad()
@@ -170,31 +197,33 @@ class Detector(nn.Module):
         anchors = anchors_of(logits, list(self.strides.values()), self.config.regions)
         return *flatten(logits, [outputs[f"deltas_{name}"] for name in self.strides]), anchors
 
-    def _run_box_head(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits [R, K + 1] and deltas [R, 4 K] of the regions of all images."""
+    def _run_box_head(
+        self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], order: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits [R, K + 1] and deltas [R, 4 K] of the regions of all images; `order` as in `pool`."""
         with self._autocast(outputs):
-            return self.boxes(self._pool(outputs, regions, self.config.heads.box_side))
+            return self.boxes(self._pool(outputs, regions, self.config.heads.box_side, order))
 
-    def _run_mask_head(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], classes: Tensor) -> Tensor:
-        """Mask logits [R, M, M] of the regions of all images, each of its class int64 [R]."""
+    def _run_mask_head(
+        self,
+        outputs: Mapping[str, Tensor],
+        regions: Sequence[Tensor],
+        classes: Tensor,
+        order: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Mask logits [R, M, M] of the regions of all images, each of its class int64 [R]; `order` as in `pool`."""
         with self._autocast(outputs):
-            return self.masks(self._pool(outputs, regions, self.config.heads.mask_side), classes)
+            return self.masks(self._pool(outputs, regions, self.config.heads.mask_side, order), classes)
 
-    def _pool(self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], side: int) -> Tensor:
+    def _pool(
+        self, outputs: Mapping[str, Tensor], regions: Sequence[Tensor], side: int, order: Sequence[Tensor] | None
+    ) -> Tensor:
         levels, strides = [outputs[name] for name in self.pooled], [self.strides[name] for name in self.pooled]
-        return pool(levels, strides, regions, side, self.config.heads.cell_samples, self.config.heads.aligned)
+        return pool(levels, strides, regions, side, self.config.heads.cell_samples, self.config.heads.aligned, order)
 
     def _autocast(self, outputs: Mapping[str, Tensor]) -> torch.autocast:
         device = outputs[self.pooled[0]].device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.heads.precision == "bfloat16")
-
-    def _mask_loss(
-        self, outputs: Mapping[str, Tensor], sampled: Sequence[Sampled], entries: Sequence[Tensor], targets: Targets
-    ) -> Tensor:
-        positives, owners = [part.positives for part in sampled], [part.owners for part in sampled]
-        classes = torch.cat([part.classes[: len(part.owners)] for part in sampled])
-        logits = self._run_mask_head(outputs, positives, classes)
-        return mask_loss(logits, region_masks(targets, entries, positives, owners, logits.shape[-1]) >= 0.5)
 
     def _detections(self, outputs: Mapping[str, Tensor], frame: Frame, proposals: Sequence[Proposals]) -> list[Tensor]:
         """For each image float [N, 6], the rows of "detections"."""

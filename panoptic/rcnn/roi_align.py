@@ -28,6 +28,22 @@ def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     return level.clamp(lowest, highest).long() - lowest
 
 
+def level_orders(groups: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """The boxes of each level, for several groups of boxes in one read of the device.
+
+    Args:
+        groups: each float [R, 4].
+        strides: of the levels.
+
+    Returns:
+        for each group the indices int64 of those of each level.
+    """
+    every = torch.arange(len(strides), device=groups[0].device)
+    levels = [assign_levels(boxes, strides) for boxes in groups]
+    counts = torch.stack([(part == every[:, None]).sum(1) for part in levels]).tolist()
+    return [part.argsort(stable=True).split(count) for part, count in zip(levels, counts, strict=True)]
+
+
 def pool(
     features: Sequence[Tensor],
     strides: Sequence[int],
@@ -35,6 +51,7 @@ def pool(
     side: int,
     samples: int = 0,
     aligned: bool = True,
+    order: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """[R, C, S, S], each region from the level that fits it: aligned RoIAlign with adaptive sampling by default.
 
@@ -45,18 +62,17 @@ def pool(
         side: S.
         samples: points along a side of each cell; 0 takes as many as the region's size asks for.
         aligned: pixel centres lie half a pixel behind the coordinate; False leaves that out (mmdetection 1).
+        order: of `level_orders`, where it is known already; else the device is read once.
     """
     from torchvision.ops import roi_align  # torchvision takes seconds, and most processes need nothing of it
 
     regions = with_image(boxes).to(features[0].dtype)
     if len(features) == 1:
         return roi_align(features[0], regions, side, 1 / strides[0], samples, aligned)
-    levels = assign_levels(regions[:, 1:], strides)
-    every = torch.arange(len(features), device=levels.device)
-    # one read of the device for all levels
-    order = levels.argsort(stable=True).split((levels == every[:, None]).sum(1).tolist())
+    if order is None:
+        (order,) = level_orders([regions[:, 1:]], strides)
     pooled = [
         roi_align(feature, regions[chosen], side, 1 / stride, samples, aligned)
         for feature, stride, chosen in zip(features, strides, order, strict=True)
     ]
-    return torch.cat(pooled)[torch.cat(order).argsort()]
+    return torch.cat(pooled)[torch.cat(list(order)).argsort()]

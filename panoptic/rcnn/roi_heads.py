@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from panoptic.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import clip, encode, match, sample
-from panoptic.rcnn.rpn import Proposals, box_error
+from panoptic.rcnn.rpn import Matches, Proposals, box_error
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,31 @@ class MaskHead(nn.Module):
         return logits.view(-1, *pooled.shape[-2:])
 
 
+def positive_rows(sampled: Sequence[Sampled]) -> Tensor:
+    """int64 [positives of all images], their places among the regions of all images."""
+    starts = accumulate((len(part.boxes) for part in sampled), initial=0)
+    device = sampled[0].boxes.device
+    return torch.cat(
+        [
+            torch.arange(start, start + len(part.owners), device=device)
+            for start, part in zip(starts, sampled, strict=False)
+        ]
+    )
+
+
+@torch.no_grad()
+def match_regions(
+    proposals: Sequence[Proposals], truth: Sequence[Tensor], detection: Detection
+) -> tuple[list[Tensor], Matches]:
+    """The regions [P, 4] of each image, with the thing and the label of each; arguments as in `sample_regions`."""
+    regions = [
+        torch.cat([proposed.boxes, boxes.to(proposed.boxes)]) if detection.append_truth else proposed.boxes
+        for proposed, boxes in zip(proposals, truth, strict=True)
+    ]
+    limits = detection.overlap, detection.overlap
+    return regions, [match(boxes, here, *limits) for boxes, here in zip(truth, regions, strict=True)]
+
+
 @torch.no_grad()
 def sample_regions(
     proposals: Sequence[Proposals],
@@ -162,6 +188,8 @@ def sample_regions(
     classes: Sequence[Tensor],
     background: int,
     detection: Detection,
+    candidates: tuple[list[Tensor], Matches] | None = None,
+    amounts: Sequence[Sequence[int]] | None = None,
 ) -> list[Sampled]:
     """Regions to learn from, drawn image by image.
 
@@ -171,13 +199,13 @@ def sample_regions(
         classes: for each image int64 [N].
         background: K.
         detection: thresholds and numbers.
+        candidates: of `match_regions`, where they are known already.
+        amounts: of `boxes.sample`, of their labels.
     """
-    sampled, candidates = [], []
-    for proposed, boxes in zip(proposals, truth, strict=True):
-        regions = torch.cat([proposed.boxes, boxes.to(proposed.boxes)]) if detection.append_truth else proposed.boxes
-        candidates.append((regions, *match(boxes, regions, detection.overlap, detection.overlap)))
-    drawn = sample([held for _, _, held in candidates], detection.samples, detection.positive_fraction)
-    for (regions, index, _), (positive, negative), labels in zip(candidates, drawn, classes, strict=True):
+    sampled = []
+    every, matched = candidates or match_regions(proposals, truth, detection)
+    drawn = sample([labels for _, labels in matched], detection.samples, detection.positive_fraction, amounts)
+    for regions, (index, _), (positive, negative), labels in zip(every, matched, drawn, classes, strict=True):
         chosen = torch.cat([positive, negative])
         targets = torch.full((len(chosen),), background, device=labels.device)
         targets[: len(positive)] = labels[index[positive]]
@@ -200,9 +228,8 @@ def box_losses(
         detection: the code and `beta`.
     """
     classes = torch.cat([part.classes for part in sampled])
-    background = logits.shape[1] - 1
     total = max(1, len(classes))
-    holds = (classes != background).nonzero()[:, 0]
+    holds = positive_rows(sampled)
     codes = deltas.unflatten(1, (-1, 4))[holds, classes[holds]]
     true_codes = torch.cat(
         [

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from panoptic.ranges import NOT_EMPTY, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
 
+Matches = list[tuple[Tensor, Tensor]]
+"""For each image two int64 [P] of `boxes.match`: the thing that each box overlaps most, and its label."""
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -169,6 +172,9 @@ def suppress(
         nms: two boxes of one level may overlap by this.
         after: how many stay.
         least: boxes whose width or height is not above are empty.
+
+    The device is read once for all images, and by torchvision's suppression once for each, for the number of boxes
+    that it leaves.
     """
     from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
 
@@ -188,6 +194,21 @@ def suppress(
     return proposals
 
 
+@torch.no_grad()
+def match_anchors(
+    anchors: Sequence[Tensor], truth: Sequence[Tensor], regions: Regions, sizes: Tensor | None = None
+) -> Matches:
+    """The thing and the label of each anchor in each image; arguments as in `region_losses`."""
+    every = torch.cat(list(anchors))
+    rules = regions.negative, regions.positive, regions.low_quality, regions.low_quality_overlap
+    matched = [match(boxes, every, *rules) for boxes in truth]
+    if regions.inside and sizes is not None:
+        for (_, labels), (height, width) in zip(matched, sizes.tolist(), strict=True):
+            beyond = (every[:, :2] < 0).any(1) | (every[:, 2] > width) | (every[:, 3] > height)
+            labels[beyond] = -1
+    return matched
+
+
 def region_losses(
     logits: Sequence[Tensor],
     deltas: Sequence[Tensor],
@@ -195,6 +216,8 @@ def region_losses(
     truth: Sequence[Tensor],
     regions: Regions,
     sizes: Tensor | None = None,
+    matched: Matches | None = None,
+    amounts: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy of objectness and L1 (or smooth L1) of deltas, over sampled anchors.
 
@@ -209,15 +232,13 @@ def region_losses(
         truth: for each image the boxes [N, 4] of its things.
         regions: thresholds and numbers.
         sizes: int [B, 2], height and width of each image without batch padding, which `regions.inside` asks for.
+        matched: of `match_anchors`, where it is known already.
+        amounts: of `boxes.sample`, of their labels.
     """
     every, scores, code = torch.cat(list(anchors)), torch.cat(list(logits), 1), torch.cat(list(deltas), 1)
-    rules = regions.negative, regions.positive, regions.low_quality, regions.low_quality_overlap
-    matched = [match(boxes, every, *rules) for boxes in truth]
-    if regions.inside and sizes is not None:
-        for (_, labels), (height, width) in zip(matched, sizes.tolist(), strict=True):
-            beyond = (every[:, :2] < 0).any(1) | (every[:, 2] > width) | (every[:, 3] > height)
-            labels[beyond] = -1
-    drawn = sample([labels for _, labels in matched], regions.samples, regions.positive_fraction)
+    if matched is None:
+        matched = match_anchors(anchors, truth, regions, sizes)
+    drawn = sample([labels for _, labels in matched], regions.samples, regions.positive_fraction, amounts)
     # of each image the logits of sampled anchors with their targets, and the codes of the positive ones with theirs
     sampled, targets, codes, true_codes = [], [], [], []
     for image, (boxes, (index, _), (positive, negative)) in enumerate(zip(truth, matched, drawn, strict=True)):

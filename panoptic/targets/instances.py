@@ -1,7 +1,8 @@
 """Boxes and masks of segments, from the segment map and on its device.
 
-Boxes come from the runs of equal pixels within rows, all segments of a batch at once. A mask is made only where a loss
-needs it, at the resolution of that loss.
+Boxes come from the runs of equal pixels within rows, all segments of a batch at once; on a GPU from all pixels, since
+the number of runs would have to be asked for. A mask is made only where a loss needs it, at the resolution of that
+loss.
 
 Mask targets follow detectron2: RoIAlign (aligned, adaptive) of the 0/1 mask, and at least 1/2.
 
@@ -24,6 +25,27 @@ PLANES = 1 << 26
 
 def boxes(targets: Targets) -> Tensor:
     """The bounding box of each segment, float32 [B, N, 4]: x0 y0 x1 y1, half-open; zeros where it has no pixel."""
+    return (_boxes_of_pixels if targets.segments.is_cuda else _boxes_of_runs)(targets)
+
+
+def _boxes_of_pixels(targets: Targets) -> Tensor:
+    """`boxes` without a value that the host has to know: each pixel marks its column and its row of its segment."""
+    segments = targets.segments.long()
+    images, count = len(segments), targets.labels.shape[1] + 1
+    corners = []
+    for axis in (2, 1):
+        side = segments.shape[axis]
+        place = torch.arange(side, device=segments.device).view((1, 1, -1) if axis == 2 else (1, -1, 1))
+        seen = torch.zeros(images, count * side, dtype=torch.uint8, device=segments.device)
+        seen = seen.scatter_(1, (segments * side + place).flatten(1), 1).view(images, count, side)
+        present = seen.amax(2)
+        corners.append((seen.argmax(2) * present, (side - seen.flip(2).argmax(2)) * present))
+    (left, right), (top, bottom) = corners
+    return torch.stack([left, top, right, bottom], 2)[:, 1:].float()  # without void
+
+
+def _boxes_of_runs(targets: Targets) -> Tensor:
+    """`boxes` from where the runs begin, a small part of all pixels: three to eight times as fast on a CPU."""
     segments = targets.segments
     images, height, width = segments.shape
     count = targets.labels.shape[1] + 1

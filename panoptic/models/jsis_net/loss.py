@@ -17,8 +17,9 @@ from panoptic.layers.resize import resize
 from panoptic.models.base import Outputs
 from panoptic.models.jsis_net.c4_head import C4Head
 from panoptic.models.jsis_net.instance_branch import InstanceBranch
-from panoptic.rcnn.roi_heads import Sampled, box_losses, mask_loss, sample_regions
-from panoptic.rcnn.rpn import region_losses
+from panoptic.rcnn.boxes import count_labels
+from panoptic.rcnn.roi_heads import Sampled, box_losses, mask_loss, match_regions, positive_rows, sample_regions
+from panoptic.rcnn.rpn import match_anchors, region_losses
 from panoptic.segmentation import Targets
 from panoptic.targets.dense import semantic_map
 from panoptic.targets.instances import instance_lists, region_masks
@@ -50,9 +51,16 @@ def instance_losses(
     """
     detection, background = branch.detection, branch.head.background
     entries, true_boxes, true_classes = instance_lists(targets, branch.categories)
-    objectness, region = region_losses(*branch.anchor_outputs(outputs), true_boxes, branch.regions)
+    # what is drawn from: anchors and regions, counted in one read of the device
+    logits, deltas, anchors = branch.anchor_outputs(outputs)
+    matched = match_anchors(anchors, true_boxes, branch.regions)
     proposals = branch.propose(outputs, targets.frame, training=True)
-    sampled = sample_regions(proposals, true_boxes, true_classes, background, detection)
+    candidates = match_regions(proposals, true_boxes, detection)
+    amounts = count_labels([labels for _, labels in matched], [labels for _, labels in candidates[1]])
+    objectness, region = region_losses(
+        logits, deltas, anchors, true_boxes, branch.regions, matched=matched, amounts=amounts[0]
+    )
+    sampled = sample_regions(proposals, true_boxes, true_classes, background, detection, candidates, amounts=amounts[1])
     boxes = [part.boxes for part in sampled]
     features = branch.head.region_features(outputs["features"], branch.stride, boxes, branch.stage)
     class_logits, codes = branch.head.boxes(features)
@@ -93,7 +101,7 @@ def region_mask_loss(
         reduction: over the images.
     """
     classes = torch.cat([part.classes for part in sampled])
-    positive = (classes != head.background).nonzero()[:, 0]
+    positive = positive_rows(sampled)
     if not len(positive):  # every layer keeps its gradient
         return 0 * head.mask_logits(features[:1], torch.zeros_like(classes[:1])).sum()
     owners, boxes = [part.owners for part in sampled], [part.positives for part in sampled]

@@ -57,19 +57,22 @@ def centre_kernels(kernels: Tensor, target: LevelTargets) -> tuple[Tensor, Tenso
     return picked, torch.ones_like(picked[..., 0])
 
 
-def region_kernels(kernels: Tensor, covered: Tensor, own_cells: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def region_kernels(
+    kernels: Tensor, covered: Tensor, own_cells: bool = False, present: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The regions that a level has, and a kernel for each.
 
     Args:
         kernels: [B, C, h, w].
         covered: float [B, R, h, w], above 0 where a region is.
         own_cells: of `mean_kernels`.
+        present: int64 [P, 2], image and class of the regions that have a cell; else the device is asked for them.
 
     Returns:
         image int64 [P], region class int64 [P], and [P, C] the mean of the kernels inside.
     """
     masks = (covered > 0).flatten(2)
-    image, region = masks.any(2).nonzero().unbind(1)
+    image, region = (masks.any(2).nonzero() if present is None else present).unbind(1)
     means = mean_kernels(masks.to(kernels.dtype), kernels.flatten(2), own_cells)
     return image, region, means[image, region]
 

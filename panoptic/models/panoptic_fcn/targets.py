@@ -73,6 +73,12 @@ class KernelTargets:
     """float32 [B, R, y, x]."""
     segments: Tensor
     """int64 [B, M], the segment (1..N) of each mask, 0 beyond an image's own."""
+    regions: list[Tensor]
+    """For each level int64 [P, 2], image and region class of the regions that it has, ascending."""
+    thing_counts: list[int]
+    """Things of each image, summed over the levels."""
+    region_counts: list[int]
+    """Regions of each image, summed over the levels."""
 
 
 def region_classes(categories: Categories, regions: Regions) -> tuple[int, ...]:
@@ -97,7 +103,7 @@ def kernel_targets(
 ) -> KernelTargets:
     """All targets of Panoptic FCN.
 
-    Crowds are no things here, but belong to the regions.
+    Crowds are no things here, but belong to the regions. The device is read once.
 
     Args:
         targets: the batch, on the device of the result.
@@ -118,15 +124,27 @@ def kernel_targets(
     areas = sides.prod(-1).sqrt()
     instances = is_instance(targets, categories) & (areas > 0)
     held = torch.stack([_largest(instances & (areas >= low) & (areas <= high), areas, most) for low, high in scales])
-    slots, segments = _slots(held.any(0))
+    used = held.any(0)
+    slots = used.cumsum(1) * used
+    # the regions of each level: share of each cell
+    coverings = []
+    for shape in shapes:
+        covered = F.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
+        coverings.append(covered.masked_fill(covered < PRESENT, 0.0))
+    present = torch.stack([(covered > 0).flatten(2).any(2) for covered in coverings])  # [levels, B, R]
+    # every number that a size below follows from, in one read of the device
+    numbers = torch.cat([slots.amax()[None], *(part.sum(2).flatten() for part in (held, present))]).tolist()
+    things_held, regions_held = _halves(numbers[1:], len(shapes))
+    segments = _listed(slots, max(1, numbers[0]))
+    regions_of = _places(present, regions_held)
     # their masks at stride 4, from which centres follow
     masks = segment_cells(targets, slots, segments.shape[1], cells)
     middles = mass_centres(masks, boxes.gather(1, _entries(segments, 4)), centre)
     classes = _thing_classes(targets, categories)
     levels = []
-    counts = held.sum((1, 2)).tolist()
-    pairs = torch.nonzero_static(held, size=sum(counts))[:, 1:].split(counts)
-    for shape, here in zip(shapes, pairs, strict=True):
+    for shape, covered, here, regions_here in zip(
+        shapes, coverings, _places(held, things_held), regions_of, strict=True
+    ):
         image, entry = here.unbind(1)
         thing = slots[image, entry] - 1
         label = classes[image, entry]
@@ -135,13 +153,25 @@ def kernel_targets(
         index = image * len(categories.things) + label
         # one plane a thing class of each image
         score = _gaussians(index, row, column, radius, (len(masks) * len(categories.things), *shape))
-        covered = F.interpolate(region_masks, shape, mode="bilinear", align_corners=False).clamp(max=1.0)
-        covered = covered.masked_fill(covered < PRESENT, 0.0)
         if stuff_positions == "centres":
-            covered = region_centres(covered, overlap)
+            covered = region_centres(covered, overlap, regions_here)
         score = score.view(len(masks), len(categories.things), *shape)
         levels.append(LevelTargets(score, covered, image, thing, label, row * shape[1] + column))
-    return KernelTargets(levels, masks, region_masks, segments)
+    counts = [[sum(image) for image in zip(*part, strict=True)] for part in (things_held, regions_held)]
+    return KernelTargets(levels, masks, region_masks, segments, regions_of, *counts)
+
+
+def _halves(numbers: list[int], levels: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Two tables of a row a level and a column an image, which stand one behind the other."""
+    images = len(numbers) // levels // 2
+    rows = [numbers[first : first + images] for first in range(0, len(numbers), images)]
+    return rows[:levels], rows[levels:]
+
+
+def _places(chosen: Tensor, counts: list[list[int]]) -> list[Tensor]:
+    """For each level int64 [P, 2], image and entry where bool [levels, B, N] is set, so often as `counts` says."""
+    sizes = [sum(level) for level in counts]
+    return list(torch.nonzero_static(chosen, size=sum(sizes))[:, 1:].split(sizes))
 
 
 def true_outputs(
@@ -166,7 +196,7 @@ def true_outputs(
     return {"position.things": cells, **covered, "class": classes, "mask": numbers}
 
 
-def region_centres(covered: Tensor, overlap: float) -> Tensor:
+def region_centres(covered: Tensor, overlap: float, present: Tensor | None = None) -> Tensor:
     """float32 [B, R, h, w], one Gaussian for each region that a level has, 1 at the covered cell nearest to the middle.
 
     The middle is the mean of the cells; of equally near ones the first counts. The radius is that of a thing whose box
@@ -175,6 +205,7 @@ def region_centres(covered: Tensor, overlap: float) -> Tensor:
     Args:
         covered: float [B, R, h, w], above 0 in the cells of a region.
         overlap: of `kernel_targets`.
+        present: int64 [P, 2], image and class of the regions that have a cell; else the device is asked for them.
     """
     images, regions, height, width = covered.shape
     inside = covered > 0
@@ -185,7 +216,9 @@ def region_centres(covered: Tensor, overlap: float) -> Tensor:
     column = (inside.sum(2) * columns).sum(2) / least
     distance = (rows[:, None] - row[..., None, None]) ** 2 + (columns - column[..., None, None]) ** 2
     cell = distance.masked_fill(~inside, float("inf")).flatten(2).argmin(2)
-    plane = (count.flatten() > 0).nonzero()[:, 0]
+    if present is None:
+        present = count.nonzero()
+    plane = present[:, 0] * regions + present[:, 1]
     cell, side = cell.flatten()[plane], count.flatten()[plane].float().sqrt()
     radius = gaussian_radius(side, side, overlap).clamp(min=0).long()
     peaks = _gaussians(plane, cell // width, cell % width, radius, (images * regions, height, width))
@@ -261,20 +294,16 @@ def _largest(chosen: Tensor, areas: Tensor, most: int) -> Tensor:
     return torch.zeros_like(chosen).scatter_(1, order, True) & chosen
 
 
-def _slots(used: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the used segments of each image.
+def _listed(slots: Tensor, most: int) -> Tensor:
+    """int64 [B, M], the segment (1..N) of each slot, 0 for none.
 
     Args:
-        used: bool [B, N].
-
-    Returns:
-        int64 [B, N], 1..M for those used, else 0; and int64 [B, M], the segment (1..N) of each, 0 for none.
+        slots: int64 [B, N], 1..M for the segments that are used, else 0.
+        most: M.
     """
-    slots = used.cumsum(1) * used
-    most = max(1, int(slots.max()))
-    numbers = torch.arange(1, used.shape[1] + 1, device=used.device).expand_as(slots)
-    segments = torch.zeros(len(used), most + 1, dtype=torch.int64, device=used.device)
-    return slots, segments.scatter_(1, slots, numbers * used)[:, 1:]
+    numbers = torch.arange(1, slots.shape[1] + 1, device=slots.device).expand_as(slots)
+    segments = torch.zeros(len(slots), most + 1, dtype=torch.int64, device=slots.device)
+    return segments.scatter_(1, slots, numbers * (slots > 0))[:, 1:]
 
 
 def _entries(segments: Tensor, width: int) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from panoptic.segmentation import Frame, Sample, Segmentation, Targets, collate
 from panoptic.targets import instances
 from panoptic.targets.instances import boxes, instance_lists, mask_targets, masks, region_masks
+
+WAYS = pytest.mark.parametrize("boxes_of", [boxes, instances._boxes_of_pixels], ids=["runs", "pixels"])
+"""From runs, as on a CPU, and from pixels, as on a GPU."""
 
 
 def batch(random_segmentation, categories, seed: int = 0) -> Targets:
@@ -21,9 +25,10 @@ def batch(random_segmentation, categories, seed: int = 0) -> Targets:
     return collate(samples, 32)[1]
 
 
-def test_boxes_are_those_of_the_masks(random_segmentation, small_categories) -> None:
+@WAYS
+def test_boxes_are_those_of_the_masks(boxes_of, random_segmentation, small_categories) -> None:
     targets = batch(random_segmentation, small_categories)
-    corners = boxes(targets)
+    corners = boxes_of(targets)
     assert corners.dtype == torch.float32 and corners.shape == (*targets.labels.shape, 4)
     for b, image in enumerate(targets.segments):
         for k in range(targets.labels.shape[1]):
@@ -32,7 +37,8 @@ def test_boxes_are_those_of_the_masks(random_segmentation, small_categories) -> 
             assert corners[b, k].tolist() == [float(x) for x in expected]
 
 
-def test_boxes_at_the_ends_of_rows_and_of_the_batch() -> None:
+@WAYS
+def test_boxes_at_the_ends_of_rows_and_of_the_batch(boxes_of) -> None:
     segments = torch.zeros(2, 3, 4, dtype=torch.int32)
     segments[0, 0, 3], segments[0, 1, 0] = 1, 1  # neighbours in memory, not in the image
     segments[1, 2, 3] = 2
@@ -43,7 +49,7 @@ def test_boxes_at_the_ends_of_rows_and_of_the_batch() -> None:
         Frame.full(torch.zeros(2, 3, 3, 4)),
         ("a", "b"),
     )
-    assert boxes(targets).tolist() == [[[0, 0, 4, 2], [0, 0, 0, 0]], [[0, 0, 0, 0], [3, 2, 4, 3]]]
+    assert boxes_of(targets).tolist() == [[[0, 0, 4, 2], [0, 0, 0, 0]], [[0, 0, 0, 0], [3, 2, 4, 3]]]
 
 
 def test_lists_hold_the_things_that_can_be_seen(random_segmentation, small_categories) -> None:

@@ -38,4 +38,4 @@ def test_the_loss_is_of_the_image_that_a_kernel_belongs_to() -> None:
         target = masks[image[k], index[k]]
         dice = 1 - 2 * (drawn * target).sum((1, 2)) / ((drawn**2).sum((1, 2)) + (target**2).sum())
         expected = expected + (dice * weights[k]).sum()
-    torch.testing.assert_close(kernel_dice_loss(features, masks, kernels, image, index, weights), expected)
+    torch.testing.assert_close(kernel_dice_loss(features, masks, kernels, image, index, weights, [1, 2]), expected)
