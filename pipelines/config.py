@@ -245,8 +245,9 @@ class Train:
     micro_batch: NonNegativeInt = 0
     """Most images that a worker puts through the network at once; accumulation follows. 0 = no accumulation."""
     fit_memory: bool = False
-    """Fewer images at once where memory asks for it, the same batch: the largest batch is tried before the first step,
-    and a step for which memory runs out later is taken again. Batch norms in training see fewer images at once."""
+    """Where memory asks for it, activations are computed again (--engine.activation-checkpointing), and then fewer
+    images go through at once, the batch staying the same: the largest is tried before the first step, and a step for
+    which memory runs out later is taken again. Batch norms in training see fewer images at once."""
     workers: WorkerCount = 2
     """Data-parallel workers (one process each; one GPU each when `gpu`). A range, as 1..4, trains with as many as the
     cluster has room for and the batch can be shared by, goes on with those that are left, and takes in new ones."""

@@ -33,6 +33,9 @@ class Engine:
     torch does by itself), or matrix products too."""
     channels_last: bool = False
     """Memory format of images and weights; usually faster on a GPU."""
+    activation_checkpointing: bool = False
+    """Blocks of backbone and transformers compute their activations again in the backward pass: less memory, a third to
+    a half more time, the same numbers. --train.fit-memory switches it on before it takes fewer images at once."""
     max_skipped: PositiveInt = 5
     """Steps in a row with a loss or gradient that is not finite before training stops."""
 

@@ -66,10 +66,11 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
             if not _may_pass(raised, job):
                 raise
             error, reason = raised, describe(raised)
-            smaller = _with_fewer_images(job, raised)
+            smaller = _in_less_memory(job, raised)
             if smaller is not None:
-                job = smaller
-                reason = f"{reason}; from here on {job.experiment.train.micro_batch} images at once"
+                halved = smaller.experiment.train.micro_batch != job.experiment.train.micro_batch
+                job, images = smaller, f"{smaller.experiment.train.micro_batch} images at once"
+                reason = f"{reason}; from here on {images if halved else 'activations are computed again'}"
             mended = smaller is not None or _not_started(raised)
             counts = not mended and (not _preempted(raised) or newest_step(job.folder) <= before)
         failures += counts
@@ -81,11 +82,19 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
         logger.warning("%s: %s%s; going on from step %d", job.experiment.name, masked(reason), told, reached)
 
 
-def _with_fewer_images(job: Job, error: Exception) -> Job | None:
-    """The training with half the images at once, where memory ran out and it may choose; else None."""
-    if not (job.experiment.train.fit_memory and out_of_memory(error)):
+def _in_less_memory(job: Job, error: Exception) -> Job | None:
+    """The training in less memory, where that ran out and it may choose; else None.
+
+    Activations that are computed again come first, since they change no number, then half the images at once.
+    """
+    experiment = job.experiment
+    if not (experiment.train.fit_memory and out_of_memory(error)):
         return None
-    smaller = more_accumulation(job.experiment)
+    if not (experiment.engine.activation_checkpointing or experiment.train.compile):
+        return replace(
+            job, experiment=replace(experiment, engine=replace(experiment.engine, activation_checkpointing=True))
+        )
+    smaller = more_accumulation(experiment)
     return None if smaller is None else replace(job, experiment=smaller)
 
 

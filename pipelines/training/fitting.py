@@ -1,7 +1,8 @@
 """`train.fit_memory`: steps of as many images at once as memory holds, whatever the options say.
 
-Before the first step every worker tries the largest batch, and all of them take the parts that the one with the least
-memory needs. A step that meets the end of memory later is taken again, from the weights before it, in more parts. With
+Before the first step every worker tries the largest batch; where it does not fit, with activations that are computed
+again (`panoptic.training.recomputing`), which changes no number, then in parts. All workers do what the one with the
+least memory needs. A step that meets the end of memory later is taken again so, from the weights before it. With
 several workers that would leave the others waiting for its gradients: there the workers start again from the last
 checkpoint, with fewer images at once (`attempts`).
 """
@@ -15,6 +16,7 @@ import torch
 
 from panoptic.distributed import world_size
 from panoptic.training.memory import StepDoesNotFit, fits, largest_batch, next_parts
+from panoptic.training.recomputing import recompute_blocks, recomputes
 from panoptic.training.step import StepResult
 from panoptic.transforms import Augment
 from pipelines.training.broken import Recent
@@ -37,6 +39,8 @@ def parts_that_fit(state: State) -> int:
     extra = 0 if state.optimiser.state else optimiser_slots(state.experiment.optim) * trained
     parts = 1
     while not _all(fits(state.model, batch, state.experiment.engine, parts, extra), state.device):
+        if _recompute(state):
+            continue
         more = next_parts(images, parts)
         if more is None:
             height, width = batch[1].frame.canvas
@@ -96,10 +100,19 @@ def fitting_step(step: Callable[..., StepResult], batches: Recent, state: State)
         try:
             return step(accumulation=state.accumulation * batches.parts)
         except StepDoesNotFit as error:
-            more = next_parts(error.images * batches.parts, batches.parts)
-            if more is None or state.world > 1 or not state.experiment.train.fit_memory:
+            if state.world > 1 or not state.experiment.train.fit_memory:
+                raise
+            parts = batches.parts if _recompute(state) else next_parts(error.images * batches.parts, batches.parts)
+            if parts is None:
                 raise
         # only here is the memory of the error's frames free
         torch.cuda.empty_cache()
-        batches.again(more)
-        print(f"step {state.step}: memory ran out; from here on {more} parts of each micro-batch", flush=True)
+        told = f"{parts} parts of each micro-batch" if parts != batches.parts else "activations are computed again"
+        batches.again(parts)
+        print(f"step {state.step}: memory ran out; from here on {told}", flush=True)
+
+
+def _recompute(state: State) -> bool:
+    """Let the model compute its activations again; False where it does already, or has no blocks."""
+    compiled = state.experiment.train.compile  # its graph decides by itself what is kept
+    return not compiled and not recomputes(state.model) and recompute_blocks(state.model) > 0

@@ -52,6 +52,7 @@ SCHEDULE = re.compile(r"\s*(\d)((?:\s+\d@\d+)*)\s*")
 FREE = (
     *("train.steps", "train.workers", "train.fit_memory", "train.threads", "train.stop_after", "train.log_every"),
     *("train.keep", "train.score", "train.score_mode", "train.checkpoint_every", "train.checkpoint_minutes"),
+    "engine.activation_checkpointing",  # changes no number
     "model.backbone.own_pixels",  # the pixels themselves may not change
 )
 """Options that a continued run may change. Any other, outside of the groups below, makes it another experiment."""
@@ -73,6 +74,7 @@ ADDED = {
     **{"optim.stage_decay": 1.0, "optim.layer_decay": 1.0, "optim.layer_decay_embeddings": False},
     **{"optim.undecayed_layers": 0, "optim.backbone_warmup_steps": 0, "optim.schedule_start": "first_step"},
     "engine.tf32": "convolutions",
+    "engine.activation_checkpointing": False,
 }
 """Options that runs of earlier versions do not name, with the value that they had."""
 
@@ -91,6 +93,11 @@ def check_options(experiment: Experiment) -> None:
     if data.balance and (data.window > 1 or experiment.augment.doubled):
         raise ValueError(
             f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
+        )
+    if experiment.engine.activation_checkpointing and experiment.train.compile:
+        raise ValueError(
+            "engine.activation_checkpointing: cannot be combined with train.compile, whose graphs decide by themselves "
+            "what is computed again; turn off one"
         )
     check_weights(experiment)
     model = meta_model(experiment)

@@ -37,6 +37,7 @@ from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.frozen_backbone import backbone_digest
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
+from panoptic.training.recomputing import recompute_blocks, recomputes
 from panoptic.training.step import BrokenSteps, Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
 from pipelines.cluster import gauges, session, storage
@@ -122,6 +123,8 @@ def build_state(job: Job, rank: int = 0, world: int = 1, on_machine: int = 1) ->
     device = _device(job.gpu)
     model: PanopticModel = prepare(experiment.model.build(job.train.categories), device, experiment.engine)
     fresh = load_initial_weights(model, experiment, rank)
+    if experiment.engine.activation_checkpointing:
+        recompute_blocks(model)
     frozen = freeze_parameters(model, options.freeze)
     refuse_frozen(model, fresh)
     if frozen and rank == 0:
@@ -255,7 +258,9 @@ def _parts(state: State) -> int:
     parts = parts_that_fit(state)
     if state.tracker is not None:
         images = state.experiment.train.batch // state.world // state.accumulation // parts
-        _say(f"train.fit_memory: {images} images at once, {_memory(state.device):.0f} MiB at the most; {parts} parts")
+        again = ", activations computed again" if recomputes(state.model) else ""
+        most = f"{_memory(state.device):.0f} MiB at the most"
+        _say(f"train.fit_memory: {images} images at once, {most}; {parts} parts{again}")
     return parts
 
 

@@ -15,6 +15,7 @@ import torch
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories
 from panoptic.training.memory import StepDoesNotFit
+from panoptic.training.recomputing import recomputes
 from panoptic.transforms import POLICIES, Augment
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
@@ -86,8 +87,8 @@ def halves(job: Job) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("calls", "seen"),
     [
-        pytest.param(0, [4, 2] + 6 * [2], id="before the first step"),
-        pytest.param(1, [4, 4] + 6 * [2], id="in the first step"),
+        pytest.param(0, [4, 4, 2] + 6 * [2], id="before the first step"),
+        pytest.param(1, [4, 4, 4] + 6 * [2], id="in the first step"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_taken_in_parts(calls, seen, job: Job, halves, capsys) -> None:
@@ -98,8 +99,37 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts(calls, seen, job: Job, halv
     assert images == seen
     assert found.keys() == halves.keys()
     assert [name for name, value in found.items() if not torch.equal(value, halves[name])] == []
+    assert recomputes(state.model)  # which alone did not do here
     if calls:
-        assert "step 0: memory ran out; from here on 2 parts of each micro-batch" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "step 0: memory ran out; from here on activations are computed again" in out
+        assert "step 0: memory ran out; from here on 2 parts of each micro-batch" in out
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_activations_that_are_computed_again_may_be_enough(calls: int, job: Job) -> None:
+    """Then nothing that is learnt changes: the batch norms see all images at once."""
+    plain = trained(build_state(with_options(job, fit_memory=False)))
+    state = build_state(job)
+    forward, seen = state.model.forward, []
+
+    def limited(images: torch.Tensor, *rest: Any) -> Any:
+        result = forward(images, *rest)
+        seen.append(recomputes(state.model))
+        if not seen[-1] and len(seen) > calls:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return result
+
+    state.model.forward = limited  # type: ignore[method-assign]
+    found = trained(state)
+    assert seen == [False] * (calls + 1) + [True] * (4 - calls)
+    assert [name for name, value in plain.items() if not torch.equal(value, found[name])] == []
+
+
+def test_they_are_computed_again_where_the_options_say_so(job: Job) -> None:
+    engine = replace(job.experiment.engine, activation_checkpointing=True)
+    assert recomputes(build_state(replace(job, experiment=replace(job.experiment, engine=engine))).model)
+    assert not recomputes(build_state(job).model)
 
 
 def test_a_later_step_is_taken_again_from_the_weights_before_it(job: Job) -> None:
@@ -115,8 +145,8 @@ def test_a_later_step_is_taken_again_from_the_weights_before_it(job: Job) -> Non
     state.model.forward = noting  # type: ignore[method-assign]
     seen = limit(state, 1, calls=4)
     trained(state)
-    assert seen == [2] + 2 * [2] + [2, 2] + 4 * [1] + 4 * [1]
-    assert [name for part in names[5:9] for name in part] == [*names[3], *names[4]]
+    assert seen == [2] + 2 * [2] + [2, 2] + [2] + 4 * [1] + 4 * [1]
+    assert [name for part in names[6:10] for name in part] == [*names[3], *names[4]]
 
 
 def test_not_even_one_image(job: Job) -> None:
@@ -124,7 +154,7 @@ def test_not_even_one_image(job: Job) -> None:
     seen = limit(state, 0)
     with pytest.raises(OutOfMemory, match=r"not even one image of 33x33 fits.*augment\.crop"):
         train(state)
-    assert seen == [4, 2, 1]
+    assert seen == [4, 4, 2, 1]
 
 
 def test_without_the_option_the_error_names_what_takes_less(job: Job) -> None:
@@ -154,7 +184,7 @@ def test_workers_that_ran_out_of_memory_start_again_with_fewer_images(tmp_path: 
         return SimpleNamespace(metrics={"step": 3}, return_value="")
 
     repeat(fit, job)
-    assert taken == [0, 2, 1]
+    assert taken == [0, 0, 2, 1]  # the second with activations that are computed again
     taken.clear()
     with pytest.raises(FailedRun, match="4 images of 33x33 at once do not fit"):
         repeat(fit, with_options(job, fit_memory=False))

@@ -145,6 +145,12 @@ def test_rates_that_leave_the_backbone_as_it_is_are_refused():
         check_options(override(demo(), {"optim.layer_decay": 0.8}))
 
 
+def test_a_compiled_network_does_not_recompute_its_activations():
+    options = {"engine.activation_checkpointing": True, "train.compile": True}
+    with pytest.raises(ValueError, match=r"engine\.activation_checkpointing: cannot be combined with train\.compile"):
+        check_options(override(demo(), options))
+
+
 def test_what_training_can_use_passes(small_categories: Categories, tmp_path: Path):
     (tmp_path / "weights.pkl").touch()
     (tmp_path / "checkpoint.pt").touch()
