@@ -5,6 +5,10 @@ what a head takes in is a weighted sum of 4 x levels x points rows of a table: `
 writes the samples down (a third to a fifth of the time of `grid_sample` on a CPU, and none of its memory).
 Exported graphs take `grid_sample`, which every runtime knows; both give the same numbers.
 
+No library's kernel is offered beside it. The one with wheels that is kept up, deformops 3.0.1, asks for Python 3.12 and
+torch 2.11, where this package runs from Python 3.11 on: pip refuses it under 3.11. Its kernels need an NVIDIA GPU, so
+that without one they cannot be compared with these numbers, which an extra would have to do.
+
 Shapes: B images, C channels, M heads, L levels, P points, N tokens of all levels one after the other.
 """
 
