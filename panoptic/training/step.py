@@ -32,6 +32,7 @@ from panoptic.training.device import Engine, autocast, seed_torch, to_device, un
 from panoptic.training.loss_scale import follow, loss_scale, unscale
 from panoptic.training.memory import StepDoesNotFit, allocation_failed
 from panoptic.training.optim import Optim, learning_rate_factor, masked_step, set_learning_rate, update_ema
+from panoptic.training.phases import Phases, mean_seconds
 
 LISTS: Any = torch
 """torch with its operations on lists of tensors, a few kernels for all, which it does not list by name."""
@@ -129,6 +130,8 @@ class StepResult:
     """Seconds spent waiting for data."""
     seconds: float
     """Seconds of the whole step, waiting included."""
+    phases: Phases | None = None
+    """When forward, backward and optimiser began and ended."""
 
     @property
     def skipped(self) -> bool:
@@ -187,7 +190,9 @@ def train_step(
     source, wait, images_seen, names = iter(batches), 0.0, 0, []
     terms: list[str] = []
     sums: Tensor | None = None
-    scale = loss_scale(optimiser, _device_of(optimiser)) if engine.precision == "float16" else None
+    device = _device_of(optimiser)
+    scale = loss_scale(optimiser, device) if engine.precision == "float16" else None
+    phases = Phases(device)
     for micro in range(accumulation):
         waiting = time.perf_counter()
         images, targets = _take(source, step, micro, accumulation)
@@ -195,13 +200,14 @@ def train_step(
         images_seen += len(images)
         names.extend(targets.names)
         seed_torch(seed, step, micro, rank)
+        phases.begin()
         last = micro == accumulation - 1
         try:
-            terms, values = _backward(model, images, targets, engine, accumulation, last, scale)
+            terms, values = forward_backward(model, images, targets, engine, accumulation, last, scale, phases)
         except Exception as error:
             if not allocation_failed(error):
                 raise
-            restore(torch.zeros((), dtype=torch.bool, device=_device_of(optimiser)))
+            restore(torch.zeros((), dtype=torch.bool, device=device))
             optimiser.zero_grad(set_to_none=True)
             raise StepDoesNotFit(step, len(images), targets.frame.canvas, targets.names) from error
         sums = values if sums is None else values + sums
@@ -219,10 +225,11 @@ def train_step(
         update_ema(ema, unwrap(model), optim.ema, finite)
     if scale is not None:
         follow(optimiser, verdict == SCALED, finite)
+    phases.end("optimiser")
     health.waiting = Verdict(step, names, losses, norm, *_on_its_way(verdict))
     if verdict.device.type == "cpu":
         health.settle(engine.max_skipped)
-    return StepResult(losses, norm, rate, finite, images_seen, wait, time.perf_counter() - start)
+    return StepResult(losses, norm, rate, finite, images_seen, wait, time.perf_counter() - start, phases)
 
 
 def clip_gradients(optimiser: torch.optim.Optimizer, largest: float, entry: float = 0.0) -> Tensor:
@@ -264,7 +271,7 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-def _backward(
+def forward_backward(
     model: nn.Module,
     images: Tensor,
     targets: Targets,
@@ -272,11 +279,22 @@ def _backward(
     accumulation: int,
     last: bool,
     scale: Tensor | None,
+    phases: Phases,
 ) -> tuple[list[str], Tensor]:
     """Forward and backward of one micro-batch; returns its share of the losses, detached, and their sum: names, values.
 
     Backward runs whatever the loss is, because the other workers wait for this one's gradients. Gradients are exchanged
     with the last micro-batch only.
+
+    Args:
+        model: in training mode, wrapped in DDP where there are several workers.
+        images: uint8 [B, 3, H, W], on any device.
+        targets: of the images.
+        engine: precision and memory format.
+        accumulation: micro-batches of the step.
+        last: this one is the last of them.
+        scale: factor on the loss, float32 scalar; None = 1.
+        phases: of the step.
     """
     images, targets = to_device(model, images, targets, engine)
     alone = isinstance(model, DistributedDataParallel) and not last
@@ -290,7 +308,9 @@ def _backward(
             raise ValueError(_too_few_values(images, targets)) from error
         terms = torch.stack(list(losses.values()))
         loss = terms.sum() / accumulation
+        phases.end("forward")
         (loss if scale is None else loss * scale).backward()
+        phases.end("backward")
     return [*losses, "total"], torch.cat([terms.detach() / accumulation, loss.detach()[None]])
 
 
@@ -385,6 +405,8 @@ class Meter:
     """Seconds of all steps."""
     lr: float = 0.0
     """The newest step's."""
+    phases: list[Phases] = field(default_factory=list)
+    """Of all steps."""
 
     def add(self, result: StepResult) -> None:
         """Count a step; does not wait for the device. Skipped ones count in time and images only."""
@@ -393,11 +415,29 @@ class Meter:
         self.wait += result.wait
         self.seconds += result.seconds
         self.lr = result.lr
+        if result.phases is not None:
+            self.phases.append(result.phases)
         names = tuple(result.losses)
         losses = torch.stack(list(result.losses.values()))
         values = torch.cat([losses, result.grad_norm.to(losses)[None], torch.ones_like(losses[:1])])
         values = torch.where(result.finite, values, 0.0)
         self.sums[names] = values + self.sums[names] if names in self.sums else values
+
+    def forget_times(self) -> None:
+        """Count the losses of the steps so far, but not their times."""
+        self.steps = self.images = 0
+        self.wait = self.seconds = 0.0
+        self.phases.clear()
+
+    def split(self) -> dict[str, float]:
+        """Seconds of this worker's step since the last `read`: means of `data_wait_seconds`, `forward_seconds`, ...
+
+        Waits for the device where it has not done the last step yet. Empty where no time counts.
+        """
+        if not self.steps:
+            return {}
+        means = {f"{phase}_seconds": seconds for phase, seconds in mean_seconds(self.phases).items()}
+        return {"data_wait_seconds": self.wait / self.steps, **means}
 
     def read(self) -> dict[str, float]:
         """Means over steps and workers since the last call, and start again; waits for the device once.

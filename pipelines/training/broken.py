@@ -2,7 +2,12 @@
 
 When a training stops since too many steps in a row were broken, each worker writes the weights, the optimiser's state
 and its micro-batches of the last of them into the run's folder. The weights are those before the step, as its update
-was left out. Torch is seeded as it was, so that dropout and what is drawn are the same; losses agree to rounding.
+was left out. Torch is seeded as it was, so that dropout and what is drawn are the same, and it runs on as many threads:
+the step of one worker gives every loss and gradient bit for bit on the same kind of machine. Of several workers three
+things cannot be had back from the file of one: terms that divide by a count of the whole batch (`world_mean`: DETR,
+MaskFormer, Mask2Former, EoMT) divide by this worker's, the summed mask loss of JSIS-Net is not multiplied by the number
+of workers, and synchronised norms (`train.sync_bn`) see this worker's images only. A GPU's kernels agree to rounding
+unless `train.deterministic` is on, as between two runs.
 """
 
 from __future__ import annotations
@@ -11,21 +16,24 @@ import io
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panoptic.distributed import one_of
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Frame, Targets
 from panoptic.training.checkpoint import NOT_OURS, load_weights, read_categories
-from panoptic.training.device import Engine, autocast, prepare, seed_torch, to_device
+from panoptic.training.device import Engine, prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, training_mode
+from panoptic.training.loss_scale import SCALE
 from panoptic.training.memory import in_parts
+from panoptic.training.phases import Phases
 from panoptic.training.plain import read_config, without_download
-from panoptic.training.step import BrokenSteps
+from panoptic.training.recomputing import recompute_blocks, recomputes
+from panoptic.training.step import BrokenSteps, forward_backward
 from pipelines.cluster import storage
 from pipelines.training.checkpoints import content
 from pipelines.training.state import State
@@ -113,6 +121,8 @@ def save(state: State, batches: list[Batch], step: int) -> str:
         "checkpoint": content(state),
         "step": step,
         "rank": state.rank,
+        "threads": torch.get_num_threads(),
+        "recomputed": recomputes(state.model),
         "batches": [_pack(images, targets) for images, targets in batches],
     }
     buffer = io.BytesIO()
@@ -130,7 +140,7 @@ class Replay:
     names: list[str]
     """Of its images."""
     losses: dict[str, float]
-    """Means over the micro-batches."""
+    """Means over the micro-batches, and their sum as `total`."""
     modules: list[str]
     """Modules whose output is not finite, in the order in which they ran."""
     gradients: list[str]
@@ -160,20 +170,52 @@ def replay(file: str, device: torch.device | str = "cpu") -> Replay:
         options = checkpoint["experiment"]
     except Exception as error:  # the unpickler meets whatever the bytes say
         raise ValueError(f"{file}: {NOT_OURS}; give a file of a run's folder {FOLDER}/") from error
-    engine = Engine(options["engine.precision"], options["engine.channels_last"])
-    model = prepare(_model(checkpoint), device, engine)
-    freeze_parameters(model, tuple(options["train.freeze"]))
-    training_mode(model, options["train.frozen_dropout"] or not options["train.freeze"])
-    modules, sums = _watched(model), {}
-    for micro, (images, targets) in enumerate(batches):
-        images, targets = to_device(model, images, targets, engine)
-        seed_torch(options["train.seed"], record["step"], micro, record["rank"])
-        with autocast(images, engine), one_of(len(batches)):
-            losses, _ = model(images, targets)
-        (torch.stack(list(losses.values())).sum() / len(batches)).backward()
-        sums = {name: sums.get(name, 0.0) + float(value.detach()) / len(batches) for name, value in losses.items()}
+    engine = Engine(
+        precision=options["engine.precision"],
+        tf32=options.get("engine.tf32", "convolutions"),  # this and the next not in files of earlier versions
+        channels_last=options["engine.channels_last"],
+    )
+    with _as_in_training(record.get("threads", options["train.threads"]), options["train.deterministic"]):
+        model = prepare(_model(checkpoint), device, engine)
+        if record.get("recomputed"):
+            recompute_blocks(model)
+        freeze_parameters(model, tuple(options["train.freeze"]))
+        training_mode(model, options["train.frozen_dropout"] or not options["train.freeze"])
+        model.begin_step(record["step"], options["train.steps"])
+        modules = _watched(model)
+        scale = checkpoint["optimiser"]["param_groups"][0].get(SCALE) if engine.precision == "float16" else None
+        names: list[str] = []
+        sums: Tensor | None = None
+        for micro, (images, targets) in enumerate(batches):
+            seed_torch(options["train.seed"], record["step"], micro, record["rank"])
+            names, values = forward_backward(
+                model,
+                images,
+                targets,
+                engine,
+                len(batches),
+                micro == len(batches) - 1,
+                None if scale is None else scale.to(device),
+                Phases(torch.device(device)),
+            )
+            sums = values if sums is None else values + sums
+    assert sums is not None
+    losses = dict(zip(names, sums.tolist(), strict=True))
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-    return Replay(record["step"], [name for _, t in batches for name in t.names], sums, modules, bad)
+    return Replay(record["step"], [name for _, t in batches for name in t.names], losses, modules, bad)
+
+
+@contextmanager
+def _as_in_training(threads: int, deterministic: bool) -> Iterator[None]:
+    """Torch as the training had it: sums depend on how they are shared out over threads."""
+    before, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or before)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(was)
 
 
 def _model(checkpoint: dict[str, Any]) -> PanopticModel:

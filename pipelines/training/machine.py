@@ -1,6 +1,6 @@
-"""The machines of a training: what it asks of them at its start, and how busy they are.
+"""The machines of a training: what it asks of them at its start, how busy they are, and where a step's time goes.
 
-How busy stands under the names of MLflow's own system metrics, which its pages show on a tab of their own.
+Both stand under the names of MLflow's own system metrics, which its pages show on a tab of their own.
 
 A reading takes what the operating system has counted since the last one, so that no thread is needed.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -22,25 +23,35 @@ from pipelines.training.state import State
 
 logger = logging.getLogger(__name__)
 
+STEP = "step_"
+"""Beginning of the names of a step's phases."""
+
 FALLBACK = (640, 640)
 """Height and width of the summary's image where no option of the training view fixes them."""
 
 
-def usage(device: torch.device) -> dict[str, float]:
+def usage(device: torch.device, split: Mapping[str, float]) -> dict[str, float]:
     """How busy each machine of the training was since the last call; every worker calls it.
+
+    Args:
+        device: of this worker.
+        split: seconds of the phases of its steps (`Meter.split`).
 
     Returns:
         `system/<metric>`, or `system/<host>/<metric>` where there are several machines: percent of the CPUs, memory in
-        megabytes and percent; of a GPU its number, memory and, where pynvml is installed, percent of the time in use.
+        megabytes and percent; of a GPU its number, memory and, where pynvml is installed, percent of the time in use;
+        seconds of each phase of a step, `step_<phase>_seconds`, of the machine's worker that took longest.
     """
-    own = {**machine(), **gpu(device)}
+    own = {**machine(), **gpu(device), **{f"{STEP}{name}": value for name, value in split.items()}}
     readings: list[Any] = [(socket.gethostname(), own)]
     if world_size() > 1:
         readings = [None] * world_size()
         torch.distributed.all_gather_object(readings, (socket.gethostname(), own))
     by_host: dict[str, dict[str, float]] = {}
     for host, values in readings:
-        by_host[host] = {**values, **by_host.get(host, {})}  # of the first worker of a machine; GPUs of all
+        known = by_host.get(host, {})  # of the first worker of a machine; GPUs of all
+        slowest = {n: max(v, known[n]) for n, v in values.items() if n.startswith(STEP) and n in known}
+        by_host[host] = {**values, **known, **slowest}
     several = len(by_host) > 1
     return {
         f"system/{host + '/' if several else ''}{name}": value

@@ -228,11 +228,11 @@ def train(state: State) -> str:
                 state.step, state.position = state.step + 1, feed.position
                 meter.add(result)
                 if state.step == first + 1:  # it waits for workers and data to start, so it says nothing about speed
-                    meter.steps = meter.images = 0
-                    meter.wait = meter.seconds = 0.0
+                    meter.forget_times()
                 if state.step % options.log_every == 0 or state.step == last:
+                    usage = machine.usage(state.device, meter.split())
                     values = meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {})
-                    log(state, values, health, machine.usage(state.device))
+                    log(state, values, health, usage)
                 if state.step % options.validate_every == 0 or state.step == last:
                     evaluation = validate(state)
                     writer.save(evaluation)

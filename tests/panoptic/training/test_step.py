@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from panoptic.training import checkpoint, loss_scale
+from panoptic.training import phases as phases_module
 from panoptic.training.device import Engine, prepare
 from panoptic.training.loss_scale import GOOD, SCALE
 from panoptic.training.optim import Optim, build_ema, build_optimiser
+from panoptic.training.phases import Phases
 from panoptic.training.step import BROKEN, MADE, Meter, SkipCounter, StepResult, Verdict, clip_gradients, train_step
 from tests.support.tiny import Tiny, TinyBackbone, TinyConfig, tiny_batch, tiny_categories
 
@@ -297,6 +299,30 @@ def test_meter_means_and_starts_again():
         "data_wait": pytest.approx(0.25),
     }
     assert meter.read() == {"lr": 0.0}
+
+
+def test_the_time_of_a_step_is_that_of_its_phases(monkeypatch):
+    """Two micro-batches: forward and backward come twice, the optimiser once; what lies between is waiting."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(phases_module.time, "perf_counter", lambda: float(next(ticks)))
+    phases = Phases(torch.device("cpu"))
+    for _ in range(2):
+        phases.begin()
+        phases.end("forward")
+        phases.end("backward")
+    phases.end("optimiser")
+    assert phases.seconds() == {"forward": 2.0, "backward": 2.0, "optimiser": 1.0}
+    monkeypatch.undo()
+    run, meter = Run(), Meter()
+    assert meter.split() == {}
+    for step in range(2):
+        meter.add(run.step(step, [tiny_batch(step)]))
+    split = meter.split()
+    assert list(split) == ["data_wait_seconds", "forward_seconds", "backward_seconds", "optimiser_seconds"]
+    assert all(seconds > 0 for seconds in split.values()) and sum(split.values()) <= meter.seconds / 2
+    assert sum(split.values()) > 0.3 * meter.seconds / 2
+    meter.forget_times()
+    assert meter.split() == {} and "loss/total" in meter.read()
 
 
 def _worker(rank: int, folder: str) -> None:

@@ -17,21 +17,23 @@ from tests.support.small import SMALL_FPN
 
 def test_one_machine_and_several(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    alone = machine.usage(cpu)
+    alone = machine.usage(cpu, {})
     names = ("cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage")
     assert list(alone) == [f"system/{name}" for name in names]
     assert 0 < alone["system/system_memory_usage_megabytes"] <= psutil.virtual_memory().total / 1e6
 
     def gather(readings: list, own: tuple) -> None:
-        readings[:] = [own, (own[0], {"gpu_1_memory_usage_percentage": 5.0}), ("other", {names[0]: 7.0})]
+        second = {"gpu_1_memory_usage_percentage": 5.0, "step_forward_seconds": 3.0, "step_backward_seconds": 1.0}
+        readings[:] = [own, (own[0], second), ("other", {names[0]: 7.0})]
 
     monkeypatch.setattr(machine, "world_size", lambda: 3)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    several = machine.usage(cpu)
+    several = machine.usage(cpu, {"forward_seconds": 2.0, "backward_seconds": 2.0})
     here = machine.socket.gethostname()
     assert several["system/other/cpu_utilization_percentage"] == 7.0
     assert several[f"system/{here}/gpu_1_memory_usage_percentage"] == 5.0
-    assert len(several) == len(names) + 2
+    assert [several[f"system/{here}/step_{name}_seconds"] for name in ("forward", "backward")] == [3.0, 2.0]
+    assert len(several) == len(names) + 4
 
 
 def test_the_summary_of_a_state_counts_what_the_optimiser_keeps(small_categories, caplog) -> None:
