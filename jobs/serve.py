@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = (options.replicas, options.batch, options.wait_ms / 1000, options.waiting, threads, options.gpu)
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     server = Server(options.host, options.port, *size)
-    with session.sigterm_raises(), serving(options.model, tracking_uri, server) as at:
+    with serving(options.model, tracking_uri, server) as at, session.sigterm_raises():
         print(f"{options.model}: POST photographs to {at}/segment; {at}/health says how it is; Ctrl-C ends", flush=True)
         while True:
             time.sleep(3600)

@@ -8,7 +8,8 @@
 | GET /health | 200 while a replica answers, with the model and its classes; else 503 |
 
 What is no image gets 400, a body that is too large 413, and a request where too many wait already 503, each with one
-line under `error`. A request whose replica died goes to another one, since a photograph may be segmented twice.
+line under `error`. A request whose replica died goes to another one, since a photograph may be segmented twice. The
+deployment in front holds no model and does little that could end it; its clients' requests would get 500 then.
 
 Requests of several clients that come within a few milliseconds go through the network together (dynamic batching);
 only photographs of one size can.

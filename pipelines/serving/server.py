@@ -63,7 +63,9 @@ def serving(source: str, tracking_uri: str, server: Server) -> Iterator[str]:
     serve.start(http_options={"host": server.host, "port": server.port})
     try:
         try:
-            serve.run(application(fixed, tracking_uri, *size, each), name=NAME, route_prefix="/")
+            quiet = {"enable_access_log": False}  # a line for each request would hide those of what fails
+            app = application(fixed, tracking_uri, *size, each)
+            serve.run(app, name=NAME, route_prefix="/", logging_config=quiet)
         except RuntimeError as error:  # Ray Serve tells why in its log, and in the status of the deployment
             raise ValueError(f"{source}: no replica came up: {_reason(serve, error)}") from error
         yield f"http://{server.host}:{server.port}"

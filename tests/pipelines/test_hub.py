@@ -83,6 +83,15 @@ def test_a_name_stands_where_a_checkpoint_does(monkeypatch, tmp_path: Path, smal
     assert fixed == "hub:tiny" and identity.startswith("sha256:")
 
 
+def test_a_name_that_is_none_is_refused_before_anything_starts() -> None:
+    from pipelines.config import override
+    from pipelines.presets.panoptic_deeplab import demo
+    from pipelines.training.preflight import check_weights
+
+    with pytest.raises(ValueError, match=r"train\.weights hub:detr-r50: no such name; near: detr-r50-coco"):
+        check_weights(override(demo(), {"train.weights": "hub:detr-r50"}))
+
+
 def test_a_name_is_no_path_that_machines_must_share(monkeypatch) -> None:
     from pipelines.config import override
     from pipelines.presets.panoptic_deeplab import demo

@@ -32,6 +32,11 @@ VARIANTS = {
 VARIANTS["DETR-published"] = replace(VARIANTS["DETR-panoptic"], logits=30)
 
 
+def test_every_architecture_is_among_them() -> None:
+    assert {name.split("-")[0] for name in CHOSEN} == {config.__name__.removesuffix("Config") for config in SMALL}
+    assert VARIANTS.keys() > CHOSEN
+
+
 def classes(*names: str) -> Categories:
     """Names in capitals are things."""
     entries = [{"id": 3 * i + 1, "name": name, "isthing": int(name[0].isupper())} for i, name in enumerate(names)]
