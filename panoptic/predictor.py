@@ -35,7 +35,8 @@ from panoptic.png import decode_image, encode_image, encode_jpeg, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model
 from panoptic.training.checkpoint import load as read
-from panoptic.training.device import Engine, prepare
+from panoptic.training.config import Engine
+from panoptic.training.device import prepare
 from panoptic.training.plain import from_plain
 from panoptic.transforms import Resize, evaluation_view
 from panoptic.visualization import overlay

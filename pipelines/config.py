@@ -28,8 +28,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from panoptic.models import Architecture
 from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, UnitFloat, check_ranges
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.loader import FeedConfig
 from pipelines.data.manifest import Manifest

@@ -78,13 +78,19 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_modules(root: Path, path: Path) -> Iterator[tuple[int, str]]:
+def imported_modules(root: Path, path: Path, at_once: bool = False) -> Iterator[tuple[int, str]]:
     """Line and dotted name of each import in a file, in functions and under TYPE_CHECKING too.
 
     `from a.b import c` names `a.b.c` where that is a module of ours and `a.b` otherwise.
+
+    Args:
+        root: of the tree.
+        path: of the file, in the tree.
+        at_once: those at the top of the file alone, which run when it is imported.
     """
     package = path.parent.parts
-    for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"), str(path))):
+    tree = ast.parse((root / path).read_text(encoding="utf-8"), str(path))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -147,12 +153,17 @@ def import_problem(path: Path, target: str) -> str | None:
 
 
 def circles(root: Path) -> Iterator[str]:
-    """Circles of files of one package that import each other; a package's `__init__` is what it makes public."""
+    """Circles of files of one package that import each other; a package's `__init__` is what it makes public.
+
+    A `config.py` holds options, and its functions may import the modules that read them: once they are called, both
+    files are complete.
+    """
     graph: dict[str, set[str]] = {}
     for path in source_files(root, *ORDER):
         if path.name != "__init__.py":
             package = path.parent.parts
-            ours = {target for _, target in imported_modules(root, path) if tuple(target.split(".")[:-1]) == package}
+            targets = (target for _, target in imported_modules(root, path, at_once=path.name == "config.py"))
+            ours = {target for target in targets if tuple(target.split(".")[:-1]) == package}
             graph[module_name(path)] = ours
     done: set[str] = set()
 
@@ -297,6 +308,16 @@ def test_the_check_sees_a_circle_of_files(tree: Path):
         (tree / f"panoptic/rcnn/{a}.py").write_text(f"from panoptic.rcnn.{b} import x")
     (problem,) = layer_problems(tree)
     assert "a circle of imports" in problem and "panoptic.rcnn.rpn" in problem
+
+
+def test_options_may_import_what_reads_them_when_they_are_used(tree: Path):
+    """`build` of a configuration imports its model, which imports the configuration; at the top it is a circle."""
+    (tree / "panoptic/models/maskformer/model.py").write_text("from panoptic.models.maskformer.config import X")
+    config = tree / "panoptic/models/maskformer/config.py"
+    config.write_text("def build():\n    from panoptic.models.maskformer.model import Y")
+    assert layer_problems(tree) == []
+    config.write_text("from panoptic.models.maskformer.model import Y")
+    assert ["a circle of imports" in problem for problem in layer_problems(tree)] == [True]
 
 
 def test_the_check_admits_good_imports(tree: Path):

@@ -9,58 +9,25 @@ vgg16 (8), res2net50_26w_4s or another Res2Net (9).
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Interval
 
-from panoptic.backbones import imagenet
-from panoptic.backbones.efficientnet import SCALES, EfficientNet
-from panoptic.backbones.res2net import RES2NETS, Res2Net
-from panoptic.backbones.resnet import DEPTHS, Deformable, ResNet
-from panoptic.backbones.stages import STAGES, STEM_AND_STAGES
-from panoptic.backbones.swin import SWINS, Swin
-from panoptic.backbones.timm import TimmBackbone
-from panoptic.backbones.vgg import VGG, VGGS
-from panoptic.backbones.vit_pyramid import ViTPyramid, patch_and_grid, vit_options
-from panoptic.backbones.weights import load_weights
-from panoptic.layers.norm import Norm, freeze
+from panoptic.layers.config import Norm
 from panoptic.ranges import NOT_EMPTY, Decay, PositiveInt
 
-ALWAYS = ("name", "weights", "own_pixels", "freeze")
-"""Options that every backbone has."""
+if TYPE_CHECKING:
+    from panoptic.backbones.build import Built
 
-OPTIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        DEPTHS,
-        (
-            *("output_stride", "stem", "stride_in_1x1", "dilate_first", "multigrid", "norm"),
-            *("deformable", "deformable_stages"),
-        ),
-    ),
-    **dict.fromkeys(RES2NETS, ("output_stride", "stride_in_1x1", "dilate_first", "norm")),
-    "vgg16": (),
-    "vgg16_bn": ("norm",),
-    **dict.fromkeys(SWINS, ("drop_path",)),
-    **dict.fromkeys(SCALES, ("norm",)),
-}
-"""Options beside `ALWAYS` of each of our own backbones; a pyramid of timm has the output stride, a plain ViT none."""
+STAGES: tuple[str, ...] = ("res2", "res3", "res4", "res5")
+"""The four stages, fine to coarse, as detectron2 names them: strides 4, 8, 16 and 32 where nothing is dilated."""
 
-TIMM_NAMES = {
-    **{name: f"{name}.tv_in1k" for name in ("resnet18", "resnet34", "resnet50", "resnet101")},
-    "res2net50_v1b_26w_4s": "res2net50d",
-    "res2net101_v1b_26w_4s": "res2net101d",
-    "resnet50_double3x3": "resnet50.tv_in1k",
-    "resnet101_double3x3": "resnet101.tv_in1k",
-    **{name: f"tf_efficientnet_{name[-2:]}.{'ra' if name[-2:] in ('b5', 'b7') else 'aa'}_in1k" for name in SCALES},
-    "swin_tiny": "swin_tiny_patch4_window7_224.ms_in1k",
-    "swin_small": "swin_small_patch4_window7_224.ms_in1k",
-    "swin_base": "swin_base_patch4_window12_384.ms_in22k",
-    "swin_large": "swin_large_patch4_window12_384.ms_in22k",
-}
-"""timm's names of our backbones, where they differ.
+STEM_AND_STAGES: tuple[str, ...] = ("stem", *STAGES)
+"""The stages and the layers before them, whose feature map most backbones give, too; `freeze` counts these."""
 
-They choose the weights that the published models began with, not those of timm's own recipes."""
+Deformable = Literal["none", "v1", "v2"]
+"""v1: a 3x3 samples at offsets that a convolution before it gives; v2: that one weighs each sample, too."""
 
 
 @dataclass(frozen=True)
@@ -104,92 +71,12 @@ class Backbone:
     @property
     def timm_name(self) -> str:
         """timm's name of the model whose ImageNet weights this backbone takes."""
+        from panoptic.backbones.build import TIMM_NAMES
+
         return TIMM_NAMES.get(self.name, self.name)
 
-    def build(
-        self, levels: Collection[str] = STAGES
-    ) -> ResNet | Res2Net | VGG | Swin | EfficientNet | TimmBackbone | ViTPyramid:
-        """The module, with its first stages frozen. Weights of a file are loaded afterwards, by `load_weights`.
+    def build(self, levels: Collection[str] = STAGES) -> Built:
+        """The module; see `panoptic.backbones.build.build`."""
+        from panoptic.backbones.build import build
 
-        Args:
-            levels: features that the model uses. The pyramid of a plain ViT makes no others; all other backbones need
-                every stage on the way to the last.
-
-        Raises:
-            ValueError: an unknown name, an option that the backbone does not have, freeze outside 0..5, or ImageNet
-                weights that are not to be had.
-        """
-        if not 0 <= self.freeze <= len(STEM_AND_STAGES):
-            raise ValueError(f"backbone.freeze: {self.freeze} is not within 0..5 ({', '.join(STEM_AND_STAGES)})")
-        self._refuse_foreign_options()
-        if self.name not in OPTIONS and patch_and_grid(self.name) is not None:
-            vit = ViTPyramid(self.name, levels)
-            if self.weights in imagenet.NAMES:
-                load_weights(vit, imagenet.imagenet_weights(self.name, **vit_options(self.name)))
-            vit.freeze_stages(self.freeze)
-            return vit
-        if self.name not in OPTIONS:
-            pyramid = TimmBackbone(self.name, output_stride=self.output_stride)
-            if self.weights in imagenet.NAMES:
-                load_weights(pyramid, imagenet.imagenet_weights(self.name, features_only=True))
-            pyramid.freeze_stages(self.freeze)
-            return pyramid
-        module = self._own()
-        if self.weights in imagenet.NAMES and self.stride_in_1x1:
-            raise ValueError(
-                "backbone.weights imagenet: timm's bottlenecks stride in the 3x3: set backbone.stride_in_1x1 false "
-                "(and the model's pixels to RGB with mean 123.675 116.28 103.53, deviation 58.395 57.12 57.375)"
-            )
-        if self.weights in imagenet.NAMES:  # its names are those of the published files
-            load_weights(module, imagenet.imagenet_weights(self.timm_name))
-        freeze(module, [name for stage in module.stage_names()[: self.freeze] for name in stage])
-        if isinstance(module, Swin):
-            module.fix_stages(self.freeze)
-        return module
-
-    def _own(self) -> ResNet | Res2Net | VGG | Swin | EfficientNet:
-        """One of our own backbones, untrained."""
-        if self.name in VGGS:
-            return VGG(self.norm if self.name == "vgg16_bn" else None)
-        if self.name in SWINS:
-            return Swin(self.name, self.drop_path)
-        if self.name in SCALES:
-            return EfficientNet(self.name, self.norm)
-        if self.name in RES2NETS:
-            return Res2Net(
-                self.name,
-                self.norm,
-                output_stride=self.output_stride,
-                dilate_first=self.dilate_first,
-                stride_in_1x1=self.stride_in_1x1,
-            )
-        return ResNet(
-            self.name,
-            self.norm,
-            deeplab_stem=self.stem == "deeplab",
-            output_stride=self.output_stride,
-            dilate_first=self.dilate_first,
-            multigrid=self.multigrid,
-            stride_in_1x1=self.stride_in_1x1,
-            deformable=self.deformable,
-            deformable_stages=self.deformable_stages,
-        )
-
-    def _refuse_foreign_options(self) -> None:
-        """Refuse options that differ from their default though the backbone does not have them.
-
-        Raises:
-            ValueError: names the option and the backbones that have it.
-        """
-        plain = self.name not in OPTIONS and patch_and_grid(self.name) is not None
-        if plain and self.output_stride != 32:
-            raise ValueError(
-                f"backbone.output_stride: {self.output_stride}, but the levels that are made of a plain ViT's one map "
-                f"({self.name}) have strides 4, 8, 16 and 32; set it to 32"
-            )
-        has = () if plain else OPTIONS.get(self.name, ("output_stride",))
-        for option in fields(self):
-            if option.name in ALWAYS or option.name in has or getattr(self, option.name) == option.default:
-                continue
-            others = ", ".join(name for name, options in OPTIONS.items() if option.name in options)
-            raise ValueError(f"backbone.{option.name}: {self.name} does not have this option; {others} do")
+        return build(self, levels)

@@ -15,8 +15,9 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STEM_AND_STAGES
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.backbones.config import STEM_AND_STAGES
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 SCALES = {
     "efficientps_b0": (1.0, 1.0),

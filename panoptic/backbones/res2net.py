@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STAGES
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.backbones.config import STAGES
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 WIDTH, SCALE = 26, 4
 """Channels of a group in the first stage, and the number of groups."""

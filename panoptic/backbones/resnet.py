@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STAGES
-from panoptic.layers.norm import Norm, norm_layer
-
-Deformable = Literal["none", "v1", "v2"]
-"""v1: a 3x3 samples at offsets that a convolution before it gives; v2: that one weighs each sample, too."""
+from panoptic.backbones.config import STAGES, Deformable
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STAGES
+from panoptic.backbones.config import STAGES
 
 MASKED = -100.0
 """Added to the logits between tokens that the cyclic shift has brought together, as the original does."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STEM_AND_STAGES
+from panoptic.backbones.config import STEM_AND_STAGES
 from panoptic.layers.norm import freeze
 
 if TYPE_CHECKING:

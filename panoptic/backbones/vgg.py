@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STEM_AND_STAGES
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.backbones.config import STEM_AND_STAGES
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of the convolutions before each pool."""

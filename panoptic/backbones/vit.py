@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STEM_AND_STAGES, freeze_vit, vit_layer
+from panoptic.backbones.config import STEM_AND_STAGES
+from panoptic.backbones.stages import freeze_vit, vit_layer
 
 if TYPE_CHECKING:
     from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3

@@ -27,7 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STAGES, freeze_vit, vit_layer
+from panoptic.backbones.config import STAGES
+from panoptic.backbones.stages import freeze_vit, vit_layer
 
 PATCH = 16
 """Side of a patch: the stride of the ViT's map."""

@@ -23,9 +23,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from panoptic.backbones.config import STAGES
 from panoptic.backbones.efficientnet import EfficientNet
 from panoptic.backbones.resnet import ResNet
-from panoptic.backbones.stages import STAGES
 from panoptic.backbones.swin import Swin
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vgg import VGG

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from panoptic.backbones import Backbone
-from panoptic.backbones.config import OPTIONS
+from panoptic.backbones.build import OPTIONS
+from panoptic.backbones.config import STAGES
 from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.resnet import DEPTHS
-from panoptic.backbones.stages import STAGES
 from panoptic.backbones.swin import SWINS
 
 

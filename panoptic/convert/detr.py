@@ -18,7 +18,7 @@ from torch import Tensor
 from panoptic.convert.backbones import backbone_config, count_layers, part
 from panoptic.convert.family import Family, Rules, our_name, weight
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
-from panoptic.models.detr.model import DETRConfig
+from panoptic.models.detr.config import DETRConfig
 from panoptic.segmentation import Categories
 
 PUBLISHED_MASK_HEAD: Rules = (

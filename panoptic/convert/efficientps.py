@@ -19,7 +19,7 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.efficientnet import SCALES, EfficientNet
 from panoptic.convert.backbones import count_layers, part
 from panoptic.convert.family import Family, Rules, State, our_name, same_classes, weight
-from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.config import DETECTOR, EfficientPSConfig
 from panoptic.segmentation import Categories
 
 NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"

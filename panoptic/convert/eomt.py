@@ -24,7 +24,7 @@ from panoptic.backbones import Backbone
 from panoptic.backbones.vit_names import timm_vit_names
 from panoptic.convert.backbones import count_layers, part
 from panoptic.convert.family import Family, Hints, State, same_classes, weight
-from panoptic.models.eomt.model import EoMTConfig
+from panoptic.models.eomt.config import EoMTConfig
 from panoptic.segmentation import Categories
 
 BODY = "backbone.body."

@@ -24,8 +24,7 @@ from panoptic.convert.maskformer import (
     with_pixel_decoder,
 )
 from panoptic.convert.swin import published_backbone_key
-from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.models.mask2former.transformer_decoder import LEVELS
+from panoptic.models.mask2former.config import LEVELS, Mask2FormerConfig
 from panoptic.segmentation import Categories
 
 HEADS = 8

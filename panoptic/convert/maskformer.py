@@ -26,7 +26,7 @@ from panoptic.convert.swin import (
     without_tables,
 )
 from panoptic.convert.transformer import join_projections, original_key, resnet_key, transformers_key
-from panoptic.models.maskformer.model import MaskFormerConfig
+from panoptic.models.maskformer.config import MaskFormerConfig
 from panoptic.segmentation import Categories
 
 ENCODER = "model.pixel_level_module.encoder."

@@ -20,7 +20,7 @@ from torch import Tensor
 from panoptic.backbones.weights import backbone_key
 from panoptic.convert.backbones import backbone_config, part
 from panoptic.convert.family import COCO_CLASSES, Family, Rules, our_name, same_classes, weight
-from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.models.panoptic_deeplab.config import PanopticDeepLabConfig
 from panoptic.segmentation import Categories
 
 

@@ -17,8 +17,7 @@ from typing import Any
 from panoptic.backbones.weights import backbone_key
 from panoptic.convert.backbones import backbone_config, count_layers, frozen_backbone, part
 from panoptic.convert.family import Family, State, weight
-from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
-from panoptic.models.panoptic_fcn.targets import Regions
+from panoptic.models.panoptic_fcn.config import PanopticFCNConfig, Regions
 from panoptic.segmentation import Categories
 
 LAYERS = {

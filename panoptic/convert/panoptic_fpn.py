@@ -20,8 +20,8 @@ from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.weights import backbone_key
 from panoptic.convert.backbones import backbone_config, count_layers, frozen_backbone, part
 from panoptic.convert.family import Family, State, weight
-from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
-from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
+from panoptic.models.panoptic_fpn.config import PanopticFPNConfig
+from panoptic.rcnn.config import DetectorConfig, Heads
 from panoptic.segmentation import Categories
 
 HEADS = {

@@ -16,7 +16,8 @@ from panoptic.distributed import alone
 from panoptic.evaluation.oracle import swap
 from panoptic.models.base import PanopticModel, Prediction, Wanted, full_precision
 from panoptic.segmentation import Targets
-from panoptic.training.device import Engine, autocast, to_device
+from panoptic.training.config import Engine
+from panoptic.training.device import autocast, to_device
 from panoptic.training.step import total
 
 

@@ -26,7 +26,8 @@ from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion, mean_iou
 from panoptic.models.base import PanopticModel, Prediction, Wanted
 from panoptic.segmentation import IGNORE, VOID, Categories, Instances, Segmentation, Targets
-from panoptic.training.device import Engine, seed_torch
+from panoptic.training.config import Engine
+from panoptic.training.device import seed_torch
 
 
 @dataclass(frozen=True)

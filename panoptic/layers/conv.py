@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 
 class ConvNormAct(nn.Module):

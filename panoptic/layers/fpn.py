@@ -14,8 +14,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.norm import norm_layer
 from panoptic.layers.resize import resize
 
 LEVELS = {"res2": "p2", "res3": "p3", "res4": "p4", "res5": "p5"}

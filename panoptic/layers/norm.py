@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.layers.config import Norm
+
 Model = TypeVar("Model", bound=nn.Module)
 
-Norm = Literal["batch", "sync", "group", "frozen", "absolute"]
-"""batch: over the worker's batch; sync: over all workers (GPU only when training); group: 32 groups;
-frozen: fixed statistics and affine; absolute: batch norm that scales by the weight's absolute value (EfficientPS)."""
 
 NORM_EPS = 1e-5
 """Added to the variance, in every norm that is built here without another."""

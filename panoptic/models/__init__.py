@@ -4,15 +4,15 @@
 command line and the contract tests read it. A new architecture adds its config here.
 """
 
-from panoptic.models.detr.model import DETRConfig
-from panoptic.models.efficientps.model import EfficientPSConfig
-from panoptic.models.eomt.model import EoMTConfig
-from panoptic.models.jsis_net.model import JSISNetConfig
-from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.models.maskformer.model import MaskFormerConfig
-from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
-from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
-from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
+from panoptic.models.detr.config import DETRConfig
+from panoptic.models.efficientps.config import EfficientPSConfig
+from panoptic.models.eomt.config import EoMTConfig
+from panoptic.models.jsis_net.config import JSISNetConfig
+from panoptic.models.mask2former.config import Mask2FormerConfig
+from panoptic.models.maskformer.config import MaskFormerConfig
+from panoptic.models.panoptic_deeplab.config import PanopticDeepLabConfig
+from panoptic.models.panoptic_fcn.config import PanopticFCNConfig
+from panoptic.models.panoptic_fpn.config import PanopticFPNConfig
 
 Architecture = (
     PanopticDeepLabConfig

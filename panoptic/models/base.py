@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from panoptic.backbones.stages import STAGES
+from panoptic.backbones.config import STAGES
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation, Targets
 
 Outputs = dict[str, Tensor]

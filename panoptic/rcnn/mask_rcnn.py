@@ -16,66 +16,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
-from panoptic.ranges import LayerCount, NonNegativeInt, PositiveInt
 from panoptic.rcnn.boxes import clip, count_labels, decode, is_empty
+from panoptic.rcnn.config import DetectorConfig
 from panoptic.rcnn.paste_masks import paste
 from panoptic.rcnn.roi_align import level_orders, pool
-from panoptic.rcnn.roi_heads import (
-    BoxHead,
-    Detection,
-    MaskHead,
-    box_losses,
-    detect,
-    mask_loss,
-    match_regions,
-    sample_regions,
-)
-from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, match_anchors, propose, region_losses
+from panoptic.rcnn.roi_heads import BoxHead, MaskHead, box_losses, detect, mask_loss, match_regions, sample_regions
+from panoptic.rcnn.rpn import Proposals, RegionHead, anchors_of, flatten, match_anchors, propose, region_losses
 from panoptic.rle import encode_window
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Targets
 from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Sizes of the three heads."""
-
-    box_side: PositiveInt = 7
-    """Side of the features that the box head sees."""
-    box_width: PositiveInt = 1024
-    """Hidden channels of the box head."""
-    mask_side: PositiveInt = 14
-    """Side of the features that the mask head sees; masks have twice that."""
-    mask_width: PositiveInt = 256
-    """Channels of the mask head."""
-    mask_layers: LayerCount = 4
-    """3x3 convolutions of the mask head."""
-    cell_samples: NonNegativeInt = 0
-    """Points that RoIAlign takes along a side of each cell; 0 = as many as the region's size asks for."""
-    aligned: bool = True
-    """RoIAlign's pixel centres lie half a pixel behind the coordinate; mmdetection 1 left that out."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of box and mask head: they run outside of `network` and so outside of the engine's autocast."""
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Mask R-CNN; the defaults are detectron2's."""
-
-    regions: Regions = field(default_factory=Regions)
-    """Anchors, how they learn, and which become proposals."""
-    detection: Detection = field(default_factory=Detection)
-    """Choice of the proposals that the heads learn from, and of those that become detections."""
-    heads: Heads = field(default_factory=Heads)
-    """Sizes and precision of the heads."""
 
 
 class Detector(nn.Module):

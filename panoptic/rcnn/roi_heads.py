@@ -15,33 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.ranges import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from panoptic.rcnn.boxes import clip, encode, match, sample
+from panoptic.rcnn.config import Detection
 from panoptic.rcnn.rpn import Matches, Proposals, box_error
-
-
-@dataclass(frozen=True)
-class Detection:
-    """Choice of the regions that the heads learn from, and of the detections among them."""
-
-    samples: PositiveInt = 512
-    """Regions of an image that the heads learn from."""
-    positive_fraction: UnitFloat = 0.25
-    """Share of them that may hold a thing."""
-    overlap: UnitFloat = 0.5
-    """Least overlap of a region with the thing that it holds."""
-    append_truth: bool = True
-    """The true boxes are regions too, in training."""
-    code: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
-    """Factors of dx, dy, dw and dh in the code."""
-    beta: NonNegativeFloat = 0.0
-    """Difference below which the box loss is a parabola; 0 is L1."""
-    threshold: UnitFloat = 0.05
-    """Detections score more, at test time."""
-    nms: UnitFloat = 0.5
-    """Overlap of two detections of a class above which only the better one stays."""
-    most: PositiveInt = 100
-    """Detections of an image."""
 
 
 @dataclass(frozen=True)

@@ -10,73 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.ranges import NOT_EMPTY, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
-from panoptic.rcnn.boxes import cell_anchors, clip, decode, encode, grid_anchors, is_empty, match, sample
+from panoptic.rcnn.boxes import clip, decode, encode, grid_anchors, is_empty, match, sample
+from panoptic.rcnn.config import Regions
 
 Matches = list[tuple[Tensor, Tensor]]
 """For each image two int64 [P] of `boxes.match`: the thing that each box overlaps most, and its label."""
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Anchors, how they learn, and which become proposals."""
-
-    sizes: Annotated[tuple[PositiveFloat, ...], NOT_EMPTY] = (32, 64, 128, 256, 512)
-    """Side of the square of an anchor's area, in pixels: shared out over the levels, fine to coarse."""
-    ratios: Annotated[tuple[PositiveFloat, ...], NOT_EMPTY] = (0.5, 1.0, 2.0)
-    """Height over width, each at each size."""
-    offset: UnitFloat = 0.0
-    """Offset of an anchor's centre within its cell, in strides."""
-    negative: UnitFloat = 0.3
-    """Anchors that overlap every thing by less are background."""
-    positive: UnitFloat = 0.7
-    """Anchors that overlap a thing by so much are positive."""
-    low_quality: bool = True
-    """The anchors that overlap a thing most are positive, however little that is."""
-    low_quality_overlap: UnitFloat = 0.0
-    """Overlap with the thing that such an anchor has at least (mmdetection: 0.3)."""
-    rounded: bool = False
-    """Anchors have whole pixels as corners (mmdetection), where the first cell's are rounded, half to even."""
-    inside: bool = False
-    """Anchors that reach beyond their image take no part in the losses (mmdetection)."""
-    samples: PositiveInt = 256
-    """Anchors of an image that the losses see."""
-    positive_fraction: UnitFloat = 0.5
-    """Share of them that may be positive."""
-    beta: NonNegativeFloat = 0.0
-    """Difference below which the box loss is a parabola; 0 is L1."""
-    divide: Literal["samples", "sampled", "batch"] = "samples"
-    """Losses are divided by `samples`, in each image by the anchors that there were to sample, or by the sum of these
-    over the batch, where an image without a positive or negative one counts as if it had one (mmdetection)."""
-    nms: UnitFloat = 0.7
-    """Overlap of two proposals of a level above which only the better one stays."""
-    train_before: PositiveInt = 2000
-    """Best boxes of each level that enter the suppression, in training."""
-    train_after: PositiveInt = 1000
-    """Best boxes of an image that leave it, in training."""
-    test_before: PositiveInt = 1000
-    """Best boxes of each level that enter the suppression, at test time."""
-    test_after: PositiveInt = 1000
-    """Best boxes of an image that leave it, at test time."""
-    least_side: NonNegativeFloat = 0.0
-    """Proposals have larger sides than this, in pixels."""
-
-    def cells(self, levels: int) -> list[Tensor]:
-        """float32 [K, 4] of each level.
-
-        Raises:
-            ValueError: the sizes cannot be shared out evenly.
-        """
-        if not self.sizes or len(self.sizes) % levels:
-            raise ValueError(f"regions.sizes: {len(self.sizes)} sizes cannot be shared out over {levels} levels evenly")
-        each = len(self.sizes) // levels
-        return [cell_anchors(self.sizes[k * each : (k + 1) * each], self.ratios) for k in range(levels)]
 
 
 @dataclass(frozen=True)

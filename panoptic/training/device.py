@@ -8,8 +8,6 @@ Shapes: B images of a micro-batch, H x W the canvas.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,27 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from panoptic.models.base import PanopticModel
-from panoptic.ranges import PositiveInt
 from panoptic.segmentation import Targets
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Precision and memory format of a step, and its patience with numbers that are not finite."""
-
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the network, by autocast; losses and post-processing always run in float32. float16 (for GPUs
-    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients; see `loss_scale`."""
-    tf32: Literal["none", "convolutions", "all"] = "convolutions"
-    """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
-    torch does by itself), or matrix products too."""
-    channels_last: bool = False
-    """Memory format of images and weights; usually faster on a GPU."""
-    activation_checkpointing: bool = False
-    """Blocks of backbone and transformers compute their activations again in the backward pass: less memory, a third to
-    a half more time, the same numbers. --train.fit-memory switches it on before it takes fewer images at once."""
-    max_skipped: PositiveInt = 5
-    """Steps in a row with a loss or gradient that is not finite before training stops."""
+from panoptic.training.config import Engine
 
 
 def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) -> PanopticModel:

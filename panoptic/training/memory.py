@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from panoptic.distributed import alone, one_of
 from panoptic.segmentation import Frame, Targets
-from panoptic.training.device import Engine, autocast, to_device
+from panoptic.training.config import Engine
+from panoptic.training.device import autocast, to_device
 
 Batch = tuple[Tensor, Targets]
 

@@ -28,10 +28,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from panoptic.distributed import one_of, world_size
 from panoptic.segmentation import Targets
-from panoptic.training.device import Engine, autocast, seed_torch, to_device, unwrap
+from panoptic.training.config import Engine, Optim
+from panoptic.training.device import autocast, seed_torch, to_device, unwrap
 from panoptic.training.loss_scale import follow, loss_scale, unscale
 from panoptic.training.memory import StepDoesNotFit, allocation_failed
-from panoptic.training.optim import Optim, learning_rate_factor, masked_step, set_learning_rate, update_ema
+from panoptic.training.optim import learning_rate_factor, masked_step, set_learning_rate, update_ema
 from panoptic.training.phases import Phases, mean_seconds
 
 LISTS: Any = torch

@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import chosen_weights, class_entries, load_weights, read_categories, restore
+from panoptic.training.config import Optim
 from panoptic.training.freezing import freeze_parameters
-from panoptic.training.optim import Optim, parameter_groups
+from panoptic.training.optim import parameter_groups
 from panoptic.training.plain import read_config, without_download
 
 COUNTER = "num_batches_tracked"

@@ -14,7 +14,8 @@ import pandas as pd
 
 from panoptic.evaluation.tally import Measures
 from panoptic.metrics.report import Evaluation, metrics
-from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
+from panoptic.models.jsis_net.config import JSISNetConfig
+from panoptic.models.jsis_net.model import JSISNet
 from panoptic.training import checkpoint
 from panoptic.training.checkpoint import check_categories
 from pipelines.cluster import storage

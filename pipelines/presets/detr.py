@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.detr.model import DETRConfig
-from panoptic.training.optim import Optim
+from panoptic.models.detr.config import DETRConfig
+from panoptic.training.config import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes, transformer_optim

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
-from panoptic.models.efficientps.postprocess import Fusion
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.efficientps.config import DETECTOR, EfficientPSConfig, Fusion
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -14,9 +14,8 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.eomt.annealing import published_phases
-from panoptic.models.eomt.model import EoMTConfig
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.eomt.config import EoMTConfig
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Scenes, Train
 from pipelines.presets.small import transformer_optim

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.jsis_net.c4_head import StageOptions
-from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
-from panoptic.models.jsis_net.postprocess import Conflicts
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.jsis_net.config import DETECTION, REGIONS, Conflicts, JSISNetConfig, StageOptions
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -10,9 +10,8 @@ from dataclasses import replace
 from typing import Literal
 
 from panoptic.backbones import Backbone
-from panoptic.models.mask2former.model import Mask2FormerConfig
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.mask2former.config import Mask2FormerConfig
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes, transformer_optim

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.maskformer.model import MaskFormerConfig
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.maskformer.config import MaskFormerConfig
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes, transformer_optim

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.panoptic_deeplab.config import PanopticDeepLabConfig
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.panoptic_fcn.config import PanopticFCNConfig
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.small import on_photographs, on_scenes

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from panoptic.backbones import Backbone
-from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
-from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
-from panoptic.rcnn.roi_heads import Detection
-from panoptic.rcnn.rpn import Regions
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.models.panoptic_fpn.config import CAFFE2, PanopticFPNConfig
+from panoptic.rcnn.config import Detection, DetectorConfig, Heads, Regions
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.panoptic_deeplab import CITYSCAPES_SIDES

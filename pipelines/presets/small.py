@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from panoptic.models import Architecture
-from panoptic.training.device import Engine
-from panoptic.training.optim import Optim
+from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Scenes, Train
 

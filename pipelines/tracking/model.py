@@ -52,7 +52,7 @@ from panoptic.png import decode_image, to_coco
 from panoptic.predictor import as_sample, name_segments, segment
 from panoptic.segmentation import Sample
 from panoptic.training.checkpoint import build_model, check_entries, check_finite
-from panoptic.training.device import Engine
+from panoptic.training.config import Engine
 from panoptic.training.plain import from_plain, to_plain
 from panoptic.transforms import Resize
 

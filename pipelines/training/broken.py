@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Frame, Targets
 from panoptic.training.checkpoint import NOT_OURS, load_weights, read_categories
-from panoptic.training.device import Engine, prepare, seed_torch
+from panoptic.training.config import Engine
+from panoptic.training.device import prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, training_mode
 from panoptic.training.loss_scale import SCALE
 from panoptic.training.memory import in_parts

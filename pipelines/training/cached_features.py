@@ -17,7 +17,8 @@ import torch
 
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.training.device import Engine, autocast, prepare, seed_torch, to_device
+from panoptic.training.config import Engine
+from panoptic.training.device import autocast, prepare, seed_torch, to_device
 from panoptic.training.freezing import freeze_parameters
 from panoptic.training.frozen_backbone import backbone_digest, learning_parameters
 from panoptic.transforms import Augment

@@ -15,7 +15,8 @@ from torch import nn
 from panoptic.convert import hub
 from panoptic.metrics.report import Evaluation, metrics, table
 from panoptic.training.checkpoint import load, make_record, restore
-from panoptic.training.optim import Optim, build_optimiser
+from panoptic.training.config import Optim
+from panoptic.training.optim import build_optimiser
 from panoptic.training.transfer import transfer_training
 from pipelines.cluster import storage
 from pipelines.cluster.json_file import read_json

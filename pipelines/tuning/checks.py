@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panoptic.backbones import Backbone, imagenet
-from panoptic.backbones.config import OPTIONS
+from panoptic.backbones.build import OPTIONS
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
 from panoptic.ranges import check_ranges

@@ -6,18 +6,21 @@ from dataclasses import replace
 
 from panoptic.backbones import Backbone
 from panoptic.models.detr.model import DETRConfig
-from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.config import DETECTOR
+from panoptic.models.efficientps.model import EfficientPSConfig
 from panoptic.models.efficientps.postprocess import Fusion
 from panoptic.models.eomt.model import EoMTConfig
 from panoptic.models.jsis_net.c4_head import StageOptions
-from panoptic.models.jsis_net.model import DETECTION, REGIONS, JSISNetConfig
+from panoptic.models.jsis_net.config import DETECTION, REGIONS
+from panoptic.models.jsis_net.model import JSISNetConfig
 from panoptic.models.jsis_net.postprocess import Conflicts
 from panoptic.models.mask2former.model import Mask2FormerConfig
 from panoptic.models.maskformer.model import MaskFormerConfig
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
-from panoptic.rcnn.mask_rcnn import DetectorConfig, Heads
+from panoptic.rcnn.config import Heads
+from panoptic.rcnn.mask_rcnn import DetectorConfig
 from panoptic.rcnn.roi_heads import Detection
 from panoptic.rcnn.rpn import Regions
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below 0, everywhere (arXiv 2004.02307, section 3.1)."""

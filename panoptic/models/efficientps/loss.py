@@ -9,11 +9,9 @@ from torch import Tensor
 
 from panoptic import losses
 from panoptic.layers.resize import resize
+from panoptic.models.efficientps.config import COARSEST
 from panoptic.segmentation import Frame, Targets
 from panoptic.targets.dense import semantic_map
-
-COARSEST = 32
-"""Stride of the backbone's last feature; the canvas is padded to a multiple of it."""
 
 HARDEST = 0.25
 """Share of the pixels that the semantic loss learns from."""

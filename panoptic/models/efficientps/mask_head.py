@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from panoptic.layers.norm import BATCH_NORMS, Norm
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import BATCH_NORMS
 from panoptic.models.efficientps.blocks import SeparableConv, initialise
 from panoptic.rcnn.roi_heads import MaskHead
 

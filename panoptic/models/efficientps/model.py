@@ -32,95 +32,26 @@ of a mask. "p2" to "p5" have strides 4 to 32.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panoptic.backbones import Backbone
 from panoptic.layers.fpn import LEVELS
 from panoptic.layers.image import ImageNormalisation
-from panoptic.layers.norm import Norm, set_norm_momentum
+from panoptic.layers.norm import set_norm_momentum
 from panoptic.models.base import CERTAIN, Outputs, PanopticModel, Prediction, Wanted
-from panoptic.models.efficientps.loss import COARSEST, semantic_loss
+from panoptic.models.efficientps.config import COARSEST, EfficientPSConfig
+from panoptic.models.efficientps.loss import semantic_loss
 from panoptic.models.efficientps.mask_head import SeparableMaskHead
-from panoptic.models.efficientps.postprocess import Fusion, postprocess
+from panoptic.models.efficientps.postprocess import postprocess
 from panoptic.models.efficientps.semantic_head import SemanticHead
 from panoptic.models.efficientps.two_way_fpn import TwoWayFPN
-from panoptic.ranges import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, PositiveUnitFloat
-from panoptic.rcnn.mask_rcnn import Detector, DetectorConfig, Heads
-from panoptic.rcnn.roi_heads import Detection, region_class_layers
-from panoptic.rcnn.rpn import Regions
+from panoptic.rcnn.mask_rcnn import Detector
+from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets
 from panoptic.targets.dense import class_logits
-
-DETECTOR = DetectorConfig(
-    Regions(
-        sizes=(32, 64, 128, 256),
-        offset=0.5,
-        low_quality_overlap=0.3,
-        rounded=True,
-        inside=True,
-        beta=1 / 9,
-        divide="batch",
-        train_before=2000,
-        train_after=2000,
-    ),
-    Detection(samples=256, beta=1.0, threshold=0.5),
-    Heads(cell_samples=2, aligned=False),
-)
-"""Region proposals and heads as the authors' code has them (mmdetection 1)."""
-
-
-@dataclass(frozen=True)
-class EfficientPSConfig:
-    """EfficientPS on any backbone; the defaults are the published ones for Cityscapes."""
-
-    backbone: Backbone = field(default_factory=lambda: Backbone(name="efficientps_b5", norm="absolute"))
-    """The network that the features come from."""
-    divisor: PositiveInt = 32
-    """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (106.433, 116.617, 119.559)
-    """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (65.496, 67.6, 74.123)
-    """Divides the pixels, scale 0..255."""
-    bgr: bool = False
-    """Channels enter as blue, green, red; mean and std are then in that order."""
-    norm: Norm = "absolute"
-    """Normalisation in pyramid and heads."""
-    norm_momentum: PositiveUnitFloat = 0.1
-    """Weight of the newest batch in running statistics, everywhere."""
-    width: PositiveInt = 256
-    """Channels of every level of the pyramid."""
-    separable_pyramid: bool = False
-    """The 3x3 convolutions behind the pyramid are depthwise separable, as in the paper."""
-    semantic_width: PositiveInt = 128
-    """Channels of each branch of the semantic head."""
-    detector: DetectorConfig = field(default_factory=lambda: DETECTOR)
-    """Region proposals, box head and mask head."""
-    semantic_weight: NonNegativeFloat = 1.0
-    """Factor of the semantic loss."""
-    fusion: Fusion = field(default_factory=Fusion)
-    """Rules by which things and stuff are merged."""
-
-    def build(self, categories: Categories) -> EfficientPS:
-        """The model, initialised from scratch but for what `backbone.weights` says of timm.
-
-        Raises:
-            ValueError: options contradict each other, or there is no thing to detect; the message names them.
-        """
-        if not categories.things:
-            raise ValueError("categories: there is no thing class to detect; EfficientPS needs one")
-        if self.divisor % COARSEST:
-            raise ValueError(f"divisor: {self.divisor} is no multiple of {COARSEST}, the stride of the backbone")
-        if self.backbone.output_stride != COARSEST:
-            raise ValueError(
-                f"backbone.output_stride: {self.backbone.output_stride}; the levels of the pyramid double in stride, "
-                f"so it must be {COARSEST}"
-            )
-        return EfficientPS(self, categories)
 
 
 class EfficientPS(PanopticModel):

@@ -21,27 +21,12 @@ from panoptic.layers.greedy_merge import CroppedMask
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
+from panoptic.models.efficientps.config import Fusion
 from panoptic.models.efficientps.loss import padded_canvas
-from panoptic.ranges import NonNegativeFloat, NonNegativeInt, UnitFloat
 from panoptic.rcnn.boxes import clip, is_empty
 from panoptic.rcnn.mask_rcnn import Detector, as_instances, enlarge_boxes, output_boxes
 from panoptic.rcnn.paste_masks import paste_values
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """Rules of the panoptic fusion module."""
-
-    overlap: UnitFloat = 0.5
-    """Share of an instance that better ones may cover."""
-    stuff_area: NonNegativeInt = 2048
-    """Stuff of fewer pixels becomes void."""
-    mask_factor: NonNegativeFloat = 4.0
-    """Factor of a mask's logits; the paper's formula has none (1)."""
-    inclusive: bool = True
-    """Corners of boxes are pixels that belong to them, as in the published code, which therefore draws masks one pixel
-    smaller than they were learnt, and reads the semantic logits of a class one pixel inside the box."""
 
 
 @dataclass(frozen=True)

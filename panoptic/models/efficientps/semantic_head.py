@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.norm import Norm
+from panoptic.layers.config import Norm
 from panoptic.layers.resize import resize
 from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv, initialise
 

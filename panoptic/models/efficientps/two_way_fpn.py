@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.layers.config import Norm
 from panoptic.layers.fpn import LEVELS
-from panoptic.layers.norm import Norm
 from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv
 
 

@@ -8,7 +8,10 @@ Shapes: L blocks that hold queries.
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Phases = tuple[tuple[int, int], ...]
 """Of each block, the last step at which masks apply for certain, and the first without any."""

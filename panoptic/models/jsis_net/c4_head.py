@@ -11,8 +11,6 @@ Shapes: R regions of the batch, K thing classes, D channels, S side of the featu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,40 +18,17 @@ from torch import Tensor, nn
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.backbones.vit_pyramid import ViTPyramid
+from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
-from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
-from panoptic.ranges import LayerCount, NonNegativeInt, PositiveInt
+from panoptic.models.jsis_net.config import StageOptions
 from panoptic.rcnn.boxes import clip, decode, is_empty
+from panoptic.rcnn.config import Detection
 from panoptic.rcnn.roi_align import pool
-from panoptic.rcnn.roi_heads import Detection, Detections
+from panoptic.rcnn.roi_heads import Detections
 
 AT_ONCE = 128
 """Regions that go through the stage together at test time: bounds the memory."""
-
-
-@dataclass(frozen=True)
-class StageOptions:
-    """Sizes and layers of a head made of a residual stage."""
-
-    width: NonNegativeInt = 0
-    """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
-    blocks: LayerCount = 3
-    """Bottlenecks of that new stage."""
-    pooling: Literal["align", "crop"] = "align"
-    """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""
-    side: PositiveInt = 7
-    """S, of a region's features (sampled at twice the side)."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """The head runs outside of `network`, and so outside of the engine's autocast."""
-    mask_channels: PositiveInt = 256
-    """Width of the mask layers."""
-    mask_side: PositiveInt = 28
-    """M."""
-    mask_upsampling: Literal["bilinear", "deconvolution"] = "bilinear"
-    """Bilinear to M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""
-    across_classes: bool = True
-    """Instances of different classes suppress each other too."""
 
 
 class C4Head(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from panoptic.models.base import Outputs
 from panoptic.models.jsis_net.c4_head import C4Head
-from panoptic.rcnn.roi_heads import Detection
-from panoptic.rcnn.rpn import Proposals, Regions, anchors_of, flatten, propose
+from panoptic.rcnn.config import Detection, Regions
+from panoptic.rcnn.rpn import Proposals, anchors_of, flatten, propose
 from panoptic.segmentation import IGNORE, Categories, Frame
 
 

@@ -33,135 +33,26 @@ Shapes: B images, C classes, H x W canvas, h x w shared map of D channels, A anc
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from panoptic import losses
-from panoptic.backbones import Backbone
 from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.image import ImageNormalisation
-from panoptic.layers.norm import Norm, set_norm_momentum
+from panoptic.layers.norm import set_norm_momentum
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
-from panoptic.models.jsis_net.c4_head import C4Head, StageOptions, cut_backbone
+from panoptic.models.jsis_net.c4_head import C4Head, cut_backbone
+from panoptic.models.jsis_net.config import JSISNetConfig
 from panoptic.models.jsis_net.instance_branch import InstanceBranch
 from panoptic.models.jsis_net.loss import instance_losses, semantic_loss
-from panoptic.models.jsis_net.postprocess import Conflicts, postprocess
-from panoptic.models.jsis_net.semantic_branch import Deconvolution, SemanticBranch
+from panoptic.models.jsis_net.postprocess import postprocess
+from panoptic.models.jsis_net.semantic_branch import SemanticBranch
 from panoptic.models.jsis_net.targets import true_outputs
-from panoptic.ranges import (
-    NOT_EMPTY,
-    FiniteFloat,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PositiveUnitFloat,
-    UnitFloat,
-)
-from panoptic.rcnn.roi_heads import Detection, region_class_layers
-from panoptic.rcnn.rpn import RegionHead, Regions
+from panoptic.rcnn.roi_heads import region_class_layers
+from panoptic.rcnn.rpn import RegionHead
 from panoptic.segmentation import Categories, Frame, Targets
-
-REGIONS = Regions(
-    negative=0.1,
-    positive=0.5,
-    low_quality=False,
-    beta=1.0,
-    divide="sampled",
-    nms=0.5,
-    train_before=6000,
-    test_before=6000,
-)
-"""Region proposals as the authors' next network has them, with Mask R-CNN's anchors."""
-
-DETECTION = Detection(samples=64, append_truth=False, beta=1.0, threshold=0.5, nms=0.4)
-"""Regions and instances as the authors' next network has them."""
-
-
-@dataclass(frozen=True)
-class JSISNetConfig:
-    """JSIS-Net: a semantic and an instance branch on one ResNet, or either of them alone."""
-
-    backbone: Backbone = field(default_factory=Backbone)
-    """The network that the features come from."""
-    branches: Literal["both", "semantic", "instances"] = "both"
-    """The branches that are trained: both, or one of them as in the paper's table 3."""
-    trunks: Literal["shared", "separate"] = "shared"
-    """separate: each branch has a backbone of its own, to merge two models that were trained apart (table 3 again)."""
-    divisor: PositiveInt = 16
-    """Batches are padded to a multiple of this."""
-    pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (123.675, 116.28, 103.53)
-    """Subtracted from the pixels, scale 0..255."""
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
-    """Divides the pixels, scale 0..255."""
-    bgr: bool = False
-    """Channels enter as blue, green, red; mean and std are then in that order."""
-    norm: Norm = "batch"
-    """Normalisation in the semantic branch, the mask layers and a stage of the head's own."""
-    norm_momentum: PositiveUnitFloat = 0.1
-    """Weight of the newest batch in running statistics, everywhere."""
-    shared_level: Literal["res3", "res4", "res5"] = "res4"
-    """The feature that both branches share."""
-    bins: Annotated[tuple[PositiveInt, ...], NOT_EMPTY] = (1, 2, 3, 6)
-    """Cells a side of each average of the pyramid pooling."""
-    bin_channels: NonNegativeInt = 0
-    """Channels of each average; 0 = the shared map's, shared out."""
-    semantic_channels: PositiveInt = 512
-    """Width of the semantic branch behind the pyramid pooling."""
-    deconvolution: Deconvolution = "double"
-    """First step of the hybrid upsampling: 4x4 of stride 2, 3x3 of stride 1, or none."""
-    align_corners: bool = False
-    """Corners are aligned in the second, bilinear step of the hybrid upsampling."""
-    regions: Regions = field(default_factory=lambda: REGIONS)
-    """Anchors, how they learn, and which become proposals."""
-    region_channels: PositiveInt = 512
-    """Width of the region proposal network."""
-    detection: Detection = field(default_factory=lambda: DETECTION)
-    """Choice of the regions that the head learns from, and of the instances among them."""
-    head: StageOptions = field(default_factory=StageOptions)
-    """The head that looks into regions."""
-    soft_masks: bool = True
-    """Mask targets are the covered shares of the cells; else those of at least 1/2 count as 1, the others as 0."""
-    mask_reduction: Literal["sum", "mean"] = "sum"
-    """The mask loss is a sum or a mean over the images of a batch."""
-    objectness_weight: NonNegativeFloat = 1.0
-    """Factor of the objectness loss."""
-    region_weight: NonNegativeFloat = 1.0
-    """Factor of the loss of the proposals' boxes."""
-    class_weight: NonNegativeFloat = 1.0
-    """Factor of the loss of the regions' classes."""
-    box_weight: NonNegativeFloat = 0.15
-    """Factor of the loss of the regions' boxes."""
-    mask_weight: NonNegativeFloat = 0.3
-    """Factor of the mask loss."""
-    semantic_weight: NonNegativeFloat = 1.0
-    """Factor of the semantic loss."""
-    regularisation: NonNegativeFloat = 5.5e-5
-    """Factor of half the sum of the squared kernels; 0 leaves it to optim.weight_decay."""
-    background_wins: bool = True
-    """A region whose background is more probable than every thing is no instance (not for AP)."""
-    conflicts: Conflicts = field(default_factory=Conflicts)
-    """Rules by which instances and semantics are merged."""
-    instance_threshold: UnitFloat = 0.05
-    """Instances for AP score more than this (in the merged map: detection.threshold)."""
-
-    def build(self, categories: Categories) -> JSISNet:
-        """The model, initialised from scratch but for what `backbone.weights` says of timm.
-
-        Raises:
-            ValueError: options contradict each other or the categories; the message names them.
-        """
-        if self.branches != "semantic" and not categories.things:
-            raise ValueError("branches: there is no thing class among the categories; train `semantic` alone")
-        if self.branches != "semantic" and self.head.width == 0 and self.shared_level != "res4":
-            raise ValueError(
-                f"shared_level: the ResNet's last stage follows res4, not {self.shared_level}; give head.width a width"
-            )
-        return JSISNet(self, categories)
 
 
 class JSISNet(PanopticModel):

@@ -24,27 +24,11 @@ from torch import Tensor
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
+from panoptic.models.jsis_net.config import Conflicts
 from panoptic.models.jsis_net.instance_branch import InstanceBranch
-from panoptic.ranges import NonNegativeInt, UnitFloat
 from panoptic.rcnn.mask_rcnn import as_instances, enlarge_boxes, output_boxes, paste_detections
 from panoptic.rcnn.rpn import Proposals
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation
-
-
-@dataclass(frozen=True)
-class Conflicts:
-    """Rules by which instances and semantics are merged."""
-
-    mask_threshold: UnitFloat = 0.5
-    """An instance claims the pixels where it is at least so probable."""
-    stuff_area: NonNegativeInt = 4096
-    """Stuff of fewer pixels is replaced by other stuff."""
-    stuff_share: UnitFloat = 0.0
-    """Instead of stuff_area: stuff of this share of the image or less is replaced (the successor: 1/2048); 0 = off."""
-    stuff_threshold: UnitFloat = 0.0
-    """Pixels whose best stuff is not more probable than this become void (the successor: 0.25); 0 = none do."""
-    count_after_things: bool = False
-    """Stuff is counted where no instance covers it."""
 
 
 def postprocess(

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
-from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
-
-Deconvolution = Literal["double", "same", "none"]
-"""The transposed convolution of `HybridUpsampling`."""
+from panoptic.models.jsis_net.config import Deconvolution
 
 
 class SemanticBranch(nn.Module):

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from panoptic.layers.attention import MLP, Attention, initialise_transformer
 from panoptic.layers.resize import resize
+from panoptic.models.mask2former.config import LEVELS
 from panoptic.models.mask_transformer.pixel_decoders import Decoded, map_positions
-
-LEVELS = 3
-"""Strides 32, 16 and 8, to which the decoder layers attend in turn."""
 
 
 class MaskedDecoder(nn.Module):

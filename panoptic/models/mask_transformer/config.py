@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from panoptic.backbones import Backbone
-from panoptic.layers.norm import Norm
+from panoptic.layers.config import Norm
 from panoptic.ranges import Decay, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.attention import Encoder, sine_positions
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 from panoptic.layers.resize import resize
 from panoptic.models.mask_transformer.deformable_attention import DeformableEncoder
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
-from panoptic.layers.norm import Norm
 from panoptic.layers.resize import resize
 
 

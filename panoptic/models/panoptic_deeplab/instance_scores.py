@@ -5,20 +5,16 @@ Shapes: H x W pixels, C classes, h x w stride-4 maps, K instances, P pixels of t
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic.layers.resize import mixed_cells
+from panoptic.models.panoptic_deeplab.config import Score
 from panoptic.models.panoptic_deeplab.grouping import budget
 from panoptic.rle import bounding_boxes, encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
-
-Score = Literal["semantic", "instance", "both"]
-"""Score of an instance: its mean class probability, the heatmap at its centroid, or their product."""
 
 
 def scored_instances(

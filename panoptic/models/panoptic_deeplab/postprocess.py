@@ -20,8 +20,9 @@ from torch import Tensor
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes, highest
 from panoptic.models.base import Outputs, Prediction, Wanted
+from panoptic.models.panoptic_deeplab.config import Score
 from panoptic.models.panoptic_deeplab.grouping import blocks, find_centres, group_pixels
-from panoptic.models.panoptic_deeplab.instance_scores import Score, scored_instances
+from panoptic.models.panoptic_deeplab.instance_scores import scored_instances
 from panoptic.models.panoptic_deeplab.upsampling import Upsampling
 from panoptic.segmentation import Categories, Frame, Instances, Segmentation
 

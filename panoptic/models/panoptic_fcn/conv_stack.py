@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoptic.layers.norm import Norm, norm_layer
+from panoptic.layers.config import Norm
+from panoptic.layers.norm import norm_layer
 
 TAPS = 9
 """Taps of a 3x3 convolution: each has an offset (dy, dx) and a factor."""

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.models.base import Outputs
-from panoptic.models.panoptic_fcn.targets import LEVELS, LevelTargets
+from panoptic.models.panoptic_fcn.config import LEVELS
+from panoptic.models.panoptic_fcn.targets import LevelTargets
 
 INSIDE = 0.1
 """A level's cell may guide a thing's kernel where the thing covers more of it than this."""

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from panoptic.losses import soft_focal_loss, squared_dice_loss
 from panoptic.models.base import Outputs
+from panoptic.models.panoptic_fcn.config import LEVELS
 from panoptic.models.panoptic_fcn.kernel_generator import (
     centre_kernels,
     embedded,
     guided_kernels,
     region_kernels,
 )
-from panoptic.models.panoptic_fcn.targets import LEVELS, KernelTargets, at_centres
+from panoptic.models.panoptic_fcn.targets import KernelTargets, at_centres
 
 
 def weighted_losses(

@@ -13,28 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic.models.panoptic_fcn.config import LEVELS, Centre, Regions, StuffPositions
 from panoptic.segmentation import IGNORE, Categories, Targets
 from panoptic.targets.dense import semantic_map
 from panoptic.targets.instances import boxes as segment_boxes
 from panoptic.targets.instances import is_instance
-
-Regions = Literal["with_things", "stuff", "all"]
-"""Classes of the region branch: one for all things and then stuff; stuff alone; or every class."""
-
-StuffPositions = Literal["regions", "centres"]
-"""Position of a stuff class on a level: all cells that it covers, or one of them, the nearest to their middle."""
-
-Centre = Literal["mass", "box"]
-"""Position of a thing's peak: the mean cell of its mask, or the middle of its box."""
-
-LEVELS = ("p3", "p4", "p5", "p6", "p7")
-"""Levels of the pyramid on which positions and kernels are found; strides 8 to 128."""
 
 STRIDE = 4
 """Stride of the masks."""

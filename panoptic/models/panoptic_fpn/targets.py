@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from panoptic.models.base import CERTAIN
+from panoptic.models.panoptic_fpn.config import COARSEST
 from panoptic.segmentation import IGNORE, Categories, Frame, Targets
 from panoptic.targets.dense import semantic_map
-
-COARSEST = 32
-"""Stride of the backbone's last feature; the canvas is padded to a multiple of it."""
 
 
 def padded_canvas(frame: Frame) -> tuple[int, int]:

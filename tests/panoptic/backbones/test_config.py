@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.backbones.stages import STEM_AND_STAGES
+from panoptic.backbones.config import STEM_AND_STAGES
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.weights import backbone_key, load_weights
 from panoptic.layers.norm import FrozenBatchNorm
@@ -135,7 +135,7 @@ def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
 def test_the_weights_that_timm_is_asked_for_are_published() -> None:
     import timm
 
-    from panoptic.backbones.config import TIMM_NAMES
+    from panoptic.backbones.build import TIMM_NAMES
 
     assert all(name in timm.list_pretrained(f"{name}*") for name in TIMM_NAMES.values() if "." in name)
 

@@ -15,9 +15,9 @@ import torchvision
 from torch import Tensor, nn
 
 from panoptic.backbones import Backbone
+from panoptic.backbones.config import STEM_AND_STAGES
 from panoptic.backbones.res2net import RES2NETS
 from panoptic.backbones.resnet import DEPTHS
-from panoptic.backbones.stages import STEM_AND_STAGES
 from panoptic.backbones.swin import SWINS
 from panoptic.backbones.vgg import VGGS
 from panoptic.backbones.weights import load_weights

@@ -17,7 +17,8 @@ import torch
 from panoptic.backbones import Backbone
 from panoptic.convert import convert, convert_backbone, read_checkpoint
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
-from panoptic.models.panoptic_fpn.model import CAFFE2, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.config import CAFFE2
+from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.segmentation import Categories
 
 

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from panoptic.backbones import Backbone
-from panoptic.backbones.config import OPTIONS
+from panoptic.backbones.build import OPTIONS
 from pipelines.cluster import storage
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo

@@ -13,8 +13,9 @@ from torch import nn
 from panoptic.backbones.efficientnet import EfficientNet
 from panoptic.convert import convert, reference_keys
 from panoptic.layers.norm import AbsoluteBatchNorm, AbsoluteSyncBatchNorm, frozen_batch_norm, synchronise_norms
+from panoptic.models.efficientps.config import DETECTOR
 from panoptic.models.efficientps.mask_head import SeparableMaskHead
-from panoptic.models.efficientps.model import DETECTOR, EfficientPSConfig
+from panoptic.models.efficientps.model import EfficientPSConfig
 from panoptic.models.efficientps.semantic_head import DensePredictionCell, SemanticHead
 from panoptic.models.efficientps.two_way_fpn import TwoWayFPN
 from panoptic.rcnn.rpn import Regions, anchors_of, region_losses

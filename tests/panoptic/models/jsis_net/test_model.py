@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from panoptic.backbones import Backbone
 from panoptic.backbones.weights import load_weights
 from panoptic.models.jsis_net.c4_head import StageOptions
-from panoptic.models.jsis_net.model import REGIONS, JSISNet, JSISNetConfig
+from panoptic.models.jsis_net.config import REGIONS
+from panoptic.models.jsis_net.model import JSISNet, JSISNetConfig
 from panoptic.rcnn.rpn import region_losses
 from panoptic.segmentation import IGNORE, Categories, Frame, Sample, Segmentation, Targets, collate
 from panoptic.training.optim import Optim, build_optimiser
