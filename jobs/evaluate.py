@@ -35,7 +35,8 @@ from pipelines.evaluation.evaluate import ask, evaluate, resolved
 from pipelines.evaluation.record import Places, html, key_of, record, text
 from pipelines.evaluation.scheduled import Reference, scheduled
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, check_answers, check_store, resolve_uri
+from pipelines.tracking.config import Tracking
+from pipelines.tracking.runs import check_answers, check_store, resolve_uri
 
 FORMER = {**SPELLINGS, "--experiment": "--tracking.experiment"}
 

@@ -23,7 +23,8 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import load
 from pipelines.evaluation.merge_branches import compare, merge, save, table
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.config import Tracking
+from pipelines.tracking.runs import resolve_uri
 
 
 @dataclass(frozen=True)

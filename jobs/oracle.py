@@ -25,7 +25,8 @@ from pipelines.data.prepare import ensure_shards
 from pipelines.evaluation.evaluate import identify, in_classes_of, load, options_of
 from pipelines.evaluation.oracle import choices_of, oracle, record, without_stuff_area
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, check_answers, check_store, resolve_uri
+from pipelines.tracking.config import Tracking
+from pipelines.tracking.runs import check_answers, check_store, resolve_uri
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from pipelines.evaluation.evaluate import assign_images
 from pipelines.evaluation.inputs import photographs, rows
 from pipelines.evaluation.predict import FORMATS, Output, Predicted, predict
 from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.config import Tracking
+from pipelines.tracking.runs import resolve_uri
 
 
 @dataclass(frozen=True)

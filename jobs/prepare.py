@@ -20,12 +20,13 @@ from panoptic.ranges import NonNegativeInt, PositiveInt
 from panoptic.transforms import POLICIES, Augment
 from pipelines.cluster import disk, storage
 from pipelines.config import OneOrMore, parse_options
+from pipelines.data.config import AUTO, OnInvalid, ReaderOptions
 from pipelines.data.copies import Copies
 from pipelines.data.duplicates import warn_of_neighbours
 from pipelines.data.join import Roots, with_copies
 from pipelines.data.manifest import problem_table
-from pipelines.data.prepare import Manifest, OnInvalid, check, prepare
-from pipelines.data.readers import AUTO, READERS, ReaderOptions
+from pipelines.data.prepare import Manifest, check, prepare
+from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Source
 from pipelines.data.report import page, pictures
 from pipelines.data.verify import verify

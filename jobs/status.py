@@ -23,7 +23,7 @@ from jobs.common import SPELLINGS, command
 from panoptic.ranges import PositiveFloat
 from pipelines.cluster import storage
 from pipelines.config import Run, Store, parse_options
-from pipelines.tracking.runs import Tracking
+from pipelines.tracking.config import Tracking
 from pipelines.training import status as status_module
 
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from annotated_types import Ge, Interval
@@ -30,12 +30,12 @@ from panoptic.models import Architecture
 from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, UnitFloat, check_ranges
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
-from pipelines.data.loader import FeedConfig
-from pipelines.data.manifest import Manifest
-from pipelines.data.readers import AUTO, ReaderOptions
-from pipelines.data.sampler import chosen_rows
+from pipelines.data.config import AUTO, FeedConfig, ReaderOptions
 from pipelines.option_help import option_help
-from pipelines.tracking.runs import Tracking
+from pipelines.tracking.config import Tracking
+
+if TYPE_CHECKING:
+    from pipelines.data.manifest import Manifest
 
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Images = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
@@ -162,6 +162,8 @@ class Split(ReaderOptions):
         Raises:
             ValueError: there are not so many.
         """
+        from pipelines.data.sampler import chosen_rows
+
         rows = chosen_rows(manifest.rows, self.limit, self.skip, self.limit_seed, "--data.limit")
         return manifest.part(rows)
 

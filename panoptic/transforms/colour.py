@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import cv2
 import numpy as np
 
+from panoptic.transforms.policies import Colour004
+
 Operations = list[tuple[str, float]]
 """Names of `COLOUR` and their values, in the order in which they are applied."""
 
-Colour004 = Literal["brightness", "saturation", "contrast", "quality"]
-"""Kinds of operations from which colour004 draws."""
 
 COUNTS = (0.5, 0.3, 0.15, 0.05)
 """Probabilities of one, two, three and four operations of colour004."""

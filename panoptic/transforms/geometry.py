@@ -6,19 +6,17 @@ Shapes: H x W the source image, h x w the scaled image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
+
+from panoptic.transforms.policies import SizeRule
 
 PHASE = 1 / 128
 """Largest distance, in source pixels, between the samples of a windowed resize and the grid of the whole image."""
 
 UNLIMITED = 1 << 30
 """A long side that caps nothing."""
-
-SizeRule = Literal["detectron2", "half_even", "detr", "huggingface", "huggingface32"]
-"""The rule by which a short side with a capped long one becomes whole pixels; see `short_side_size`."""
 
 
 @dataclass(frozen=True)

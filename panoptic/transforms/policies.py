@@ -22,8 +22,12 @@ from panoptic.ranges import (
     SideOrZero,
     UnitFloat,
 )
-from panoptic.transforms.colour import Colour004
-from panoptic.transforms.geometry import SizeRule
+
+SizeRule = Literal["detectron2", "half_even", "detr", "huggingface", "huggingface32"]
+"""The rule by which a short side with a capped long one becomes whole pixels; see `short_side_size`."""
+
+Colour004 = Literal["brightness", "saturation", "contrast", "quality"]
+"""Kinds of operations from which colour004 draws."""
 
 PIXEL_MEAN = (123, 116, 103)
 """The mean colour of ImageNet, int(255 * mean), RGB: it becomes about 0 once an image is normalised."""

@@ -27,8 +27,9 @@ from pipelines.data.absent import KEY as ABSENT
 from pipelines.data.absent import absent_of, joined_absent, mapped_absent
 from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
+from pipelines.data.config import AUTO, ReaderOptions
 from pipelines.data.copies import KEY, Copies
-from pipelines.data.readers import AUTO, READERS, ReaderOptions, read_source
+from pipelines.data.readers import READERS, read_source
 from pipelines.data.readers.options import GENERAL
 from pipelines.data.readers.source import COLUMNS, Decode, Source, Truth
 from pipelines.data.shard_source import shard_source

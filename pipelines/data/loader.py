@@ -27,15 +27,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from annotated_types import Interval
 from torch import Tensor
 
-from panoptic.ranges import NonNegativeInt, PositiveFloat, PositiveInt
 from panoptic.segmentation import Sample, Targets, collate
 from panoptic.training.device import pinned
 from panoptic.transforms import Augment, Resize, evaluation_view
+from pipelines.data.config import FeedConfig
 from pipelines.data.copies import copies_of
 from pipelines.data.prepare import Manifest, read_row
 from pipelines.data.ray_source import Reading, stream_rows
@@ -60,32 +59,8 @@ S3_READS = 32
 PIECE = 16
 """Neighbouring rows that an evaluation reads at once."""
 
-
-@dataclass(frozen=True)
-class FeedConfig:
-    """The machinery that brings data to the workers."""
-
-    decode: Literal["collate", "map"] = "collate"
-    """Decode and augment in threads of the training process, or in Ray Data's tasks (spare CPUs, other machines)."""
-    threads: Annotated[int, Interval(ge=1, le=1024)] = 2
-    """Decoding threads of each worker (collate, evaluation)."""
-    reads: NonNegativeInt = 0
-    """Rows that each worker reads at a time (collate); 0 = 4 from a disk, 32 from S3."""
-    prefetch: PositiveInt = 4
-    """Micro-batches that wait ready for training."""
-    tasks: PositiveInt = 1
-    """Ray Data tasks of each worker at a time (map)."""
-    cpus: PositiveFloat = 0.2
-    """CPUs that each of these tasks reserves; a cluster needs workers x (their CPUs + tasks x this)."""
-    ahead: PositiveInt = 128
-    """MiB of rows of each worker that may be read before they are needed."""
-    cache: NonNegativeInt = 256
-    """Without effect: shards are read by rows, and nothing is read twice. Commands of earlier versions have it."""
-
-    @property
-    def reserved_cpus(self) -> float:
-        """CPUs that Ray Data needs for each worker beside its own."""
-        return self.tasks * self.cpus if self.decode == "map" else 0.0
+DEFAULT = FeedConfig()
+"""The machinery where none is named."""
 
 
 Source = Callable[[Reading, FeedConfig], Generator[Sequence[Row], None, None]]
@@ -189,7 +164,7 @@ class Feed:
         manifest: Manifest,
         stream: Stream,
         augment: Augment,
-        config: FeedConfig = FeedConfig(),
+        config: FeedConfig = DEFAULT,
         divisor: int = 1,
         source: Source = rows_of,
         pin: bool = False,

@@ -25,6 +25,7 @@ from pipelines.cluster.progress import progress
 from pipelines.cluster.shared import check_shared
 from pipelines.data import resume, statistics
 from pipelines.data.classes import with_class_map
+from pipelines.data.config import AUTO, OnInvalid, ReaderOptions
 from pipelines.data.copies import KEY, Copies
 from pipelines.data.duplicates import PHOTOGRAPHS, write_keys
 from pipelines.data.join import Roots, with_copies
@@ -38,7 +39,7 @@ from pipelines.data.manifest import (
     is_shards,
     problem_table,
 )
-from pipelines.data.readers import AUTO, READERS, ReaderOptions
+from pipelines.data.readers import READERS
 from pipelines.data.readers.source import Problem, Source
 from pipelines.data.shard_file import SUFFIX
 from pipelines.data.shard_index import INDEX, write_index
@@ -59,8 +60,6 @@ FORMER_SUFFIX = ".parquet"
 REJECTED = "rejected.jsonl"
 """File beside the manifest that lists the images which were left out."""
 
-OnInvalid = Literal["stop", "skip"]
-"""Whether an image that fails validation stops the preparation or is left out."""
 
 COPIES = "photographs are copies of another one of this split"
 """Kind of warning."""

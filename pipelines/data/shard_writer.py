@@ -19,11 +19,12 @@ from panoptic.png import decode_image, decode_segments, encode_segments, image_s
 from panoptic.segmentation import Categories, Sample, Segmentation
 from pipelines.cluster import storage
 from pipelines.data import resume, statistics
+from pipelines.data.config import Orientation
 from pipelines.data.copies import Copies, copy_name
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.data.readers.archive import read_file
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.source import Decode, Orientation, Problem, decode_coco
+from pipelines.data.readers.source import Decode, Problem, decode_coco
 from pipelines.data.shard_file import SUFFIX, Encoded, encode_shard, shard_schema
 from pipelines.data.shard_index import Entries
 from pipelines.data.validation import COPY, DEFAULT_REMEDY, EMPTY, check_photograph, sound_segments

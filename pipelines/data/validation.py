@@ -12,9 +12,9 @@ import PIL.Image
 
 from panoptic.png import PNG_SIGNATURE, check_jpeg, decode_image, decode_stored, holds_12_bits, image_size
 from panoptic.segmentation import Categories, Segmentation
+from pipelines.data.config import Orientation
 from pipelines.data.readers.exif import EXIF_MARKS
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.source import Orientation
 
 TWELVE_BITS = "16-bit photographs without a value from 4096, read as 12 bits"
 STORED_FRAME = "photographs whose map lies over the stored pixels, freed of their EXIF orientation"

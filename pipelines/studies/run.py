@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 from pipelines.cluster import storage
 from pipelines.config import Experiment, check_run_name, flatten, override, parse, typed_paths
 from pipelines.studies import STUDIES
+from pipelines.studies.config import Options, Presets, check, preset_of
 from pipelines.studies.evaluate import RowResult, evaluate_row
 from pipelines.studies.papers import TABLES
 from pipelines.studies.plan import (
-    Options,
     PlannedTrial,
-    Presets,
-    check,
     experiment_of,
     key_of,
     label_of,
     limited,
     plan,
-    preset_of,
     short_name,
     with_weights,
 )
@@ -37,11 +34,12 @@ from pipelines.training.state import last_step
 from pipelines.tuning import trial
 from pipelines.tuning.checks import MissingWeights, TrialCheck, check_storage
 from pipelines.tuning.concurrency import join_cluster
+from pipelines.tuning.config import split_preset
 from pipelines.tuning.plan import TrialConfig, Trials
 from pipelines.tuning.progress import TrialResult
 from pipelines.tuning.results import SweepResult
 from pipelines.tuning.resume import read_record
-from pipelines.tuning.sweep import execute, record_of, split_preset
+from pipelines.tuning.sweep import execute, record_of
 
 PRETRAIN_STEPS = 600
 """Steps on drawn scenes with --small, where --pretrain-steps says none."""

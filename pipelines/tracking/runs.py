@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipelines.cluster import session, storage
 from pipelines.cluster.file_names import safe_name
 from pipelines.cluster.masking import masked, masked_values
+from pipelines.tracking.config import Tracking
 from pipelines.tracking.provenance import code_version, origin
 
 if TYPE_CHECKING:
@@ -67,22 +68,6 @@ SERVER = "give --tracking.uri http://HOST:5000, or export MLFLOW_TRACKING_URI"
 
 NAME_TAG = "mlflow.runName"
 """Tag by which a run is called in MLflow's lists."""
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """The server and the names under which a run is recorded."""
-
-    uri: str = ""
-    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, else a SQLite file under the run's folder."""
-    experiment: str = "panoptic"
-    """MLflow experiment."""
-    name: str = ""
-    """Name of the run; MLflow invents one by default."""
-    register: str = ""
-    """Register the final model under this name; empty = log it without registering."""
-    alias: str = ""
-    """Alias that the registered version gets, such as champion."""
 
 
 @dataclass(frozen=True)

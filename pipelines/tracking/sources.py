@@ -13,8 +13,9 @@ import mlflow
 
 from panoptic.models.base import PanopticModel
 from panoptic.transforms import Resize
+from pipelines.tracking.config import Tracking
 from pipelines.tracking.model import load_packaged
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.runs import resolve_uri
 
 
 def open_logged(uri: str) -> tuple[PanopticModel, Resize, Mapping[str, Any]]:

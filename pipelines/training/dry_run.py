@@ -17,7 +17,8 @@ from pipelines.training.driver import checked, local_root, named, scenes_folder
 from pipelines.training.machine import image_size
 from pipelines.training.preflight import check_machine, meta_model
 from pipelines.training.record import read_record
-from pipelines.training.state import accumulation, last_step, workers_for
+from pipelines.training.sharing import accumulation, workers_for
+from pipelines.training.state import last_step
 
 
 def dry_run(experiment: Experiment, preset: str) -> str:

@@ -18,7 +18,8 @@ from dataclasses import replace
 from pipelines.config import least_workers
 from pipelines.training import notice
 from pipelines.training.preflight import worker_cpus
-from pipelines.training.state import Job, workers_for
+from pipelines.training.sharing import workers_for
+from pipelines.training.state import Job
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, Train, least_workers
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
-from pipelines.training.state import workers_for
+from pipelines.training.sharing import workers_for
 
 logger = logging.getLogger(__name__)
 

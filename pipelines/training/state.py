@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from panoptic.models.base import PanopticModel
-from pipelines.config import Experiment, Train, least_workers
+from pipelines.config import Experiment, Train
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import Repeats
 from pipelines.tracking.runs import Run
@@ -78,33 +78,6 @@ class State:
 def last_step(options: Train) -> int:
     """The step at which a run ends: that of the schedule, or `stop_after` before it."""
     return min(options.steps, options.stop_after or options.steps)
-
-
-def workers_for(options: Train, room: int) -> int:
-    """The most workers of `train.workers` for which there is room and by which the batch can be shared equally.
-
-    Raises:
-        ValueError: the batch cannot be shared by any of these numbers.
-    """
-    least, most = least_workers(options.workers), min(room, options.workers)
-    counts = [count for count in range(least, most + 1) if options.batch % count == 0]
-    if not counts:
-        accumulation(options, least)  # names one number
-        raise ValueError(f"train.workers {options.workers}: there is room for {room}")
-    return counts[-1]
-
-
-def accumulation(options: Train, workers: int) -> int:
-    """Micro-batches of a worker in one step: the fewest equal ones of at most `micro_batch` images.
-
-    Raises:
-        ValueError: the global batch cannot be shared out equally.
-    """
-    batch, most = options.batch, options.micro_batch
-    if batch % workers:
-        raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
-    share = batch // workers
-    return next(n for n in range(1, share + 1) if share % n == 0 and (not most or share // n <= most))
 
 
 def more_accumulation(experiment: Experiment) -> Experiment | None:

@@ -26,7 +26,8 @@ from typing import Any
 from pipelines.cluster import lease, storage
 from pipelines.cluster.masking import masked
 from pipelines.tracking.client import connect, first_line, patience, sqlite_file
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.config import Tracking
+from pipelines.tracking.runs import resolve_uri
 from pipelines.tracking.spool import Spool
 from pipelines.training.checkpoints import METRICS, read_metrics
 from pipelines.training.record import read_record

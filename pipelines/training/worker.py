@@ -52,7 +52,8 @@ from pipelines.training import machine
 from pipelines.training.broken import Recent, kept
 from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
 from pipelines.training.fitting import fitting_step, parts_that_fit
-from pipelines.training.state import Job, State, accumulation, last_step
+from pipelines.training.sharing import accumulation
+from pipelines.training.state import Job, State, last_step
 from pipelines.training.status import note_start
 from pipelines.training.validation import validate
 from pipelines.training.watch import Watch

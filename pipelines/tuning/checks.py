@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,75 +14,19 @@ from panoptic.backbones import Backbone, imagenet
 from panoptic.backbones.build import OPTIONS
 from panoptic.backbones.weights import load_weights
 from panoptic.convert import read_checkpoint
-from panoptic.ranges import check_ranges
 from panoptic.training.transfer import COUNTER
 from pipelines.cluster import storage
 from pipelines.config import Experiment, least_workers
 from pipelines.tracking import runs
 from pipelines.training.preflight import check_freezing, lacking, meta_model
-from pipelines.training.worker import accumulation
+from pipelines.training.sharing import accumulation
 from pipelines.tuning import search_space, trial_config
-from pipelines.tuning.plan import SweepOptions, Trials
-from pipelines.tuning.search_space import PRESET, Space
+from pipelines.tuning.plan import Trials
+from pipelines.tuning.search_space import PRESET
 
 
 class MissingWeights(ValueError):
     """Raised where a trial freezes parts into which no weights are loaded."""
-
-
-def check_options(options: SweepOptions, space: Space) -> None:
-    """Refuse options outside of their ranges, and combinations of them that Ray Tune cannot do.
-
-    Raises:
-        ValueError: says what to write instead.
-    """
-    check_ranges(options)
-    kinds = {domain.kind for domain in space.values()}
-    gridded = [path for path, domain in space.items() if domain.kind == "grid" and len(domain.values) > 1]
-    if options.searcher == "grid" and kinds - {"grid", "choice"}:
-        raise ValueError("--searcher grid enumerates: write grid(…) or choice(…) for every path")
-    if gridded and (options.searcher == "optuna" or options.scheduler == "pbt"):
-        which = "--searcher optuna" if options.searcher == "optuna" else "--scheduler pbt"
-        raise ValueError(f"{which} draws values: write choice(…) instead of grid(…) for {', '.join(gridded)}")
-    if options.searcher == "optuna" and all(domain.constant for domain in space.values()):
-        raise ValueError("--searcher optuna: every path has one value, so there is nothing to draw")
-    if options.searcher == "optuna" and options.scheduler == "pbt":
-        raise ValueError("--scheduler pbt changes options itself and takes no --searcher optuna; leave that out")
-    if options.scheduler == "pbt" and options.samples < 2:
-        raise ValueError("--scheduler pbt needs a population: --samples 4 or more")
-    if options.scheduler == "pbt" and PRESET in space:
-        raise ValueError("--scheduler pbt: weights of one architecture do not fit another; leave preset out")
-    if options.searcher == "optuna":
-        try:
-            import optuna  # noqa: F401
-        except ImportError as error:
-            raise ValueError(
-                "--searcher optuna needs the extra `search`: pip install 'panoptic-ray[search]'"
-            ) from error
-
-
-def check_whole_numbers(space: Space, bases: Mapping[str, Experiment]) -> None:
-    """Refuse ranges of fractions for options that are whole numbers.
-
-    Raises:
-        ValueError: names the path, and the expressions that suit it.
-    """
-    for path, domain in space.items():
-        fractions = domain.kind not in search_space.ENUMERATED and not domain.whole
-        if fractions and any(is_whole_number(base, path) for base in bases.values()):
-            raise ValueError(
-                f"the sweep cannot take {path}={domain}: this option takes whole numbers: use randint, or quniform "
-                "with whole numbers"
-            )
-
-
-def is_whole_number(experiment: Experiment, path: str) -> bool:
-    """True if the option of this dotted path is declared as an `int`; False where there is no such option."""
-    *groups, name = path.split(".")
-    owner: Any = experiment
-    for group in groups:
-        owner = getattr(owner, group, None)
-    return get_type_hints(type(owner)).get(name) is int
 
 
 TensorShapes = tuple[tuple[str, tuple[int, ...]], ...]

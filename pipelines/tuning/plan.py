@@ -5,48 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from annotated_types import Ge
-
-from panoptic.ranges import NonNegativeInt, PositiveInt
 from pipelines.cluster import storage
 from pipelines.config import Experiment
 from pipelines.tracking import runs
 from pipelines.training.record import Opened, read_record
+from pipelines.tuning.config import SweepOptions
 from pipelines.tuning.search_space import Space
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """The options of a sweep. Options of the experiment (`jobs/train.py PRESET --help`) hold for every trial."""
-
-    sweep: tuple[str, ...] = ()
-    """path=expression: grid(…) choice(…) uniform(a,b) loguniform(a,b) randint(a,b) quniform(a,b,step), or a value;
-    the path is any option, or `preset`; model.backbone.freeze takes schedules such as '5 2@500' too."""
-    samples: PositiveInt = 1
-    """Trials; with grids, draws of the other values for each of their combinations."""
-    searcher: Literal["random", "grid", "optuna"] = "random"
-    """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
-    scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
-    """The rule that ends trials early. hyperband: asha with several brackets, which begin to end trials later and
-    later. pbt: population based training, the worst take over weights and options of the best."""
-    metric: str = "val/pq"
-    """The metric of a validation that trials are compared by, and that says which of their checkpoints are kept."""
-    mode: Literal["max", "min"] = "max"
-    """max where more of it is better, else min."""
-    grace: PositiveInt = 1
-    """Validations that each trial gets before it may be ended (pbt: between two exchanges)."""
-    reduction: Annotated[int, Ge(2)] = 3
-    """asha, hyperband: one in so many trials goes on."""
-    concurrent: NonNegativeInt = 0
-    """Trials at once; 0 = as many as the cluster holds without waiting for each other."""
-    resume: bool = False
-    """Go on with the sweep of this --name."""
-    search_seed: NonNegativeInt = 0
-    """Seed of the draws."""
-    dry_run: bool = False
-    """Check everything, say which trials there would be and where they would be written, and stop."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ray.tune import schedulers
 
 from pipelines.config import Experiment
 from pipelines.tuning import search_space
-from pipelines.tuning.plan import SweepOptions
+from pipelines.tuning.config import SweepOptions
 from pipelines.tuning.search_space import Space
 
 

@@ -28,10 +28,11 @@ from pipelines.training.driver import occupied, prepare_data
 from pipelines.training.pages import data_set
 from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
-from pipelines.tuning.checks import TrialCheck, check_options, check_population, check_storage, check_whole_numbers
+from pipelines.tuning.checks import TrialCheck, check_population, check_storage
 from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
+from pipelines.tuning.config import SweepOptions, check_options, check_whole_numbers, split_preset
 from pipelines.tuning.failures import close_children
-from pipelines.tuning.plan import Plan, SweepOptions, Trials, count_trials
+from pipelines.tuning.plan import Plan, Trials, count_trials
 from pipelines.tuning.results import SweepResult, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
@@ -103,13 +104,6 @@ def outline(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Ca
             "dry run: nothing was started and nothing written",
         ]
     )
-
-
-def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
-    """`[PRESET] --path value …` to the preset's name (demo where none is given) and its options."""
-    arguments = list(rest)
-    given = bool(arguments) and not arguments[0].startswith("-")
-    return (arguments[0], arguments[1:]) if given else ("demo", arguments)
 
 
 def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[str, Any]) -> SweepResult:

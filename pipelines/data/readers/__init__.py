@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.cluster import storage
+from pipelines.data.config import AUTO, ReaderOptions
 from pipelines.data.readers import options as reader_options
 from pipelines.data.readers.ade20k import ade20k
 from pipelines.data.readers.bdd100k import bdd100k
@@ -25,7 +26,6 @@ from pipelines.data.readers.kitti_step import kitti_step, motchallenge_step
 from pipelines.data.readers.label_studio import label_studio
 from pipelines.data.readers.mapillary import SPLITS as MAPILLARY_SPLITS
 from pipelines.data.readers.mapillary import mapillary
-from pipelines.data.readers.options import AUTO, ReaderOptions
 from pipelines.data.readers.segments_ai import segments_ai
 from pipelines.data.readers.source import Source
 

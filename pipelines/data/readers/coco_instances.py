@@ -29,6 +29,7 @@ from panoptic.classes import table
 from panoptic.png import decode_labels, image_size
 from panoptic.segmentation import Categories, Segmentation, count_respelt, distinct, shown, whole_number
 from pipelines.cluster import storage
+from pipelines.data.config import Crowd, Orientation, Overlap, Uncovered
 from pipelines.data.readers.archive import Stream, read_file, readable
 from pipelines.data.readers.category_list import checked_categories
 from pipelines.data.readers.exif import exif_orientation
@@ -36,14 +37,11 @@ from pipelines.data.readers.faults import DRAW, FETCH, Fault, placed
 from pipelines.data.readers.json_stream import NotAnObject, NotJson, chunks, members
 from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.rows import Row, counted, fingerprint_of, table_of
-from pipelines.data.readers.source import SWAPPED, Orientation, Problem, Source, Truth
+from pipelines.data.readers.source import SWAPPED, Problem, Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
 
 logger = logging.getLogger(__name__)
 
-Overlap = Literal["smaller-wins", "later-wins", "earlier-wins", "void", "error"]
-Uncovered = Literal["void", "crowd"]
-Crowd = Literal["trust", "ignore"]
 
 CONTESTED = "pixels that several instances cover"
 COVERED = "instances that others cover wholly, left out"

@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Literal
 
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_source import categories_of, coco_source, public_set, read_json
 from pipelines.data.readers.places import holding, image_places, prefixes, tree_and_file
-from pipelines.data.readers.source import Orientation, Source, decode_coco
+from pipelines.data.readers.source import Source, decode_coco
 from pipelines.data.readers.tree import Folder, given
 
 

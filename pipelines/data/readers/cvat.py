@@ -20,18 +20,12 @@ import pydantic_core
 from panoptic import rle
 from panoptic.segmentation import shown
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation, Overlap
 from pipelines.data.readers.archive import Stream, readable
-from pipelines.data.readers.coco_instances import (
-    Content,
-    ImageEntry,
-    Overlap,
-    instance_categories,
-    instance_source,
-    read_mask,
-)
+from pipelines.data.readers.coco_instances import Content, ImageEntry, instance_categories, instance_source, read_mask
 from pipelines.data.readers.faults import Fault
 from pipelines.data.readers.places import holding, image_places, tree_and_file
-from pipelines.data.readers.source import Orientation, Source
+from pipelines.data.readers.source import Source
 from pipelines.data.readers.tree import Folder, given
 
 FILE = "annotations.xml"

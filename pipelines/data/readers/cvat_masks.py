@@ -26,13 +26,14 @@ import PIL.Image
 from panoptic.png import image_size
 from panoptic.segmentation import Categories, distinct
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation, Unlisted
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_instances import UNCOVERED
 from pipelines.data.readers.faults import Fault, placed
-from pipelines.data.readers.id_map import UNLISTED, Unlisted
+from pipelines.data.readers.id_map import UNLISTED
 from pipelines.data.readers.places import holding, image_places
 from pipelines.data.readers.rows import Kept, by_key, label_files, segmentation_of, stem
-from pipelines.data.readers.source import Orientation, Source, Truth
+from pipelines.data.readers.source import Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
 
 LABEL_MAP = "labelmap.txt"

@@ -16,10 +16,11 @@ import pydantic_core
 
 from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation
 from pipelines.data.readers.archive import cell, read_file, readable
 from pipelines.data.readers.coconut import parquet_files
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
-from pipelines.data.readers.source import Orientation, Problem, Source
+from pipelines.data.readers.source import Problem, Source
 from pipelines.data.readers.tree import Tree, given
 
 _COLUMNS = ("image", "mask", "segments_info")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from panoptic.png import PNG_SIGNATURE, decode_ids, decode_labels
 from panoptic.segmentation import VOID, count_repair, runs
+from pipelines.data.config import Unlisted
 from pipelines.data.readers.faults import Fault
 
 REPEATED = "segment id listed twice with the same category"
@@ -25,8 +26,6 @@ UNLISTED = "pixels of ids or colours that nothing lists, made void"
 BGR = "id maps whose channels stand in the order blue, green, red"
 """Kinds of repairs, as the manifest adds them up."""
 
-Unlisted = Literal["refuse", "void"]
-"""What becomes of pixels whose id or colour nothing lists: the image is a problem, or they are void."""
 
 SPECKS = 8
 """A map that holds at least so many ids which are not listed, most of them on a few pixels, was smoothed."""

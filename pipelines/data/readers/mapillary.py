@@ -20,11 +20,12 @@ import numpy as np
 from panoptic.png import decode_labels
 from panoptic.segmentation import Categories, Segmentation, distinct
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation
 from pipelines.data.readers.archive import readable
 from pipelines.data.readers.coco_source import categories_of, coco_source, read_json
 from pipelines.data.readers.faults import UNPACK, Fault, placed
 from pipelines.data.readers.rows import Kept, by_key, counted, label_files, segmentation_of, stem
-from pipelines.data.readers.source import Orientation, Source, Truth
+from pipelines.data.readers.source import Source, Truth
 from pipelines.data.readers.tree import Folder, Tree, given
 
 Version = Literal["1.2", "2.0"]

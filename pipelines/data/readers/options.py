@@ -7,80 +7,26 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.cluster import storage
+from pipelines.data.config import AUTO
 from pipelines.data.readers.archive import Stream
-from pipelines.data.readers.coco_instances import Crowd, Overlap, Uncovered
 from pipelines.data.readers.coconut import columns_of, parquet_files
 from pipelines.data.readers.crowds import decode_merged
-from pipelines.data.readers.id_map import Unlisted
-from pipelines.data.readers.source import Decode, Orientation, Source
+from pipelines.data.readers.source import Decode, Source
 from pipelines.data.readers.tree import Tree, given
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
-"""The reader is chosen by what the folder holds."""
 
 GENERAL = ("unlisted", "merge_crowds")
 """Options that concern what a reader decodes, whatever its format."""
 
 _SNIFFED = 1 << 20
 """Bytes of a JSON that are looked through for the form of its annotations."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReaderOptions:
-    """Where a data set keeps its files, and what its labels mean. Each reader takes some of them, and refuses others.
-
-    In paths, `{split}` stands for the name of the split.
-    """
-
-    json_file: str = ""
-    """Annotation file, where it is not found by itself."""
-    pngs: str = ""
-    """Folder or zip of the label PNGs, likewise."""
-    images: str = ""
-    """Folder or zip of the photographs, likewise."""
-    version: Literal["auto", "1.2", "2.0"] = "auto"
-    """Version of Mapillary Vistas, where a download holds two."""
-    annotations: Literal["auto", "fine", "coarse"] = "auto"
-    """Fine or coarse annotations of Cityscapes."""
-    labels: Literal["auto", "instances", "panoptic"] = "auto"
-    """Read the instance maps, or the panoptic JSON and its PNGs, where a data set has both."""
-    overlap: Overlap = "smaller-wins"
-    """The instance that has a pixel which several cover: the smaller, the later or earlier in the file, or none."""
-    crowd: Crowd = "trust"
-    """Trust iscrowd of an instance JSON, or ignore it where a tool sets it on single objects."""
-    semantic: str = ""
-    """Folder of semantic PNGs that lie under the instances of a JSON."""
-    semantic_classes: str = ""
-    """JSON that says what the values of these PNGs mean, or cocostuff (values label - 1, 255 void), cocostuff-challenge
-    (92 to 182, 0 and 183 void) or panoptic-stuff (detectron2's 1 to 53, 0 and 255 void)."""
-    uncovered: Uncovered = "void"
-    """Pixels of a thing class in these PNGs under no instance: void, or a crowd of the class."""
-    background: str = ""
-    """Name of a stuff class for all that no instance covers; by default that is void. A class of the data set that is
-    called background is kept where it is named here."""
-    things: tuple[str, ...] = ()
-    """Names of the classes that are things, where the annotations do not say it or say it wrong."""
-    label_set: str = ""
-    """Label set of a release of Segments.ai; by default ground-truth, or the only one."""
-    unlisted: Unlisted = "refuse"
-    """Pixels of a map whose id or colour nothing lists: the image fails validation, or they are void, and counted."""
-    merge_crowds: Literal["yes", "no"] = "no"
-    """All crowds of a class in an image become one: evaluations of COCO's kind know one only, the last."""
-    exif: Literal["auto"] | Orientation = "auto"
-    """The maps lie over the stored pixels, or over the image that its EXIF orientation gives, where both have one size;
-    by default over the stored ones in public data sets, else over the other."""
-
-    def given(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        options = ((field.name, getattr(self, field.name), field.default) for field in fields(ReaderOptions))
-        return {name: value for name, value, default in options if value != default}
 
 
 def read_source(

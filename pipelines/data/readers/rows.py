@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from panoptic.segmentation import Categories, Segmentation, renumber
+from pipelines.data.config import Orientation
 from pipelines.data.readers.faults import FETCH
-from pipelines.data.readers.source import COLUMNS, Decode, Orientation, Problem, Source
+from pipelines.data.readers.source import COLUMNS, Decode, Problem, Source
 from pipelines.data.readers.tree import Folder, folded
 
 RESPELT = "label files whose name differs from the photograph's in case or Unicode form"

@@ -15,11 +15,12 @@ import pydantic_core
 
 from panoptic.segmentation import Categories, shown
 from pipelines.cluster import storage
+from pipelines.data.config import Orientation
 from pipelines.data.readers.archive import read_file, readable
 from pipelines.data.readers.faults import FETCH
 from pipelines.data.readers.places import holding, image_places, tree_and_file
 from pipelines.data.readers.rows import Row, fingerprint_of, table_of
-from pipelines.data.readers.source import Orientation, Problem, Source
+from pipelines.data.readers.source import Problem, Source
 from pipelines.data.readers.tree import Folder, Tree, given
 
 _GROUND_TRUTH = "ground-truth"

@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from panoptic.png import from_ids
 from panoptic.segmentation import Categories, Segmentation
+from pipelines.data.config import Orientation, Unlisted
 from pipelines.data.copies import Copies
 from pipelines.data.readers.faults import Fault
-from pipelines.data.readers.id_map import Unlisted, read_ids
+from pipelines.data.readers.id_map import read_ids
 
 Stamps = dict[str, tuple[int, int]]
 """Size in bytes and time of change of each file of a folder."""
@@ -34,11 +35,6 @@ class Problem:
     """The fault, in words that name the file, the field and the value."""
     remedy: str = ""
     """The action that mends it; "" where the reason says it already, as in manifests of earlier versions."""
-
-
-Orientation = Literal["stored", "applied"]
-"""The frame of the maps where a photograph's EXIF turns or mirrors it within its size: its stored pixels, as in the
-public data sets, or the upright image that people see."""
 
 
 class Truth(NamedTuple):

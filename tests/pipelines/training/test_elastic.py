@@ -15,7 +15,8 @@ from pipelines.data.sampler import micro_batches
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training import elastic, notice
-from pipelines.training.state import Job, accumulation
+from pipelines.training.sharing import accumulation
+from pipelines.training.state import Job
 
 
 def job(workers: int, batch: int = 8) -> Job:

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config import Train, Workers, flatten, override
 from pipelines.presets import PRESETS
-from pipelines.training.state import accumulation, workers_for
+from pipelines.training.sharing import accumulation, workers_for
 
 
 @pytest.mark.parametrize(

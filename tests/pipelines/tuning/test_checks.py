@@ -18,7 +18,8 @@ from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import run
 from pipelines.studies.plan import Options
 from pipelines.tuning import search_space
-from pipelines.tuning.checks import TrialCheck, WeightsCheck, check_options
+from pipelines.tuning.checks import TrialCheck, WeightsCheck
+from pipelines.tuning.config import check_options
 from pipelines.tuning.plan import SweepOptions, Trials
 
 UNPUBLISHED = {"resnet14", "resnet14_double3x3", "res2net14_26w_4s"}

@@ -13,7 +13,7 @@ import pytest
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
-from pipelines.tuning.checks import check_options
+from pipelines.tuning.config import check_options
 from pipelines.tuning.plan import Plan, SweepOptions
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.trial_config import resolve
