@@ -16,9 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelines.cluster.exits import FailedRun, Worse
 from pipelines.cluster.masking import Masking, mask_output, masked
-from pipelines.evaluation.record import Worse
-from pipelines.training.early_end import FailedRun
 
 SPELLINGS = {
     "--data": "--data.root",

@@ -14,22 +14,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
-from panoptic.convert import FAMILIES, Hints, convert, read_checkpoint
-from panoptic.models import Architecture
 from panoptic.ranges import NonNegativeInt, SideOrZero, check_ranges
-from panoptic.segmentation import Categories
-from panoptic.training.checkpoint import save
-from panoptic.training.plain import from_plain, to_plain
-from pipelines.cluster.json_file import read_json
-from pipelines.cluster.storage import read_bytes, write_bytes
 from pipelines.config import File, Repeated, parse_options
 
+if TYPE_CHECKING:
+    from panoptic.convert import Hints
+    from panoptic.models import Architecture
+
 logger = logging.getLogger(__name__)
+
+SOURCES = (
+    *("panoptic-deeplab", "detectron2", "panopticfcn", "detr", "maskformer", "mask2former", "efficientps", "eomt"),
+    "transformers",
+)
+"""Projects whose checkpoints are read: the keys of `panoptic.convert.FAMILIES`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Options:
     file: File
     """Published checkpoint, local or s3://."""
     source: str
-    """The project that wrote it: a key of `panoptic.convert.FAMILIES`."""
+    """The project that wrote it: panoptic-deeplab, detectron2, panopticfcn, detr, maskformer, mask2former, efficientps,
+    eomt or transformers."""
     categories: str
     """COCO-panoptic JSON in the order of the published head, or its list of categories alone."""
     out: str
@@ -62,8 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     """Convert, check that every weight found its place, write, and say what was recognised."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), {})
-    if options.source not in FAMILIES:
-        raise ValueError(f"--source {options.source}: unknown; there are {', '.join(FAMILIES)}")
+    if options.source not in SOURCES:
+        raise ValueError(f"--source {options.source}: unknown; there are {', '.join(SOURCES)}")
+
+    from panoptic.convert import convert, read_checkpoint
+    from panoptic.segmentation import Categories
+    from panoptic.training.checkpoint import save
+    from panoptic.training.plain import to_plain
+    from pipelines.cluster.json_file import read_json
+    from pipelines.cluster.storage import read_bytes, write_bytes
+
     remedy = "give a COCO-panoptic JSON, or its list of categories"
     entries = read_json(options.categories, dict[str, Any] | list[Any], remedy)
     if isinstance(entries, dict):
@@ -90,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
 
 def hints_of(options: Options) -> Hints:
     """What the options add to the file."""
+    from panoptic.convert import Hints, read_checkpoint
+    from pipelines.cluster.storage import read_bytes
+
     whole = options.base.lower() == "none"
     base = None
     if options.base and not whole:
@@ -99,6 +114,8 @@ def hints_of(options: Options) -> Hints:
 
 def changed(config: Architecture, changes: Sequence[str]) -> Architecture:
     """The configuration with fields replaced: `stuff_area=64`, `backbone.output_stride=16`."""
+    from panoptic.training.plain import from_plain, to_plain
+
     plain = to_plain(config)
     for change in changes:
         path, _, value = change.partition("=")

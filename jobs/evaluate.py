@@ -19,24 +19,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
-from panoptic.evaluation.tally import Measures
-from panoptic.metrics.report import Evaluation
 from panoptic.ranges import NonNegativeFloat, NonNegativeInt, ThreadCount
-from pipelines.cluster import storage
-from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Actors, Model, Split, parse_options
-from pipelines.data.class_map import load
-from pipelines.data.prepare import ensure_shards
-from pipelines.evaluation.evaluate import ask, evaluate, resolved
-from pipelines.evaluation.record import Places, html, key_of, record, text
-from pipelines.evaluation.scheduled import Reference, scheduled
-from pipelines.presets import PRESETS
 from pipelines.tracking.config import Tracking
-from pipelines.tracking.runs import check_answers, check_store, resolve_uri
+
+if TYPE_CHECKING:
+    from panoptic.metrics.report import Evaluation
 
 FORMER = {**SPELLINGS, "--experiment": "--tracking.experiment"}
 
@@ -93,6 +86,18 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), FORMER)
     check(options)
+
+    from panoptic.evaluation.tally import Measures
+    from pipelines.cluster import storage
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.data.class_map import load
+    from pipelines.data.prepare import ensure_shards
+    from pipelines.evaluation.evaluate import ask, evaluate, resolved
+    from pipelines.evaluation.record import Places, html, key_of, record, text
+    from pipelines.evaluation.scheduled import Reference, scheduled
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import check_answers, check_store, resolve_uri
+
     storage.check_lasting(options.out, "--out")
     if not options.no_log:
         check_store(Tracking(uri=options.tracking.uri), "runs", options.out)

@@ -11,20 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
-from panoptic.metrics.report import Evaluation
 from panoptic.ranges import ThreadCount
-from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Actors, Model, Split, Store, parse_options
-from pipelines.data.prepare import ensure_shards
-from pipelines.evaluation.evaluate import load
-from pipelines.evaluation.merge_branches import compare, merge, save, table
-from pipelines.presets import PRESETS
 from pipelines.tracking.config import Tracking
-from pipelines.tracking.runs import resolve_uri
+
+if TYPE_CHECKING:
+    from panoptic.metrics.report import Evaluation
 
 
 @dataclass(frozen=True)
@@ -53,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     """Print the table."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.data.prepare import ensure_shards
+    from pipelines.evaluation.evaluate import load
+    from pipelines.evaluation.merge_branches import compare, merge, save, table
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import resolve_uri
+
     store = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
     merged = merge(load(options.semantic, store), load(options.instances, store))
     if options.out:

@@ -12,21 +12,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
-from panoptic.evaluation.oracle import cells, table, truth_names
-from panoptic.metrics.report import Evaluation
 from panoptic.ranges import ThreadCount
-from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Actors, Model, Split, parse_options
-from pipelines.data.prepare import ensure_shards
-from pipelines.evaluation.evaluate import identify, in_classes_of, load, options_of
-from pipelines.evaluation.oracle import choices_of, oracle, record, without_stuff_area
-from pipelines.presets import PRESETS
 from pipelines.tracking.config import Tracking
-from pipelines.tracking.runs import check_answers, check_store, resolve_uri
+
+if TYPE_CHECKING:
+    from panoptic.metrics.report import Evaluation
 
 
 @dataclass(frozen=True)
@@ -68,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     """Evaluate every choice and print the table."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+
+    from panoptic.evaluation.oracle import cells, table, truth_names
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.data.prepare import ensure_shards
+    from pipelines.evaluation.evaluate import identify, in_classes_of, load, options_of
+    from pipelines.evaluation.oracle import choices_of, oracle, record, without_stuff_area
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import check_answers, check_store, resolve_uri
+
     tracking = Tracking(options.tracking.uri, options.tracking.experiment, f"oracle {options.model}"[-250:])
     uri, identity = identify(options.model, resolve_uri(tracking, "runs"))
     stored = load(uri, resolve_uri(tracking, "runs"))

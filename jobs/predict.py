@@ -15,22 +15,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from panoptic.ranges import ThreadCount
-from pipelines.cluster import storage
-from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Actors, Images, Model, Store, parse_options
-from pipelines.data.class_map import load
-from pipelines.data.manifest import Manifest, is_shards
-from pipelines.evaluation.evaluate import assign_images
-from pipelines.evaluation.inputs import photographs, rows
-from pipelines.evaluation.predict import FORMATS, Output, Predicted, predict
-from pipelines.presets import PRESETS
+from pipelines.evaluation.config import FORMATS
 from pipelines.tracking.config import Tracking
-from pipelines.tracking.runs import resolve_uri
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.predict import Predicted
 
 
 @dataclass(frozen=True)
@@ -66,10 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> list[Predicted]:
     """
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
-    storage.check_lasting(options.out, "--out")
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"--formats {' '.join(unknown)}: unknown; there are {', '.join(FORMATS)}")
+
+    from pipelines.cluster import storage
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.data.class_map import load
+    from pipelines.data.manifest import Manifest, is_shards
+    from pipelines.evaluation.evaluate import assign_images
+    from pipelines.evaluation.inputs import photographs, rows
+    from pipelines.evaluation.predict import Output, predict
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import resolve_uri
+
+    storage.check_lasting(options.out, "--out")
     manifest = Manifest.load(options.images) if is_shards(options.images) else None
     if manifest is not None and options.images_json:
         raise ValueError("--images-json is for photographs; shards have the ids of their data set")

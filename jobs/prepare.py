@@ -12,24 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from panoptic.ranges import NonNegativeInt, PositiveInt
 from panoptic.transforms import POLICIES, Augment
-from pipelines.cluster import disk, storage
 from pipelines.config import OneOrMore, parse_options
-from pipelines.data.config import AUTO, OnInvalid, ReaderOptions
-from pipelines.data.copies import Copies
-from pipelines.data.duplicates import warn_of_neighbours
-from pipelines.data.join import Roots, with_copies
-from pipelines.data.manifest import problem_table
-from pipelines.data.prepare import Manifest, check, prepare
-from pipelines.data.readers import READERS
-from pipelines.data.readers.source import Source
-from pipelines.data.report import page, pictures
-from pipelines.data.verify import verify
+from pipelines.data.config import AUTO, READER_NAMES, OnInvalid, ReaderOptions, check_readers
+
+if TYPE_CHECKING:
+    from pipelines.data.manifest import Manifest
+    from pipelines.data.readers.source import Source
 
 SHOWN = 5
 """Problems that a dry run names; `--check` names all."""
@@ -103,16 +98,24 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument.startswith("--verify") for argument in arguments):
-        checked = verify(parse_options(VerifyOptions, arguments, str(__doc__), {}).verify)
-        print(f"{checked.summary()}\nevery file and every row is what was written")
-        return checked
-    if arguments and arguments[0] in READERS:  # the former form: READER ROOT
+        return verified(parse_options(VerifyOptions, arguments, str(__doc__), {}).verify)
+    if arguments and arguments[0] in READER_NAMES:  # the former form: READER ROOT
         print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
     options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS)
     check_augment(options)
+    check_readers(options.data.reader)
     if not options.out and not options.check and not options.dry_run:
         raise ValueError("--out DIR: missing; give a folder of its own for the shards, or --check to write nothing")
+
+    from pipelines.cluster import storage
+    from pipelines.data.copies import Copies
+    from pipelines.data.duplicates import warn_of_neighbours
+    from pipelines.data.join import Roots, with_copies
+    from pipelines.data.manifest import problem_table
+    from pipelines.data.prepare import check, prepare
+    from pipelines.data.report import page, pictures
+
     for place, option in ((options.out, "--out"), (options.report, "--report")):
         if place:
             storage.check_lasting(place, option)
@@ -143,8 +146,23 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
     return manifest
 
 
+def verified(folder: str) -> Manifest:
+    """The shards of a folder, of which every file and every row was checked.
+
+    Raises:
+        ValueError: they are not what was written.
+    """
+    from pipelines.data.verify import verify
+
+    manifest = verify(folder)
+    print(f"{manifest.summary()}\nevery file and every row is what was written")
+    return manifest
+
+
 def outline(source: Source, options: Options) -> str:
     """What a preparation would read and write."""
+    from pipelines.cluster import disk, storage
+
     classes, copies = source.categories, options.augment.copies
     written = (copies + options.augment.originals) * source.rows.num_rows if copies else source.rows.num_rows
     lines = [

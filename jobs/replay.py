@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
 from pipelines.config import File, parse_options
-from pipelines.training.broken import Replay, replay
+
+if TYPE_CHECKING:
+    from pipelines.training.broken import Replay
 
 SHOWN = 10
 """Names of modules and parameters that are printed."""
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> Replay:
     """Print what the step gives; exit with 1 where all of it is finite."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+
+    from pipelines.training.broken import replay
+
     found = replay(options.file, options.device)
     print(f"step {found.step}, images {', '.join(found.names)}")
     print(", ".join(f"{name} {value:.4g}" for name, value in found.losses.items()))

@@ -15,16 +15,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import SPELLINGS, command
 from panoptic.ranges import PositiveFloat
-from pipelines.cluster import storage
 from pipelines.config import Run, Store, parse_options
 from pipelines.tracking.config import Tracking
-from pipelines.training import status as status_module
+
+if TYPE_CHECKING:
+    from pipelines.training import status as status_module
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> status_module.Status:
     """Print the status; exit with 1 where somebody should look after the run."""
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+
+    from pipelines.cluster import storage
+    from pipelines.training import status as status_module
+
     folder = options.run if "/" in options.run else storage.join(options.storage, options.run)
     tracking = Tracking(uri=options.tracking.uri)
     status = status_module.status(folder, tracking, options.stalled_after, options.files_only)

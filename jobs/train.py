@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -16,8 +17,10 @@ from jobs.common import command
 from pipelines.config import parse
 from pipelines.presets import PRESETS
 from pipelines.presets.listing import listing
-from pipelines.training.driver import Outcome, closing_lines, train
-from pipelines.training.dry_run import dry_run
+from pipelines.training.sharing import check_alone
+
+if TYPE_CHECKING:
+    from pipelines.training.driver import Outcome
 
 DRY_RUN = "--dry-run"
 """Stands where a preset's options stand, and is none of them: a run does not remember it."""
@@ -30,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> Outcome | None:
         print(listing(PRESETS), flush=True)
         return None
     preset, experiment = parse([word for word in given if word != DRY_RUN], PRESETS)
+    check_alone(experiment)
+
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
+    from pipelines.training.driver import closing_lines, train
+    from pipelines.training.dry_run import dry_run
+
     if DRY_RUN in given:
         print(dry_run(experiment, preset), flush=True)
         return None

@@ -22,18 +22,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
-from pipelines.studies import run
-from pipelines.tuning import sweep
-from pipelines.tuning.results import closing_lines
+from pipelines.studies.config import Options, check
+from pipelines.studies.listing import listing
+from pipelines.tuning.config import read_command
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run it and print the table; a study's result is its report, a sweep's what it left."""
     logging.getLogger().setLevel(logging.WARNING)  # one table stands for what all trials have to say
-    options, rest = parse_known(run.Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
+    options, rest = parse_known(Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
     if options.study == ("list",):
-        print(run.listing(PRESETS))
+        print(listing(PRESETS))
         return None
+    if options.study:
+        check(options, rest, PRESETS)
+    else:
+        read_command(options, rest, PRESETS)
+
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
+    from pipelines.studies import run
+    from pipelines.tuning import sweep
+    from pipelines.tuning.results import closing_lines
+
     if options.dry_run:
         print(
             run.outline(options, rest, PRESETS) if options.study else sweep.outline(options, rest, PRESETS), flush=True

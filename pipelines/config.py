@@ -450,7 +450,7 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
         ValueError: a path that does not exist, a value of the wrong type or outside of its range; the message names it.
     """
     for path in changes:
-        _check_path(config, path)
+        check_path(config, path)
     arguments: list[str] = []
     for path, value in changes.items():
         arguments += [f"--{path.replace('_', '-')}", *_words(value)]
@@ -509,7 +509,12 @@ def _cli(default: Any, arguments: Sequence[str]) -> Any:
     return tyro.cli(type(default), default=default, args=list(arguments), config=settings)
 
 
-def _check_path(config: Any, path: str) -> None:
+def check_path(config: Any, path: str) -> None:
+    """Check that a configuration has an option.
+
+    Raises:
+        ValueError: names what it has.
+    """
     node = config
     for part in path.split("."):
         known = [entry.name for entry in fields(node)] if is_dataclass(node) else []

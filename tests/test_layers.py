@@ -231,7 +231,10 @@ LATE = (
 
 def test_what_takes_long_to_import_is_imported_where_it_is_used():
     """Every command, every worker and every trial is a process of its own, which waits for its imports."""
-    programs = ("jobs.train", "jobs.evaluate", "jobs.prepare", "pipelines.training.worker")
+    programs = (
+        *("pipelines.training.driver", "pipelines.training.worker"),
+        *("pipelines.evaluation.evaluate", "pipelines.data.prepare"),
+    )
     code = f"import sys, {', '.join(programs)}; print(*sorted(set({LATE!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

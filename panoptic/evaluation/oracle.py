@@ -12,7 +12,8 @@ from itertools import combinations
 
 import torch
 
-from panoptic.metrics.report import Evaluation, markdown_table, metrics
+from panoptic.metrics.report import Evaluation, metrics
+from panoptic.metrics.text import markdown_table
 from panoptic.models.base import Outputs, PanopticModel
 from panoptic.segmentation import Frame, Targets
 

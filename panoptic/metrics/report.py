@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from panoptic.metrics.average_precision import Precision
 from panoptic.metrics.panoptic_quality import Quality
 from panoptic.metrics.semantic import SemanticQuality
+from panoptic.metrics.text import text_table
 
 
 @dataclass(frozen=True)
@@ -176,25 +177,3 @@ def _cell(value: str | int | float) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def text_table(rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
-    """Rows of cells, the header first, as lines of text with two spaces between columns.
-
-    The first column and those whose header is one of `words` are left-aligned, the others, which hold figures,
-    right-aligned.
-    """
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    left = [k == 0 or name in words for k, name in enumerate(rows[0])]
-    lines = (
-        "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, left, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the header first, as a Markdown table whose columns are straight in plain text too."""
-    widths = [max(3, *(len(row[k]) for row in rows)) for k in range(len(rows[0]))]
-    head, *body = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["-" * width for width in widths], *body))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from panoptic.metrics.report import text_table
+from panoptic.metrics.text import text_table
 from panoptic.models.base import PanopticModel
 from panoptic.training.plain import read_config, to_plain, without_download
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
@@ -27,6 +29,28 @@ OnInvalid = Literal["stop", "skip"]
 
 AUTO = "auto"
 """The reader is chosen by what the folder holds."""
+
+READER_NAMES = (
+    *("coco", "coco-instances", "cityscapes", "mapillary", "bdd100k", "ade20k", "kitti-step", "cityscapes-vps"),
+    *("coconut", "motchallenge-step", "cvat", "cvat-masks", "label-studio", "segments-ai", "huggingface"),
+)
+"""The formats that are read: the keys of `pipelines.data.readers.READERS`."""
+
+
+def check_readers(readers: str | Collection[str]) -> None:
+    """Refuse formats that nothing reads.
+
+    Args:
+        readers: of one data set, or of several.
+
+    Raises:
+        ValueError: names it, near ones and all.
+    """
+    for name in [readers] if isinstance(readers, str) else readers:
+        if name not in (AUTO, *READER_NAMES):
+            near = get_close_matches(name, READER_NAMES)
+            hint = f"near: {', '.join(near)}; " if near else ""
+            raise ValueError(f"data.reader {name}: unknown; {hint}there are {', '.join(READER_NAMES)}, or {AUTO}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,9 @@ from pipelines.data.absent import KEY as ABSENT
 from pipelines.data.absent import absent_of, joined_absent, mapped_absent
 from pipelines.data.class_map import KEEP, ClassesOf, load, resolve
 from pipelines.data.class_mapping import ClassMapping
-from pipelines.data.config import AUTO, ReaderOptions
+from pipelines.data.config import AUTO, ReaderOptions, check_readers
 from pipelines.data.copies import KEY, Copies
-from pipelines.data.readers import READERS, read_source
+from pipelines.data.readers import read_source
 from pipelines.data.readers.options import GENERAL
 from pipelines.data.readers.source import COLUMNS, Decode, Source, Truth
 from pipelines.data.shard_source import shard_source
@@ -76,9 +76,7 @@ class Roots:
                 f"--data.root names {len(roots)} data sets and --data.reader {len(readers)} formats; give one format "
                 "for all of them, or one for each"
             )
-        for name in readers:
-            if name not in (AUTO, *READERS):
-                raise ValueError(f"data.reader {name}: unknown; there are {', '.join(READERS)}, or {AUTO}")
+        check_readers(readers)
         return cls(roots, readers, class_map, options.given() if options else {})
 
     @property

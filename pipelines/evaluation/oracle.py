@@ -10,7 +10,8 @@ from dataclasses import fields, replace
 
 from panoptic.evaluation.oracle import missing_needs, subsets, truth_names
 from panoptic.evaluation.tally import Measures
-from panoptic.metrics.report import Evaluation, markdown_table
+from panoptic.metrics.report import Evaluation
+from panoptic.metrics.text import markdown_table
 from panoptic.models.base import PanopticModel
 from pipelines.cluster.actor_pool import Pool
 from pipelines.config import Experiment

@@ -38,10 +38,10 @@ from pipelines.cluster.actor_pool import Pool, each
 from pipelines.cluster.progress import progress
 from pipelines.data.loader import evaluation_batches
 from pipelines.data.validation import is_cut
+from pipelines.evaluation.config import FORMATS
 from pipelines.evaluation.evaluate import Task, classes_of, placed
 from pipelines.evaluation.inputs import Image
 
-FORMATS = ("coco", "rle", "cityscapes", "overlay")
 FURTHER = {
     **{"ground": (6, False), "parking": (9, False), "rail track": (10, False), "guard rail": (14, False)},
     **{"bridge": (15, False), "tunnel": (16, False), "polegroup": (18, False)},

@@ -24,6 +24,7 @@ from panoptic.metrics.report import class_rows, class_table, details, metrics, t
 from panoptic.segmentation import Categories
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.cluster.exits import Worse
 from pipelines.cluster.masking import masked
 from pipelines.config import flatten
 from pipelines.evaluation import oracle
@@ -37,10 +38,6 @@ from pipelines.tracking.client import sqlite_file
 logger = logging.getLogger(__name__)
 
 REPORT, COUNTS = "report.html", "counts.npz"
-
-
-class Worse(ValueError):
-    """PQ fell below the reference by more than the margin."""
 
 
 @dataclass(frozen=True)

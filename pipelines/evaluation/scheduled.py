@@ -16,10 +16,11 @@ from dataclasses import dataclass
 
 from pipelines.cluster import gauges, lease, session, storage
 from pipelines.cluster.actor_pool import Pool
+from pipelines.cluster.exits import Worse
 from pipelines.cluster.lease import Busy
 from pipelines.cluster.masking import masked
 from pipelines.evaluation.evaluate import Task
-from pipelines.evaluation.record import Places, Record, Worse, check, once, title_of
+from pipelines.evaluation.record import Places, Record, check, once, title_of
 from pipelines.tracking import registry
 
 ROUNDS = 10

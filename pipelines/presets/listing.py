@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from panoptic.convert import hub
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 from pipelines.config import Experiment
 
 FIGURE = re.compile(r"PQ (?:\w+ )?(\d+\.\d)")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from panoptic.metrics.report import markdown_table, text_table
+from panoptic.metrics.text import markdown_table, text_table
 from pipelines.studies.statistics import ROUNDING, SIGNIFICANCE, Cell, compare, holm, pooled_deviation
 from pipelines.studies.study import NONE, Study
 

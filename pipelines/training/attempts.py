@@ -15,10 +15,11 @@ from typing import Any
 
 from panoptic.training.step import BrokenSteps
 from pipelines.cluster import disk, session, storage
+from pipelines.cluster.exits import FailedRun
 from pipelines.cluster.masking import masked
 from pipelines.training import elastic, notice
 from pipelines.training.checkpoints import mend_snapshot, newest_step
-from pipelines.training.early_end import EndsRun, FailedRun, told_in_a_line
+from pipelines.training.early_end import EndsRun, told_in_a_line
 from pipelines.training.failures import describe, out_of_memory
 from pipelines.training.state import Job, last_step, more_accumulation
 

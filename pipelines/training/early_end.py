@@ -14,10 +14,6 @@ class EndsRun(Exception):
     """Marks errors that another attempt at a training would meet again."""
 
 
-class FailedRun(RuntimeError):
-    """A run gave up after as many failures as it may have; the message is one line."""
-
-
 def told_in_a_line(error: BaseException, folder: str) -> OSError | None:
     """The full disk or the absent store that a worker or Ray Train met, in one line; None where it was neither.
 

@@ -33,7 +33,7 @@ from pipelines.cluster import disk, session, storage
 from pipelines.config import Experiment, Train, least_workers
 from pipelines.data.manifest import SCHEMA_VERSION
 from pipelines.training.checkpoints import checkpoint_bytes, checkpoint_file, most_at_once, written_bytes
-from pipelines.training.sharing import workers_for
+from pipelines.training.sharing import check_alone
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +88,7 @@ def check_options(experiment: Experiment) -> None:
             asked of a backbone without any, the backbone's warm-up begins after the last step, options of the data
             exclude each other, or no validation gives `train.score`.
     """
-    workers_for(experiment.train, experiment.train.workers)
-    data = experiment.data
-    if data.balance and (data.window > 1 or experiment.augment.doubled):
-        raise ValueError(
-            f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
-        )
-    if experiment.engine.activation_checkpointing and experiment.train.compile:
-        raise ValueError(
-            "engine.activation_checkpointing: cannot be combined with train.compile, whose graphs decide by themselves "
-            "what is computed again; turn off one"
-        )
+    check_alone(experiment)
     check_weights(experiment)
     model = meta_model(experiment)
     freeze_parameters(model, experiment.train.freeze)

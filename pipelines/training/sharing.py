@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.config import Train, least_workers
+from pipelines.config import Experiment, Train, check_run_name, least_workers
+from pipelines.data.config import check_readers
 
 
 def workers_for(options: Train, room: int) -> int:
@@ -30,3 +31,26 @@ def accumulation(options: Train, workers: int) -> int:
         raise ValueError(f"train.batch {batch} cannot be shared by {workers} workers; choose a multiple of {workers}")
     share = batch // workers
     return next(n for n in range(1, share + 1) if share % n == 0 and (not most or share // n <= most))
+
+
+def check_alone(experiment: Experiment) -> None:
+    """Refuse what the options alone tell, before the libraries are imported that build a model and read data.
+
+    Raises:
+        ValueError: the name can be none of a run, the batch cannot be shared by the workers, a format is none that is
+            read, or options of the data exclude each other.
+    """
+    if experiment.name:
+        check_run_name(experiment.name)
+    workers_for(experiment.train, experiment.train.workers)
+    data = experiment.data
+    check_readers(data.reader)
+    if data.balance and (data.window > 1 or experiment.augment.doubled):
+        raise ValueError(
+            f"data.balance {data.balance:g}: cannot be combined with data.window or augment.doubled; turn off one"
+        )
+    if experiment.engine.activation_checkpointing and experiment.train.compile:
+        raise ValueError(
+            "engine.activation_checkpointing: cannot be combined with train.compile, whose graphs decide by themselves "
+            "what is computed again; turn off one"
+        )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge
 
 from panoptic.ranges import NonNegativeInt, PositiveInt, check_ranges
-from pipelines.config import Experiment
+from pipelines.config import Experiment, check_run_name, parse, unknown_presets
 from pipelines.tuning import search_space
 from pipelines.tuning.search_space import PRESET, Space
 
@@ -106,3 +107,31 @@ def split_preset(rest: Sequence[str]) -> tuple[str, list[str]]:
     arguments = list(rest)
     given = bool(arguments) and not arguments[0].startswith("-")
     return (arguments[0], arguments[1:]) if given else ("demo", arguments)
+
+
+def read_command(
+    options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]
+) -> tuple[Space, dict[str, Experiment], str]:
+    """The search space of a sweep, the experiment of each of its presets, and its name.
+
+    Args:
+        options: of the sweep.
+        rest: `[PRESET] --path value …` for every trial.
+        presets: by name.
+
+    Raises:
+        ValueError: what the command line alone tells to be wrong; the message says what to write instead.
+    """
+    if not options.sweep:
+        raise ValueError("--sweep: nothing to search; give path=expression, such as optim.lr=loguniform(1e-5,1e-3)")
+    space = search_space.parse(options.sweep)
+    check_options(options, space)
+    chosen, arguments = split_preset(rest)
+    names = [str(value) for value in space[PRESET].values] if PRESET in space else [chosen]
+    unknown = [name for name in names if name not in presets]
+    if unknown:
+        raise ValueError(unknown_presets(unknown, presets))
+    bases = {name: parse([name, *arguments], presets)[1] for name in names}
+    name = check_run_name(bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}")
+    check_whole_numbers(space, bases)
+    return space, bases, name

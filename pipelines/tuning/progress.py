@@ -19,7 +19,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from panoptic.metrics.report import text_table
+from panoptic.metrics.text import text_table
 from pipelines.cluster import storage
 from pipelines.cluster.json_file import read_json
 from pipelines.tracking import runs

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from typing import Any
 
 from pipelines.cluster import storage
 from pipelines.cluster.masking import masked, masked_values
-from pipelines.config import Experiment, check_run_name, parse, unknown_presets
+from pipelines.config import Experiment
 from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
@@ -30,13 +29,12 @@ from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_population, check_storage
 from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
-from pipelines.tuning.config import SweepOptions, check_options, check_whole_numbers, split_preset
+from pipelines.tuning.config import SweepOptions, read_command
 from pipelines.tuning.failures import close_children
 from pipelines.tuning.plan import Plan, Trials, count_trials
 from pipelines.tuning.results import SweepResult, conclude
 from pipelines.tuning.resume import RECORD, STATE, read_record, restorable
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
-from pipelines.tuning.search_space import PRESET
 
 ROOT = "data.root"
 """Option whose values a sweep may draw, each of which is prepared before anything starts."""
@@ -64,19 +62,8 @@ def checked(
     options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Callable[[], Experiment]]
 ) -> tuple[Trials, str]:
     """The trials of a sweep and its name, after all checks that need no Ray; arguments and errors as of `sweep`."""
-    if not options.sweep:
-        raise ValueError("--sweep: nothing to search; give path=expression, such as optim.lr=loguniform(1e-5,1e-3)")
-    space = search_space.parse(options.sweep)
-    check_options(options, space)
-    chosen, arguments = split_preset(rest)
-    names = [str(value) for value in space[PRESET].values] if PRESET in space else [chosen]
-    unknown = [name for name in names if name not in presets]
-    if unknown:
-        raise ValueError(unknown_presets(unknown, presets))
-    bases = {name: parse([name, *arguments], presets)[1] for name in names}
-    name = check_run_name(bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}")
-    check_whole_numbers(space, bases)
-    trial_check = TrialCheck(Trials(bases, names[0], space))
+    space, bases, name = read_command(options, rest, presets)
+    trial_check = TrialCheck(Trials(bases, next(iter(bases)), space))
     search_space.dry_run(space, trial_check)
     if options.scheduler == "pbt":
         trial_check.check_exchange()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 
 Figures = dict[str, Any]
 """Of one case at one precision, by name."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 from panoptic.transforms import Augment
 from pipelines.cluster import session
 from pipelines.data.loader import Feed, FeedConfig

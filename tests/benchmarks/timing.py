@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 
 SLOW = 60.0
 """Seconds of CPU after which a case stops repeating once it has three rounds: one peer takes 10 s a call."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import oracle
 from jobs.oracle import main
 from panoptic.models import Architecture
 from panoptic.segmentation import Categories
@@ -82,7 +81,7 @@ def test_a_model_without_a_stuff_area_is_refused_before_anything_is_evaluated(
     monkeypatch: pytest.MonkeyPatch, scenes16: Path, tmp_path: Path
 ) -> None:
     model = stored(tmp_path, SMALL_DETR, scenes16)
-    for name in ("ensure_shards", "oracle"):
-        monkeypatch.setattr(oracle, name, lambda *given, **options: pytest.fail("data were read"))
+    for place in ("pipelines.data.prepare.ensure_shards", "pipelines.evaluation.oracle.oracle"):
+        monkeypatch.setattr(place, lambda *given, **options: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="DETRConfig has no stuff_area"):
         main([model, "--data.root", str(scenes16), "--any-stuff-area", "--no-log"])

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.cluster import storage
-from pipelines.data.config import AUTO
+from pipelines.data.config import AUTO, check_readers
 from pipelines.data.readers.archive import Stream
 from pipelines.data.readers.coconut import columns_of, parquet_files
 from pipelines.data.readers.crowds import decode_merged
@@ -54,7 +54,7 @@ def read_source(
     if reader == AUTO:
         reader = detect(evidence, root, split, spelt)
     if reader not in readers:
-        raise ValueError(f"--data.reader {reader}: unknown; there are {AUTO}, {', '.join(readers)}")
+        check_readers(reader)
     own = {name: value for name, value in spelt.items() if name not in GENERAL}
     known = [name for name in inspect.signature(readers[reader]).parameters if name not in ("root", "split")]
     unknown = [_option(name) for name in own if name not in known]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
-from panoptic.metrics.report import Evaluation, class_rows, class_table, markdown_table, metrics, safe_name, table
+from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, safe_name, table
 from panoptic.metrics.semantic import mean_iou
+from panoptic.metrics.text import markdown_table
 from panoptic.segmentation import Categories
 
 

@@ -15,7 +15,7 @@ import pytest
 from pipelines.config import Experiment, flatten, parse
 from pipelines.evaluation.oracle import choices_of
 from pipelines.presets import PRESETS
-from pipelines.studies import STUDIES, run
+from pipelines.studies import STUDIES, listing, run
 from pipelines.studies.papers import (
     TABLES,
     coco_challenges,
@@ -241,7 +241,7 @@ def test_each_table_of_each_document_is_listed(shared: Callable[[str], Path]):
 def test_the_list_has_every_study_once():
     named = [name for tables in TABLES.values() for names in tables.values() for name in names]
     assert len(named) == len(set(named)) and set(named) == OF_DOCUMENTS <= set(STUDIES) and set(NAMED) == OF_DOCUMENTS
-    lines = run.listing(PRESETS).splitlines()
+    lines = listing.listing(PRESETS).splitlines()
     for name in STUDIES:
         assert sum(line.strip().startswith(f"{name} ") for line in lines) == 1
     assert not [line for line in lines if "not yet" in line]

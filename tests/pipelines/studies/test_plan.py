@@ -14,7 +14,7 @@ from panoptic.backbones import Backbone
 from pipelines.config import override, typed_paths
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
-from pipelines.studies import STUDIES, run
+from pipelines.studies import STUDIES, listing, run
 from pipelines.studies import plan as planning
 from pipelines.studies.papers import (
     coco_challenges,
@@ -72,10 +72,10 @@ def test_tables_are_whole(name: str):
 
 
 def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
+    monkeypatch.setattr(listing, "STUDIES", {name: STUDIES[name] for name in ("aspp", "fcn-points")})
     some = {name: preset for name, preset in PRESETS.items() if name != "panoptic-fcn-pedestrians"}
-    assert "unknown preset 'panoptic-fcn-pedestrians'" in run.unavailable("fcn-points", some)
-    lines = [line.strip() for line in run.listing(some).splitlines()]
+    assert "unknown preset 'panoptic-fcn-pedestrians'" in listing.unavailable("fcn-points", some)
+    lines = [line.strip() for line in listing.listing(some).splitlines()]
     (place,) = [n for n, line in enumerate(lines) if line.startswith("fcn-points ")]
     assert "not yet: unknown preset" in lines[place + 1]
     (aspp,) = [n for n, line in enumerate(lines) if line.startswith("aspp ")]

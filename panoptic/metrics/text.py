@@ -1,0 +1,27 @@
+"""Tables as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def text_table(rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
+    """Rows of cells, the header first, as lines of text with two spaces between columns.
+
+    The first column and those whose header is one of `words` are left-aligned, the others, which hold figures,
+    right-aligned.
+    """
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    left = [k == 0 or name in words for k, name in enumerate(rows[0])]
+    lines = (
+        "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, left, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the header first, as a Markdown table whose columns are straight in plain text too."""
+    widths = [max(3, *(len(row[k]) for row in rows)) for k in range(len(rows[0]))]
+    head, *body = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["-" * width for width in widths], *body))

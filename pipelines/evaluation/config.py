@@ -1,0 +1,6 @@
+"""What a command line says of evaluations and predictions, read without torch."""
+
+from __future__ import annotations
+
+FORMATS = ("coco", "rle", "cityscapes", "overlay")
+"""Forms in which predictions are written."""
