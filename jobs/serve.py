@@ -23,10 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from panoptic.ranges import NonNegativeFloat, PositiveInt, ThreadCount
-from pipelines.cluster import session
 from pipelines.config import Model, Store, parse_options
-from pipelines.serving.server import Server, serving
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.config import Tracking
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
+
+    from pipelines.cluster import session
+    from pipelines.serving.server import Server, serving
+    from pipelines.tracking.runs import resolve_uri
+
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.replicas)
     size = (options.replicas, options.batch, options.wait_ms / 1000, options.waiting, threads, options.gpu)
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
     "panoptic": (
         *(("ranges",), ("segmentation",), ("classes",), ("png",), ("rle",), ("distributed",), ("transforms",)),
+        ("published",),
         *(("targets",), ("layers",), ("backbones",), ("losses",), ("matcher",), ("rcnn",), ("metrics",)),
         *(("models.base",), ("models.mask_transformer",), ("models.*",), ("models",), ("models.interface",)),
         *(

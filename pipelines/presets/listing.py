@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 
-from panoptic.convert import hub
+from panoptic import published
 from panoptic.metrics.text import markdown_table
 from pipelines.config import Experiment
 
@@ -37,7 +37,7 @@ def listing(presets: Mapping[str, Callable[[], Experiment]]) -> str:
         [
             *parts,
             "Published weights: --train.weights NAME, jobs/predict.py NAME, panoptic.load(NAME); PQ from their page\n\n"
-            + markdown_table(hub.listing()),
+            + markdown_table(published.listing()),
             "jobs/train.py PRESET --help shows the whole description and the usual options, --help-all every option.",
         ]
     )

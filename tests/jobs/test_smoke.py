@@ -9,6 +9,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,12 +168,12 @@ def test_the_logged_model_predicts_on_encoded_images(trained: Trained, scenes16:
 
     from panoptic.png import decode_ids, decode_image
 
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(trained.outcome.run.tracking_uri)
     try:
         model = mlflow.pyfunc.load_model(trained.outcome.model)
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri("")
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, and the tests after this one would use that store
     image = sorted((scenes16 / "images" / "val").glob("*.jpg"))[0].read_bytes()
     answer = model.predict([image])
     ids, segments = decode_ids(answer["png"][0]), json.loads(answer["segments"][0])

@@ -22,11 +22,11 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from pipelines.cluster import session
 from pipelines.cluster.disk import DiskFull
+from pipelines.cluster.exits import FailedRun
 from pipelines.config import Train
 from pipelines.training import attempts, notice
 from pipelines.training.attempts import FAILURE, repeat
 from pipelines.training.checkpoints import SNAPSHOT, mend_snapshot, newest_step
-from pipelines.training.early_end import FailedRun
 from pipelines.training.failures import OutOfMemory
 from tests.support.worker_failures import KILLED, MONITORED, group_error
 

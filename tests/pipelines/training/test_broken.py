@@ -14,13 +14,13 @@ from jobs import replay as job_replay
 from panoptic.segmentation import Categories
 from panoptic.training.step import BrokenSteps
 from panoptic.transforms import Augment
+from pipelines.cluster.exits import FailedRun
 from pipelines.config import override
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training import worker
 from pipelines.training.attempts import repeat
 from pipelines.training.broken import Recent, replay
-from pipelines.training.early_end import FailedRun
 from pipelines.training.state import Job
 from pipelines.training.worker import build_state, train
 from pipelines.training.writer import Writer

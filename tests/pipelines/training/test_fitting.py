@@ -17,11 +17,11 @@ from panoptic.segmentation import Categories
 from panoptic.training.memory import StepDoesNotFit
 from panoptic.training.recomputing import recomputes
 from panoptic.transforms import POLICIES, Augment
+from pipelines.cluster.exits import FailedRun
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
 from pipelines.training import worker
 from pipelines.training.attempts import repeat
-from pipelines.training.early_end import FailedRun
 from pipelines.training.failures import OutOfMemory, out_of_memory
 from pipelines.training.fitting import largest_size
 from pipelines.training.state import Job, State

@@ -17,8 +17,9 @@ from pipelines.tracking import client, runs
 from pipelines.tracking.runs import Run
 from pipelines.tuning import progress, search_space
 from pipelines.tuning import sweep as tune
+from pipelines.tuning.config import split_preset
 from pipelines.tuning.plan import Plan, SweepOptions, Trials
-from pipelines.tuning.sweep import split_preset, sweep
+from pipelines.tuning.sweep import sweep
 
 
 @pytest.mark.parametrize(
