@@ -38,7 +38,7 @@ def check_alone(experiment: Experiment) -> None:
 
     Raises:
         ValueError: the name can be none of a run, the batch cannot be shared by the workers, a format is none that is
-            read, or options of the data exclude each other.
+            read, or options exclude each other.
     """
     if experiment.name:
         check_run_name(experiment.name)
