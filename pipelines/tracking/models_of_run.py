@@ -54,18 +54,26 @@ def log_checkpoints(run: Run, kept: Sequence[Kept], data: DataSet) -> dict[str, 
         names = {masked(checkpoint.uri).rstrip("/").rsplit("/", 1)[-1] for checkpoint in kept}
         for name in entries.keys() - names:
             client.delete_logged_model(entries[name])
+        source = {} if names <= entries.keys() else _source(client, run)
         ids: dict[str, str] = {}
         for checkpoint in kept:
             uri = masked(checkpoint.uri)
             name = uri.rstrip("/").rsplit("/", 1)[-1]
             if name not in entries:
-                tags, params = {"checkpoint": uri}, {"step": str(checkpoint.step), "checkpoint": uri}
+                tags = {"checkpoint": uri, **source}
+                params = {"step": str(checkpoint.step), "checkpoint": uri}
                 model = client.create_logged_model(run.experiment_id, name, run.run_id, tags, params, KIND)
                 _link(client, run, model.model_id, checkpoint.step, checkpoint.metrics, data)
                 client.finalize_logged_model(model.model_id, "READY")
                 entries[name] = model.model_id
             ids[checkpoint.uri] = entries[name]
         return ids
+
+
+def _source(client: MlflowClient, run: Run) -> dict[str, str]:
+    """The tags of a run that name its command and commit, which the page of a model shows as "Logged from"."""
+    tags = client.get_run(run.run_id).data.tags
+    return {name: value for name, value in tags.items() if name.startswith("mlflow.source.")}
 
 
 def link_metrics(run: Run, model_uri: str, step: int, metrics: Mapping[str, float], data: DataSet) -> None:

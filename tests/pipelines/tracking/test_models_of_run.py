@@ -39,6 +39,8 @@ def test_checkpoints_are_models_with_their_metrics_and_data(run: Run) -> None:
         model = found[checkpoint.uri.rsplit("/", 1)[-1]]
         assert (model.source_run_id, str(model.status), model.model_id) == (run.run_id, "READY", ids[checkpoint.uri])
         assert model.tags["checkpoint"] == model.params["checkpoint"] == checkpoint.uri
+        source = client.get_run(run.run_id).data.tags["mlflow.source.name"]
+        assert model.tags["mlflow.source.name"] == source and model.tags["mlflow.source.type"] == "LOCAL"
         assert [(m.key, m.value, m.step, m.dataset_name, m.dataset_digest) for m in model.metrics] == [
             ("val/pq", checkpoint.metrics["val/pq"], checkpoint.step, "scenes", "d" * 36)
         ]
