@@ -141,6 +141,18 @@ def _picture(
     return side_by_side(image, truth, maps[0], manifest.categories)
 
 
+def show_beginning(state: State) -> None:
+    """Pictures of a model that has learnt nothing yet, for step 0: there MLflow's slider stands when a page opens.
+
+    Only rank 0 draws them, and only of a run that begins; the model is in evaluation mode afterwards.
+    """
+    if state.tracker is None or state.step:
+        return
+    state.model.eval()
+    for name, picture in pictures(state.model, state.job.val, state.experiment, state.experiment.train.overlays):
+        state.tracker.slider(0, name, picture)
+
+
 def _record(state: State, model: PanopticModel, evaluation: Evaluation) -> None:
     """Metrics, table of classes and pictures in the MLflow run."""
     tracker, step = state.tracker, state.step

@@ -55,7 +55,7 @@ from pipelines.training.fitting import fitting_step, parts_that_fit
 from pipelines.training.sharing import accumulation
 from pipelines.training.state import Job, State, last_step
 from pipelines.training.status import note_start
-from pipelines.training.validation import validate
+from pipelines.training.validation import show_beginning, validate
 from pipelines.training.watch import Watch
 from pipelines.training.writer import Writer
 
@@ -193,6 +193,7 @@ def train(state: State) -> str:
     if state.tracker is not None and (table := machine.describe(state)):
         _say(table)
         state.tracker.text("summary.txt", table)
+    show_beginning(state)
     set_training_mode(state.model, options)
     parts = _parts(state) if options.fit_memory else 1
     if state.tracker is not None and (note := state.model.training_note(options.steps)):

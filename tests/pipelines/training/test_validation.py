@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -75,6 +76,22 @@ def test_batches_are_those_of_one_worker(shards: Manifest, batch: int) -> None:
     chunks = [range(k, min(k + window, ROWS)) for k in range(0, ROWS, window)]
     pieces = [evaluation_batches(shards, demo.resize, batch, divisor=8, rows=chunk) for chunk in chunks]
     assert [[s.position for s in samples] for piece in pieces for _, _, samples in piece] == alone
+
+
+@pytest.mark.parametrize(("step", "shown"), [(0, 2), (5, 0)])
+def test_pictures_of_the_beginning_stand_at_step_0(step: int, shown: int, shards: Manifest) -> None:
+    """A run that goes on has them already; a worker without a tracker draws none."""
+    demo, calls = PRESETS["demo"](), []
+    experiment = replace(demo, train=replace(demo.train, overlays=2), engine=replace(demo.engine, precision="float32"))
+    tracker = SimpleNamespace(slider=lambda *given: calls.append(given))
+    job, model = SimpleNamespace(val=shards), SMALL_DEEPLAB.build(shards.categories).train()
+    state: Any = SimpleNamespace(experiment=experiment, tracker=tracker, job=job, model=model, step=step)
+    validation.show_beginning(state)
+    assert len(calls) == shown and {where for where, *_ in calls} <= {0}
+    assert all(picture.dtype == np.uint8 and picture.ndim == 3 for *_, picture in calls)
+    state.tracker = None
+    validation.show_beginning(state)
+    assert len(calls) == shown
 
 
 def test_pictures_of_one_stem_have_names_of_their_own_and_one_that_fails_is_a_warning(
