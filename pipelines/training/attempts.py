@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +21,18 @@ from pipelines.cluster.masking import masked
 from pipelines.training import elastic, notice
 from pipelines.training.checkpoints import mend_snapshot, newest_step
 from pipelines.training.early_end import EndsRun, told_in_a_line
-from pipelines.training.failures import describe, out_of_memory
+from pipelines.training.failures import describe, machine_out_of_memory, out_of_memory
 from pipelines.training.state import Job, last_step, more_accumulation
 
 logger = logging.getLogger(__name__)
 
 GRACE = 25.0
 """Seconds that workers have for a checkpoint after SIGTERM or Ctrl-C: spot machines and Kubernetes give 30."""
+
+PAUSE = 20.0
+"""Seconds, times the failures so far, after which a training begins again on a machine that was short of memory.
+
+Without it three attempts were seen to meet the same shortage, of other programs, in the 98 seconds of a run."""
 
 FAILURE = "failure.txt"
 """File in a run's folder: the error with which its last start ended, whole."""
@@ -80,7 +86,10 @@ def repeat(fit: Callable[[Job], Any], job: Job) -> Any:
         if failures > most:
             raise _failed(job, reason, error, failures, reached) from error
         told = f" (failure {failures}, of {most} at the most)" if counts else ""
+        pause = PAUSE * failures if counts and error is not None and machine_out_of_memory(error) else 0.0
+        told += f"; waiting {pause:.0f} s for memory" if pause else ""
         logger.warning("%s: %s%s; going on from step %d", job.experiment.name, masked(reason), told, reached)
+        time.sleep(pause)
 
 
 def _in_less_memory(job: Job, error: Exception) -> Job | None:

@@ -29,6 +29,11 @@ def out_of_memory(error: BaseException) -> bool:
     return any(isinstance(part, OUT_OF_MEMORY) or allocation_failed(part) for part in _chain(error))
 
 
+def machine_out_of_memory(error: BaseException) -> bool:
+    """True if Ray's memory monitor killed something: a machine has too little, whatever of it the training took."""
+    return any(isinstance(part, ray_exceptions.OutOfMemoryError) for part in _chain(error))
+
+
 def perhaps_out_of_memory(error: BaseException) -> bool:
     """True if memory ran out, or a worker was killed, which the kernel does without saying why."""
     return out_of_memory(error) or any(map(killed, _chain(error)))

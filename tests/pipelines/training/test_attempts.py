@@ -28,7 +28,7 @@ from pipelines.training import attempts, notice
 from pipelines.training.attempts import FAILURE, repeat
 from pipelines.training.checkpoints import SNAPSHOT, mend_snapshot, newest_step
 from pipelines.training.failures import OutOfMemory
-from tests.support.worker_failures import KILLED, MONITORED, group_error
+from tests.support.worker_failures import KILLED, MONITORED, MONITORED_CONTROLLER, group_error
 
 
 class Training:
@@ -79,14 +79,26 @@ def heard(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, attempts.__name__)
 
 
-def test_failures_of_all_kinds_count_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    errors = [group_error({0: KILLED}), ControllerError(ValueError("no")), controller_killed()]
-    training = Training(tmp_path / "a", *((10, error) for error in errors), 70, most=3)
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, which are left out here."""
+    made: list[float] = []
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(sleep=made.append))
+    return made
+
+
+def test_failures_of_all_kinds_count_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pauses: list[float]
+) -> None:
+    errors = [group_error({0: KILLED}), ControllerError(ValueError("no")), controller_killed(), MONITORED_CONTROLLER]
+    training = Training(tmp_path / "a", *((10, error) for error in errors), 60, most=4)
     assert repeat(training.fit, training.job).metrics["step"] == 100
     told = messages(caplog)
-    assert [line.rsplit("; ", 1)[1] for line in told] == [f"going on from step {step}" for step in (10, 20, 30)]
-    assert all(f"(failure {n}, of 3 at the most)" in line for n, line in enumerate(told, 1))
+    assert [line.rsplit("; ", 1)[1] for line in told] == [f"going on from step {step}" for step in (10, 20, 30, 40)]
+    assert all(f"(failure {n}, of 4 at the most)" in line for n, line in enumerate(told, 1))
     assert "ControllerError" not in told[1] and "ValueError: no" in told[1]
+    assert told[3].startswith("x: OutOfMemoryError: 5 worker(s) were killed") and "\n" not in told[3]
+    assert pauses == [0.0, 0.0, 0.0, 4 * attempts.PAUSE] and "waiting 80 s for memory" in told[3]
 
 
 def test_a_run_gives_up_in_one_line(tmp_path: Path) -> None:
