@@ -20,6 +20,7 @@ JOBS = {
     "submit": "any of these on a Ray cluster",
     "independent": "joint against independent training of JSIS-Net",
     "convert": "published checkpoints to ours",
+    "export": "a model for other runtimes: ONNX, torch.export, AOTInductor",
 }
 """Every job, a module of this package, with what it does."""
 

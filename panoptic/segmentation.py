@@ -13,11 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # what runs exported models reads this module without torch
+    import torch
+    from torch import Tensor
 
 VOID = 0
 """The segment index of pixels that belong to no segment."""
@@ -355,6 +358,8 @@ class Frame:
     @classmethod
     def full(cls, images: Tensor) -> Frame:
         """No padding, maps at the size of the input. `images` is [B, C, H, W]."""
+        import torch
+
         height, width = images.shape[-2:]
         sizes = torch.tensor([[height, width]] * images.shape[0], dtype=torch.int64).reshape(-1, 2)
         return cls((height, width), sizes, sizes)
@@ -371,6 +376,8 @@ class Frame:
 
     def valid(self, device: torch.device | str = "cpu") -> Tensor:
         """bool [B, H, W], True inside each image and False in batch padding."""
+        import torch
+
         rows = torch.arange(self.canvas[0], device=device)[None, :, None]
         columns = torch.arange(self.canvas[1], device=device)[None, None, :]
         sizes = self.sizes.to(device, non_blocking=True)
@@ -405,6 +412,8 @@ class Targets:
 
     def pin_memory(self) -> Targets:
         """The same targets in pinned memory (`frame` as it is)."""
+        from torch import Tensor
+
         parts = {name: getattr(self, name).pin_memory() for name in ("segments", "labels", "crowd")}
         return replace(self, **parts, features=self._features(Tensor.pin_memory))
 
@@ -459,6 +468,8 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
         images uint8 [B, 3, H, W] and the targets on the CPU. `frame.output_sizes` is the size of
         `original` where a sample has one, else the size of its image.
     """
+    import torch
+
     # the canvas: the largest image, rounded up
     sizes = [s.image.shape[:2] for s in samples]
     height, width = (-(-max(canvas[axis], *(size[axis] for size in sizes)) // divisor) * divisor for axis in (0, 1))
@@ -486,6 +497,8 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
 
 def _stacked(features: Sequence[Mapping[str, np.ndarray] | None]) -> dict[str, Tensor] | None:
     """The features of a batch, float32 [B, C, h, w] by name; None where images have pixels."""
+    import torch
+
     if features[0] is None:
         return None
     return {

@@ -25,8 +25,9 @@ ORDER: dict[str, tuple[tuple[str, ...], ...]] = {
             ("checkpoint",),
             ("evaluation",),
             ("convert",),
-            ("export",),
             ("visualization",),
+            ("runtime",),
+            ("export",),
             ("predictor",),
         ),
     ),
@@ -48,11 +49,12 @@ LIBRARIES = {
 file without dependencies: with it the range of an option is part of its type."""
 
 OPTIONAL = {
-    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "panoptic.export"),
+    **dict.fromkeys(("onnx", "onnxscript"), "panoptic.export"),
+    "onnxruntime": ("panoptic.export", "panoptic.runtime"),
     "faster_coco_eval": "panoptic.metrics.average_precision",
     "kornia_rs": "panoptic.png",
 }
-"""Libraries of extras, each for one module of panoptic/ alone, which does without them or says what to install."""
+"""Libraries of extras, each for one or two modules of panoptic/ alone, which do without them or say what to install."""
 
 OWNERS = {
     "tyro": "pipelines/config.py",

@@ -93,7 +93,7 @@ class ViT(nn.Module):
         patches = body.patch_embed(x)  # [B, h, w, C]
         grid = (patches.shape[1], patches.shape[2])
         patches = patches.flatten(1, 2)
-        front = [token.expand(len(x), -1, -1) for token in (body.cls_token, body.reg_token) if token is not None]
+        front = [token.expand(x.shape[0], -1, -1) for token in (body.cls_token, body.reg_token) if token is not None]
         if body.pos_embed is None:
             tokens = torch.cat([*front, patches], 1)
         elif body.no_embed_class:

@@ -219,7 +219,7 @@ class Decoder(nn.Module):
             positions: [B or 1, N, C], of the memory.
             mask: of the attention to the memory, as of `Attention`.
         """
-        x = memory.new_zeros(len(memory), *query_positions.shape)
+        x = memory.new_zeros(memory.shape[0], *query_positions.shape)
         keys, states = memory + positions, []
         for layer in self.layers:
             x = layer(x, query_positions[None], keys, memory, mask)

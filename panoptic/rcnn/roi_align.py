@@ -17,7 +17,7 @@ CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 
 def with_image(boxes: Sequence[Tensor]) -> Tensor:
     """float [R, 5]: the image's number in front of the boxes [n, 4] of each image."""
-    return torch.cat([torch.cat([part.new_full((len(part), 1), b), part], 1) for b, part in enumerate(boxes)])
+    return torch.cat([torch.cat([part.new_full((part.shape[0], 1), b), part], 1) for b, part in enumerate(boxes)])
 
 
 def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:

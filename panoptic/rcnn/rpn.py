@@ -55,14 +55,20 @@ class RegionHead(nn.Module):
 
 def anchors_of(logits: Sequence[Tensor], strides: Sequence[int], regions: Regions) -> list[Tensor]:
     """float32 [h * w * K, 4] of each level, given the logits [B, K, h, w] of each level."""
-    cells, offset = regions.cells(len(logits)), regions.offset
-    if regions.rounded:  # in the first cell; mmdetection's corners lie on pixels, so that the last one is one less
-        places = [cell + offset * stride for cell, stride in zip(cells, strides, strict=True)]
-        cells, offset = [torch.cat([p[:, :2].round(), (p[:, 2:] - 1).round() + 1], 1) for p in places], 0.0
+    cells, offset = cells_of(regions, strides)
     return [
         grid_anchors(cell.to(x.device, non_blocking=True), x.shape[-2], x.shape[-1], stride, offset)
         for cell, x, stride in zip(cells, logits, strides, strict=True)
     ]
+
+
+def cells_of(regions: Regions, strides: Sequence[int]) -> tuple[list[Tensor], float]:
+    """The anchors float32 [K, 4] of a cell of each level, and the offset in strides that is left to add to them."""
+    cells, offset = regions.cells(len(strides)), regions.offset
+    if regions.rounded:  # in the first cell; mmdetection's corners lie on pixels, so that the last one is one less
+        places = [cell + offset * stride for cell, stride in zip(cells, strides, strict=True)]
+        cells, offset = [torch.cat([p[:, :2].round(), (p[:, 2:] - 1).round() + 1], 1) for p in places], 0.0
+    return cells, offset
 
 
 def flatten(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -45,6 +45,8 @@ def parse_command(words: Sequence[str]) -> Any:
             return _submitted(rest[1:])
         if name == "python" and rest[0].startswith("jobs/"):
             return _job(PurePosixPath(rest[0]).stem, rest[1:])
+        if name == "python" and rest[:2] == ["-m", "panoptic.runtime"]:
+            return importlib.import_module("panoptic.runtime.__main__").parser().parse_args(rest[2:])
         if name == "ray" and rest[:2] == ["job", "submit"]:
             submit = importlib.import_module("ray.dashboard.modules.job.cli").submit
             return parse_command(_clicked(submit, rest[2:])["entrypoint"])
@@ -98,7 +100,7 @@ def _job(name: str, arguments: Sequence[str]) -> Any:
         return (
             options if options.study == ("list",) else (run if options.study else sweep).checked(options, rest, PRESETS)
         )
-    if name in ("prepare", "predict", "oracle", "convert", "serve", "status", "replay"):
+    if name in ("prepare", "predict", "oracle", "convert", "export", "serve", "status", "replay"):
         return parse_options(importlib.import_module(f"jobs.{name}").Options, arguments, "", {})
     if name == "evaluate":
         evaluate = importlib.import_module("jobs.evaluate")

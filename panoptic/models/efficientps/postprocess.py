@@ -11,13 +11,13 @@ a mask.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from panoptic.layers.greedy_merge import CroppedMask
+from panoptic.layers.logit_fusion import PastedMask, fuse
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
@@ -27,24 +27,6 @@ from panoptic.rcnn.boxes import clip, is_empty
 from panoptic.rcnn.mask_rcnn import Detector, as_instances, enlarge_boxes, output_boxes
 from panoptic.rcnn.paste_masks import paste_values
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation
-
-
-@dataclass(frozen=True)
-class PastedMask:
-    """The logits of one detection's mask at the pixels of its window; they are 0 outside of it."""
-
-    top: int
-    """First row of the window."""
-    left: int
-    """First column of the window."""
-    logits: np.ndarray
-    """float32 [h, w]."""
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
-        height, width = self.logits.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
 def postprocess(
@@ -82,7 +64,7 @@ def postprocess(
             logits = SemanticLogits(outputs["semantic"][b], frame, b)
             classes = logits.best_of(range(len(categories)))[1]
             if merges:
-                maps.append(fuse(masks, rows, logits, classes, categories, fusion))
+                maps.append(_fused(masks, rows, logits, classes, categories, fusion))
             if "semantics" in want:
                 semantics.append(classes.astype(np.int32))
     return Prediction(
@@ -154,85 +136,26 @@ def paste_detections(outputs: Outputs, frame: Frame, image: int, inclusive: bool
     return masks, listed
 
 
-def fuse(
+def _fused(
     masks: Sequence[PastedMask],
     rows: Tensor,
-    semantic: SemanticLogits,
+    logits: SemanticLogits,
     classes: np.ndarray,
     categories: Categories,
     fusion: Fusion,
 ) -> Segmentation:
-    """The panoptic map of one image.
-
-    Args:
-        masks: D, best first.
-        rows: float [D, 6], x0 y0 x1 y1 in pixels of the output, score, class.
-        semantic: logits of all classes.
-        classes: integer [H, W], the best class of each pixel, things among them.
-        categories: tell things from stuff.
-        fusion: rules.
-
-    Returns:
-        instances by descending score, then stuff in the order of the classes.
-    """
+    """The panoptic map of one image, see `panoptic.layers.logit_fusion.fuse`."""
     from scipy.special import expit
 
-    # what things compete with: the best class of stuff, or nothing
-    stuff = categories.stuff
-    best = semantic.best_of(stuff)[0] if stuff else np.zeros(classes.shape, np.float32)
-    owners = np.zeros(classes.shape, np.int32)
-    occupied = np.zeros(classes.shape, bool)
-    kept: list[int] = []
-    for k, mask in enumerate(masks):
-        window = mask.window
-        inside = mask.logits > 0
-        area = np.count_nonzero(inside)
-        if area and np.count_nonzero(inside & occupied[window]) / area > fusion.overlap:
-            continue
-        occupied[window] |= inside
-        kept.append(k)
-        # the logit of the thing: (sigmoid(a) + sigmoid(b)) (a + b) in its window ...
-        label = int(rows[k, 5])
-        a, b = fusion.mask_factor * mask.logits, _inside_box(semantic.of(label), rows[k, :4].tolist(), window, fusion)
-        logits = (expit(a) + expit(b)) * (a + b)
-        # ... and 0 outside of it, where a = b = 0: more than stuff whose logits are all negative
-        beaten = best < 0
-        beaten[window] = logits > best[window]
-        best[window] = np.maximum(best[window], logits)
-        np.copyto(best, np.maximum(best, 0), where=_outside(beaten, window))
-        owners[beaten] = len(kept)
-    # where no thing has won the semantic head decides; its things are void, and so is stuff of few pixels
-    counts = np.bincount(classes[owners == 0], minlength=len(categories))
-    present = [label for label in stuff if counts[label] >= max(1, fusion.stuff_area)]
-    numbers = np.zeros(len(categories), np.int32)
-    numbers[present] = np.arange(len(kept) + 1, len(kept) + len(present) + 1)
-    segments = np.where(owners == 0, numbers[classes], owners).astype(np.int32)
-    labels = np.array([int(rows[k, 5]) for k in kept] + present, np.int64)
-    scores = np.array([float(rows[k, 4]) for k in kept] + [1.0] * len(present), np.float32)
-    return Segmentation(segments, labels, scores=scores).compact()
-
-
-def _inside_box(logits: np.ndarray, box: Sequence[float], window: tuple[slice, slice], fusion: Fusion) -> np.ndarray:
-    """The logits float32 [H, W] in a mask's window, 0 outside of the box."""
-    height, width = logits.shape
-    x0, y0, x1, y1 = box
-    if fusion.inclusive:  # whose far corner is one less; the bounds are the published code's
-        top, left = max(int(y0 + 1), 0), max(int(x0 + 1), 0)
-        bottom, right = min(round(y1 - 2) + 1, height), min(round(x1 - 2) + 1, width)
-    else:
-        top, left = int(np.floor(y0)), int(np.floor(x0))
-        bottom, right = min(int(np.ceil(y1)), height), min(int(np.ceil(x1)), width)
-    rows, columns = window
-    top, bottom = np.clip([top, bottom], rows.start, rows.stop)
-    left, right = np.clip([left, right], columns.start, columns.stop)
-    shown = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.float32)
-    part = logits[top:bottom, left:right]
-    shown[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = part
-    return shown
-
-
-def _outside(beaten: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
-    """`beaten` bool [H, W] without the pixels of the window."""
-    outside = beaten.copy()
-    outside[window] = False
-    return outside
+    return fuse(
+        masks,
+        rows.numpy(),
+        logits,
+        classes,
+        categories,
+        expit,
+        overlap=fusion.overlap,
+        stuff_area=fusion.stuff_area,
+        mask_factor=fusion.mask_factor,
+        inclusive=fusion.inclusive,
+    )

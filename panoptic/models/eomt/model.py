@@ -111,7 +111,7 @@ class EoMT(MaskTransformer):
         for index in range(trunk.depth):
             block, mask = index - (trunk.depth - self.config.query_blocks), None
             if block == 0:
-                x = torch.cat([self.queries.weight.expand(len(x), -1, -1).to(x.dtype), x], 1)
+                x = torch.cat([self.queries.weight.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
             if block >= 0 and masked:
                 predictions.append(self._predict(x, grid))
                 mask = self._attention_mask(block, predictions[-1], grid, x.shape[1])

@@ -163,7 +163,7 @@ class MaskPredictor(nn.Module):
             x = self.second(resize(x, size, True))
         else:
             x = resize(F.relu(self.second(F.relu(x))), size, True)
-        return self.predictor(x)[torch.arange(len(classes), device=classes.device), classes]
+        return self.predictor(x)[torch.arange(classes.shape[0], device=classes.device), classes]
 
 
 def pool_regions(features: Tensor, stride: int, boxes: Sequence[Tensor], options: StageOptions) -> Tensor:

@@ -91,10 +91,28 @@ class PyramidPooling(nn.Module):
             )
         size = (x.shape[-2], x.shape[-1])
         pooled = [
-            resize(branch(F.adaptive_avg_pool2d(x, cells)), size, True)
+            resize(branch(_averages(x, cells)), size, True)
             for cells, branch in zip(self.bins, self.branches, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], 1))
+
+
+def _averages(x: Tensor, cells: int) -> Tensor:
+    """The means [B, C, cells, cells] of the parts of [B, C, h, w], which overlap where they do not come out even."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, cells)
+    # the same as two products with matrices, which every runtime computes for maps of any size
+    down, across = (_shares(side, cells, x) for side in x.shape[-2:])
+    return down @ x @ across.T
+
+
+def _shares(side: int, cells: int, like: Tensor) -> Tensor:
+    """The share of each position of an axis in each mean, float32 [cells, side]."""
+    place, cell = torch.arange(side, device=like.device), torch.arange(cells, device=like.device)[:, None]
+    first = torch.div(cell * side, cells, rounding_mode="floor")
+    last = torch.div(cell * side + side + cells - 1, cells, rounding_mode="floor")
+    inside = ((place >= first) & (place < last)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 class HybridUpsampling(nn.Module):

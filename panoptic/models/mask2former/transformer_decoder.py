@@ -47,7 +47,7 @@ class MaskedDecoder(nn.Module):
             keys.append(memory + map_positions(level))
             with torch.no_grad():
                 coarse.append(resize(decoded.features, (level.shape[-2], level.shape[-1]), False).flatten(2))
-        x = self.query_content.weight.expand(len(memories[0]), -1, -1)
+        x = self.query_content.weight.expand(memories[0].shape[0], -1, -1)
         positions = self.query_positions.weight[None]
         classes, embeddings = [], []
         for index, layer in enumerate(self.layers):

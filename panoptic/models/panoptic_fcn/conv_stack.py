@@ -94,12 +94,12 @@ def with_coordinates(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     rows, columns = _evenly_spaced(height, x), _evenly_spaced(width, x)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return torch.cat([x, grid.expand(len(x), -1, -1, -1)], 1)
+    return torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], 1)
 
 
 def _evenly_spaced(count: int, like: Tensor) -> Tensor:
     """Evenly spaced numbers [`count`] from -1 to 1, on the device of `like` and of its type."""
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         # linspace would make the count a constant of the graph, and every size of image a compilation of its own
         steps = torch.arange(count, device=like.device, dtype=torch.float32)
         return (steps * (2 / max(count - 1, 1)) - 1).to(like.dtype)
