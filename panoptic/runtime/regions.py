@@ -23,6 +23,9 @@ LARGEST_STRETCH = np.float32(math.log(1000 / 16))
 CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
 """A region of this side is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
 
+BLOCK = 256
+"""Boxes whose overlaps with all others are held at once."""
+
 BLANK = np.array([[0, 0, 1, 1]] * 2, np.float32)
 """Regions that fill every level up to two."""
 
@@ -60,20 +63,25 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshol
     for group in np.unique(groups):
         places = np.flatnonzero(groups == group)
         places = places[np.argsort(-scores[places], kind="stable")]
-        alive = np.ones(len(places), bool)
-        corners = boxes[places]
-        areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-        for k in range(len(places)):
-            if not alive[k]:
-                continue
-            rest = k + 1 + np.flatnonzero(alive[k + 1 :])
-            low, high = np.maximum(corners[rest, :2], corners[k, :2]), np.minimum(corners[rest, 2:], corners[k, 2:])
-            sides = np.maximum(high - low, 0)
-            shared = sides[:, 0] * sides[:, 1]
-            alive[rest] = shared / (areas[rest] + areas[k] - shared) <= threshold
+        alive, corners = np.ones(len(places), bool), boxes[places]
+        for start in range(0, len(places), BLOCK):
+            rows = start + np.flatnonzero(alive[start : start + BLOCK])
+            close = overlaps(corners[rows], corners) > threshold
+            for k, row in zip(rows.tolist(), close, strict=True):
+                if alive[k]:
+                    alive[k + 1 :] &= ~row[k + 1 :]
         kept.append(places[alive])
     every = np.concatenate(kept) if kept else np.zeros(0, np.int64)
     return every[np.argsort(-scores[every], kind="stable")]
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """float32 [N, P], intersection over union of each pair of boxes [N, 4] and [P, 4]."""
+    low, high = np.maximum(first[:, None, :2], second[:, :2]), np.minimum(first[:, None, 2:], second[:, 2:])
+    sides = np.maximum(high - low, 0)
+    shared = sides[..., 0] * sides[..., 1]
+    areas = [(part[:, 2] - part[:, 0]) * (part[:, 3] - part[:, 1]) for part in (first, second)]
+    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, np.float32(1e-12))
 
 
 def anchors(cells: np.ndarray, height: int, width: int, stride: int, offset: float) -> np.ndarray:
