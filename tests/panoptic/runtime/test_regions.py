@@ -16,7 +16,7 @@ def test_suppression_is_torchvisions(count: int) -> None:
     corners = rng.uniform(0, 100, (count, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (count, 2))], 1).astype(np.float32)
     scores, groups = rng.permutation(count).astype(np.float32), rng.integers(0, 3, count)
-    expected = batched_nms(*(torch.from_numpy(x) for x in (boxes, scores, groups)), 0.5).numpy()
+    expected = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(groups), 0.5).numpy()
     kept = suppress(boxes, scores, groups, 0.5)
     assert kept.tolist() == expected.tolist()
     assert count < 40 or 0 < len(kept) < count
