@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 FORMER = {**SPELLINGS, "--experiment": "--tracking.experiment"}
 
 
+USUAL = (
+    *("model", "data.root", "data.split", "data.reader", "data.shards", "data.limit", "data.skip", "data.class_map"),
+    *("out", "quick", "against", "examples", "map_prediction", "actors", "no_log", "tracking.uri"),
+    *("once", "reference", "margin", "promote"),
+)
+"""Options that most calls name, in the order of use: those of --help."""
+
+
 @dataclass(frozen=True)
 class Records:
     """The record of the evaluation in MLflow."""
@@ -84,7 +92,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     """Print PQ and all other figures; the evaluation, None when it was scheduled."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), FORMER)
+    options: Options = parse_options(Options, given, str(__doc__), FORMER, USUAL)
     check(options)
 
     from panoptic.evaluation.tally import Measures

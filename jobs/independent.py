@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from panoptic.metrics.report import Evaluation
 
 
+USUAL = (
+    *("joint", "semantic", "instances", "data.root", "data.split", "data.reader", "data.shards", "data.limit"),
+    *("out", "actors", "tracking.uri"),
+)
+"""Options that most calls name, in the order of use: those of --help."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The models and the images."""
@@ -49,7 +56,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     """Print the table."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS, USUAL)
 
     from pipelines.cluster.actor_pool import Pool
     from pipelines.data.prepare import ensure_shards

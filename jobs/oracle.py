@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from panoptic.metrics.report import Evaluation
 
 
+USUAL = (
+    *("model", "data.root", "data.split", "data.reader", "data.shards", "data.limit", "data.class_map"),
+    *("swap", "any_stuff_area", "no_ap", "actors", "no_log", "tracking.uri"),
+)
+"""Options that most calls name, in the order of use: those of --help."""
+
+
 @dataclass(frozen=True)
 class Records:
     """The record of the table in MLflow, where the report of an evaluation finds it."""
@@ -63,7 +70,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], Evaluation]]:
     """Evaluate every choice and print the table."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS, USUAL)
 
     from panoptic.evaluation.oracle import cells, table, truth_names
     from pipelines.cluster.actor_pool import Pool

@@ -37,6 +37,14 @@ SPELLINGS = {
 }
 
 
+USUAL = (
+    *("data.root", "data.split", "out", "data.reader", "data.json_file", "data.images", "data.pngs", "data.class_map"),
+    *("data.things", "check", "dry_run", "on_invalid", "report", "rows_per_shard", "shuffle", "seed"),
+    *("augment.copies", "augment.originals", "policy"),
+)
+"""Options that most calls name, in the order of use: those of --help."""
+
+
 @dataclass(frozen=True)
 class DataSet(ReaderOptions):
     """The data set, and its parts where they are not found by themselves."""
@@ -46,7 +54,8 @@ class DataSet(ReaderOptions):
     split: OneOrMore
     """Name of the split: train, val, train2017 …; or one for each root."""
     reader: OneOrMore = AUTO
-    """Format of the data set, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
+    """Format of the data set, or of each: coco, cityscapes, mapillary … (the README lists them), or auto: its files
+    tell it."""
     class_map: str = ""
     """Class map, what becomes of the classes: a JSON (see the README), or the name of one of
     `pipelines.data.class_maps`."""
@@ -102,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
     if arguments and arguments[0] in READER_NAMES:  # the former form: READER ROOT
         print("READER ROOT is now --data.reader READER --data.root ROOT; the former form will go", file=sys.stderr)
         arguments = ["--data.reader", arguments[0], "--data.root", *arguments[1:]]
-    options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS)
+    options: Options = parse_options(with_policy(arguments), arguments, str(__doc__), SPELLINGS, USUAL)
     check_augment(options)
     check_readers(options.data.reader)
     if not options.out and not options.check and not options.dry_run:

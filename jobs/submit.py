@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from pipelines.cluster import submission
-from pipelines.config import parse_options
+from pipelines.config import HELP, parse_options
 
 JOBS = ("prepare", "train", "tune", "evaluate", "predict", "oracle", "independent", "convert")
 """Jobs that run on a cluster."""
@@ -105,7 +105,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             if word in OTHERS and len(asked) - 1 != OTHERS[word]:
                 raise ValueError(f"{word}: takes {OTHERS[word] or 'no'} name{'s' if not OTHERS[word] else ''}")
             return own, asked
-    if {"-h", "--help"} & set(given):
+    if set(HELP) & set(given):
         return given, ["files"]
     raise ValueError(f"no job is named; there are {', '.join((*JOBS, *OTHERS))}")
 

@@ -26,11 +26,17 @@ from pipelines.studies.config import Options, check
 from pipelines.studies.listing import listing
 from pipelines.tuning.config import read_command
 
+USUAL = (
+    *("sweep", "samples", "searcher", "scheduler", "metric", "concurrent", "resume", "dry_run"),
+    *("study", "small", "steps", "seeds", "pretrain_steps"),
+)
+"""Options that most calls name, in the order of use: those of --help."""
+
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run it and print the table; a study's result is its report, a sweep's what it left."""
     logging.getLogger().setLevel(logging.WARNING)  # one table stands for what all trials have to say
-    options, rest = parse_known(Options, sys.argv[1:] if arguments is None else arguments, str(__doc__))
+    options, rest = parse_known(Options, sys.argv[1:] if arguments is None else arguments, str(__doc__), USUAL)
     if options.study == ("list",):
         print(listing(PRESETS))
         return None

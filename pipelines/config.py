@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 from annotated_types import Ge, Interval
@@ -31,7 +31,7 @@ from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Threa
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.config import AUTO, FeedConfig, ReaderOptions
-from pipelines.option_help import option_help
+from pipelines.option_help import job_help, option_help
 from pipelines.tracking.config import Tracking
 
 if TYPE_CHECKING:
@@ -142,15 +142,15 @@ class Split(ReaderOptions):
     split: str = "val"
     """Name of the split."""
     reader: str = AUTO
-    """Format of `root` where it is not prepared: a key of `pipelines.data.readers.READERS`, or "auto": its files tell
-    it."""
+    """Format of `root` where it is not prepared: coco, cityscapes, mapillary … (the README lists them), or
+    auto: its files tell it."""
     shards: str = "runs/shards"
     """Folder in which shards are written, and found again, when `root` is not prepared."""
     class_map: str = ""
     """Class map on the classes of the data set: a JSON (see the README), or the name of one of
     `pipelines.data.class_maps`."""
     limit: NonNegativeInt = 0
-    """Read so many images only, those of a shuffle of the split by --limit-seed. 0 = all."""
+    """Read so many images only, those of a shuffle of the split by --data.limit-seed. 0 = all."""
     skip: NonNegativeInt = 0
     """Leave out so many images of that shuffle, from its start: those that --data.limit-val validated on."""
     limit_seed: NonNegativeInt = 0
@@ -200,7 +200,8 @@ class Data(ReaderOptions):
     val: OneOrMore = "val"
     """Name of the validation split, likewise."""
     reader: OneOrMore = AUTO
-    """Format of `root`, or of each: a key of `pipelines.data.readers.READERS`, or "auto": its files tell it."""
+    """Format of `root`, or of each: coco, cityscapes, mapillary … (the README lists them), or auto: its files
+    tell it."""
     class_map: str = ""
     """Class map on the classes of the data sets: a JSON (see the README), or the name of one of
     `pipelines.data.class_maps`."""
@@ -395,7 +396,13 @@ def keep_given(experiment: Experiment, named: Collection[str]) -> Experiment:
     return replace(experiment, model=replace(experiment.model, backbone=backbone))  # pyright: ignore
 
 
-def parse_options(options: type[Any], argv: Sequence[str], description: str, spellings: Mapping[str, str]) -> Any:
+def parse_options(
+    options: type[Any],
+    argv: Sequence[str],
+    description: str,
+    spellings: Mapping[str, str],
+    usual: Sequence[str] = (),
+) -> Any:
     """The options of a job that does not train, from a command line.
 
     Prints help and exits as command-line programs do.
@@ -405,15 +412,22 @@ def parse_options(options: type[Any], argv: Sequence[str], description: str, spe
         argv: the arguments.
         description: stands above the help.
         spellings: options under their former names; each is accepted with a line that says the new one.
+        usual: paths of the options that --help shows, where --help-all shows all; () = it shows all, too.
 
     Raises:
         ValueError: an option outside of its range.
     """
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
     arguments = [_respelt(argument, spellings) for argument in argv]
-    parsed = tyro.cli(options, args=arguments, config=settings, description=description)
+    _show_help(options, arguments, description, usual)
+    parsed = parse_words(options, arguments, description)
     check_ranges(parsed)
     return parsed
+
+
+def parse_words(options: type[Any], words: Sequence[str], description: str) -> Any:
+    """The options of a job from the words of its command line, whatever their ranges; exits where they do not fit."""
+    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+    return tyro.cli(options, args=list(words), config=settings, description=description)
 
 
 def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
@@ -424,12 +438,24 @@ def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
     return f"{spellings[name]}{equals}{value}"
 
 
-def parse_known(options: type[Any], argv: Sequence[str], description: str) -> tuple[Any, list[str]]:
+def _show_help(options: type[Any], arguments: Sequence[str], description: str, usual: Sequence[str]) -> None:
+    """Print the help of a job and exit, where the arguments ask for it."""
+    if asked := [word for word in HELP if word in arguments]:
+        hints = get_type_hints(options, include_extras=True).items()
+        positional = [name for name, hint in hints if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
+        print(job_help(options, description, usual, ALL in asked, positional), flush=True)
+        sys.exit(0)
+
+
+def parse_known(
+    options: type[Any], argv: Sequence[str], description: str, usual: Sequence[str] = ()
+) -> tuple[Any, list[str]]:
     """The fields of a dataclass from a command line, and the arguments that are not its own, in their order.
 
     Raises:
         ValueError: an option outside of its range.
     """
+    _show_help(options, argv, description, usual)
     settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
     parsed, rest = tyro.cli(
         options, args=list(argv), return_unknown_args=True, config=settings, description=description

@@ -44,7 +44,7 @@ def test_every_job_explains_itself(name: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", ["evaluate", "oracle", "independent"])
 def test_the_same_thing_has_the_same_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command(importlib.import_module(f"jobs.{name}").main, ["--help"])
+        command(importlib.import_module(f"jobs.{name}").main, ["--help-all"])
     printed = capsys.readouterr().out
     assert all(f"--data.{field.replace('_', '-')}" in printed for field in Split.__dataclass_fields__)
     assert all(f"--tracking.{field}" in printed for field in Store.__dataclass_fields__)

@@ -11,6 +11,7 @@ import pytest
 from jobs import prepare, train, tune
 from jobs.__main__ import JOBS
 from jobs.common import SPELLINGS
+from pipelines import config
 from pipelines.config import ALL, flatten
 from pipelines.option_help import ORDER, USUAL, walk
 from pipelines.presets import PRESETS
@@ -60,8 +61,35 @@ def test_help_shows_the_values_of_the_preset(capsys: pytest.CaptureFixture[str])
     assert "--engine.precision float32   (float32 | bfloat16 | float16)" in text
 
 
+MANY = ("evaluate", "oracle", "independent", "prepare", "tune")
+"""Jobs with so many options that --help shows the usual ones alone."""
+
+
+@pytest.mark.parametrize("job", MANY)
+def test_other_jobs_too_show_the_usual_options_first(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    usual, everything = (shown(job, [flag], capsys) for flag in ("--help", "--help-all"))
+    heads = re.compile(r"^  (--\S+|[A-Z]+$)", re.MULTILINE)
+    first, listed = heads.findall(usual), heads.findall(everything)
+    assert len(first) == len(importlib.import_module(f"jobs.{job}").USUAL) <= 24 and set(first) < set(listed)
+    assert len(usual.splitlines()) < 90 and "--help-all" in usual
+    groups = list(dict.fromkeys(head[2:].split(".")[0] if "." in head else "" for head in listed))
+    assert groups == [group for group in ORDER if group in groups] and groups[0] == ""
+
+
+@pytest.mark.parametrize("job", sorted(JOBS.keys() - {"train"}))
+def test_the_options_that_help_lists_are_those_that_are_taken(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the parser's own help, which names each option as it takes it."""
+    listed = re.findall(r"^  (--\S+)", shown(job, ["--help-all"], capsys), re.MULTILINE)
+    with pytest.raises(SystemExit):
+        config.parse_words(importlib.import_module(f"jobs.{job}").Options, ["--help"], "")
+    taken = re.findall(
+        r"^[│ ] {1,2}(?:-h, )?(--[a-z][\w.-]*)", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out), re.MULTILINE
+    )
+    assert sorted(listed) == sorted({*taken} - {"--help"})
+
+
 def test_no_help_text_names_a_flag_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    of_jobs = {flag for job in JOBS for flag in FLAG.findall(shown(job, ["--help"], capsys))}
+    of_jobs = {flag for job in JOBS for flag in FLAG.findall(shown(job, ["--help-all"], capsys))}
     options = option_paths()
     known = options | of_jobs | OTHERS
     for name, make in PRESETS.items():
@@ -75,7 +103,7 @@ def test_no_help_text_names_a_flag_that_does_not_exist(capsys: pytest.CaptureFix
 
 
 def test_the_readme_names_no_flag_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    of_jobs = {flag for job in JOBS for flag in FLAG.findall(shown(job, ["--help"], capsys))}
+    of_jobs = {flag for job in JOBS for flag in FLAG.findall(shown(job, ["--help-all"], capsys))}
     known = option_paths() | of_jobs | OTHERS | {"--verify"}
     for number, line in enumerate((ROOT / "README.md").read_text().splitlines(), 1):
         for flag in FLAG.findall(line):
