@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MIB = 1 << 20
+"""Bytes that are read at once, and of which the progress is told."""
+
 SOURCES = (
     *("panoptic-deeplab", "detectron2", "panopticfcn", "detr", "maskformer", "mask2former", "efficientps", "eomt"),
     "transformers",
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     from panoptic.training.checkpoint import save
     from panoptic.training.plain import to_plain
     from pipelines.cluster.json_file import read_json
-    from pipelines.cluster.storage import read_bytes, write_bytes
+    from pipelines.cluster.storage import write_bytes
 
     remedy = "give a COCO-panoptic JSON, or its list of categories"
     entries = read_json(options.categories, dict[str, Any] | list[Any], remedy)
@@ -83,8 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
             raise ValueError(f"{options.categories}: has no categories; {remedy}")
         entries = entries["categories"]
     categories = Categories.from_coco(entries, options.categories)
-    logger.info("reading %s", options.file)
-    state = read_checkpoint(io.BytesIO(read_bytes(options.file)), options.file)
+    state = read_checkpoint(io.BytesIO(content_of(options.file)), options.file)
     logger.info("converting %d tensors", len(state))
     config, weights = convert(state, options.source, categories, hints_of(options))
     config = changed(config, options.set)
@@ -100,15 +102,28 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     return config
 
 
+def content_of(file: str) -> bytes:
+    """The bytes of a file, which may take minutes to come from S3: with rate and time left."""
+    from pipelines.cluster.progress import progress
+    from pipelines.cluster.storage import open_file
+
+    logger.info("reading %s", file)
+    content = bytearray()
+    with open_file(file) as stream, progress("read", -(-stream.size() // MIB), "MiB") as state:
+        while piece := stream.read(MIB):
+            content += piece
+            state.advance(1)
+    return bytes(content)
+
+
 def hints_of(options: Options) -> Hints:
     """What the options add to the file."""
     from panoptic.convert import Hints, read_checkpoint
-    from pipelines.cluster.storage import read_bytes
 
     whole = options.base.lower() == "none"
     base = None
     if options.base and not whole:
-        base = read_checkpoint(io.BytesIO(read_bytes(options.base)), options.base)
+        base = read_checkpoint(io.BytesIO(content_of(options.base)), options.base)
     return Hints(base, whole, options.heads, options.query_blocks, options.canvas)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from jobs.convert import main
 from panoptic.training.checkpoint import build_model, load
+from pipelines.cluster import progress
 
 NAME = "panoptic_deeplab_B_r52_dsconv_cityscapes"
 
@@ -41,6 +42,21 @@ def test_a_published_file_becomes_a_checkpoint(published, capsys) -> None:
     with open(published[0], "rb") as file:
         weight = pickle.load(file)["model"]["sem_seg_head.predictor.weight"]
     assert torch.equal(model.semantic_head.predictor.weight.detach(), torch.from_numpy(weight))
+
+
+def test_reading_shows_how_far_it_is(published, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+
+    class Counted(progress.Progress):
+        def advance(self, count: int, before: bool = False, **counts: int) -> None:
+            super().advance(count, before, **counts)
+            lines.append(self.line())
+
+    monkeypatch.setattr(progress, "Progress", Counted)
+    main(published)
+    assert len(lines) > 10
+    assert re.search(r"^read 1 of [\d,]+ MiB \(\d+\.\d%\), [\d.]+ MiB/s, \d\d:\d\d left$", lines[0])
+    assert "(100.0%)" in lines[-1] and lines[-1].endswith("00:00 left")
 
 
 @pytest.mark.parametrize(
