@@ -23,9 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
 from pipelines.config import Model, Store, parse_options
-from pipelines.evaluation.evaluate import assign_images, stored_of
-from pipelines.presets import PRESETS
-from pipelines.tracking.runs import Tracking, resolve_uri
+from pipelines.tracking.config import Tracking
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Path]:
         raise ValueError(f"--int8: only with --to onnx, not --to {options.to}")
     if "://" in options.out:
         raise ValueError(f"--out {options.out}: give a folder of this machine, and copy it from there")
+
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from panoptic.export import check_tools, differences, quantise, write
+    from pipelines.evaluation.evaluate import assign_images, stored_of
+    from pipelines.presets import PRESETS
+    from pipelines.tracking.runs import resolve_uri
 
     check_tools(options.to)
     tracking_uri = resolve_uri(Tracking(uri=options.tracking.uri), "runs")
