@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> Architecture:
     if options.source not in SOURCES:
         raise ValueError(f"--source {options.source}: unknown; there are {', '.join(SOURCES)}")
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from panoptic.convert import convert, read_checkpoint
     from panoptic.segmentation import Categories
     from panoptic.training.checkpoint import save

@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> Evaluation | None:
     options: Options = parse_options(Options, given, str(__doc__), FORMER, USUAL)
     check(options)
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from panoptic.evaluation.tally import Measures
     from pipelines.cluster import storage
     from pipelines.cluster.actor_pool import Pool

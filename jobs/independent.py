@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Evaluation]:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS, USUAL)
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster.actor_pool import Pool
     from pipelines.data.prepare import ensure_shards
     from pipelines.evaluation.evaluate import load

@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> list[tuple[tuple[str, ...], 
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS, USUAL)
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from panoptic.evaluation.oracle import cells, table, truth_names
     from pipelines.cluster.actor_pool import Pool
     from pipelines.data.prepare import ensure_shards

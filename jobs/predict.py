@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Predicted]:
     if unknown:
         raise ValueError(f"--formats {' '.join(unknown)}: unknown; there are {', '.join(FORMATS)}")
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import storage
     from pipelines.cluster.actor_pool import Pool
     from pipelines.data.class_map import load

@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
     if not options.out and not options.check and not options.dry_run:
         raise ValueError("--out DIR: missing; give a folder of its own for the shards, or --check to write nothing")
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import storage
     from pipelines.data.copies import Copies
     from pipelines.data.duplicates import warn_of_neighbours

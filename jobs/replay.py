@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> Replay:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.training.broken import replay
 
     found = replay(options.file, options.device)

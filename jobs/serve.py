@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import session
     from pipelines.serving.server import Server, serving
     from pipelines.tracking.runs import resolve_uri

@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> status_module.Status:
     given = sys.argv[1:] if arguments is None else arguments
     options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
 
+    # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import storage
     from pipelines.training import status as status_module
 
