@@ -1,4 +1,4 @@
-"""Activation checkpointing changes no number, in any architecture."""
+"""Activation checkpointing changes no number: one configuration of every architecture, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from panoptic.training.recomputing import blocks, recompute_blocks, recomputes
 from tests.support.small import SMALL
 
 ARCHITECTURES = typing.get_args(models.Architecture)
-CASES = [pytest.param(c, id=f"{kind.__name__}-{n}") for kind in ARCHITECTURES for n, c in list(SMALL[kind].items())[:2]]
+CASES = [pytest.param(c, id=f"{kind.__name__}-{n}") for kind in ARCHITECTURES for n, c in list(SMALL[kind].items())[:1]]
 
 
 def pass_of(model: Any, images: torch.Tensor, targets: Any) -> tuple[dict[str, torch.Tensor], int]:
