@@ -19,7 +19,7 @@ import torch
 import panoptic
 from panoptic.export import quantise, write
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 from panoptic.runtime import Runner
 from panoptic.segmentation import Categories, Sample, Segmentation
 from panoptic.transforms import Resize

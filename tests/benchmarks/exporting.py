@@ -20,7 +20,7 @@ import torch
 
 from panoptic.export import differences, quantise, write
 from panoptic.export.graphs import Network
-from panoptic.metrics.report import markdown_table
+from panoptic.metrics.text import markdown_table
 from panoptic.runtime import Runner
 from panoptic.segmentation import Categories
 from panoptic.transforms import Resize
