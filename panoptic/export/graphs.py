@@ -11,11 +11,15 @@ Shapes: B images, R regions, n queries or kernels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -81,6 +85,44 @@ class Network(nn.Module):
             assert valid is not None
             outputs["valid"] = valid
         return outputs
+
+
+@contextmanager
+def constant_padding(model: PanopticModel) -> Iterator[None]:
+    """Meanwhile, timm's convolutions with TensorFlow's "SAME" padding pad by a constant.
+
+    Their padding follows from the size of the map, which an exporter of free sizes cannot unroll. On a canvas of whole
+    cells of the coarsest map, which is what such a model is given, it is always the same: a kernel's reach less the
+    stride, the odd pixel right and below.
+
+    Raises:
+        ValueError: the canvas is not of whole cells, or another layer pads so; names the remedy or the layer.
+    """
+    padded = [layer for layer in model.modules() if isinstance(layer, Conv2dSame)]
+    others = {type(layer).__name__ for layer in model.modules() if type(layer).__name__.endswith("Same")}
+    if others - {Conv2dSame.__name__}:
+        raise ValueError(f"{', '.join(sorted(others))} of timm cannot be exported: its padding follows from the size")
+    if padded and model.divisor % COARSEST:
+        raise ValueError(
+            f"the backbone pads by the size of its maps, exported only where sides are multiples of {COARSEST}; "
+            f"model.divisor is {model.divisor}"
+        )
+    for layer in padded:
+        layer.forward = partial(_padded, layer)
+    try:
+        yield
+    finally:
+        for layer in padded:
+            del layer.forward
+
+
+def _padded(layer: Conv2dSame, x: Tensor) -> Tensor:
+    """A convolution of a map whose sides are multiples of its stride, with "SAME" padding."""
+    sides: list[int] = []
+    for size, stride, dilation in reversed(list(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))):
+        reach = max((size - 1) * dilation + 1 - stride, 0)
+        sides += [reach // 2, reach - reach // 2]
+    return F.conv2d(F.pad(x, sides), layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
 
 
 def network_graph(model: PanopticModel, batch: bool) -> Graph:

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.export import ExportedProgram
 
-from panoptic.export.graphs import Graph, network_graph, second_graphs
+from panoptic.export.graphs import Graph, constant_padding, network_graph, second_graphs
 from panoptic.export.rules import describe
 from panoptic.models.base import PanopticModel
 from panoptic.runtime.runner import METADATA
@@ -62,7 +62,7 @@ def write(
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     model = model.eval().float()
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), constant_padding(model):
         first = network_graph(model, batch)
         outputs = first.module(*first.arguments)
         graphs = [first, *second_graphs(model, {name: value[:1] for name, value in outputs.items()})]

@@ -12,11 +12,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from timm.layers import Conv2dSame, StdConv2dSame
 
 from jobs import export
 from panoptic import models
 from panoptic.export import check_tools, differences, quantise, write
-from panoptic.export.graphs import EXAMPLE, Graph, Network
+from panoptic.export.graphs import EXAMPLE, Graph, Network, constant_padding
 from panoptic.export.writer import trace
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
 from panoptic.models.base import PanopticModel
@@ -25,7 +26,7 @@ from panoptic.png import decode_image, encode_image
 from panoptic.predictor import Predictor
 from panoptic.runtime import Runner
 from panoptic.runtime import __main__ as runtime
-from panoptic.runtime.runner import METADATA
+from panoptic.runtime.runner import METADATA, NETWORK
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import save
 from panoptic.transforms import Resize
@@ -214,6 +215,38 @@ def test_options_that_do_not_fit() -> None:
         export.main(["any.pt", "--to", "torch", "--int8"])
     with pytest.raises(ValueError, match=r"^--out s3://bucket/x: give a folder of this machine"):
         export.main(["any.pt", "--out", "s3://bucket/x"])
+
+
+class Padded(torch.nn.Module):
+    """Convolutions with "SAME" padding, as a model with a canvas of whole cells has them."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        self.divisor = divisor
+        kernels = [(3, 2, 1), (5, 2, 1), (4, 2, 1), (3, 2, 2), (5, 2, 1), (3, 1, 1)]
+        self.layers = torch.nn.Sequential(
+            *(Conv2dSame(2, 2, size, step, 0, dilation) for size, step, dilation in kernels)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+def test_padding_that_follows_from_the_size_is_constant_on_whole_cells() -> None:
+    """Of EfficientNets with TensorFlow's padding; tracing their own has no end."""
+    torch.manual_seed(0)
+    model: Any = Padded(32)
+    graph = Graph(NETWORK, model, {"x": torch.randn(1, 2, 64, 96)}, {"x": (2, 3)})
+    with constant_padding(model):
+        program = trace(graph)
+    for height, width in ((64, 96), (128, 160)):
+        x = torch.randn(1, 2, height, width)
+        assert torch.equal(program.module()(x), model(x))
+    with pytest.raises(ValueError, match=r"multiples of 32; model\.divisor is 16"), constant_padding(Padded(16)):  # type: ignore[arg-type]
+        pass
+    pools: Any = torch.nn.Sequential(StdConv2dSame(2, 2, 3, 2))
+    with pytest.raises(ValueError, match="StdConv2dSame of timm cannot be exported"), constant_padding(pools):
+        pass
 
 
 def test_what_cannot_be_traced_is_named() -> None:
