@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -98,7 +98,7 @@ def constant_padding(model: PanopticModel) -> Iterator[None]:
     Raises:
         ValueError: the canvas is not of whole cells, or another layer pads so; names the remedy or the layer.
     """
-    padded = [layer for layer in model.modules() if isinstance(layer, Conv2dSame)]
+    padded = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and isinstance(layer, Conv2dSame)]
     others = {type(layer).__name__ for layer in model.modules() if type(layer).__name__.endswith("Same")}
     if others - {Conv2dSame.__name__}:
         raise ValueError(f"{', '.join(sorted(others))} of timm cannot be exported: its padding follows from the size")
@@ -108,7 +108,7 @@ def constant_padding(model: PanopticModel) -> Iterator[None]:
             f"model.divisor is {model.divisor}"
         )
     for layer in padded:
-        layer.forward = partial(_padded, layer)
+        layer.forward = partial(_padded, layer)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -116,7 +116,7 @@ def constant_padding(model: PanopticModel) -> Iterator[None]:
             del layer.forward
 
 
-def _padded(layer: Conv2dSame, x: Tensor) -> Tensor:
+def _padded(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """A convolution of a map whose sides are multiples of its stride, with "SAME" padding."""
     sides: list[int] = []
     for size, stride, dilation in reversed(list(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))):

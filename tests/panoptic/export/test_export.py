@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from timm.layers import Conv2dSame, StdConv2dSame
+from timm.layers import StdConv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 
 from jobs import export
 from panoptic import models
