@@ -60,7 +60,8 @@ def first_pairs(cost: Tensor, valid: Tensor, names: tuple[str, ...]) -> Matches:
 
 @pytest.mark.parametrize("config", CASES)
 def test_networks_and_losses_stay_on_the_device(config, small_categories, monkeypatch) -> None:
-    monkeypatch.setattr("panoptic.models.maskformer.loss.hungarian", first_pairs)
+    for name in ("maskformer", "detr"):
+        monkeypatch.setattr(f"panoptic.models.{name}.loss.hungarian", first_pairs)
     for module in ("vision_transformer", "eva"):  # timm reads values of a tensor while it builds
         monkeypatch.setattr(f"timm.models.{module}.calculate_drop_path_rates", lambda rate, depth: [rate] * depth)
     whole = MaskFormerConfig, PanopticDeepLabConfig
