@@ -54,9 +54,9 @@ SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devi
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Say which tests run in one process when there are several (`make test`).
 
-    All that start or join Ray share a process: Ray starts once, and two Rays never compete for the cores. They are the
-    longest block and come first, so that the processes end together. The other tests of a file share its fixtures, but
-    for those of `SCATTERED`, which have none and would be a long block too.
+    All that start or join Ray share a process, so that Ray starts once. They are the longest block and come first, so
+    that the processes end together; then files with a Ray of their own. The other tests of a file share its fixtures,
+    but for those of `SCATTERED`, which have none and would be a long block too.
     """
     for item in items:
         path = item.path.relative_to(ROOT)
@@ -64,16 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             item.add_marker(pytest.mark.xdist_group("ray"))
         elif path.name not in SCATTERED:
             item.add_marker(pytest.mark.xdist_group(path.as_posix()))
-    items.sort(key=lambda item: "ray_cluster" not in getattr(item, "fixturenames", ()))
+    items.sort(key=lambda item: [name not in getattr(item, "fixturenames", ()) for name in ("ray_cluster", "own_ray")])
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that starts a Ray of its own: with several processes that would be one in each of them."""
+    """Fail a test that starts Ray by itself: with several processes that would be one in each of them."""
     before = ray_runs()
     result = yield
-    if ray_runs() and not before and "ray_cluster" not in getattr(item, "fixturenames", ()):
+    if ray_runs() and not before and not {"ray_cluster", "own_ray"} & set(getattr(item, "fixturenames", ())):
         pytest.exit(f"{item.nodeid} started Ray: it must ask for the fixture `ray_cluster`", 1)
     return result
 
@@ -140,6 +140,25 @@ def ray_cluster() -> Iterator[None]:
     session.connect(cpus=4, object_store=300_000_000)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[Callable[[], None]]:
+    """Starts a Ray for one file of slow tests, whose processes know the environment of then. It ends with the file."""
+    import ray
+
+    from pipelines.cluster import session
+
+    shared_one = ray.is_initialized()  # of `ray_cluster`, where all tests run in one process
+
+    def start() -> None:
+        ray.shutdown()
+        session.connect(cpus=4, object_store=300_000_000)
+
+    yield start
+    ray.shutdown()
+    if shared_one:
+        session.connect(cpus=4, object_store=300_000_000)
 
 
 @pytest.fixture(scope="session")

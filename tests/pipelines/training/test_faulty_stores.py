@@ -38,24 +38,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def proxy(ray_cluster: None) -> Iterator[S3Proxy]:
-    """S3 behind a proxy, and a Ray whose processes know it; the session's own Ray is back afterwards."""
+def proxy(own_ray: Callable[[], None]) -> Iterator[S3Proxy]:
+    """S3 behind a proxy, and a Ray whose processes know it."""
     import boto3
-    import ray
-
-    from pipelines.cluster import session
 
     with s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
         proxy = S3Proxy(endpoint)
         for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL_S3": proxy.uri, storage.PATIENCE: "6"}.items():
             patch.setenv(name, value)
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="trainings")
-        ray.shutdown()
-        session.connect(cpus=4, object_store=300_000_000)
+        own_ray()
         yield proxy
-        ray.shutdown()
-    session.connect(cpus=4, object_store=300_000_000)
-    proxy.stop()
+        proxy.stop()
 
 
 @pytest.fixture(scope="module")
