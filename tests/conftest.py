@@ -34,6 +34,8 @@ os.environ.update(
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # `ray.train.report` blocks for one poll of the controller: 2 s by default.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        # Ray's workers give way to all other programs by default: beside tests that compute they hardly ran.
+        "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "AWS_EC2_METADATA_DISABLED": "true",
