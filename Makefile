@@ -46,10 +46,9 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 test: $(STAMP)
 	$(PYTHON) -m pytest -m "not slow" $(PARALLEL)
 
-# One process more than cores: a third of the time these wait, for Ray to start or for something to be noticed.
 # pytest's exit code 5, no test collected, fails here: there are slow tests, so something hid them.
 slow: $(STAMP)
-	PYTEST_XDIST_AUTO_NUM_WORKERS=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) $(PYTHON) -m pytest -m slow $(PARALLEL)
+	$(PYTHON) -m pytest -m slow $(PARALLEL)
 
 benchmark: $(STAMP)
 	$(PYTHON) -m $(if $(GPU),tests.benchmarks.gpu,tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS)))
