@@ -194,7 +194,9 @@ def test_a_package_of_aotinductor(deeplab: PanopticModel, tmp_path: Path) -> Non
     images, sizes = torch.randint(0, 256, (2, 3, 128, 160), dtype=torch.uint8), torch.tensor([[120, 150]] * 2)
     with torch.no_grad():
         ours, theirs = Network(deeplab)(images, sizes), package(images, sizes)
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+    # as a share of the largest value, which is 200 pixels in the offsets: 5e-6 was seen
+    apart = {name: float((ours[name] - theirs[name]).abs().max() / ours[name].abs().max()) for name in ours}
+    assert max(apart.values()) < 2e-5, apart
 
 
 def test_missing_tools_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
