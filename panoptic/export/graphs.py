@@ -31,7 +31,7 @@ from panoptic.models.jsis_net.model import JSISNet
 from panoptic.models.panoptic_fcn.kernel_generator import embedded
 from panoptic.models.panoptic_fcn.model import PanopticFCN
 from panoptic.models.panoptic_fpn.model import PanopticFPN
-from panoptic.models.panoptic_fpn.targets import COARSEST
+from panoptic.rcnn.config import COARSEST
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.roi_align import with_image
 from panoptic.runtime.runner import NETWORK

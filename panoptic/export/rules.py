@@ -18,7 +18,7 @@ from panoptic.models.panoptic_deeplab.model import PanopticDeepLab
 from panoptic.models.panoptic_fcn.model import PanopticFCN
 from panoptic.models.panoptic_fcn.targets import LEVELS
 from panoptic.models.panoptic_fpn.model import PanopticFPN
-from panoptic.models.panoptic_fpn.targets import COARSEST
+from panoptic.rcnn.config import COARSEST
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.rpn import Regions, cells_of
 from panoptic.runtime.runner import FORMAT

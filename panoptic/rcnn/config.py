@@ -18,6 +18,11 @@ from panoptic.ranges import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from panoptic.segmentation import Categories
+
+COARSEST = 32
+"""Stride of the backbone's last feature under a pyramid; the canvas is padded to a multiple of it."""
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -133,3 +138,26 @@ class DetectorConfig:
     """Choice of the proposals that the heads learn from, and of those that become detections."""
     heads: Heads = field(default_factory=Heads)
     """Sizes and precision of the heads."""
+
+
+def check_pyramid(architecture: str, categories: Categories, divisor: int, output_stride: int) -> None:
+    """Refuse what a detector on a pyramid of doubling strides cannot be built for.
+
+    Args:
+        architecture: its name, for the message.
+        categories: of which some must be things.
+        divisor: of the canvas.
+        output_stride: of the backbone's last feature.
+
+    Raises:
+        ValueError: there is no thing to detect, or an option does not fit the pyramid; names it.
+    """
+    if not categories.things:
+        raise ValueError(f"categories: there is no thing class to detect; {architecture} needs one")
+    if divisor % COARSEST:
+        raise ValueError(f"divisor: {divisor} is no multiple of {COARSEST}, the stride of the backbone")
+    if output_stride != COARSEST:
+        raise ValueError(
+            f"backbone.output_stride: {output_stride}; the levels of the pyramid double in stride, "
+            f"so it must be {COARSEST}"
+        )

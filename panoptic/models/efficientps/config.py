@@ -16,15 +16,11 @@ from panoptic.ranges import (
     PositiveUnitFloat,
     UnitFloat,
 )
-from panoptic.rcnn.config import Detection, DetectorConfig, Heads, Regions
+from panoptic.rcnn.config import Detection, DetectorConfig, Heads, Regions, check_pyramid
 
 if TYPE_CHECKING:
     from panoptic.models.efficientps.model import EfficientPS
     from panoptic.segmentation import Categories
-
-
-COARSEST = 32
-"""Stride of the backbone's last feature; the canvas is padded to a multiple of it."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +93,7 @@ class EfficientPSConfig:
         Raises:
             ValueError: options contradict each other, or there is no thing to detect; the message names them.
         """
-        if not categories.things:
-            raise ValueError("categories: there is no thing class to detect; EfficientPS needs one")
-        if self.divisor % COARSEST:
-            raise ValueError(f"divisor: {self.divisor} is no multiple of {COARSEST}, the stride of the backbone")
-        if self.backbone.output_stride != COARSEST:
-            raise ValueError(
-                f"backbone.output_stride: {self.backbone.output_stride}; the levels of the pyramid double in stride, "
-                f"so it must be {COARSEST}"
-            )
+        check_pyramid("EfficientPS", categories, self.divisor, self.backbone.output_stride)
         from panoptic.models.efficientps.model import EfficientPS
 
         return EfficientPS(self, categories)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panoptic import losses
 from panoptic.layers.resize import resize
-from panoptic.models.efficientps.config import COARSEST
+from panoptic.rcnn.config import COARSEST
 from panoptic.segmentation import Frame, Targets
 from panoptic.targets.dense import semantic_map
 

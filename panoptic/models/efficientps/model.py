@@ -42,12 +42,13 @@ from panoptic.layers.fpn import LEVELS
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import set_norm_momentum
 from panoptic.models.base import CERTAIN, Outputs, PanopticModel, Prediction, Wanted
-from panoptic.models.efficientps.config import COARSEST, EfficientPSConfig
+from panoptic.models.efficientps.config import EfficientPSConfig
 from panoptic.models.efficientps.loss import semantic_loss
 from panoptic.models.efficientps.mask_head import SeparableMaskHead
 from panoptic.models.efficientps.postprocess import postprocess
 from panoptic.models.efficientps.semantic_head import SemanticHead
 from panoptic.models.efficientps.two_way_fpn import TwoWayFPN
+from panoptic.rcnn.config import COARSEST
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets

@@ -15,15 +15,12 @@ from panoptic.ranges import (
     PositiveInt,
     UnitFloat,
 )
-from panoptic.rcnn.config import DetectorConfig
+from panoptic.rcnn.config import DetectorConfig, check_pyramid
 
 if TYPE_CHECKING:
     from panoptic.models.panoptic_fpn.model import PanopticFPN
     from panoptic.segmentation import Categories
 
-
-COARSEST = 32
-"""Stride of the backbone's last feature; the canvas is padded to a multiple of it."""
 
 CAFFE2 = Backbone(name="resnet50", stride_in_1x1=True, norm="frozen", freeze=2)
 """The backbone of the published models."""
@@ -70,15 +67,7 @@ class PanopticFPNConfig:
         Raises:
             ValueError: options contradict each other, or there is no thing to detect; the message names them.
         """
-        if not categories.things:
-            raise ValueError("categories: there is no thing class to detect; Panoptic FPN needs one")
-        if self.divisor % COARSEST:
-            raise ValueError(f"divisor: {self.divisor} is no multiple of {COARSEST}, the stride of the backbone")
-        if self.backbone.output_stride != COARSEST:
-            raise ValueError(
-                f"backbone.output_stride: {self.backbone.output_stride}; the levels of the pyramid double in stride, "
-                f"so it must be {COARSEST}"
-            )
+        check_pyramid("Panoptic FPN", categories, self.divisor, self.backbone.output_stride)
         from panoptic.models.panoptic_fpn.model import PanopticFPN
 
         return PanopticFPN(self, categories)

@@ -38,10 +38,11 @@ from torch import Tensor, nn
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
 from panoptic.layers.image import ImageNormalisation
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Wanted
-from panoptic.models.panoptic_fpn.config import COARSEST, PanopticFPNConfig
+from panoptic.models.panoptic_fpn.config import PanopticFPNConfig
 from panoptic.models.panoptic_fpn.loss import weighted_losses
 from panoptic.models.panoptic_fpn.postprocess import postprocess
 from panoptic.models.panoptic_fpn.targets import true_semantic
+from panoptic.rcnn.config import COARSEST
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from panoptic.models.base import CERTAIN
-from panoptic.models.panoptic_fpn.config import COARSEST
+from panoptic.rcnn.config import COARSEST
 from panoptic.segmentation import IGNORE, Categories, Frame, Targets
 from panoptic.targets.dense import semantic_map
 
