@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from difflib import get_close_matches
 
 from jobs.common import command
 
@@ -30,12 +31,13 @@ def main() -> None:
     arguments = sys.argv[1:]
     name = arguments.pop(0) if arguments else "--help"
     if name not in JOBS:
-        lines = [f"  {job:12} {what}" for job, what in JOBS.items()]
-        known = "\n".join(["usage: panoptic-ray JOB …; --help after a job lists its options", *lines])
         if name in ("-h", "--help"):
-            print(known)
+            print("usage: panoptic-ray JOB …; --help after a job lists its options")
+            print("\n".join(f"  {job:12} {what}" for job, what in JOBS.items()))
             return
-        print(f"error: there is no job {name!r}\n{known}", file=sys.stderr)
+        near = get_close_matches(name, JOBS, 3)
+        hint = f"near: {', '.join(near)}; " if near else ""
+        print(f"error: there is no job {name!r}; {hint}there are {', '.join(JOBS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv[0] = f"panoptic-ray {name}"
     command(importlib.import_module(f"jobs.{name}").main, arguments)

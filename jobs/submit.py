@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -107,7 +108,9 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
             return own, asked
     if set(HELP) & set(given):
         return given, ["files"]
-    raise ValueError(f"no job is named; there are {', '.join((*JOBS, *OTHERS))}")
+    near = [job for word in given for job in get_close_matches(word, (*JOBS, *OTHERS), 1)]
+    hint = f"near: {', '.join(near)}; " if near else ""
+    raise ValueError(f"no job is named; {hint}there are {', '.join((*JOBS, *OTHERS))}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> Outcome | None:
     if "--list" in given:
         print(listing(PRESETS), flush=True)
         return None
-    preset, experiment = parse([word for word in given if word != DRY_RUN], PRESETS)
+    preset, experiment = parse([word for word in given if word != DRY_RUN], PRESETS, others=("--list", DRY_RUN))
     check_alone(experiment)
 
     # what follows takes seconds to import: help and mistakes on the command line need none of it

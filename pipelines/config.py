@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -31,7 +32,7 @@ from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Threa
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.data.config import AUTO, FeedConfig, ReaderOptions
-from pipelines.option_help import job_help, option_help
+from pipelines.option_help import job_help, option_help, walk
 from pipelines.tracking.config import Tracking
 
 if TYPE_CHECKING:
@@ -339,13 +340,21 @@ class Experiment:
     """MLflow."""
 
 
-def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo") -> tuple[str, Experiment]:
+def parse(
+    argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo", others: Sequence[str] = ()
+) -> tuple[str, Experiment]:
     """`[PRESET] --path value …` to the preset's name and its experiment.
 
     Prints help and exits as command-line programs do.
 
+    Args:
+        argv: the arguments.
+        presets: by name.
+        default: the preset where none is named.
+        others: options of the job that are none of an experiment, to be named beside mistyped ones.
+
     Raises:
-        ValueError: no such preset, or an option outside of its range.
+        ValueError: no such preset or option, or a value of the wrong type or outside of its range.
     """
     arguments = list(argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else default
@@ -357,7 +366,7 @@ def parse(argv: Sequence[str], presets: Mapping[str, Any], default: str = "demo"
         about = f"{usage}\n\nPreset {name}: {inspect.cleandoc(str(presets[name].__doc__))}"
         print(option_help(preset, about, everything=ALL in asked), flush=True)
         sys.exit(0)
-    experiment = _cli(preset, arguments)
+    experiment = _cli(preset, arguments, others)
     check_ranges(experiment)
     return name, keep_given(experiment, typed_paths(arguments))
 
@@ -415,7 +424,7 @@ def parse_options(
         usual: paths of the options that --help shows, where --help-all shows all; () = it shows all, too.
 
     Raises:
-        ValueError: an option outside of its range.
+        ValueError: no such option, one that is missing, or a value of the wrong type or outside of its range.
     """
     arguments = [_respelt(argument, spellings) for argument in argv]
     _show_help(options, arguments, description, usual)
@@ -425,9 +434,12 @@ def parse_options(
 
 
 def parse_words(options: type[Any], words: Sequence[str], description: str) -> Any:
-    """The options of a job from the words of its command line, whatever their ranges; exits where they do not fit."""
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
-    return tyro.cli(options, args=list(words), config=settings, description=description)
+    """The options of a job from the words of its command line, whatever their ranges.
+
+    Raises:
+        ValueError: no such option, one that is missing, or a value of the wrong type.
+    """
+    return _parse_all(options, words, _flags(options), config=JOB_SETTINGS, description=description)
 
 
 def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
@@ -441,10 +453,27 @@ def _respelt(argument: str, spellings: Mapping[str, str]) -> str:
 def _show_help(options: type[Any], arguments: Sequence[str], description: str, usual: Sequence[str]) -> None:
     """Print the help of a job and exit, where the arguments ask for it."""
     if asked := [word for word in HELP if word in arguments]:
-        hints = get_type_hints(options, include_extras=True).items()
-        positional = [name for name, hint in hints if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
-        print(job_help(options, description, usual, ALL in asked, positional), flush=True)
+        print(job_help(options, description, usual, ALL in asked, _positional(options)), flush=True)
         sys.exit(0)
+
+
+def _positional(options: type[Any]) -> list[str]:
+    """The fields that a command line gives without a name."""
+    hints = get_type_hints(options, include_extras=True).items()
+    return [name for name, hint in hints if tyro.conf.Positional in getattr(hint, "__metadata__", ())]
+
+
+def _flags(options: Any) -> list[str]:
+    """The options of an object, or of a job's class, as they are typed; a job switches off by --no-NAME."""
+    if not isinstance(options, type):
+        return [_flag(path) for path, _ in walk(options)]
+    without = _positional(options)
+    return [_flag(path, value is True) for path, (value, _, _) in walk(options) if path not in without]
+
+
+def _flag(path: str, off: bool = False) -> str:
+    group, dot, name = path.replace("_", "-").rpartition(".")
+    return f"--{group}{dot}{'no-' * off}{name}"
 
 
 def parse_known(
@@ -453,14 +482,15 @@ def parse_known(
     """The fields of a dataclass from a command line, and the arguments that are not its own, in their order.
 
     Raises:
-        ValueError: an option outside of its range.
+        ValueError: an option that is missing, of the wrong type or outside of its range, or one of no group that is
+            neither here nor in an experiment.
     """
     _show_help(options, argv, description, usual)
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
-    parsed, rest = tyro.cli(
-        options, args=list(argv), return_unknown_args=True, config=settings, description=description
-    )
+    parsed, rest = _tyro(options, argv, config=JOB_SETTINGS, description=description)
     check_ranges(parsed)
+    known = [*_flags(options), *_flags(Experiment)]
+    if unknown := [word for word in _unknown_flags(rest, known) if "." not in word]:
+        raise ValueError(unknown_options(unknown, known))
     return parsed, rest
 
 
@@ -480,14 +510,11 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
     arguments: list[str] = []
     for path, value in changes.items():
         arguments += [f"--{path.replace('_', '-')}", *_words(value)]
-    stderr, stdout = io.StringIO(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stdout):
-            changed = _cli(config, arguments)
-    except SystemExit as error:
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]|-{9,}|For full helptext.*", "", stderr.getvalue() + stdout.getvalue())
-        named = [path for path in changes if path.replace("_", "-") in text] or list(changes)
-        raise ValueError(f"{', '.join(named)}: {' '.join(text.split())}") from error
+        changed = _cli(config, arguments)
+    except ValueError as error:
+        named = [path for path in changes if path.replace("_", "-") in str(error)] or list(changes)
+        raise ValueError(f"{', '.join(named)}: {error}") from error
     if ranges:
         check_ranges(changed)
     return changed
@@ -530,9 +557,76 @@ def to_json(config: Any) -> str:
     return json.dumps(flatten(config), indent=2)
 
 
-def _cli(default: Any, arguments: Sequence[str]) -> Any:
+JOB_SETTINGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
+"""Of tyro, for jobs that do not train."""
+
+
+def _cli(default: Any, arguments: Sequence[str], others: Sequence[str] = ()) -> Any:
     settings = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    return tyro.cli(type(default), default=default, args=list(arguments), config=settings)
+    return _parse_all(type(default), arguments, [*_flags(default), *others], default=default, config=settings)
+
+
+def _parse_all(kind: type[Any], words: Sequence[str], known: Sequence[str], **settings: Any) -> Any:
+    """An object from all words of a command line, whose options are `known`.
+
+    Raises:
+        ValueError: no such option, one that is missing, or a value of the wrong type; in one line.
+    """
+    try:
+        parsed, rest = _tyro(kind, words, **settings)
+        problem = f"{shlex.join(rest)}: belongs to no option" if rest else ""
+    except ValueError as error:
+        problem = str(error)
+    if unknown := _unknown_flags(words, known):
+        problem = unknown_options(unknown, known)
+    if problem:
+        raise ValueError(problem)
+    return parsed
+
+
+def _tyro(kind: type[Any], words: Sequence[str], **settings: Any) -> tuple[Any, list[str]]:
+    """An object from a command line, and the words that stand for none of its options.
+
+    tyro prints what is wrong in a box and exits: there is no other way to learn it from its public functions.
+
+    Raises:
+        ValueError: an option is missing, or a value has the wrong type; the text of the box, in one line.
+        SystemExit: help was asked for, and printed.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=list(words), return_unknown_args=True, **settings)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ValueError(_unboxed(box.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """The text of tyro's box in one line: no frame, no title, no colour, and no hint at a help that is not ours."""
+    title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    parts = re.split(r"[─-]{9,}", " ".join(line.strip("│╰╯ ") for line in lines))
+    texts = [part.replace("Argument helptext:", "").strip() for part in parts if "For full helptext" not in part]
+    text = "; ".join(filter(None, texts)) or title
+    return text.removeprefix("Error parsing ").replace(" (required)", ";").rstrip(";")
+
+
+def _unknown_flags(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """The options among the words of a command line that are not known, as they were typed."""
+    names = dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--"))
+    return [name for name in names if name.replace("_", "-") not in known]
+
+
+def unknown_options(names: Sequence[str], known: Collection[str]) -> str:
+    """The message for options that do not exist: near names of each, and where all of them are shown."""
+    told = []
+    for name in names:
+        last = name.removeprefix("--").rpartition(".")[2]
+        same = [flag for flag in known if flag.removeprefix("--").rpartition(".")[2] == last]  # --lr for --optim.lr
+        near = [*dict.fromkeys([*same, *get_close_matches(name, known, 4, 0.8)])][:4]
+        told.append(f"no option {name}" + (f"; near: {', '.join(near)}" if near else ""))
+    return f"{'; '.join(told)}; {ALL} shows all"
 
 
 def check_path(config: Any, path: str) -> None:

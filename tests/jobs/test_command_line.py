@@ -81,7 +81,10 @@ def test_an_unknown_job_is_named_with_the_known_ones(monkeypatch, capsys: pytest
     with pytest.raises(SystemExit) as end:
         main()
     error = capsys.readouterr().err
-    assert end.value.code == 2 and "there is no job 'trian'" in error and all(name in error for name in JOBS)
+    assert (
+        end.value.code == 2 and "there is no job 'trian'; near: train" in error and all(name in error for name in JOBS)
+    )
+    assert error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_the_command_and_the_script_are_one(

@@ -51,6 +51,37 @@ REFUSED = [
     (["convert", "a", "--source", "detr2", "--categories", "b", "--out", "c"], "detectron2"),
     (["submit", "trian"], "independent"),
     (["status", "a", "--stalled-after", "0"], "stalled_after"),
+    # an option that does not exist, with a near name; its value, which then belongs to none, is not told
+    (["train", "demo", "--optim.lrr", "1"], "no option --optim.lrr; near: --optim.lr;"),
+    (["train", "--lr", "1"], "no option --lr; near: --optim.lr; --help-all shows all"),
+    (["train", "--dry-rn"], "no option --dry-rn; near: --dry-run;"),
+    (["train", "--train.Steps=3", "--data.rot", "a"], "no option --train.Steps; near: --train.steps"),
+    (
+        ["evaluate", "a.pt", "--data.root", "b", "--data.splt", "c"],
+        "no option --data.splt; near: --data.split, --data.skip;",
+    ),
+    (["evaluate", "--model", "a.pt", "--data.root", "b"], "no option --model; "),
+    (["predict", "a.pt", "b", "--formts", "coco"], "no option --formts; near: --formats;"),  # and --out is missing
+    (["tune", "--sampels", "3", "--sweep", "optim.lr=grid(1)"], "no option --sampels; near: --samples;"),
+    (["tune", "--sweep", "optim.lr=grid(1)", "--lr", "1"], "no option --lr; near: --optim.lr;"),
+    (["tune", "--sweep", "optim.lr=grid(1)", "--optim.emma", "1"], "no option --optim.emma; near: --optim.ema"),
+    (["submit", "--adress", "a", "train"], "no option --adress; near: --address;"),
+    (["train", "demo", "stray"], "stray: belongs to no option"),
+    # values of the wrong type, with the type
+    (
+        ["train", "--optim.lr", "abc"],
+        "error: --optim.lr: could not convert string to float: 'abc'; --optim.lr FLOAT Learning",
+    ),
+    (["train", "--train.steps", "1.5"], "'1.5'; --train.steps INT Optimiser updates in all. (default: 1200)"),
+    (["train", "--train.workers", "4..1"], "error: --train.workers: 4..1: a range goes from 1 or more"),
+    (["train", "--engine.precision", "bf16"], "Expected one of ('float32', 'bfloat16', 'float16')."),
+    (["train", "--train.steps"], "error: Missing value for argument '--train.steps'."),
+    (["export", "a.pt", "--to", "onx", "--out", "b"], "Expected one of ('onnx', 'torch', 'aot')."),
+    (["tune", "--samples", "many"], "--samples INT"),
+    # what is missing, all of it
+    (["prepare", "--data.root", "a"], "error: Missing from -c: --data.split STR [STR …] Name of the split"),
+    (["predict", "a.pt"], "IMAGES Folder of photographs or of shards, one photograph, or an s3:// prefix.; --out STR"),
+    (["status"], "error: Missing from -c: RUN Name of a run"),
 ]
 """Commands with a mistake that needs nothing else to be seen, and a word of what is said."""
 
@@ -84,8 +115,10 @@ def test_what_only_shows_imports_nothing_heavy() -> None:
 
 
 def test_mistakes_on_the_command_line_are_told_before_anything_heavy_is_imported() -> None:
+    """In one line each, and without colours where nobody asks for them."""
     for (words, said), (code, text, heavy) in zip(REFUSED, run([words for words, _ in REFUSED]), strict=True):
         assert (code, heavy) == (2, []) and said in text, (words, heavy, text)
+        assert text.startswith("error: ") and text.count("\n") == 1 and not set("\x1b│╭─") & set(text), (words, text)
 
 
 def test_help_takes_less_than_a_second_of_a_core() -> None:
