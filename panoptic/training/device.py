@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from panoptic.layers.depthwise import keep_depthwise_in_float32
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Targets
 from panoptic.training.config import Engine
@@ -22,10 +23,13 @@ from panoptic.training.config import Engine
 def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) -> PanopticModel:
     """The model on its device and in its memory format, before optimiser and DDP take hold of it.
 
-    On a GPU it also sets what of this process is computed in TF32.
+    On a GPU it also sets what of this process is computed in TF32; for bfloat16 on a CPU, what is faster in float32.
     """
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         set_tf32(engine)
+    if kind == "cpu" and engine.precision == "bfloat16":
+        keep_depthwise_in_float32(model)
     memory = torch.channels_last if engine.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
 

@@ -13,7 +13,7 @@ from panoptic.models.detr.config import DETRConfig
 from panoptic.training.config import Optim
 from panoptic.transforms import POLICIES, Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes, transformer_optim
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes, transformer_optim
 
 COCO_IMAGES = 118_287
 
@@ -142,6 +142,14 @@ def detr_pedestrians() -> Experiment:
     )
 
 
+def detr_pedestrians_imagenet() -> Experiment:
+    """detr-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py detr-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(detr_pedestrians(), steps=2400)
+
+
 def _coco(model: DETRConfig, epochs: int, drop: int, batch: int = 16) -> Experiment:
     """The reference's recipe; its 16 images are two on each of eight GPUs. Padding would cost DC5 some of its AP."""
     steps = COCO_IMAGES // batch
@@ -199,5 +207,6 @@ PRESETS = (
     detr_004_cityscapes_augmented,
     detr_scenes,
     detr_pedestrians,
+    detr_pedestrians_imagenet,
 )
 """Presets of this file; a function's name with hyphens is that of the preset."""

@@ -9,7 +9,7 @@ from panoptic.models.efficientps.config import DETECTOR, EfficientPSConfig, Fusi
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes
 
 PUBLISHED = EfficientPSConfig(backbone=replace(EfficientPSConfig().backbone, own_pixels=True))
 """The published model. Its pixels are those of Cityscapes, not those with which its weights were trained."""
@@ -91,6 +91,14 @@ def efficientps_pedestrians() -> Experiment:
     )
 
 
+def efficientps_pedestrians_imagenet() -> Experiment:
+    """efficientps-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py efficientps-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(efficientps_pedestrians(), steps=1800)
+
+
 def _small(stuff_area: int) -> EfficientPSConfig:
     """For CPU cores and training from scratch: narrow pyramid and heads, few regions, plain batch norms.
 
@@ -113,5 +121,11 @@ def _small(stuff_area: int) -> EfficientPSConfig:
     )
 
 
-PRESETS = (efficientps_b5_cityscapes, efficientps_b5_mapillary, efficientps_scenes, efficientps_pedestrians)
+PRESETS = (
+    efficientps_b5_cityscapes,
+    efficientps_b5_mapillary,
+    efficientps_scenes,
+    efficientps_pedestrians,
+    efficientps_pedestrians_imagenet,
+)
 """Presets of this file; a function's name with hyphens is that of the preset."""

@@ -9,7 +9,7 @@ from panoptic.models.jsis_net.config import DETECTION, REGIONS, Conflicts, JSISN
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes
 
 
 def jsis_net_r50_coco() -> Experiment:
@@ -92,6 +92,15 @@ def jsis_net_pedestrians() -> Experiment:
     )
 
 
+def jsis_net_pedestrians_imagenet() -> Experiment:
+    """jsis-net-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py jsis-net-pedestrians-imagenet --data.root FOLDER`
+    """
+    base = jsis_net_pedestrians()
+    return from_imagenet(replace(base, model=replace(base.model, shared_level="res5")), steps=1800)
+
+
 def _solver(images: int, batch: int, epochs: tuple[int, ...]) -> Optim:
     """The paper's optimiser: SGD at 0.075, halved after some epochs. Regularisation is a term of the model's loss."""
     return Optim(
@@ -139,5 +148,6 @@ PRESETS = (
     jsis_net_r50_cityscapes,
     jsis_net_scenes,
     jsis_net_pedestrians,
+    jsis_net_pedestrians_imagenet,
 )
 """Presets of this file; a function's name with hyphens is that of the preset."""

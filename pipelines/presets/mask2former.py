@@ -14,7 +14,7 @@ from panoptic.models.mask2former.config import Mask2FormerConfig
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes, transformer_optim
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes, transformer_optim
 
 
 def mask2former_r50_coco() -> Experiment:
@@ -113,6 +113,14 @@ def mask2former_pedestrians() -> Experiment:
     )
 
 
+def mask2former_pedestrians_imagenet() -> Experiment:
+    """mask2former-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py mask2former-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(mask2former_pedestrians(), steps=3300)
+
+
 def _coco(backbone: Backbone) -> Experiment:
     """The published recipe for COCO: 50 epochs of large-scale jitter."""
     return Experiment(
@@ -196,5 +204,6 @@ PRESETS = (
     mask2former_swin_large_cityscapes,
     mask2former_scenes,
     mask2former_pedestrians,
+    mask2former_pedestrians_imagenet,
 )
 """Presets of this file; a function's name with hyphens is that of the preset."""

@@ -13,7 +13,7 @@ from panoptic.models.maskformer.config import MaskFormerConfig
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import POLICIES, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes, transformer_optim
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes, transformer_optim
 
 
 def maskformer_r50_coco() -> Experiment:
@@ -103,6 +103,14 @@ def maskformer_pedestrians() -> Experiment:
     )
 
 
+def maskformer_pedestrians_imagenet() -> Experiment:
+    """maskformer-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py maskformer-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(maskformer_pedestrians(), steps=2100)
+
+
 def _coco(backbone: Backbone) -> Experiment:
     """The published recipe for COCO with six transformer layers in the pixel decoder."""
     return Experiment(
@@ -166,5 +174,6 @@ PRESETS = (
     maskformer_r101_cityscapes,
     maskformer_scenes,
     maskformer_pedestrians,
+    maskformer_pedestrians_imagenet,
 )
 """Presets of this file; a function's name with hyphens is that of the preset."""

@@ -9,7 +9,7 @@ from panoptic.models.panoptic_deeplab.config import PanopticDeepLabConfig
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes
 
 CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
 """Short sides of detectron2's recipe for Cityscapes."""
@@ -47,6 +47,14 @@ def panoptic_deeplab_pedestrians() -> Experiment:
         Optim(optimiser="adamw", lr=1.4e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
         Train(steps=2300, batch=16, workers=2, validate_every=575, log_every=50),
     )
+
+
+def panoptic_deeplab_pedestrians_imagenet() -> Experiment:
+    """panoptic-deeplab-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py panoptic-deeplab-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(panoptic_deeplab_pedestrians(), steps=2300)
 
 
 def panoptic_deeplab_r50_cityscapes() -> Experiment:
@@ -171,6 +179,7 @@ def _r52(crop: tuple[int, int], sigma: int) -> PanopticDeepLabConfig:
 PRESETS = (
     demo,
     panoptic_deeplab_pedestrians,
+    panoptic_deeplab_pedestrians_imagenet,
     panoptic_deeplab_r50_cityscapes,
     panoptic_deeplab_r50_foreground_cityscapes,
     panoptic_deeplab_r101_cityscapes,

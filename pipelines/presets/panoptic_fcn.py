@@ -13,7 +13,7 @@ from panoptic.models.panoptic_fcn.config import PanopticFCNConfig
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes
 
 CITYSCAPES_SIDES = (512, 768, 1024, 1152, 1216, 1344, 1408, 1536, 1664, 1728, 1856, 1920, 2048)
 """Short sides of the recipe for Cityscapes."""
@@ -51,6 +51,14 @@ def panoptic_fcn_pedestrians() -> Experiment:
         Optim(optimiser="adamw", lr=1e-3, weight_decay=0.05, warmup_steps=100, clip_norm=5.0),
         Train(steps=1450, batch=8, workers=2, validate_every=725, log_every=50),
     )
+
+
+def panoptic_fcn_pedestrians_imagenet() -> Experiment:
+    """panoptic-fcn-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py panoptic-fcn-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(panoptic_fcn_pedestrians(), steps=1800)
 
 
 def panoptic_fcn_r50_coco() -> Experiment:
@@ -231,6 +239,7 @@ def _small() -> PanopticFCNConfig:
 PRESETS = (
     panoptic_fcn_scenes,
     panoptic_fcn_pedestrians,
+    panoptic_fcn_pedestrians_imagenet,
     panoptic_fcn_r50_coco,
     panoptic_fcn_r50_coco_2x,
     panoptic_fcn_r50_coco_3x,

@@ -11,7 +11,7 @@ from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
 from pipelines.config import Data, Experiment, Train
 from pipelines.presets.panoptic_deeplab import CITYSCAPES_SIDES
-from pipelines.presets.small import on_photographs, on_scenes
+from pipelines.presets.small import from_imagenet, on_photographs, on_scenes
 
 RGB = PanopticFPNConfig(
     pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375), bgr=False, backbone=Backbone()
@@ -144,6 +144,14 @@ def panoptic_fpn_pedestrians() -> Experiment:
     )
 
 
+def panoptic_fpn_pedestrians_imagenet() -> Experiment:
+    """panoptic-fpn-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+
+    `python jobs/train.py panoptic-fpn-pedestrians-imagenet --data.root FOLDER`
+    """
+    return from_imagenet(panoptic_fpn_pedestrians(), steps=1800)
+
+
 def _small(stuff_area: int) -> PanopticFPNConfig:
     """For CPU cores and training from scratch: ResNet-18, narrow pyramid and heads, norms that learn.
 
@@ -176,5 +184,6 @@ PRESETS = (
     panoptic_fpn_r50_mapillary,
     panoptic_fpn_scenes,
     panoptic_fpn_pedestrians,
+    panoptic_fpn_pedestrians_imagenet,
 )
 """Presets of this file; a function's name with hyphens is that of the preset."""

@@ -1,0 +1,81 @@
+"""Depthwise convolutions that stay in float32 on a CPU."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from panoptic.layers.depthwise import keep_depthwise_in_float32
+from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
+from panoptic.segmentation import Categories
+from panoptic.training.device import Engine, prepare
+
+
+def conv(kernel: int = 5, stride: int = 1, groups: int = 8) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=groups)
+
+
+def changed(module: nn.Conv2d) -> bool:
+    keep_depthwise_in_float32(module)
+    return type(module) is not nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    [
+        (conv(kernel=5), True),
+        (conv(kernel=3, stride=2), True),
+        (conv(kernel=3), False),
+        (conv(kernel=5, groups=1), False),
+        (conv(kernel=5, groups=2), False),
+        (nn.Conv2d(1, 8, 5), False),  # of one channel, but dense
+    ],
+)
+def test_which_ones_are_slow_in_bfloat16(module: nn.Conv2d, slow: bool):
+    assert changed(module) is slow
+
+
+def test_under_autocast_it_is_float32s_result_in_the_type_of_the_input():
+    plain, kept = conv(), conv()
+    keep_depthwise_in_float32(kept)
+    keep_depthwise_in_float32(kept)  # once is enough, twice is the same
+    x = torch.randn(2, 8, 6, 7).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rounded = kept(x), plain(x)
+    truth = plain(x.float())
+    assert found.dtype == torch.bfloat16 and torch.equal(found, truth.bfloat16())
+    assert not torch.equal(rounded, found)  # its weights were rounded
+    found.float().square().sum().backward()
+    assert kept.weight.grad is not None and kept.weight.grad.dtype == torch.float32
+    assert torch.equal(kept(x.float()), truth)  # without autocast nothing changes
+
+
+def test_names_weights_and_copies_stay():
+    plain, kept = nn.Sequential(conv()), nn.Sequential(conv())
+    keep_depthwise_in_float32(kept)
+    again = copy.deepcopy(kept)
+    assert list(kept.state_dict()) == list(plain.state_dict()) and repr(kept) == repr(plain)
+    again.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 8, 5, 5)
+    assert torch.equal(again(x), plain(x)) and type(again[0]) is type(kept[0])
+
+
+def test_the_padding_of_tensorflow_is_kept():
+    same = pytest.importorskip("timm.layers").Conv2dSame(8, 8, 5, stride=2, groups=8)
+    x = torch.randn(1, 8, 7, 10)
+    truth = same(x)
+    assert changed(same) and torch.equal(same(x), truth) and truth.shape[-2:] == (4, 5)
+
+
+@pytest.mark.parametrize(("precision", "kept"), [("bfloat16", True), ("float32", False)])
+def test_a_model_that_is_prepared_for_bfloat16_on_a_cpu_has_them(precision: str, kept: bool):
+    categories = Categories(("person", "road"), (True, False), (1, 2), ((1, 2, 3), (4, 5, 6)))
+    model = PanopticDeepLabConfig(flavour="detectron2", aspp_separable=True, kernel=5).build(categories)
+    before = {name: type(module) for name, module in model.named_modules()}
+    prepare(model, "cpu", Engine(precision=precision))  # type: ignore[arg-type]
+    others = {name for name, module in model.named_modules() if type(module) is not before[name]}
+    assert bool(others) is kept and all(before[name] is nn.Conv2d for name in others)
