@@ -95,7 +95,8 @@ class Engine:
     """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
     torch does by itself), or matrix products too."""
     channels_last: bool = False
-    """Memory format of images and weights; usually faster on a GPU."""
+    """Memory format of images and weights, with the channels of a pixel side by side: faster on a GPU, and on CPU cores
+    for convolutions (all presets for these set it). Transformers take the same time either way."""
     activation_checkpointing: bool = False
     """Blocks of backbone and transformers compute their activations again in the backward pass: less memory, a third to
     a half more time, the same numbers. --train.fit-memory switches it on before it takes fewer images at once."""

@@ -40,6 +40,12 @@ def test_a_wrong_change_names_its_path(path: str, value: object, words: str) -> 
         override(PRESETS["demo"](), {path: value})
 
 
+def test_presets_for_cpu_cores_are_channels_last() -> None:
+    """As the option's help says: a frozen EfficientNet-Lite0 takes 29 ms so, and 50 ms the other way."""
+    engines = {name: preset().engine for name, preset in PRESETS.items() if preset().train.gpu != "yes"}
+    assert len(engines) >= 18 and all(engine.channels_last for engine in engines.values())
+
+
 def test_no_preset_is_the_demo_and_options_follow() -> None:
     assert parse([], PRESETS) == ("demo", PRESETS["demo"]())
     name, experiment = parse(["--optim.lr", "0.5", "--train.steps", "7"], PRESETS)
