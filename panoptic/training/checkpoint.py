@@ -33,6 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from panoptic.models.base import PanopticModel
 from panoptic.ranges import check_layers
 from panoptic.segmentation import Categories
+from panoptic.training.optim import share_frozen, unshare
 from panoptic.training.plain import read_config, to_plain, without_download
 
 FORMAT = 1
@@ -275,7 +276,9 @@ def restore(
     check_categories(read_categories(checkpoint), model.categories)
     load_weights(model, checkpoint["weights"])
     if ema is not None:
+        unshare(ema, model)  # what is frozen now may have learned when it was averaged
         load_weights(ema.module, chosen_weights(checkpoint, True), "averaged weights")
+        share_frozen(ema, model)
         ema.n_averaged.fill_(max(1, checkpoint.get("ema_updates", 0)))  # at 0 the next update would copy
     if optimiser is not None:
         if checkpoint["optimiser"] is None:

@@ -179,12 +179,33 @@ def build_optimiser(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Averaged weights and buffers of `model` (not of its DDP wrapper), for `update_ema`; None when `decay` is 0."""
+    """Averaged weights and buffers of `model` (not of its DDP wrapper), for `update_ema`; None when `decay` is 0.
+
+    Frozen parameters are those of the model: their average takes neither memory nor time.
+    """
     if decay == 0:
         return None
     averaged = AveragedModel(model, use_buffers=True)
     averaged.n_averaged = averaged.n_averaged.to(next(model.parameters()).device)
+    share_frozen(averaged, model)
     return averaged.requires_grad_(False).eval()
+
+
+def share_frozen(ema: AveragedModel, model: nn.Module) -> None:
+    """Let an average hold the model's own frozen parameters, where it has the same values.
+
+    It has others where it was averaged while they still learned: those go on moving towards the model's.
+    """
+    for averaged, current in zip(ema.module.parameters(), model.parameters(), strict=True):
+        if not current.requires_grad and not current.is_meta and torch.equal(averaged, current):
+            averaged.data = current.data
+
+
+def unshare(ema: AveragedModel, model: nn.Module) -> None:
+    """Give an average memory of its own for all that it shares with the model, so that other values can be loaded."""
+    for averaged, current in zip(ema.module.parameters(), model.parameters(), strict=True):
+        if averaged.data_ptr() == current.data_ptr():
+            averaged.data = averaged.data.clone()
 
 
 @torch.no_grad()
@@ -222,7 +243,7 @@ def update_ema(ema: AveragedModel, model: nn.Module, decay: float, finite: Tenso
 def _by_kind(
     averaged: nn.Module, current: nn.Module
 ) -> dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]]:
-    """Parameters and buffers of two equal models, by device and kind of number."""
+    """Parameters and buffers of two equal models, by device and kind of number; none that they share."""
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     pairs = zip(
         itertools.chain(averaged.parameters(), averaged.buffers()),
@@ -230,6 +251,8 @@ def _by_kind(
         strict=True,
     )
     for old, new in pairs:
+        if old is not new and old.data_ptr() == new.data_ptr() and old.numel():
+            continue
         group = groups.setdefault((old.device, old.dtype), ([], []))
         group[0].append(old.detach())
         group[1].append(new.detach())

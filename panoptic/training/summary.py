@@ -62,7 +62,8 @@ def summarise_model(model: PanopticModel, size: tuple[int, int], slots: int = 0,
     weights = sum(value.nbytes for value in model.state_dict().values()) / 1e6
     trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad) / 1e6
     memory = {"weights": weights, "gradients": trainable, "optimiser": slots * trainable}
-    return Summary(parts, whole, (height, width), memory | ({"average": weights} if averaged else {}))
+    frozen = sum(p.nbytes for p in model.parameters()) / 1e6 - trainable  # held once: `build_ema`
+    return Summary(parts, whole, (height, width), memory | ({"average": weights - frozen} if averaged else {}))
 
 
 def _part(name: str, module: nn.Module, macs: int) -> Part:

@@ -45,7 +45,9 @@ def checkpoint_bytes(model: nn.Module, optim: Optim) -> int:
     """
     weights = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return weights * (2 if optim.ema else 1) + optimiser_slots(optim) * trained
+    frozen = sum(parameter.nbytes for parameter in model.parameters()) - trained
+    average = weights - frozen if optim.ema else 0  # it holds the model's own frozen parameters
+    return weights + average + optimiser_slots(optim) * trained
 
 
 def optimiser_slots(optim: Optim) -> int:
