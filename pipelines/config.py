@@ -296,8 +296,8 @@ class Train:
     """Freeze every parameter whose name matches one of these patterns (`backbone.*` `transformer.encoder.*`); batch
     norms whose parameters are all frozen keep their statistics."""
     frozen_dropout: bool = False
-    """Dropout stays on inside parts that --train.freeze froze as a whole (DETR's published second stage); else it is
-    off."""
+    """Dropout stays on inside parts that are frozen as a whole (DETR's published second stage); else it is off, and so
+    are skipped paths of a frozen backbone."""
     weights: str = ""
     """Start a new run from the weights of this checkpoint (folder, file or s3://), or of a published model (hub:NAME;
     the list of presets ends with the names); fresh optimiser and step 0."""

@@ -181,7 +181,7 @@ def replay(file: str, device: torch.device | str = "cpu") -> Replay:
         if record.get("recomputed"):
             recompute_blocks(model)
         freeze_parameters(model, tuple(options["train.freeze"]))
-        training_mode(model, options["train.frozen_dropout"] or not options["train.freeze"])
+        training_mode(model, options["train.frozen_dropout"])
         model.begin_step(record["step"], options["train.steps"])
         modules = _watched(model)
         scale = checkpoint["optimiser"]["param_groups"][0].get(SCALE) if engine.precision == "float16" else None

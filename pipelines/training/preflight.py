@@ -111,7 +111,7 @@ def check_cache(experiment: Experiment, model: torch.nn.Module) -> None:
     assert isinstance(model, PanopticModel)
     if experiment.data.cache_features == "no" or learning_parameters(model):
         return
-    refuse_changing(model, options.frozen_dropout or not options.freeze)
+    refuse_changing(model, options.frozen_dropout)
     if options.compile:
         raise ValueError("data.cache_features: a compiled network runs its backbone; leave train.compile out")
     if augment.copies and augment.originals:

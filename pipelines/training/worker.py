@@ -277,8 +277,8 @@ def wrapped(state: State) -> nn.Module:
 
 
 def set_training_mode(model: nn.Module, options: Train) -> None:
-    """Training mode but for what `train.freeze` froze; what the model's own options froze trains as the model says."""
-    training_mode(model, options.frozen_dropout or not options.freeze)
+    """Training mode but for the parts that are frozen as a whole, by `train.freeze` or the backbone's own option."""
+    training_mode(model, options.frozen_dropout)
 
 
 def stream_of(state: State) -> Stream:

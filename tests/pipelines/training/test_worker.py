@@ -82,6 +82,10 @@ def test_frozen_parts_stay_out_of_the_optimiser_and_in_evaluation_mode(job: Job)
     kept = build_state(with_options(job, freeze=("semantic_aspp.*",), frozen_dropout=True), rank=1, world=2)
     set_training_mode(kept.model, kept.experiment.train)
     assert kept.model.get_submodule("semantic_aspp.dropout").training
+    options = replace(job.experiment.model, backbone=replace(job.experiment.model.backbone, freeze=5))
+    own = build_state(replace(job, experiment=replace(job.experiment, model=options)), rank=1, world=2)
+    set_training_mode(own.model, own.experiment.train)
+    assert own.model.training and not own.model.get_submodule("backbone").training
     with pytest.raises(ValueError, match=r"train\.freeze: 'backbon\.\*' matches no parameter; near: backbone\.\*"):
         build_state(with_options(job, freeze=("backbon.*",)), rank=1, world=2)
 
