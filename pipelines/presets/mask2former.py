@@ -114,11 +114,11 @@ def mask2former_pedestrians() -> Experiment:
 
 
 def mask2former_pedestrians_imagenet() -> Experiment:
-    """mask2former-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+    """mask2former-pedestrians on EfficientNet-Lite2 with ImageNet weights (extra `trunks`).
 
     `python jobs/train.py mask2former-pedestrians-imagenet --data.root FOLDER`
     """
-    return from_imagenet(mask2former_pedestrians(), steps=3300)
+    return from_imagenet(mask2former_pedestrians(), steps=3600, name="tf_efficientnet_lite2")
 
 
 def _coco(backbone: Backbone) -> Experiment:

