@@ -87,17 +87,15 @@ def decode_ids(png: bytes) -> np.ndarray:
     Raises:
         ValueError: as `decode_colours`.
     """
-    colours = decode_colours(png)
-    return np.bitwise_and(colours, MAX_ID, out=colours)
+    packed = pack_colours(decode_colours(png))
+    return np.bitwise_and(packed, MAX_ID, out=packed)
 
 
 def decode_colours(png: bytes) -> np.ndarray:
-    """The ids of a COCO-panoptic PNG in the lower 24 bits, and its alpha channel in the upper 8.
-
-    For who looks at some of the pixels: the mask of `decode_ids` passes over all of them.
+    """The colours of a COCO-panoptic PNG, for who makes ids of them part by part (`pack_colours`).
 
     Returns:
-        int32 [H, W], contiguous.
+        uint8 [H, W, 3] or [H, W, 4], contiguous: red, green, blue and maybe alpha, which is no part of the id.
 
     Raises:
         ValueError: not a PNG, damaged, larger than `MAX_PIXELS`, or not 8-bit RGB(A): ids cannot be read off a
@@ -109,12 +107,28 @@ def decode_colours(png: bytes) -> np.ndarray:
             f"a {depth}-bit {_COLOUR_TYPES.get(colour, '?')} PNG holds no COCO-panoptic ids; "
             "save the map as 8-bit RGB with id = R + 256 G + 65536 B"
         )
-    rgba = _decode_compiled(png, "rgb" if colour == _RGB else "rgba", depth)
-    if rgba is None:
-        pixels = _decode(png, cv2.IMREAD_UNCHANGED)
-        rgba = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGBA if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-    elif colour == _RGB:
-        rgba = cv2.cvtColor(rgba, cv2.COLOR_RGB2RGBA)
+    colours = _decode_compiled(png, "rgb" if colour == _RGB else "rgba", depth)
+    if colours is None:
+        colours = _decode(png, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return colours
+
+
+def pack_colours(colours: np.ndarray, rgba: np.ndarray | None = None) -> np.ndarray:
+    """The ids of colours in the lower 24 bits, and alpha in the upper 8.
+
+    Who looks at some of the pixels masks these only; the mask of `decode_ids` passes over all.
+
+    Args:
+        colours: uint8 [H, W, 3] or [H, W, 4], as `decode_colours` gives them.
+        rgba: uint8 [H, W, 4] that may be written to, so that no memory is asked for.
+
+    Returns:
+        int32 [H, W], contiguous; a view of `rgba`, or of `colours` where they have four channels.
+    """
+    if colours.shape[2] == 3:
+        rgba = cv2.cvtColor(colours, cv2.COLOR_RGB2RGBA, dst=rgba)
+    else:
+        rgba = colours
     # four bytes R G B A are one little-endian integer, so one mask (in place) replaces three multiply-adds
     return rgba.view("<i4")[..., 0].astype(np.int32, copy=False)
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from panoptic.metrics.semantic import runs, tabulate
-from panoptic.png import MAX_ID, decode_colours
+from panoptic.metrics.semantic import BLOCK, runs, runs_by_block, tabulate
+from panoptic.png import MAX_ID, decode_colours, pack_colours
 from panoptic.segmentation import Categories, Segmentation
 
 MULTIPLIERS = tuple(np.uint32(number) for number in (2654435769, 2246822519, 3266489917, 668265263, 374761393))
@@ -129,10 +129,11 @@ def count_coco(
         maps = [decode_colours(png) for png, _ in (truth, prediction)]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if maps[0].shape != maps[1].shape:
-        raise ValueError(f"{name}: the truth is {maps[0].shape} but the prediction is {maps[1].shape} (height, width)")
-    *colours, lengths = runs(*maps)
-    ids = [values & MAX_ID for values in colours]
+    sizes = [colours.shape[:2] for colours in maps]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"{name}: the truth is {sizes[0]} but the prediction is {sizes[1]} (height, width)")
+    *packed, lengths = _runs_of_colours(*maps)
+    ids = [values & MAX_ID for values in packed]
     infos = [record["segments_info"] for _, record in (truth, prediction)]
     a, b = (_indices(values, [i["id"] for i in listed], name) for values, listed in zip(ids, infos, strict=True))
     index = {category: k for k, category in enumerate(categories.ids)}
@@ -143,6 +144,23 @@ def count_coco(
     crowd = np.array([bool(i.get("iscrowd", 0)) for i in infos[0]], bool)
     pixels = tabulate(a, b, lengths, len(labels[0]) + 1, len(labels[1]) + 1)
     return match(pixels, labels[0], crowd, labels[1], categories)
+
+
+def _runs_of_colours(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`runs` of a pair of maps uint8 [H, W, 3 or 4], whose values are those of `pack_colours`.
+
+    Packed block by block, as whole maps of integers are fresh memory for every image: where the system takes that back
+    in between, as it does from small processes, its pages cost as much as the decoding.
+    """
+    maps = [colours.reshape(1, -1, colours.shape[2]) for colours in (first, second)]
+    packed = np.empty((2, 1, BLOCK + 1, 4), np.uint8)
+
+    def read(block: slice) -> tuple[np.ndarray, np.ndarray]:
+        pixels = block.stop - block.start
+        a, b = (pack_colours(colours[:, block], out[:, :pixels])[0] for colours, out in zip(maps, packed, strict=True))
+        return a, b
+
+    return runs_by_block(maps[0].shape[1], read)
 
 
 def _indices(values: np.ndarray, listed: list[int], name: str) -> np.ndarray:
@@ -158,7 +176,7 @@ def _indices(values: np.ndarray, listed: list[int], name: str) -> np.ndarray:
     """
     ids = np.array([0, *listed], np.int64)
     place = _places(values, ids)
-    unlisted = values[ids[place] != values]
+    unlisted = values[ids.take(place) != values]
     if unlisted.size:
         first = np.unique(unlisted)[:8].tolist()
         raise ValueError(f"{name}: the PNG holds segments that the record does not list: {first}")
@@ -176,11 +194,12 @@ def _places(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
     numbers = np.arange(len(ids))
     keys = ids.astype(np.uint32)
     if bits <= MOST_BITS and ids.min() >= 0 and ids.max() <= MAX_ID:
-        table = np.zeros(1 << bits, np.intp)
+        table, shift = np.zeros(1 << bits, np.intp), np.uint32(32 - bits)
         for multiplier in MULTIPLIERS:
-            table[keys * multiplier >> np.uint32(32 - bits)] = numbers
-            if np.array_equal(table[keys * multiplier >> np.uint32(32 - bits)], numbers):
-                return table[values.astype(np.uint32) * multiplier >> np.uint32(32 - bits)]
+            entries = keys * multiplier >> shift
+            table[entries] = numbers
+            if (table[entries] == numbers).all():
+                return table.take(values.astype(np.uint32) * multiplier >> shift)
     order = np.argsort(ids, kind="stable")
     return order[np.minimum(np.searchsorted(ids[order], values), len(ids) - 1)]
 

@@ -7,14 +7,15 @@ Shapes: H x W pixels, C classes, R runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from panoptic.segmentation import IGNORE, Categories
 
-_BLOCK = 1 << 17
-"""Pixels that are compared at once: the comparison still lies in the cache when it is read."""
+BLOCK = 1 << 16
+"""Pixels that are compared at once: they still lie in the cache when the values of the runs are taken from them."""
 
 
 def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -30,15 +31,32 @@ def runs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         the value of `first` and of `second` in each run, and its length int64, all [R].
     """
     a, b = np.ascontiguousarray(first).ravel(), np.ascontiguousarray(second).ravel()
-    # a run starts at the first pixel, and wherever a pixel differs from the one before it in either map
-    blocks = [np.zeros(min(a.size, 1), np.intp)]
-    for start in range(1, a.size, _BLOCK):
-        stop = min(start + _BLOCK, a.size)
-        changes = a[start:stop] != a[start - 1 : stop - 1]
-        changes |= b[start:stop] != b[start - 1 : stop - 1]
-        blocks.append(np.flatnonzero(changes) + start)
-    starts = np.concatenate(blocks)
-    return a[starts], b[starts], np.diff(starts, append=a.size)
+    return runs_by_block(a.size, lambda block: (a[block], b[block]))
+
+
+def runs_by_block(
+    size: int, read: Callable[[slice], tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`runs` of a pair of maps that are never whole in memory.
+
+    Args:
+        size: the number of pixels.
+        read: gives both maps on a range of at most `BLOCK` + 1 pixels in raster order; they may be overwritten by the
+            next call.
+    """
+    first, second, starts = [], [], []
+    for start in range(0, max(size, 1), BLOCK):
+        begin = max(start - 1, 0)  # with the pixel before, as a run that goes on has no start here
+        a, b = read(slice(begin, min(start + BLOCK, size)))
+        # a run starts at the first pixel, and wherever a pixel differs from the one before it in either map
+        changes = np.full(len(a), start == 0)
+        np.not_equal(a[1:], a[:-1], out=changes[1:])
+        changes[1:] |= b[1:] != b[:-1]
+        places = np.flatnonzero(changes)
+        first.append(a[places])
+        second.append(b[places])
+        starts.append(places + begin)
+    return np.concatenate(first), np.concatenate(second), np.diff(np.concatenate(starts), append=size)
 
 
 def tabulate(first: np.ndarray, second: np.ndarray, lengths: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from functools import reduce
 from operator import add
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from panoptic.metrics import panoptic_quality
-from panoptic.metrics.panoptic_quality import QualityCounts, count, count_coco, quality
+from panoptic.metrics.panoptic_quality import QualityCounts, _runs_of_colours, count, count_coco, quality
+from panoptic.metrics.semantic import BLOCK
 from panoptic.png import MAX_ID, encode_ids, from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation, renumber
 
@@ -275,6 +278,39 @@ def test_files_are_counted_without_renumbered_maps(
         files = [to_coco(s, small_categories, 1, "a.png") for s in (truth, prediction)]
         direct = count_coco(*files, small_categories, "a.png")
         np.testing.assert_array_equal(direct.to_array(), count(truth, prediction, small_categories).to_array())
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_files_of_several_blocks_are_counted_as_their_maps(small_categories: Categories, alpha: bool) -> None:
+    """A run that goes on from block to block is one, and an alpha channel is no part of an id."""
+    rng = np.random.default_rng(3)
+    size = 1 + BLOCK // 256, 523
+    segments = np.kron(rng.integers(0, 5, (3, 4)), np.ones((90, 140), np.int32))[: size[0], : size[1]].astype(np.int32)
+    labels = np.array([0, 1, 3, 4])
+    pair = [Segmentation(np.ascontiguousarray(np.roll(segments, shift, 1)), labels) for shift in (0, 9)]
+    files = []
+    for segmentation in pair:
+        png, record = to_coco(segmentation, small_categories, 1, "a.png")
+        if alpha:
+            bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+            bgra = np.concatenate([bgr, rng.integers(0, 256, (*size, 1), np.uint8)], 2)
+            png = cv2.imencode(".png", bgra)[1].tobytes()
+        files.append((png, record))
+    assert segments.size > 2 * BLOCK
+    direct = count_coco(*files, small_categories, "a.png")
+    np.testing.assert_array_equal(direct.to_array(), count(*pair, small_categories).to_array())
+
+
+def test_pairs_of_colours_are_never_maps_of_integers() -> None:
+    """Fresh memory for every image would cost as much as the decoding where the system takes it back in between."""
+    colours = np.zeros((1200, 1600, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        _, _, lengths = _runs_of_colours(colours, colours)
+        assert lengths.tolist() == [1200 * 1600]
+        assert tracemalloc.get_traced_memory()[1] < 4 * lengths[0] / 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_files_that_do_not_fit_are_refused(small_categories: Categories) -> None:

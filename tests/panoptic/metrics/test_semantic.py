@@ -22,7 +22,7 @@ MAPS = hnp.array_shapes(min_dims=2, max_dims=2, max_side=8).flatmap(
 @given(maps=MAPS, block=st.integers(1, 70))
 def test_runs_put_together_are_the_maps(maps: tuple[np.ndarray, np.ndarray], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semantic, "_BLOCK", block)
+        patch.setattr(semantic, "BLOCK", block)
         first, second, lengths = runs(*maps)
     assert (lengths > 0).all()
     np.testing.assert_array_equal(np.repeat(first, lengths), maps[0].ravel())
