@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from panoptic.metrics import panoptic_quality
 from panoptic.metrics.panoptic_quality import QualityCounts, _runs_of_colours, count, count_coco, quality
 from panoptic.metrics.semantic import BLOCK
-from panoptic.png import MAX_ID, encode_ids, from_coco, to_coco
+from panoptic.png import MAX_ID, decode_colours, encode_ids, from_coco, to_coco
 from panoptic.segmentation import Categories, Segmentation, renumber
 
 CLASSES = 3
@@ -287,18 +287,18 @@ def test_files_of_several_blocks_are_counted_as_their_maps(small_categories: Cat
     size = 1 + BLOCK // 256, 523
     segments = np.kron(rng.integers(0, 5, (3, 4)), np.ones((90, 140), np.int32))[: size[0], : size[1]].astype(np.int32)
     labels = np.array([0, 1, 3, 4])
-    pair = [Segmentation(np.ascontiguousarray(np.roll(segments, shift, 1)), labels) for shift in (0, 9)]
+    truth, prediction = (Segmentation(np.ascontiguousarray(np.roll(segments, by, 1)), labels) for by in (0, 9))
     files = []
-    for segmentation in pair:
+    for segmentation in (truth, prediction):
         png, record = to_coco(segmentation, small_categories, 1, "a.png")
         if alpha:
-            bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+            bgr = decode_colours(png)[..., ::-1]
             bgra = np.concatenate([bgr, rng.integers(0, 256, (*size, 1), np.uint8)], 2)
             png = cv2.imencode(".png", bgra)[1].tobytes()
         files.append((png, record))
     assert segments.size > 2 * BLOCK
-    direct = count_coco(*files, small_categories, "a.png")
-    np.testing.assert_array_equal(direct.to_array(), count(*pair, small_categories).to_array())
+    direct = count_coco(files[0], files[1], small_categories, "a.png")
+    np.testing.assert_array_equal(direct.to_array(), count(truth, prediction, small_categories).to_array())
 
 
 def test_pairs_of_colours_are_never_maps_of_integers() -> None:
