@@ -1,6 +1,6 @@
 """Panoptic segmentation in plain PyTorch: data structures, models, training, evaluation and metrics.
 
-model = panoptic.load("runs/street/step_001200")
+model = panoptic.load("runs/street")
 model("photo.jpg").save("photo-segmented.jpg")
 """
 

@@ -1,6 +1,6 @@
 """Trained models on photographs, in three lines.
 
-    model = panoptic.load("runs/street/step_001200")
+    model = panoptic.load("runs/street")
     result = model("photo.jpg")
     result.save("photo-segmented.jpg")
 
@@ -33,7 +33,7 @@ from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_image, encode_jpeg, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.training.checkpoint import build_model
+from panoptic.training.checkpoint import LISTING, best_listed, build_model
 from panoptic.training.checkpoint import load as read
 from panoptic.training.config import Engine
 from panoptic.training.device import prepare
@@ -187,8 +187,9 @@ def load(
     """A trained model, ready for photographs.
 
     Args:
-        source: a checkpoint's file (.pt) or folder (`step_001200`), `hub:NAME` for a published model, or where the
-            pipeline is installed too `models:/name@alias` and `runs:/id/model` of MLflow, or a checkpoint on s3://.
+        source: a run's folder (its best checkpoint), a checkpoint's folder (`step_001200`) or file (.pt), `hub:NAME`
+            for a published model, or where the pipeline is installed too `models:/name@alias` and `runs:/id/model` of
+            MLflow, or a run or a checkpoint on s3://.
         device: "cuda", "cuda:1", "cpu"; auto = a GPU where there is one.
         precision: of the network; by default that in which it was trained and validated.
 
@@ -258,11 +259,13 @@ def stored_resize(options: Mapping[str, Any]) -> Resize:
 
 
 def _read(path: Path) -> tuple[PanopticModel, Resize, Mapping[str, Any]]:
-    """The model of a checkpoint's file or folder, with its view and the options of its run."""
+    """The model of a run's folder, or of a checkpoint's folder or file, with its view and the options of its run."""
     file = path / CHECKPOINT if path.is_dir() else path
+    if (path / LISTING).is_file() and not file.is_file():
+        file = path / best_listed((path / LISTING).read_bytes()) / CHECKPOINT
     if not file.is_file():
         raise ValueError(
-            f"{path}: no checkpoint there; name a folder step_* that a run wrote, or a .pt file"
+            f"{path}: no checkpoint there, or none yet; name a run's folder, a folder step_* in it, or a .pt file"
             + (f" (the folder holds {', '.join(sorted(os.listdir(path))[:5])})" if path.is_dir() else "")
         )
     record = read(str(file), str(file))

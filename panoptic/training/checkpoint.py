@@ -20,6 +20,7 @@ checkpoint need not:
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import zipfile
@@ -42,10 +43,29 @@ FORMAT = 1
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
 """The keys that every checkpoint has (`ema_updates` and `class_map` came later)."""
 
+LISTING = "checkpoint_manager_snapshot.json"
+"""The file in a run's folder that lists its checkpoints with their scores; Ray Train writes it."""
+
 NOT_OURS = "not a checkpoint of panoptic-ray, or cut short"
 
 SHOWN = 20
 """Names that an error message lists before it says how many more there are."""
+
+
+def best_listed(listing: bytes) -> str:
+    """The name of the best checkpoint in the list of a run's folder (`LISTING`): of equal scores, the latest.
+
+    Args:
+        listing: content of the file.
+
+    Returns:
+        "" where it lists none, is cut short, or is something else.
+    """
+    try:
+        listed = json.loads(listing)["checkpoint_results"]
+        return max((e["metrics"]["score"], e["metrics"]["step"], e["checkpoint_dir_name"]) for e in listed)[-1]
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def save(

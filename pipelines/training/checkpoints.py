@@ -14,7 +14,7 @@ from torch import nn
 
 from panoptic.convert import hub
 from panoptic.metrics.report import Evaluation, metrics, table
-from panoptic.training.checkpoint import load, make_record, restore
+from panoptic.training.checkpoint import LISTING, best_listed, load, make_record, restore
 from panoptic.training.config import Optim
 from panoptic.training.optim import build_optimiser
 from panoptic.training.transfer import transfer_training
@@ -32,7 +32,7 @@ METRICS = "metrics.json"
 """All its metrics; none where the step was not validated."""
 PARTIAL = ".step_"
 """Beginning of the name of a folder in which a checkpoint is being written; it is renamed when it is whole."""
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+SNAPSHOT = LISTING
 """Ray Train's list of the checkpoints in a run's folder."""
 
 
@@ -281,6 +281,6 @@ def checkpoint_file(uri: str) -> str:
 
 def best_checkpoint(folder: str) -> str:
     """URI of the best checkpoint in a run's folder, as Ray Train lists them; "" where it lists none."""
-    listed = (_read_snapshot(folder) or {}).get("checkpoint_results", [])
-    ranked = [(entry["metrics"]["score"], entry["metrics"]["step"], entry["checkpoint_dir_name"]) for entry in listed]
-    return storage.join(folder, max(ranked)[-1]) if ranked else ""
+    file = storage.join(folder, SNAPSHOT)
+    best = best_listed(storage.read_bytes(file)) if storage.exists(file) else ""
+    return storage.join(folder, best) if best else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,26 @@ def test_a_folder_and_its_file_are_the_same_model(folder: Path, model: Predictor
     assert model.resize == Resize(short=64, longest=96)
     again = panoptic.load(str(folder / "checkpoint.pt"), device="cpu")
     assert same(again(pixels), model(pixels))
+
+
+def test_the_folder_of_a_run_is_its_best_checkpoint(
+    folder: Path, model: Predictor, pixels: np.ndarray, small_categories: Categories, tmp_path: Path
+) -> None:
+    """The second best here, by name and by time, is another model."""
+    torch.manual_seed(1)
+    (tmp_path / "step_000006").mkdir()
+    other = SMALL_DEEPLAB.build(small_categories)
+    checkpoint.save(str(tmp_path / "step_000006" / "checkpoint.pt"), config=SMALL_DEEPLAB, model=other)
+    shutil.copytree(folder, tmp_path / "step_000004")
+    scores = {"step_000004": {"score": 30.0, "step": 4}, "step_000006": {"score": 20.0, "step": 6}}
+    listed = [{"checkpoint_dir_name": name, "metrics": metrics} for name, metrics in scores.items()]
+    listing = tmp_path / checkpoint.LISTING
+    listing.write_text(json.dumps({"checkpoint_results": listed}))
+    assert same(panoptic.load(tmp_path, device="cpu")(pixels), model(pixels))
+    for nothing in ('{"checkpoint_results": []}', '{"checkpoint_re', "[]"):
+        listing.write_text(nothing)
+        with pytest.raises(ValueError, match="no checkpoint there, or none yet; name a run's folder"):
+            panoptic.load(tmp_path, device="cpu")
 
 
 def test_every_form_of_a_photograph(model: Predictor, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -121,7 +142,7 @@ def test_what_is_saved_comes_back(model: Predictor, pixels: np.ndarray, tmp_path
 
 def test_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("-")
-    with pytest.raises(ValueError, match=r"no checkpoint there; name a folder step_\*.*the folder holds notes.txt"):
+    with pytest.raises(ValueError, match=r"no checkpoint there, .*a folder step_\*.*the folder holds notes.txt"):
         panoptic.load(tmp_path)
     with pytest.raises(ValueError, match="nothing opens gopher:/"):
         panoptic.load("gopher://street")
