@@ -29,6 +29,7 @@ from tests.benchmarks import (
     evaluating,
     fcn,
     feeds,
+    freezing,
     loading,
     metric,
     precision,
@@ -43,7 +44,7 @@ from tests.benchmarks.timing import Case, Row, hardware, measure, table
 WITH_RAY = ("feed", "feeds", "feeds-bytes")
 ROWS = (
     *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step"),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step", "frozen"),
     *("prepare", "read", *WITH_RAY),
 )
 
@@ -105,6 +106,8 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             rows += metric.data_set_rows(photograph, pairs, given.peers, given.repeat)
         if "evaluate" in names:
             rows += evaluating.rows(photograph)
+        if "frozen" in names:
+            rows += freezing.rows(given.scale, given.repeat)
         if "prepare" in names:
             rows += preparing.rows(Path(folder) / "prepare", photograph)
         if "read" in names:
