@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.config import parse_known
+from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
-from pipelines.tuning.config import check_options
+from pipelines.tuning.config import check_options, read_command
 from pipelines.tuning.plan import Plan, SweepOptions
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
-from pipelines.tuning.trial_config import resolve
+from pipelines.tuning.trial_config import apply, resolve
 
 
 class One:
@@ -156,3 +160,34 @@ def test_optuna_draws_from_our_space():
     assert np.mean(drawn[20:]) > np.mean(drawn[:10])  # the best are near 1e-3
     with pytest.raises(ValueError, match="nothing to draw"):
         check_options(options, search_space.parse(["optim.ema=0.5"]))
+
+
+def searches_for_frozen_stages() -> list[tuple[SweepOptions, Any, dict[str, Any]]]:
+    """Options, search space and presets of the sweeps over frozen stages in the README."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in readme.splitlines() if line.startswith("python jobs/tune.py") and "freeze=" in line]
+    found = []
+    for line in lines:
+        options, rest = parse_known(SweepOptions, shlex.split(line)[2:], "")
+        space, bases, _ = read_command(options, rest, PRESETS)
+        found.append((options, space, bases))
+    return found
+
+
+def test_the_searches_of_the_readme_draw_frozen_stages_and_rates():
+    """One ends poor trials early, over stages, rate and the backbone's factor; one is a population that thaws."""
+    asha, pbt = searches_for_frozen_stages()
+    assert (asha[0].scheduler, pbt[0].scheduler) == ("asha", "pbt") and pbt[0].concurrent == pbt[0].samples
+    freeze = "model.backbone.freeze"
+    assert list(asha[1]) == [freeze, "optim.lr", "optim.backbone_lr"] and list(pbt[1]) == [freeze, "optim.lr"]
+    for options, space, bases in (asha, pbt):
+        made = scheduler(options, space, rounds_of(bases.values()))
+        (base,) = bases.values()
+        stages = set()
+        for _ in range(50):
+            changes = {path: space[path].cleaned(one.sample()) for path, one in search_space.to_tune(space).items()}
+            experiment, _ = apply(base, changes)
+            stages.add(experiment.model.backbone.freeze)
+            assert experiment.model.backbone.weights == "imagenet" and experiment.optim.lr == changes["optim.lr"]
+        assert stages == set(space[freeze].values) and rounds_of(bases.values()) >= 3
+        assert set(getattr(made, "_hyperparam_mutations", space)) == set(space)
