@@ -145,6 +145,7 @@ def detr_pedestrians() -> Experiment:
 def detr_pedestrians_imagenet() -> Experiment:
     """detr-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its PQ has not been measured yet.
     `python jobs/train.py detr-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(detr_pedestrians(), steps=2400)

@@ -95,6 +95,7 @@ def jsis_net_pedestrians() -> Experiment:
 def jsis_net_pedestrians_imagenet() -> Experiment:
     """jsis-net-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its PQ has not been measured yet.
     `python jobs/train.py jsis-net-pedestrians-imagenet --data.root FOLDER`
     """
     base = jsis_net_pedestrians()

@@ -116,6 +116,8 @@ def mask2former_pedestrians() -> Experiment:
 def mask2former_pedestrians_imagenet() -> Experiment:
     """mask2former-pedestrians on EfficientNet-Lite2 with ImageNet weights (extra `trunks`).
 
+    Its recipe has not been run as a whole: after 430 of its 3600 steps PQ on the 58 photographs that no training
+    photograph resembles was 52.9 (things 8.9, stuff 64.0).
     `python jobs/train.py mask2former-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(mask2former_pedestrians(), steps=3600, name="tf_efficientnet_lite2")

@@ -106,6 +106,7 @@ def maskformer_pedestrians() -> Experiment:
 def maskformer_pedestrians_imagenet() -> Experiment:
     """maskformer-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its PQ has not been measured yet.
     `python jobs/train.py maskformer-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(maskformer_pedestrians(), steps=2100)

@@ -52,6 +52,7 @@ def panoptic_deeplab_pedestrians() -> Experiment:
 def panoptic_deeplab_pedestrians_imagenet() -> Experiment:
     """panoptic-deeplab-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its PQ has not been measured yet.
     `python jobs/train.py panoptic-deeplab-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(panoptic_deeplab_pedestrians(), steps=2300)

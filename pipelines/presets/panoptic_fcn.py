@@ -56,6 +56,7 @@ def panoptic_fcn_pedestrians() -> Experiment:
 def panoptic_fcn_pedestrians_imagenet() -> Experiment:
     """panoptic-fcn-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its PQ has not been measured yet.
     `python jobs/train.py panoptic-fcn-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(panoptic_fcn_pedestrians(), steps=1800)

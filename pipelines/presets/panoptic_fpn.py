@@ -147,6 +147,8 @@ def panoptic_fpn_pedestrians() -> Experiment:
 def panoptic_fpn_pedestrians_imagenet() -> Experiment:
     """panoptic-fpn-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
+    Its recipe has not been run as a whole: after 610 steps of a longer one, at short sides of 192 to 320, PQ on the 127
+    val photographs was 66.5 (things 42.6, stuff 72.4), on the 58 that no training photograph resembles 58.5.
     `python jobs/train.py panoptic-fpn-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(panoptic_fpn_pedestrians(), steps=1800)
