@@ -16,21 +16,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
-from panoptic.rcnn.boxes import clip, count_labels, decode, is_empty
+from panoptic.rcnn.boxes import clip, decode, is_empty, sample
 from panoptic.rcnn.config import DetectorConfig
 from panoptic.rcnn.paste_masks import paste
-from panoptic.rcnn.roi_align import level_orders, pool
+from panoptic.rcnn.roi_align import assign_levels, level_order, pool
 from panoptic.rcnn.roi_heads import BoxHead, MaskHead, box_losses, detect, mask_loss, match_regions, sample_regions
-from panoptic.rcnn.rpn import Proposals, RegionHead, anchors_of, flatten, match_anchors, propose, region_losses
+from panoptic.rcnn.rpn import (
+    Matches,
+    Proposals,
+    RegionHead,
+    anchors_of,
+    candidate_boxes,
+    choose,
+    flatten,
+    match_anchors,
+    propose,
+    region_losses,
+)
 from panoptic.rle import encode_window
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Targets
-from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
+from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks, visible_instances
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the host has to know to draw anchors and regions and to pool these."""
+
+    anchors: list[list[int]]
+    """Numbers of positive anchors of each image, and of negative ones: `amounts` of `boxes.sample`."""
+    regions: list[list[int]]
+    """The same of regions."""
+    labels: list[Tensor]
+    """For each image int64 [P] on the CPU, of its regions."""
+    levels: list[Tensor]
+    """For each image int64 [P] on the CPU, the pyramid level of its regions."""
+    pooled: int
+    """Number of levels."""
+    device: torch.device
+    """On which regions are pooled."""
+
+    def order(self, drawn: Sequence[Tensor]) -> list[Tensor]:
+        """`roi_align.level_order` of the regions of all images that were drawn, int64 [n] on the CPU of each image."""
+        levels = torch.cat([part[chosen] for part, chosen in zip(self.levels, drawn, strict=True)])
+        counts = np.bincount(levels.numpy(), minlength=self.pooled).tolist()
+        return [part.to(self.device, non_blocking=True) for part in level_order(levels, counts)]
+
+
+@torch.no_grad()
+def _read(
+    anchors: Matches, regions: Sequence[Tensor], matched: Matches, dtype: torch.dtype, strides: Sequence[int]
+) -> _Known:
+    """All that the host has to know, in one read of the device.
+
+    Args:
+        anchors: of `rpn.match_anchors`.
+        regions, matched: of `roi_heads.match_regions`.
+        dtype: of the boxes that are pooled.
+        strides: of the levels that regions are pooled from.
+    """
+    every, sizes = torch.cat(list(regions)), [len(part) for part in regions]
+    levels = assign_levels(every.to(dtype), strides)
+    kinds = torch.stack([torch.stack([(part > 0).sum(), (part == 0).sum()]) for _, part in anchors], 1)
+    values = torch.cat([kinds.flatten(), *[part for _, part in matched], levels]).cpu()
+    counts, labels, places = values.split([kinds.numel(), len(every), len(every)])
+    parts = labels.split(sizes)
+    return _Known(
+        counts.view(kinds.shape).numpy().tolist(),
+        [
+            [int(np.count_nonzero(part.numpy() > 0)) for part in parts],
+            [int(np.count_nonzero(part.numpy() == 0)) for part in parts],
+        ],
+        list(parts),
+        list(places.split(sizes)),
+        len(strides),
+        every.device,
+    )
 
 
 class Detector(nn.Module):
@@ -74,26 +142,30 @@ class Detector(nn.Module):
     def losses(self, outputs: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions.
 
-        The device is read four times, whatever the number of images, and by torchvision's suppression once for each.
+        The device is read twice, whatever the number of images, and by torchvision's suppression once for each.
         """
-        entries, true_boxes, true_classes = instance_lists(targets, self.categories)
         logits, deltas, anchors = self._anchor_outputs(outputs)
         sizes, regions, detection = targets.frame.sizes, self.config.regions, self.config.detection
-        # what is drawn from: anchors and regions, counted in one read
+        # numbers of things and of boxes that may be proposed, in one read
+        visible = visible_instances(targets, self.categories)
+        found = candidate_boxes(logits, deltas, anchors, sizes, regions, training=True)
+        shown, usable = torch.stack([visible[0].sum(1), found.usable.sum(1)]).tolist()
+        entries, true_boxes, true_classes = instance_lists(targets, self.categories, visible, shown)
+        proposals = choose(found, regions, training=True, counts=usable)
         matched = match_anchors(anchors, true_boxes, regions, sizes)
-        proposals = propose(logits, deltas, anchors, sizes, regions, training=True)
         candidates = match_regions(proposals, true_boxes, detection)
-        amounts = count_labels([labels for _, labels in matched], [labels for _, labels in candidates[1]])
-        objectness, region = region_losses(
-            logits, deltas, anchors, true_boxes, regions, sizes, matched, amounts=amounts[0]
-        )
-        sampled = sample_regions(
-            proposals, true_boxes, true_classes, self.background, detection, candidates, amounts=amounts[1]
-        )
-        # the levels of all regions and of those that hold a thing, in one read
-        boxes, positives = [part.boxes for part in sampled], [part.positives for part in sampled]
         dtype, strides = outputs[self.pooled[0]].dtype, [self.strides[name] for name in self.pooled]
-        orders = level_orders([torch.cat(boxes).to(dtype), torch.cat(positives).to(dtype)], strides)
+        known = _read(matched, *candidates, dtype, strides)
+        objectness, region = region_losses(
+            logits, deltas, anchors, true_boxes, regions, sizes, matched, amounts=known.anchors
+        )
+        # regions are drawn on the host, which has to know their levels
+        drawn = sample(known.labels, detection.samples, detection.positive_fraction, known.regions)
+        sampled = sample_regions(
+            proposals, true_boxes, true_classes, self.background, detection, candidates, drawn=drawn
+        )
+        orders = [known.order([torch.cat(kinds[:most]) for kinds in drawn]) for most in (2, 1)]  # all; with a thing
+        boxes, positives = [part.boxes for part in sampled], [part.positives for part in sampled]
         class_logits, codes = self._run_box_head(outputs, boxes, orders[0])
         entropy, box = box_losses(class_logits, codes, sampled, true_boxes, detection)
         classes = torch.cat([part.classes[: len(part.owners)] for part in sampled])

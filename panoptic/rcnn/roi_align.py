@@ -28,20 +28,9 @@ def assign_levels(boxes: Tensor, strides: Sequence[int]) -> Tensor:
     return level.clamp(lowest, highest).long() - lowest
 
 
-def level_orders(groups: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    """The boxes of each level, for several groups of boxes in one read of the device.
-
-    Args:
-        groups: each float [R, 4].
-        strides: of the levels.
-
-    Returns:
-        for each group the indices int64 of those of each level.
-    """
-    every = torch.arange(len(strides), device=groups[0].device)
-    levels = [assign_levels(boxes, strides) for boxes in groups]
-    counts = torch.stack([(part == every[:, None]).sum(1) for part in levels]).tolist()
-    return [part.argsort(stable=True).split(count) for part, count in zip(levels, counts, strict=True)]
+def level_order(levels: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """For each level the indices int64 of its boxes, given the level of each box, int64 [R], and their numbers."""
+    return levels.argsort(stable=True).split(list(counts))
 
 
 def pool(
@@ -62,7 +51,7 @@ def pool(
         side: S.
         samples: points along a side of each cell; 0 takes as many as the region's size asks for.
         aligned: pixel centres lie half a pixel behind the coordinate; False leaves that out (mmdetection 1).
-        order: of `level_orders`, where it is known already; else the device is read once.
+        order: of `level_order`, where it is known already; else the device is read once.
     """
     from torchvision.ops import roi_align  # torchvision takes seconds, and most processes need nothing of it
 
@@ -70,7 +59,9 @@ def pool(
     if len(features) == 1:
         return roi_align(features[0], regions, side, 1 / strides[0], samples, aligned)
     if order is None:
-        (order,) = level_orders([regions[:, 1:]], strides)
+        levels = assign_levels(regions[:, 1:], strides)
+        every = torch.arange(len(strides), device=levels.device)
+        order = level_order(levels, (levels == every[:, None]).sum(1).tolist())
     pooled = [
         roi_align(feature, regions[chosen], side, 1 / stride, samples, aligned)
         for feature, stride, chosen in zip(features, strides, order, strict=True)

@@ -166,6 +166,7 @@ def sample_regions(
     detection: Detection,
     candidates: tuple[list[Tensor], Matches] | None = None,
     amounts: Sequence[Sequence[int]] | None = None,
+    drawn: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> list[Sampled]:
     """Regions to learn from, drawn image by image.
 
@@ -177,15 +178,18 @@ def sample_regions(
         detection: thresholds and numbers.
         candidates: of `match_regions`, where they are known already.
         amounts: of `boxes.sample`, of their labels.
+        drawn: of `boxes.sample`, where that is done already, on the CPU too.
     """
     sampled = []
     every, matched = candidates or match_regions(proposals, truth, detection)
-    drawn = sample([labels for _, labels in matched], detection.samples, detection.positive_fraction, amounts)
+    if drawn is None:
+        drawn = sample([labels for _, labels in matched], detection.samples, detection.positive_fraction, amounts)
     for regions, (index, _), (positive, negative), labels in zip(every, matched, drawn, classes, strict=True):
-        chosen = torch.cat([positive, negative])
+        chosen = torch.cat([positive, negative]).to(regions.device, non_blocking=True)
+        owners = index[chosen[: len(positive)]]
         targets = torch.full((len(chosen),), background, device=labels.device)
-        targets[: len(positive)] = labels[index[positive]]
-        sampled.append(Sampled(regions[chosen], targets, index[positive]))
+        targets[: len(positive)] = labels[owners]
+        sampled.append(Sampled(regions[chosen], targets, owners))
     return sampled
 
 

@@ -79,6 +79,20 @@ def flatten(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> tuple[list[Te
     )
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The boxes of all images from which proposals are chosen, the best of each level first."""
+
+    boxes: Tensor
+    """float [B, A, 4], cut to the images."""
+    logits: Tensor
+    """float [B, A]."""
+    levels: Tensor
+    """int64 [A], the level of each."""
+    usable: Tensor
+    """bool [B, A], boxes that are finite and not empty."""
+
+
 @torch.no_grad()
 def propose(
     logits: Sequence[Tensor],
@@ -88,7 +102,20 @@ def propose(
     regions: Regions,
     training: bool,
 ) -> list[Proposals]:
-    """The best boxes of each image.
+    """The best boxes of each image; arguments as of `candidate_boxes`."""
+    return choose(candidate_boxes(logits, deltas, anchors, sizes, regions, training), regions, training)
+
+
+@torch.no_grad()
+def candidate_boxes(
+    logits: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Tensor,
+    regions: Regions,
+    training: bool,
+) -> Candidates:
+    """What proposals are chosen from.
 
     Args:
         logits: of each level [B, n], as `flatten` gives them.
@@ -98,47 +125,59 @@ def propose(
         regions: limits and thresholds.
         training: use the limits of training.
     """
-    before, after = (
-        (regions.train_before, regions.train_after) if training else (regions.test_before, regions.test_after)
-    )
+    before = regions.train_before if training else regions.test_before
     best = [x.topk(min(before, x.shape[1]), 1) for x in logits]
     boxes = [
         decode(level[index], delta.gather(1, index[:, :, None].expand(-1, -1, 4)))
         for level, delta, (_, index) in zip(anchors, deltas, best, strict=True)
     ]
-    return suppress(boxes, [score for score, _ in best], sizes, regions.nms, after, regions.least_side)
+    return cut(boxes, [score for score, _ in best], sizes, regions.least_side)
 
 
-def suppress(
-    boxes: Sequence[Tensor], logits: Sequence[Tensor], sizes: Tensor, nms: float, after: int, least: float = 0.0
-) -> list[Proposals]:
-    """Boxes cut to the images, without empty and overlapping ones, the best `after` of each image.
+def choose(found: Candidates, regions: Regions, training: bool, counts: Sequence[int] | None = None) -> list[Proposals]:
+    """The proposals of each image among its candidates; arguments as of `candidate_boxes` and `suppress`."""
+    return suppress(found, regions.nms, regions.train_after if training else regions.test_after, counts)
+
+
+def cut(boxes: Sequence[Tensor], logits: Sequence[Tensor], sizes: Tensor, least: float = 0.0) -> Candidates:
+    """Boxes cut to the images.
 
     Args:
-        boxes: of each level [B, n, 4]; those that are not finite are dropped.
+        boxes: of each level [B, n, 4].
         logits: of each level [B, n].
         sizes: int [B, 2].
-        nms: two boxes of one level may overlap by this.
-        after: how many stay.
         least: boxes whose width or height is not above are empty.
-
-    The device is read once for all images, and by torchvision's suppression once for each, for the number of boxes
-    that it leaves.
     """
-    from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
-
     levels = torch.cat([torch.full((x.shape[1],), k, device=x.device) for k, x in enumerate(logits)])
     every, confidence = torch.cat(list(boxes), 1), torch.cat(list(logits), 1)
     every = torch.stack(
         [clip(image, height, width) for image, (height, width) in zip(every, sizes.tolist(), strict=True)]
     )
     usable = every.isfinite().all(2) & confidence.isfinite() & ~is_empty(every, least)
-    counts = usable.sum(1).tolist()  # one read of the device for all images
-    places = torch.nonzero_static(usable, size=sum(counts))[:, 1].split(counts)
+    return Candidates(every, confidence, levels, usable)
+
+
+def suppress(found: Candidates, nms: float, after: int, counts: Sequence[int] | None = None) -> list[Proposals]:
+    """Usable boxes without overlapping ones, the best `after` of each image.
+
+    Args:
+        found: of `cut`.
+        nms: two boxes of one level may overlap by this.
+        after: how many stay.
+        counts: how many boxes of each image are usable, where that is known already.
+
+    The device is read once for all images where `counts` are not known, and by torchvision's suppression once for each
+    image, for the number of boxes that it leaves.
+    """
+    from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
+
+    if counts is None:
+        counts = found.usable.sum(1).tolist()
+    places = torch.nonzero_static(found.usable, size=sum(counts))[:, 1].split(list(counts))
     proposals = []
-    for image, scores, kept in zip(every, confidence, places, strict=True):
+    for image, scores, kept in zip(found.boxes, found.logits, places, strict=True):
         image, scores = image[kept], scores[kept]
-        best = batched_nms(image, scores, levels[kept], nms)[:after]
+        best = batched_nms(image, scores, found.levels[kept], nms)[:after]
         proposals.append(Proposals(image[best], scores[best]))
     return proposals
 

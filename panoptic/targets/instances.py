@@ -72,20 +72,37 @@ def is_instance(targets: Targets, categories: Categories) -> Tensor:
     return is_thing(targets, categories) & ~targets.crowd
 
 
-def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def visible_instances(targets: Targets, categories: Categories) -> tuple[Tensor, Tensor]:
+    """The things to detect: `is_instance`, bool [B, N], without those that have no pixel; and the `boxes` of all."""
+    outlines = boxes(targets)
+    return is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0]), outlines
+
+
+def instance_lists(
+    targets: Targets,
+    categories: Categories,
+    visible: tuple[Tensor, Tensor] | None = None,
+    counts: Sequence[int] | None = None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The things to detect, image by image: crowds and segments without a pixel are left out.
+
+    Args:
+        targets: of B images.
+        categories: of the dataset.
+        visible: of `visible_instances`, where it is known already.
+        counts: how many things each image shows, where that is known already; else the device is read once.
 
     Returns:
         for each image their entries int64 [n] (segment k has entry k - 1), boxes float32 [n, 4] and
         classes int64 [n], which count the things only: class k is `categories.things[k]`.
     """
-    outlines = boxes(targets)
-    visible = is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0])
+    shown, outlines = visible or visible_instances(targets, categories)
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
     classes = table.to(targets.labels.device, non_blocking=True)[targets.labels]
-    counts = visible.sum(1).tolist()
-    entries = torch.nonzero_static(visible, size=sum(counts))[:, 1].split(counts)
+    if counts is None:
+        counts = shown.sum(1).tolist()
+    entries = torch.nonzero_static(shown, size=sum(counts))[:, 1].split(list(counts))
     return (
         list(entries),
         [outlines[b, chosen] for b, chosen in enumerate(entries)],

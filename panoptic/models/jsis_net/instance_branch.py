@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from panoptic.models.base import Outputs
 from panoptic.models.jsis_net.c4_head import C4Head
 from panoptic.rcnn.config import Detection, Regions
-from panoptic.rcnn.rpn import Proposals, anchors_of, flatten, propose
+from panoptic.rcnn.rpn import Candidates, Proposals, anchors_of, candidate_boxes, choose, flatten
 from panoptic.segmentation import IGNORE, Categories, Frame
 
 
@@ -53,11 +53,20 @@ class InstanceBranch:
             frame: of the batch.
             training: the limits of training, else those of testing.
         """
-        logits, deltas, anchors = self.anchor_outputs(outputs)
-        proposals = propose(logits, deltas, anchors, frame.sizes, self.regions, training)
+        return self.choose(self.candidate_boxes(outputs, frame, training), frame, training)
+
+    def candidate_boxes(self, outputs: Outputs, frame: Frame, training: bool) -> Candidates:
+        """What `propose` chooses from; arguments as there."""
+        return candidate_boxes(*self.anchor_outputs(outputs), frame.sizes, self.regions, training)
+
+    def choose(
+        self, found: Candidates, frame: Frame, training: bool, counts: Sequence[int] | None = None
+    ) -> list[Proposals]:
+        """`propose` from its candidates, of which so many are usable in each image, where that is known already."""
+        proposals = choose(found, self.regions, training, counts)
         for b, (height, width) in enumerate(frame.sizes.tolist()):
             if not len(proposals[b].boxes):
-                whole = outputs["deltas"].new_tensor([[0, 0, width, height]])
+                whole = found.boxes.new_tensor([[0, 0, width, height]])
                 proposals[b] = Proposals(whole, whole.new_zeros(1))
         return proposals
 

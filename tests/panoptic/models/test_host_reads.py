@@ -46,12 +46,12 @@ READS: dict[type, dict[str, int]] = {
     Mask2FormerConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
     EoMTConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
     DETRConfig: {MATCHING: 1},
-    # Numbers that sizes follow from: of the things of each image; of the boxes that enter the suppression; of what
-    # anchors and regions are drawn from (a permutation is as long as there are positives, and another length would
-    # draw other regions); of the regions of each level. Each needs the one before it.
-    PanopticFPNConfig: {"targets/instances.py": 1, "rcnn/rpn.py": 1, "rcnn/boxes.py": 1, "rcnn/roi_align.py": 1},
-    EfficientPSConfig: {"targets/instances.py": 1, "rcnn/rpn.py": 1, "rcnn/boxes.py": 1, "rcnn/roi_align.py": 1},
-    JSISNetConfig: {"targets/instances.py": 1, "rcnn/rpn.py": 1, "rcnn/boxes.py": 1},
+    # Numbers that sizes follow from. First those of the things of each image, and of the boxes that enter the
+    # suppression; then, as regions come out of it, what anchors and regions are drawn from (a permutation is as long as
+    # there are positives, and another length would draw other regions), with the level of every region.
+    PanopticFPNConfig: {"rcnn/mask_rcnn.py": 2},
+    EfficientPSConfig: {"rcnn/mask_rcnn.py": 2},
+    JSISNetConfig: {"models/jsis_net/loss.py": 1, "rcnn/boxes.py": 1},
     PanopticFCNConfig: {"models/panoptic_fcn/targets.py": 1},
 }
 """The most reads of a step of each architecture beside its verdict, by the file or folder in panoptic/.

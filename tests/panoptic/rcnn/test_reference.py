@@ -10,7 +10,7 @@ from torch import Tensor
 from panoptic.rcnn.boxes import cell_anchors, decode, encode, grid_anchors, match, overlaps
 from panoptic.rcnn.roi_align import assign_levels, pool
 from panoptic.rcnn.roi_heads import Detection, detect
-from panoptic.rcnn.rpn import suppress
+from panoptic.rcnn.rpn import cut, suppress
 from panoptic.targets.instances import mask_targets
 
 
@@ -72,7 +72,7 @@ def test_selection_of_proposals(units) -> None:
         units[f"rpnsel_boxes{k}"].gather(1, index[:, :, None].expand(-1, -1, 4)) for k, (_, index) in enumerate(best)
     ]
     sizes = torch.tensor([[100, 150], [90, 140]])
-    for image, found in enumerate(suppress(boxes, [logits for logits, _ in best], sizes, 0.7, 30)):
+    for image, found in enumerate(suppress(cut(boxes, [logits for logits, _ in best], sizes), 0.7, 30)):
         close(found.boxes, units[f"rpnsel_out_boxes{image}"])
         close(found.logits, units[f"rpnsel_out_logits{image}"])
 
