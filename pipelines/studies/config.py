@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from panoptic.ranges import NonNegativeInt, PositiveInt
+from panoptic.ranges import NonNegativeInt
 from pipelines.config import Experiment, typed_paths, unknown_presets
 from pipelines.studies import STUDIES
 from pipelines.studies.study import Row, Study
@@ -26,10 +26,12 @@ class Options(SweepOptions):
     """Studies to run one after the other, sharing rows that are equal; `list` names them."""
     steps: NonNegativeInt = 0
     """Training steps of a study's recipe; rows of other lengths, milestones and warm-up follow. 0 = the paper's."""
-    seeds: PositiveInt = 1
-    """Seeds of every row; two or more give mean ± deviation, and say what exceeds it."""
+    seeds: NonNegativeInt = 0
+    """Seeds of every row; two or more give mean ± deviation, and say what exceeds it. 0 = as many as the study asks
+    for: one, those on photographs of their own (freezing-photographs) three."""
     small: bool = False
-    """The study on two CPU cores: its small preset, small backbones, from scratch."""
+    """The study on two CPU cores: its small preset and small backbones, with ImageNet weights where a package has
+    them."""
     pretrain_steps: NonNegativeInt = 0
     """Steps for which parts that a row freezes without weights are first trained on drawn scenes, once.
     0 = 600 with --small, else an error."""
@@ -51,7 +53,7 @@ def check(options: Options, rest: Sequence[str], presets: Presets) -> bool:
             "--study: its rows are given, and each trains to its end, or it has no figure; leave --sweep, --samples, "
             "--searcher and --scheduler out"
         )
-    if options.seeds < 1 or options.steps < 0:
+    if options.seeds < 0 or options.steps < 0:
         raise ValueError("--seeds is 1 or more, --steps 0 (the paper's) or more")
     check_typed(options, typed_paths(rest))
     given = bool(rest) and not rest[0].startswith("-")
@@ -84,3 +86,8 @@ def check_typed(options: Options, typed: Collection[str]) -> None:
 def preset_of(study: Study, row: Row, small: bool) -> str:
     """The preset of a row."""
     return (row.small or study.small) if small else row.preset or study.preset
+
+
+def seeds_of(options: Options) -> int:
+    """The seeds of every row: those of the options, or the most that one of the studies asks for."""
+    return options.seeds or max((STUDIES[name].seeds for name in options.study if name in STUDIES), default=1)

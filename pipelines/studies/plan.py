@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from panoptic.backbones import imagenet
 from pipelines.config import Experiment, flatten, override, parse, typed_paths
 from pipelines.studies import STUDIES
-from pipelines.studies.config import STEPS, Options, Presets, preset_of
+from pipelines.studies.config import STEPS, Options, Presets, preset_of, seeds_of
 from pipelines.studies.pretrain import pretrained
-from pipelines.studies.study import SMALL, Row, Study
+from pipelines.studies.study import Row, Study, small_value
 from pipelines.training.driver import prepare_data
 from pipelines.training.preflight import lacking
 from pipelines.tuning import trial_config
@@ -62,7 +63,7 @@ def plan(options: Options, rest: Sequence[str], presets: Presets) -> list[Planne
             first = bases[preset].train.seed
             planned += [
                 PlannedTrial(name, index, seed, preset, {**changes, **workers, "train.seed": seed})
-                for seed in range(first, first + options.seeds)
+                for seed in range(first, first + seeds_of(options))
             ]
     return planned
 
@@ -103,7 +104,7 @@ def changes_of(
     own_change = row.small_change if options.small and row.small_change is not None else row.change
     changes = {path: value for path, value in {**shared, **own_change}.items() if path not in typed}
     if options.small:
-        changes = {path: SMALL.get(path, {}).get(value, value) for path, value in changes.items()}
+        changes = {path: small_value(path, value, begins_with_imagenet(base)) for path, value in changes.items()}
     whole = study.recipe.get(STEPS, base.train.steps) if STEPS in row.change else 0
     own = changes.pop(STEPS, base.train.steps)
     usual = shared.get(STEPS, base.train.steps)
@@ -111,6 +112,11 @@ def changes_of(
     steps = max(1, round(own * budget / whole)) if whole else budget
     whole_run = override(base, {**changes, STEPS: usual})  # milestones and warm-up belong to this length
     return {**changes, STEPS: steps, **shortened(whole_run, steps, typed, budget)}
+
+
+def begins_with_imagenet(experiment: Experiment) -> bool:
+    """True if the backbone of an experiment begins with ImageNet weights that are asked for by that word."""
+    return experiment.model.backbone.weights in imagenet.NAMES
 
 
 def shortened(base: Experiment, steps: int, typed: Collection[str] = (), budget: int = 0) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 The backbone alone learns through the semantic loss of its preset's model, whatever heads a row has, so that all
 studies of a preset share a backbone. Where other parts are frozen too, the row's whole model learns through all its
-losses, at the preset's rate, and the study's rows start from that checkpoint. Run and file are named by everything
+losses, at the preset's rate (its backbone from ImageNet weights, where the preset has them), and the study's rows start
+from that checkpoint. Run and file are named by everything
 that changes them.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from panoptic.backbones import imagenet
 from panoptic.training import checkpoint as checkpoints
 from pipelines.cluster import storage
 from pipelines.config import Data, Experiment, Scenes, flatten, override
@@ -50,7 +52,9 @@ def pretraining(experiment: Experiment, base: Experiment, kind: Kind, steps: int
         steps: of this run.
     """
     scenes = demo()
-    backbone = replace(experiment.model.backbone, freeze=0, weights="none")
+    given = experiment.model.backbone
+    weights = given.weights if kind == "model" and given.weights in imagenet.NAMES else "none"
+    backbone = replace(given, freeze=0, weights=weights)
     model = base.model if kind == "backbone" else experiment.model
     optim, most = base.optim, steps // 10
     warmups = {name: min(getattr(optim, name), most) for name in ("warmup_steps", "backbone_warmup_steps")}
@@ -86,7 +90,11 @@ def pretrained(experiment: Experiment, base: Experiment, kind: Kind, steps: int)
     run = pretraining(experiment, base, kind, steps)
     file = storage.join(run.storage, "pretrained", f"{run.name}.pt")
     if not storage.exists(file):
-        print(f"no weights were given: training {run.model.backbone.name} on drawn scenes, {steps} steps", flush=True)
+        begins = "" if run.model.backbone.weights == "none" else ", from ImageNet weights"
+        print(
+            f"no weights were given: training {run.model.backbone.name} on drawn scenes, {steps} steps{begins}",
+            flush=True,
+        )
         record = load_checkpoint(train(run, "pretraining").checkpoint)
         buffer = io.BytesIO()
         if kind == "backbone":

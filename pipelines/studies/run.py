@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.cluster import storage
 from pipelines.config import Experiment, check_run_name, flatten, parse, typed_paths
 from pipelines.studies import STUDIES
-from pipelines.studies.config import Options, Presets, check
+from pipelines.studies.config import Options, Presets, check, seeds_of
 from pipelines.studies.evaluate import RowResult, evaluate_row
 from pipelines.studies.plan import (
     PlannedTrial,
+    begins_with_imagenet,
     experiment_of,
     key_of,
     label_of,
@@ -23,22 +26,25 @@ from pipelines.studies.plan import (
     with_weights,
 )
 from pipelines.studies.statistics import Cell
-from pipelines.studies.study import METRICS, SMALL, UNITS
+from pipelines.studies.study import COSTS, DECIMALS, METRICS, UNITS, small_value
 from pipelines.studies.table import Table, table_of
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
+from pipelines.tracking.curves import curves
 from pipelines.training.driver import prepare_data
-from pipelines.training.preflight import lacking
+from pipelines.training.preflight import check_weights, lacking
 from pipelines.training.state import last_step
 from pipelines.tuning import trial
 from pipelines.tuning.checks import MissingWeights, TrialCheck, check_storage
 from pipelines.tuning.concurrency import join_cluster
 from pipelines.tuning.config import split_preset
-from pipelines.tuning.plan import TrialConfig, Trials
+from pipelines.tuning.plan import TrialConfig, Trials, run_id
 from pipelines.tuning.progress import TrialResult
 from pipelines.tuning.results import SweepResult
 from pipelines.tuning.resume import read_record
 from pipelines.tuning.sweep import execute, record_of
+
+logger = logging.getLogger(__name__)
 
 PRETRAIN_STEPS = 600
 """Steps on drawn scenes with --small, where --pretrain-steps says none."""
@@ -70,11 +76,13 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
     Raises:
         ValueError: nothing was started; the message says what to change.
     """
+    options = replace(options, seeds=seeds_of(options))
     planned, bases, name, trial_check = checked(options, rest, presets)
     pretrain_steps = pretraining(options)
     starts = {study: beginning(study, planned, bases, pretrain_steps) for study in options.study}
     for line in filter(None, starts.values()):
         print(line, flush=True)
+    fetch_weights(trial_check.experiments)
     options = replace(options, concurrent=join_cluster(options.concurrent, trial_check.experiments))
     planned, bases = limited(planned, bases, typed_paths(rest))
     if pretrain_steps and any(map(lacking, trial_check.experiments)):
@@ -88,7 +96,7 @@ def run(options: Options, rest: Sequence[str], presets: Presets) -> StudyResults
             study,
             results,
             budget_of(study, options, rest, bases),
-            [*filter(None, (starts[study], substitutions(study) if options.small else ""))],
+            [*filter(None, (starts[study], substitutions(study, planned, bases) if options.small else ""))],
         )
         for study in options.study
     }
@@ -100,6 +108,17 @@ def pretraining(options: Options) -> int:
     return options.pretrain_steps or (PRETRAIN_STEPS if options.small else 0)
 
 
+def fetch_weights(experiments: Iterable[Experiment]) -> None:
+    """Look for the ImageNet weights of all rows, and download those that are not at hand, before anything starts.
+
+    Raises:
+        ValueError: they are not to be had; says what to install.
+    """
+    by_name = {one.model.backbone.timm_name: one for one in experiments if begins_with_imagenet(one)}
+    for experiment in by_name.values():
+        check_weights(experiment)
+
+
 def checked(
     options: Options, rest: Sequence[str], presets: Presets
 ) -> tuple[list[PlannedTrial], dict[str, Experiment], str, TrialCheck]:
@@ -107,6 +126,7 @@ def checked(
 
     Arguments and errors are those of `run`.
     """
+    options = replace(options, seeds=seeds_of(options))
     given = check(options, rest, presets)
     planned = plan(options, rest, presets)
     names = sorted({entry.preset for entry in planned})
@@ -148,7 +168,7 @@ WEIGHTS = {
 
 
 def beginning(study: str, planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment], pretrain_steps: int) -> str:
-    """A line that says that a study begins from other weights than its paper; "" where it does not.
+    """A line that says that a study begins from ImageNet weights, or from others than its paper; "" from a checkpoint.
 
     Args:
         study: its name.
@@ -161,21 +181,36 @@ def beginning(study: str, planned: Sequence[PlannedTrial], bases: Mapping[str, E
     given = [
         one.train.weights or (begins == "ImageNet" and one.model.backbone.weights != "none") for one in experiments
     ]
+    names = sorted({one.model.backbone.name for one in experiments if begins_with_imagenet(one)})
     if not begins or all(given):
-        return ""
+        if begins != "ImageNet" or not names:
+            return ""
+        return f"{study}: begins with ImageNet weights, as the paper's models: {', '.join(names)}"
     drawn = pretrain_steps > 0 and any(map(lacking, experiments))
     ours = "a training on drawn scenes" if drawn else "random weights"
+    if names:
+        ours += f", the backbone with ImageNet weights ({', '.join(names)})"
+    elif begins == "ImageNet":
+        without = sorted({one.model.backbone.name for one in experiments if one.model.backbone.weights == "none"})
+        ours += f"; no package has ImageNet weights of {', '.join(without)}"
     return f"{study}: the paper's models begin with {WEIGHTS[begins]}, these with {ours}"
 
 
-def substitutions(study: str) -> str:
-    """A line that names the values that --small takes in place of the paper's; "" where there are none."""
+def substitutions(study: str, planned: Sequence[PlannedTrial], bases: Mapping[str, Experiment]) -> str:
+    """A line that names the values that --small takes in place of the paper's; "" where there are none.
+
+    Args:
+        study: its name.
+        planned: rows of all studies.
+        bases: experiments by preset.
+    """
     definition, changed = STUDIES[study], dict[str, None]()
+    with_weights = any(begins_with_imagenet(bases[entry.preset]) for entry in planned if entry.study == study)
     for row in definition.trained:
         paper = {**definition.setting, **row.change}
         small = row.change if row.small_change is None else row.small_change
         for path, value in {**definition.setting, **small}.items():
-            own = SMALL.get(path, {}).get(value, value)
+            own = small_value(path, value, with_weights)
             if own != paper.get(path, own):
                 changed[f"{path} {paper[path]} is {own}"] = None
     return f"With --small: {'; '.join(changed)}." if changed else ""
@@ -272,7 +307,9 @@ def evaluate_rows(
     trained: dict[str, tuple[str, dict[str, float]]] = {}
     for key, entry in zip(keys, planned, strict=True):
         if key not in trained:
-            trained[key] = last_validation(by_label.get(entry.label), sweep.folder)
+            uri, values = last_validation(by_label.get(entry.label), sweep.folder)
+            costly = uri and set(STUDIES[entry.study].columns) & set(COSTS)
+            trained[key] = uri, values | (costs(by_label[entry.label], sweep) if costly else {})
     uris = {(entry.study, entry.row, entry.seed): trained[key][0] for entry, key in zip(planned, keys, strict=True)}
     return [
         evaluate_row(RowResult(entry, key, trained[key][1]), uris, bases[entry.preset], sweep.folder)
@@ -286,6 +323,24 @@ def last_validation(result: TrialResult | None, folder: str) -> tuple[str, dict[
         return "", {}
     kept = list(trial.all_checkpoints(folder, result.identity).items())
     return max(kept, key=lambda entry: entry[0].rsplit("/", 1)[1]) if kept else ("", {})
+
+
+def costs(result: TrialResult, sweep: SweepResult) -> dict[str, float]:
+    """What a step of a trial's training took (`COSTS`), from the curves of its MLflow run; {} where that does not tell.
+
+    Args:
+        result: of the trial.
+        sweep: that trained it.
+    """
+    run = replace(sweep.parent, run_id=run_id(sweep.folder, result.identity))
+    try:
+        seconds, memory = curves(run, [METRICS[column] for column in COSTS]) if run.run_id else ([], [])
+    except ConnectionError as error:
+        logger.warning("%s: what its steps took is not known (%s)", result.label, error)
+        return {}
+    found = {"s/step": statistics.median(value for _, value in seconds)} if seconds else {}
+    found |= {"MiB": memory[0][1]} if memory else {}
+    return {METRICS[column]: value for column, value in found.items()}
 
 
 def table_of_study(study: str, results: Sequence[RowResult], budget: str, notes: Sequence[str] = ()) -> Table:
@@ -308,7 +363,7 @@ def table_of_study(study: str, results: Sequence[RowResult], budget: str, notes:
             trainings = tuple(f"merged, seed {one.entry.seed}" if merged else one.training for one in seeds)
             unit = UNITS.get(column, 1.0)
             ours = tuple(unit * one.values.get(METRICS[column], math.nan) for one in seeds)
-            cells[-1].append(Cell(figure, ours, trainings, decimals=2 if unit == 1 else 3))
+            cells[-1].append(Cell(figure, ours, trainings, decimals=DECIMALS.get(column, 2)))
     return table_of(study, definition, cells, budget, notes)
 
 
@@ -320,7 +375,8 @@ def budget_of(study: str, options: Options, rest: Sequence[str], bases: Mapping[
     said |= set() if options.small else set(definition.recipe)
     base = flatten(next(iter(bases.values())))
     instead = "".join(f", {path} {base[path]}" for path in sorted(typed & said))
-    return f"{steps}, {options.seeds} seed{'s' if options.seeds > 1 else ''}{instead}"
+    seeds = seeds_of(options)
+    return f"{steps}, {seeds} seed{'s' if seeds > 1 else ''}{instead}"
 
 
 def finish(tables: Mapping[str, Table], sweep: SweepResult, unevaluated: Sequence[str] = ()) -> StudyResults:

@@ -24,8 +24,17 @@ METRICS = {
     "network ms": "val/time/network_ms",
     "merging ms": "val/time/postprocess_ms",
     "FPS": "val/time/images_per_second",
+    "s/step": "train/step_seconds",
+    "MiB": "train/memory_mib",
 }
-"""Metric of an evaluation by the column of the papers' tables."""
+"""Metric of an evaluation by the column of the papers' tables; of a training those of `COSTS`."""
+
+COSTS = ("s/step", "MiB")
+"""Columns of what a step of training takes, which the curves of a row's MLflow run tell: seconds, the median of the
+lines of the log; and the peak memory of the first worker at the first of these lines, as a rule before it validates."""
+
+DECIMALS = {"recall": 3, "s/step": 3, "MiB": 0}
+"""Digits behind the point of our figures by column; 2 elsewhere."""
 
 UNITS = {"recall": 0.01}
 """Factor by which our figure is multiplied, where a paper prints a column in another unit: recall as a fraction."""
@@ -55,6 +64,23 @@ SMALL: dict[str, dict[Any, Any]] = {
 
 Weight decay: AdamW multiplies a weight by 1 - rate x decay a step, so at a rate of 1.4e-3 a decay of 1e-4 takes 0.03 %
 of it in 2300 steps, which no table can show; 0.05 and 0.5 take up to 15 % and 80 %, and are ten times apart as well."""
+
+SMALL_WITH_WEIGHTS: dict[str, dict[Any, Any]] = {
+    "model.backbone.name": {"resnet50": "tf_efficientnet_lite0", "resnet101": "tf_efficientnet_lite2"},
+}
+"""The same on small presets that begin with ImageNet weights, before `SMALL`: backbones whose weights a package has."""
+
+
+def small_value(path: str, value: Any, with_weights: bool) -> Any:
+    """The value that an option has with --small.
+
+    Args:
+        path: of the option.
+        value: the published one.
+        with_weights: the small preset begins with ImageNet weights.
+    """
+    tables = (SMALL_WITH_WEIGHTS, SMALL) if with_weights else (SMALL,)
+    return next((table[path][value] for table in tables if value in table.get(path, {})), value)
 
 
 @dataclass(frozen=True)
@@ -93,7 +119,7 @@ class Study:
     preset: str
     """The preset with the paper's recipe."""
     small: str
-    """The preset of --small: two CPU cores, from scratch."""
+    """The preset of --small, for two CPU cores."""
     rows: tuple[Row, ...]
     columns: tuple[str, ...] = QUALITIES
     """Keys of `METRICS`."""
@@ -105,6 +131,8 @@ class Study:
     """Images of the paper's training set, of which `data.limit` of preset and rows is a share. 0 = it is a number."""
     merged: tuple[int, ...] = ()
     """Rows (semantic, instances) of branches that are trained alone: their PQ is that of both models merged."""
+    seeds: int = 1
+    """Seeds of every row, where --seeds says nothing."""
     begins: str = ""
     """The weights with which the paper's models begin ("ImageNet's"), which a study without any says when it starts."""
     note: str = ""

@@ -49,6 +49,16 @@ def log_curves(run: Run) -> list[str]:
     return drawn
 
 
+def curves(run: Run, names: Sequence[str]) -> list[Curve]:
+    """The values of metrics of a run by their steps, in the order of the names; empty where it has none.
+
+    Raises:
+        ConnectionError: the store does not answer.
+    """
+    with answering(run.tracking_uri) as client:
+        return [_curve(client, run, name) for name in names]
+
+
 def _curve(client: MlflowClient, run: Run, name: str) -> Curve:
     history = client.get_metric_history(run.run_id, name)
     return sorted({metric.step: metric.value for metric in history}.items())

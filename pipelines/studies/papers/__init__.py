@@ -7,6 +7,7 @@
 | `panoptic_deeplab_pytorch` | report "Panoptic-DeepLab in PyTorch" |
 | `panoptic_fcn` | slides of "Fully Convolutional Networks for Panoptic Segmentation" |
 | `detr_cityscapes_slides` | slides "Panoptic Segmentation (research topic 12)": DETR on Cityscapes |
+| `freezing` | ours, in the form of tables 2 and 3 of the first document, whose figures stand beside |
 | `trunks` | ours, with figures of Mask2Former's paper (arXiv 2112.01527) |
 """
 

@@ -24,7 +24,7 @@ STUDIES = {
     "deeplab-default": Study(
         title="Table 1: the default Panoptic-DeepLab, ResNet-50, 10,000 steps",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         columns=ALL_QUALITIES,
         begins="ImageNet",
         recipe=DEEPLAB,
@@ -39,7 +39,7 @@ STUDIES = {
     "freezing-r50": Study(
         title="Table 2: stages of ResNet-50 frozen, 10,000 steps",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         rows=(
@@ -52,7 +52,7 @@ STUDIES = {
     "freezing-r101": Study(
         title="Table 3: stages of ResNet-101 frozen, 10,000 steps",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         rows=(
@@ -64,7 +64,7 @@ STUDIES = {
     "aspp": Study(
         title="Table 4: one pyramid pooling each or one shared, ResNet-101, four stages frozen",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         setting=FROZEN_101,
@@ -76,7 +76,7 @@ STUDIES = {
     "dilation": Study(
         title="Table 5: dilations of the pyramid pooling, ResNet-101, four stages frozen",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         setting=FROZEN_101,
@@ -89,7 +89,7 @@ STUDIES = {
     "batch": Study(
         title="Table 6: batch size, ResNet-101, four stages frozen",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         setting=FROZEN_101,
@@ -102,7 +102,7 @@ STUDIES = {
     "weight-decay": Study(
         title="Section 3.3.5: a small weight decay, ResNet-101, four stages frozen",
         preset="panoptic-deeplab-r52-coco",
-        small="panoptic-deeplab-pedestrians",
+        small="panoptic-deeplab-pedestrians-imagenet",
         begins="ImageNet",
         recipe=DEEPLAB,
         setting=FROZEN_101,

@@ -206,7 +206,7 @@ STUDIES = {
     "detr-freezing": Study(
         title="Freezing backbone, encoder, decoder",
         preset=PRESET,
-        small=SMALL,
+        small="detr-pedestrians-imagenet",
         columns=(*COLUMNS, "loss"),
         images=FRAMES,
         recipe=FIFTY,

@@ -270,18 +270,29 @@ def test_the_weights_of_the_losses_are_the_papers(shared: Callable[[str], Path])
 
 
 def test_a_study_says_when_it_begins_from_other_weights_than_its_paper():
-    def line(name: str, small: bool, *typed: str, steps: int = 0) -> str:
-        planned = plan(Options(study=(name,), small=small, steps=40), typed, PRESETS)
+    def line(name: str, small: bool, *typed: str, steps: int = 0, preset: str = "") -> str:
+        planned = plan(Options(study=(name,), small=small, steps=40), [*filter(None, [preset]), *typed], PRESETS)
         bases = {preset: parse([preset, *typed], PRESETS)[1] for preset in {entry.preset for entry in planned}}
         return run.beginning(name, planned, bases, steps)
 
     assert line("joint", False) == (
         "joint: the paper's models begin with a backbone trained on ImageNet (--model.backbone.weights imagenet, or "
-        "FILE), these with random weights"
+        "FILE), these with random weights; no package has ImageNet weights of resnet50"
     )
-    assert line("joint", False, "--model.backbone.weights", "imagenet") == ""
+    assert line("joint", False, "--model.backbone.weights", "imagenet") == (
+        "joint: begins with ImageNet weights, as the paper's models: resnet50"
+    )
     assert line("fpn-double3x3", False) == ""  # from scratch in the paper as well
-    assert "a training on drawn scenes" in line("aspp", True, steps=600)
+    assert line("aspp", True, steps=600) == (
+        "aspp: begins with ImageNet weights, as the paper's models: tf_efficientnet_lite2"
+    )
+    assert line("aspp", True, preset="panoptic-deeplab-pedestrians", steps=600).endswith(
+        "these with a training on drawn scenes; no package has ImageNet weights of resnet34"
+    )
+    assert line("detr-freezing", True, steps=600).endswith(
+        "these with a training on drawn scenes, the backbone with ImageNet weights "
+        f"({PRESETS['detr-pedestrians-imagenet']().model.backbone.name})"
+    )
     assert line("detr-lr", False, "--train.weights", "detr.pt") == ""
     assert "on COCO (--train.weights CHECKPOINT), these with random" in line(
         "detr-lr", False, "--model.backbone.weights", "imagenet"
@@ -289,12 +300,17 @@ def test_a_study_says_when_it_begins_from_other_weights_than_its_paper():
 
 
 def test_small_values_are_named():
-    assert run.substitutions("weight-decay") == (
-        "With --small: model.backbone.name resnet101 is resnet34; optim.weight_decay 1e-05 is 0.05; "
-        "optim.weight_decay 0.0001 is 0.5."
-    )
-    assert "model.backbone.name resnet50 is resnet14;" not in run.substitutions("fcn-fusion")
-    assert run.substitutions("fpn-double3x3") == (
+    def substitutions(name: str, *preset: str) -> str:
+        planned = plan(Options(study=(name,), small=True, steps=40), preset, PRESETS)
+        return run.substitutions(name, planned, {entry.preset: PRESETS[entry.preset]() for entry in planned})
+
+    for preset, backbone in (((), "tf_efficientnet_lite2"), (("panoptic-deeplab-pedestrians",), "resnet34")):
+        assert substitutions("weight-decay", *preset) == (
+            f"With --small: model.backbone.name resnet101 is {backbone}; optim.weight_decay 1e-05 is 0.05; "
+            "optim.weight_decay 0.0001 is 0.5."
+        )
+    assert "model.backbone.name resnet50 is resnet14;" not in substitutions("fcn-fusion")
+    assert substitutions("fpn-double3x3") == (
         "With --small: model.backbone.name resnet50_double3x3 is resnet14_double3x3; "
         "model.backbone.name resnet50 is resnet14."
     )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from panoptic.backbones import Backbone
-from pipelines.config import override, typed_paths
+from panoptic.backbones.imagenet import PACKAGES
+from pipelines.config import Train, override, typed_paths
 from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.studies import STUDIES, listing, run
@@ -19,6 +20,7 @@ from pipelines.studies import plan as planning
 from pipelines.studies.papers import (
     coco_challenges,
     detr_cityscapes_slides,
+    freezing,
     jsis_net,
     panoptic_deeplab_pytorch,
     panoptic_fcn,
@@ -26,7 +28,11 @@ from pipelines.studies.papers import (
 )
 from pipelines.studies.plan import Options, changes_of, key_of, limited, plan, shortened, with_weights
 from pipelines.studies.study import METRICS, Row
+from pipelines.training.preflight import lacking
 from pipelines.tuning.trial_config import apply
+
+SCRATCH = "panoptic-deeplab-pedestrians"
+"""A small preset without ImageNet weights, for which parts that are frozen are trained on drawn scenes first."""
 
 PAPERS_TABLES = {
     "deeplab-default": 1,
@@ -48,6 +54,7 @@ PAPERS_TABLES = {
     "fcn-schedule": 3,
     "fcn-star": 2,
     "trunks": 4,
+    "freezing-photographs": 6,
     "fcn-oracle": 4,
     "fcn-methods": 18,
     "fcn-test-dev": 15,
@@ -89,11 +96,11 @@ def test_what_has_not_landed_is_named(monkeypatch: pytest.MonkeyPatch):
         (Options(study=("aspp",), sweep=("a=1",)), [], "leave --sweep"),
         (Options(study=("aspp",), searcher="optuna"), [], "--searcher and --scheduler out"),
         (Options(study=("aspp",), scheduler="asha"), [], "--searcher and --scheduler out"),
-        (Options(study=("aspp",), seeds=0), [], "--seeds is 1 or more"),
-        (Options(study=("aspp",), steps=10, small=True), ["--storage", "s3://b/x"], "--tracking.uri: missing"),
+        (Options(study=("aspp",), seeds=-1), [], "--seeds is 1 or more"),
+        (Options(study=("aspp",), steps=10, small=True), [SCRATCH, "--storage", "s3://b/x"], "--tracking.uri: missing"),
         (
             Options(study=("aspp",), steps=10, small=True),
-            ["--storage", "s3://b/x", "--tracking.uri", "http://mlflow"],
+            [SCRATCH, "--storage", "s3://b/x", "--tracking.uri", "http://mlflow"],
             "drawn into a local folder",
         ),
         (Options(study=("aspp",)), ["dmo"], "unknown preset 'dmo'; near: demo"),
@@ -113,13 +120,46 @@ def test_what_is_refused(options: Options, rest: list[str], message: str, monkey
 
 
 def test_small_studies_map_backbones_and_leave_the_recipe_out():
-    (first, *_) = plan(Options(study=("dilation",), small=True), [], PRESETS)
+    (first, *_) = plan(Options(study=("dilation",), small=True), [SCRATCH], PRESETS)
     assert first.changes["model.backbone.name"] == "resnet34" and first.changes["model.rates"] == (1, 2, 3)
     assert "optim.lr" not in first.changes and first.changes["model.backbone.freeze"] == 4
     (published, *_) = plan(Options(study=("dilation",)), [], PRESETS)
     assert published.changes["optim.lr"] == 0.0025 and published.changes["model.backbone.name"] == "resnet101"
     (other, *_) = plan(Options(study=("dilation",)), ["demo", "--optim.lr", "0.5"], PRESETS)
     assert other.preset == "demo" and "optim.lr" not in other.changes
+
+
+@pytest.mark.parametrize("name", ["freezing-r50", "freezing-r101", "aspp", "dilation", "batch", "weight-decay"])
+def test_small_rows_of_the_report_begin_from_imagenet_weights(name: str):
+    """Where the small preset has them, of backbones whose weights a package has, so that nothing is trained on scenes;
+    ResNets on a preset that has none."""
+    backbones = {}
+    for preset in ([], [SCRATCH]):
+        for entry in plan(Options(study=(name,), small=True, steps=40), preset, PRESETS):
+            experiment, _ = apply(PRESETS[entry.preset](), entry.changes)
+            backbones.setdefault(bool(preset), set()).add(experiment.model.backbone.name)
+            assert (lacking(experiment) == "") == (experiment.model.backbone.freeze == 0 or not preset)
+    deep = name != "freezing-r50"
+    assert backbones == {False: {f"tf_efficientnet_lite{2 * deep}"}, True: {"resnet34" if deep else "resnet18"}}
+    assert backbones[False] <= set(PACKAGES)
+
+
+def test_the_study_of_freezing_has_every_number_of_stages_under_three_seeds():
+    """Its rows differ in nothing else, on other presets too; --seeds gives another number."""
+    for preset in ("panoptic-deeplab-pedestrians-imagenet", "mask2former-pedestrians-imagenet"):
+        planned = plan(Options(study=("freezing-photographs",), steps=40), [preset], PRESETS)
+        rows = [apply(PRESETS[entry.preset](), entry.changes)[0] for entry in planned]
+        assert [(row.model.backbone.freeze, row.train.seed) for row in rows] == [
+            (stages, seed) for stages in range(6) for seed in range(3)
+        ]
+        thawed = [replace(row.model, backbone=replace(row.model.backbone, freeze=0)) for row in rows]
+        assert len({repr(replace(row, model=m, train=Train())) for row, m in zip(rows, thawed, strict=True)}) == 1
+        assert {row.model.backbone.weights for row in rows} == {"imagenet"} and not any(map(lacking, rows))
+    assert len(plan(Options(study=("freezing-photographs",), seeds=2), [], PRESETS)) == 12
+    decays = plan(Options(study=("stage-decay-photographs",), seeds=1), [], PRESETS)
+    own = PRESETS[decays[0].preset]().optim.stage_decay
+    assert [entry.changes["optim.stage_decay"] for entry in decays] == [1.0, 0.85, 0.7, 0.5] and own == 0.7
+    assert len(plan(Options(study=("aspp",)), [], PRESETS)) == 2
 
 
 def test_the_backbones_of_trunks_differ_in_nothing_else():
@@ -249,7 +289,7 @@ def test_all_rows_of_a_freezing_study_start_from_the_same_weights(monkeypatch: p
         return {"model.backbone.weights": f"{experiment.model.backbone.name}.pt"}
 
     monkeypatch.setattr(planning, "pretrained", stand_in)
-    planned = plan(Options(study=("freezing-r50", "weight-decay"), small=True, steps=40), [], PRESETS)
+    planned = plan(Options(study=("freezing-r50", "weight-decay"), small=True, steps=40), [SCRATCH], PRESETS)
     bases = {entry.preset: PRESETS[entry.preset]() for entry in planned}
     found = with_weights(planned, bases, 50)
     weights = [entry.changes.get("model.backbone.weights") for entry in found]
@@ -273,7 +313,7 @@ def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: 
     monkeypatch.setitem(STUDIES, "frozen", replace(freezing, rows=freezing.rows[:2]))
 
     def keys(studies: tuple[str, ...], steps: int) -> list[str]:
-        planned = plan(Options(study=studies, small=True, steps=40), [], PRESETS)
+        planned = plan(Options(study=studies, small=True, steps=40), [SCRATCH], PRESETS)
         bases = {entry.preset: PRESETS[entry.preset]() for entry in planned}
         return [key_of(entry, bases) for entry in with_weights(planned, bases, steps)]
 
@@ -287,7 +327,7 @@ def test_rows_are_shared_where_their_studies_need_the_same_weights(monkeypatch: 
 
 @pytest.mark.parametrize(
     "module",
-    [coco_challenges, jsis_net, panoptic_deeplab_pytorch, panoptic_fcn, detr_cityscapes_slides, trunks],
+    [coco_challenges, jsis_net, panoptic_deeplab_pytorch, panoptic_fcn, detr_cityscapes_slides, freezing, trunks],
     ids=lambda module: module.__name__,
 )
 def test_a_study_is_at_most_thirty_lines(module: ModuleType):

