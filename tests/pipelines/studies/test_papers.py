@@ -98,10 +98,10 @@ ONE_ON_ONE_SET = ("jsis-results", "rpn-recall")
 
 @cache
 def rows_of(name: str, small: bool) -> list[tuple[PlannedTrial, Experiment]]:
-    """The rows of a study at 40 steps; rows with the same options share one experiment."""
+    """The rows of a study at 40 steps, of one seed; rows with the same options share one experiment."""
     experiments: dict[str, Experiment] = {}
     rows = []
-    for entry in plan(Options(study=(name,), small=small, steps=40), [], PRESETS):
+    for entry in plan(Options(study=(name,), small=small, steps=40, seeds=1), [], PRESETS):
         key = f"{entry.preset} {entry.changes}"
         if key not in experiments:
             experiments[key] = experiment_of(entry, {entry.preset: PRESETS[entry.preset]()})
