@@ -69,7 +69,7 @@ EXPENSIVE: dict[type, dict[str, int | None]] = {
         "panoptic.models.jsis_net.postprocess.paste_detections": IMAGES,
         "panoptic.models.jsis_net.postprocess.class_probabilities": IMAGES,
         "panoptic.models.jsis_net.postprocess.merge_conflicts": IMAGES,
-        "panoptic.models.jsis_net.instance_branch.propose": 1,
+        "panoptic.models.jsis_net.instance_branch.choose": 1,
         "panoptic.models.jsis_net.c4_head.C4Head.detect": IMAGES,
         "panoptic.models.jsis_net.c4_head.C4Head.mask_probabilities": IMAGES,
     },
@@ -159,7 +159,7 @@ def test_true_detections_run_no_head(kind: type, small_categories, monkeypatch) 
         (Detector, "propose"),
         (C4Head, "detect"),
         (C4Head, "mask_probabilities"),
-        (instance_branch, "propose"),
+        (instance_branch, "choose"),
     ):
         monkeypatch.setattr(owner, name, None)
     prediction = model.postprocess(outputs | given, frame, EVERYTHING[:3])

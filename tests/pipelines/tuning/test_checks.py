@@ -86,10 +86,13 @@ def test_the_main_study_starts_from_timms_weights(monkeypatch: pytest.MonkeyPatc
     def started(*given: Any) -> int:
         raise InterruptedError("everything was checked")
 
+    asked: list[str] = []
+    monkeypatch.setattr(run, "check_weights", lambda one: asked.append(one.model.backbone.timm_name))
     monkeypatch.setattr(run, "join_cluster", started)
     arguments = ["--data.root", "coco", "--model.backbone.weights", "timm"]
     with pytest.raises(InterruptedError):
         run.run(Options(study=("freezing-r50", "freezing-r101")), arguments, PRESETS)
+    assert asked == ["resnet50.tv_in1k", "resnet101.tv_in1k"]  # each once, before anything starts
     with pytest.raises(ValueError, match=r"freezing-r50 none frozen, seed 0: .*conv1.weight \(64, 3, 7, 7\)"):
         run.run(Options(study=("freezing-r50",)), [*arguments, "--model.backbone.stem", "deeplab"], PRESETS)
 

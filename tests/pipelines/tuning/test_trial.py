@@ -248,7 +248,7 @@ def test_a_failure_before_any_training_has_one_run_however_often(monkeypatch, tm
     assert [child.info.run_id for child in children] == [run_id(plan.folder, "7")]
     tags = tags_of(plan, run_id(plan.folder, "7"))
     assert tags["status"] == "FAILED" and tags["state"] == "failed" and "optim.lr" in tags["reason"]
-    assert progress.result_of(tuned("ERROR", config=bad), plan).reason.startswith("ValueError: optim.lr")
+    assert progress.result_of(tuned("ERROR", config=bad), plan).reason.startswith("ValueError: --optim.lr")
     forget_failure(plan, "7")
     assert not (tmp_path / "failures" / "7.txt").exists() and tags_of(plan, run_id(plan.folder, "7"))["reason"] == ""
     assert run_id(plan.folder, "7")  # the run stays the trial's
