@@ -1,53 +1,17 @@
-"""The README: its programs take its commands, its links lead somewhere, and its first steps work as written."""
+"""The README: its programs take its commands, its links lead somewhere. tests/test_readme_runs.py runs them."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.command_lines import commands_of, parse_command
+from tests.support.readme import README, ROOT, blocks, commands
 
-ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 PAGES = (README, ROOT / "infra" / "REFERENCE.md", ROOT / "infra" / "RESULTS.md", ROOT / "CONTRIBUTING.md")
-
-TINY = """
---model.backbone.name resnet18 --model.backbone.freeze 0 --model.rates 2 --model.aspp-channels 16
---model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
---model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
---model.instance-head-channels 8 --augment.crop 65 97 --optim.warmup-steps 0 --resize.short 96
---train.batch 4 --train.steps 2 --train.validate-every 2 --train.workers 1
-"""
-"""What makes the README's training one of seconds; all else in its commands stays."""
-
-
-def blocks(page: Path, kind: str) -> Iterator[tuple[str, str]]:
-    """The heading and the text of each fenced block of a kind."""
-    heading, inside, lines = "", "", []
-    for line in page.read_text().splitlines():
-        if line.startswith("```"):
-            if inside == kind:
-                yield heading, "\n".join(lines)
-            inside, lines = ("" if inside else line.removeprefix("```").strip() or "text"), []
-        elif inside:
-            lines.append(line)
-        elif line.startswith("#"):
-            heading = line.lstrip("# ")
-
-
-def commands(script: str) -> list[str]:
-    """The commands of a block, one each, without comments."""
-    joined = re.sub(r"\\\n\s*", " ", script)
-    return [line for text in joined.splitlines() if (line := re.sub(r"\s+#.*", "", text).strip())]
 
 
 def test_every_command_is_taken_by_its_program() -> None:
@@ -97,41 +61,3 @@ def test_the_contents_name_every_section() -> None:
     listed = re.findall(r"\(#([a-z0-9-]+)\)", text.split("## What you need")[0])
     assert listed == [re.sub(r"[^a-z0-9 -]", "", name.lower()).replace(" ", "-") for name in sections]
     assert len(text.split()) < 3500
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_stranger_comes_from_a_folder_to_a_prediction(scenes16: Path, tmp_path: Path) -> None:
-    """A copy of what is tracked, the same environment, and the commands of "Your own data" as they stand there."""
-    clone = tmp_path / "panoptic-ray"
-    tracked = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    shutil.copytree(scenes16, clone / "data")
-    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as `activate` does
-    environment = {**os.environ, "PATH": paths}
-    for name in ("PYTHONPATH", "MLFLOW_TRACKING_URI"):
-        environment.pop(name, None)
-    (script,) = (script for heading, script in blocks(README, "sh") if heading == "Your own data")
-    done, said = [], []
-    for command in commands(script):
-        trains = "jobs/train.py" in command
-        typed = f"{command} {' '.join(shlex.quote(word) for word in TINY.split())}" if trains else command
-        result = subprocess.run(["bash", "-c", typed], cwd=clone, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
-        done.append(result.stdout)
-        said.append(result.stderr)
-    checked, told, trained, stood, predicted = done
-    assert "16 images of split train" in checked
-    assert "nothing was started and nothing written" in told and "the run is new" in told
-    assert "2 steps of 4 images of data" in trained and "checkpoint" in trained
-    assert trained.startswith("run first: PanopticDeepLab of ")
-    for line in ("starting Ray", "opening the run in MLflow", "starting 1 worker on the CPU: each loads the model"):
-        assert line in said[2], line
-    assert not [part for part in ("\x1b[", "pid=") if part in trained + said[2]]
-    assert "first" in stood
-    assert "8 of 8 images predicted" in predicted
-    assert len(list((clone / "predictions" / "overlays").iterdir())) == 8
-    assert (clone / "runs" / "mlflow.db").exists()
