@@ -38,6 +38,7 @@ RUN = {
     "python jobs/train.py --list": ("", "mask2former-pedestrians"),
     "python jobs/train.py panoptic-deeplab-pedestrians": (SMALL, "2 steps of 4 images"),
     "python jobs/train.py mask2former-pedestrians --help": ("", "--train.steps"),
+    "python jobs/train.py mask2former-pedestrians-imagenet": ("--dry-run", "nothing was started and nothing written"),
     "python jobs/train.py mask2former-pedestrians": ("--dry-run", "nothing was started and nothing written"),
     "python jobs/train.py panoptic-fpn-pedestrians": ("--dry-run", "nothing was started and nothing written"),
     "python jobs/status.py": ("", "first"),
@@ -56,6 +57,7 @@ a core: tests/panoptic/models trains every architecture, tests/pipelines/tuning 
 """
 
 NOT_RUN = {
+    "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": "begins from what the line before it trains",
     "python jobs/train.py mask2former-r50-coco": "starts from published weights, which must be downloaded",
     "mlflow ui": "a server that runs until it is stopped",
     "python jobs/serve.py": "a server that runs until it is stopped; tests/pipelines/serving asks it",
