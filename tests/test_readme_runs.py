@@ -57,7 +57,7 @@ a core: tests/panoptic/models trains every architecture, tests/pipelines/tuning 
 """
 
 NOT_RUN = {
-    "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": "begins from what the line before it trains",
+    "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": "begins from the line before it",
     "python jobs/train.py mask2former-r50-coco": "starts from published weights, which must be downloaded",
     "mlflow ui": "a server that runs until it is stopped",
     "python jobs/serve.py": "a server that runs until it is stopped; tests/pipelines/serving asks it",
