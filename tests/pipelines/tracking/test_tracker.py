@@ -62,6 +62,11 @@ def artifacts(run: Run, folder: str = "") -> list[str]:
     return [f.path for f in client_module.connect(run.tracking_uri).list_artifacts(run.run_id, folder or None)]
 
 
+def silent(run: Run, caplog: pytest.LogCaptureFixture) -> bool:
+    """No outage of this run's server was told; a thread of an earlier test may still tell of its own server."""
+    return not any(run.tracking_uri in line and "does not answer" in line for line in caplog.messages)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -360,7 +365,7 @@ def test_an_artifact_that_fails_silences_nothing_else(server, remote, tmp_path, 
     tracker.text("good.txt", "good.txt")
     tracker.metrics(1, {"loss": 1.0})
     wait_for(lambda: "good.txt" in server.artifacts and server.steps("loss") == [1], 5)
-    assert runs.describe(remote, "at once") and "does not answer" not in caplog.text
+    assert runs.describe(remote, "at once") and silent(remote, caplog)
     assert not tracker.close() and undelivered(tmp_path) == ["bad.txt"]
     assert caplog.text.count("bad.txt is not written") == 1
     server.broken = ""
@@ -484,7 +489,8 @@ def test_a_line_of_the_spool_that_was_edited_is_left_out_and_the_rest_sent(line,
     good = '{"key": "loss", "value": 0.5, "step": 2, "timestamp": 1}'
     (tmp_path / f"mlflow-{remote.run_id}.jsonl").write_text(f"{line}\n{good}\n")
     assert deliver(remote, tmp_path) == [] and server.steps("loss") == [2]
-    assert "was torn or changed and is left out" in caplog.text and "does not answer" not in caplog.text
+    assert "was torn or changed and is left out" in caplog.text
+    assert silent(remote, caplog)
 
 
 def test_what_is_kept_outlives_the_machine_on_s3_too(impatient, server, remote, tmp_path):
