@@ -1,19 +1,25 @@
 """Every command and every program of README.md is run, small, in its order, in which they build on each other.
 
 They run in a copy of what is tracked, beside a drawn data set: the training and the first prediction of "Your own data"
-as a stranger would, as processes of their own; all else by the `main` of its job in this process, on their results.
+as a stranger would, as processes of their own, and servers, which are asked and stopped; all else by the `main` of its
+job in this process, on their results.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import runpy
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,44 +38,57 @@ SMALL = """
 """
 """Makes the README's training one of seconds, and registers its model under the name that later commands have."""
 
+SHORT = """
+--train.steps 2 --train.validate-every 2 --train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0
+--augment.crop 64 96 --resize.short 64
+"""
+"""The same for trainings of whole models."""
+
+TRIALS = f"{SHORT} --samples 2"
+ROWS = """
+--steps 2 --seeds 1 --train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0 --augment.crop 64 96
+--resize.short 64
+"""
+
 RUN = {
-    "make demo": ("--dry-run", "dry run of demo: nothing was started"),
+    "make demo": (f"{SHORT} --data.scenes.train 8 --data.scenes.val 4", "demo-"),
     "python jobs/prepare.py": ("", "images of split"),
     "python jobs/train.py --list": ("", "mask2former-pedestrians"),
     "python jobs/train.py panoptic-deeplab-pedestrians": (SMALL, "2 steps of 4 images"),
     "python jobs/train.py mask2former-pedestrians --help": ("", "--train.steps"),
-    "python jobs/train.py mask2former-pedestrians-imagenet": ("--dry-run", "nothing was started and nothing written"),
-    "python jobs/train.py mask2former-pedestrians": ("--dry-run", "nothing was started and nothing written"),
-    "python jobs/train.py panoptic-fpn-pedestrians": ("--dry-run", "nothing was started and nothing written"),
+    "python jobs/train.py mask2former-pedestrians-imagenet": (SHORT, "mine: best checkpoint, on 8 images of val"),
+    "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": (SHORT, "next: best checkpoint"),
+    "python jobs/train.py mask2former-pedestrians": (SHORT, "best checkpoint, on 8 images of val"),
+    "python jobs/train.py panoptic-fpn-pedestrians": (SHORT, "best checkpoint, on 8 images of val"),
+    "python jobs/train.py mask2former-r50-coco": (SHORT, "best checkpoint, on 8 images of val"),
     "python jobs/status.py": ("", "first"),
     "python jobs/predict.py": ("--actors 0", "8 of 8 images predicted"),
     "python jobs/evaluate.py runs": ("--actors 0", "on 8 images of val"),
     "python jobs/evaluate.py models": ("--actors 0", "street"),
     "python jobs/oracle.py": ("--actors 0", "| semantic | centre | offset "),
-    "python jobs/tune.py": ("--dry-run", "dry run: nothing was started and nothing written"),
+    "python jobs/tune.py demo": (f"{TRIALS} --data.scenes.train 8 --data.scenes.val 4", "4 trials"),
+    "python jobs/tune.py panoptic": (TRIALS, "2 trials"),
+    "python jobs/tune.py --study": (ROWS, "frozen"),
     "python jobs/export.py": ("", "network.onnx"),
     "python -m panoptic.runtime": ("", "segments in"),
 }
-"""By the beginning of a command: the options that make it small, and what is printed then.
+"""By the beginning of a command: the options that make it small, and what is printed then."""
 
-One training is run; others, and the trials of sweeps and studies, are told (--dry-run), as each takes half a minute of
-a core: tests/panoptic/models trains every architecture, tests/pipelines/tuning and studies run trials.
-"""
-
-NOT_RUN = {
-    "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": "begins from the line before it",
-    "python jobs/train.py mask2former-r50-coco": "starts from published weights, which must be downloaded",
-    "mlflow ui": "a server that runs until it is stopped",
-    "python jobs/serve.py": "a server that runs until it is stopped; tests/pipelines/serving asks it",
-    "python jobs/submit.py": "needs a cluster's job server: tests/jobs/test_submit.py, make cluster",
+SERVERS = {
+    "mlflow ui": ("--port {port}", "/health", "OK"),
+    "python jobs/serve.py": ("--port {port}", "/health", "street"),
 }
-"""By the beginning of a command: why no test runs it as it stands. Its words are parsed in tests/test_readme.py."""
+"""Commands that serve until they are stopped: their options, what they are asked, and what is in the answer."""
+
+ELSEWHERE = {"python jobs/submit.py": "tests/jobs/test_submit.py runs them, on a cluster of its own"}
+"""By the beginning of a command: where it is run as it stands."""
 
 PROCESSES = (
     "python jobs/train.py panoptic-deeplab-pedestrians --data.root data --name first",
-    "python jobs/predict.py",
+    "python jobs/predict.py runs",
+    "python jobs/train.py mask2former-r50-coco",
 )
-"""Commands of "Your own data" that run as processes of their own."""
+"""Commands that run as processes of their own, as a stranger's do; the last since its workers look in the cache."""
 
 PLACES = {"s3://bucket/": "", "http://MLFLOW:5000": "sqlite:///runs/mlflow.db"}
 """Places of a cluster, and those that stand for them here."""
@@ -77,7 +96,7 @@ PLACES = {"s3://bucket/": "", "http://MLFLOW:5000": "sqlite:///runs/mlflow.db"}
 
 def beginning(command: str) -> str:
     """The longest key of the tables above that a command begins with; "" where there is none."""
-    return max((key for key in (*RUN, *NOT_RUN) if f"{command} ".startswith(key)), key=len, default="")
+    return max((key for key in (*RUN, *SERVERS, *ELSEWHERE) if f"{command} ".startswith(key)), key=len, default="")
 
 
 def found() -> list[tuple[str, str]]:
@@ -88,9 +107,8 @@ def found() -> list[tuple[str, str]]:
 
 def test_each_command_is_run_or_said_why_not() -> None:
     keys = {beginning(command): command for _, command in found()}
-    assert "" not in keys, f"neither in RUN nor in NOT_RUN: {keys['']}"
-    assert keys.keys() == {*RUN, *NOT_RUN}, "a key that no command of the README begins with"
-    assert len(NOT_RUN) < 6
+    assert "" not in keys, f"in none of RUN, SERVERS and ELSEWHERE: {keys['']}"
+    assert keys.keys() == {*RUN, *SERVERS, *ELSEWHERE}, "a key that no command of the README begins with"
 
 
 @pytest.fixture
@@ -103,11 +121,36 @@ def copy(scenes16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     shutil.copytree(scenes16, folder / "data")
+    other_classes(scenes16, folder / "other")
+    weights_in_the_cache("mask2former-r50-coco", folder / "cache", monkeypatch)
     shutil.copytree(scenes16 / "images" / "val", folder / "photographs")
     shutil.copy(min((folder / "photographs").iterdir()), folder / "photo.jpg")
     monkeypatch.chdir(folder)
     yield folder
     forget_store()
+
+
+def other_classes(data: Path, folder: Path) -> None:
+    """The same photographs, of which one class has another name."""
+    shutil.copytree(data, folder)
+    for file in (folder / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = "another"
+        file.write_text(json.dumps(content))
+
+
+def weights_in_the_cache(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in place of published ones, as they lie on a machine that has used them before."""
+    from panoptic.classes import classes
+    from panoptic.convert import hub
+    from panoptic.training import checkpoint
+    from pipelines.presets import PRESETS
+
+    monkeypatch.setenv(hub.CACHE, str(cache))
+    config = PRESETS[name]().model
+    file = cache / name / f"checkpoint-v{hub.VERSION}.pt"
+    file.parent.mkdir(parents=True)
+    checkpoint.save(str(file), config=config, model=config.build(classes("coco")))
 
 
 def forget_store() -> None:
@@ -127,6 +170,34 @@ def as_a_process(folder: Path, command: str) -> tuple[str, str]:
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout, done.stderr
+
+
+def ask(folder: Path, command: str, path: str) -> str:
+    """What a server answers, which is started by a command in the activated environment and stopped by Ctrl-C."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    words = shlex.split(command.format(port=port))
+    log = (folder / "server.log").open("w+")
+    server = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                    return answer.read().decode()
+            except OSError:
+                assert server.poll() is None and time.monotonic() < until, Path(log.name).read_text()
+                time.sleep(0.3)
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        try:
+            server.wait(60)
+        finally:
+            log.close()
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 def in_this_process(command: str) -> None:
@@ -160,9 +231,13 @@ def challenge(store: str) -> None:
 @pytest.mark.timeout(900)
 def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     walked = []
-    for heading, command in found():
+    for _, command in found():
         key = beginning(command)
-        if key in NOT_RUN:
+        if key in ELSEWHERE:
+            continue
+        if key in SERVERS:
+            options, path, expected = SERVERS[key]
+            assert expected in ask(copy, f"{command} {options}", path)
             continue
         if key == "python jobs/evaluate.py models":
             challenge("sqlite:///runs/mlflow.db")
@@ -170,14 +245,14 @@ def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: 
         typed = f"{command} {' '.join(options.split())}"
         for place, stand_in in PLACES.items():
             typed = typed.replace(place, stand_in)
-        if heading == "Your own data" and command.startswith(PROCESSES) and "--dry-run" not in command:
+        if command.startswith(PROCESSES) and "--dry-run" not in command:
             printed, said = as_a_process(copy, typed)
             walked.append((printed, said))
         else:
             in_this_process(typed)
             printed = capsys.readouterr().out
         assert expected in printed, f"{typed}\n{printed}"
-    (trained, told), (predicted, _) = walked
+    (trained, told), (predicted, _), _ = walked
     assert "checkpoint" in trained and trained.startswith("run first: PanopticDeepLab of ")
     for line in ("starting Ray", "opening the run in MLflow", "starting 1 worker on the CPU: each loads the model"):
         assert line in told, line

@@ -164,7 +164,8 @@ def train(experiment: Experiment, preset: str, child: Child | None = None) -> Ou
                 begin, quiet = ("", False) if child is None else (child.begin, True)
                 key = f"{run.run_id}-{uuid.uuid4().hex[:8]}"
                 repeats = repeats_of(experiment, train_set)
-                job = Job(experiment, train_set, val_set, run, folder, gpu, begin, quiet, repeats, key, features)
+                own = with_absolute_weights(experiment)
+                job = Job(own, train_set, val_set, run, folder, gpu, begin, quiet, repeats, key, features)
                 for name in drop_torn(folder):
                     logger.warning("%s: removed, since its writing did not finish", storage.join(folder, name))
                 if mend_snapshot(folder, experiment.train):
@@ -277,6 +278,16 @@ def occupied(place: str, what: str) -> Iterator[Callable[[], None]]:
             held.renew()
 
         yield note
+
+
+def with_absolute_weights(experiment: Experiment) -> Experiment:
+    """The experiment with paths of weights that mean the same in every process, whatever its working directory."""
+    backbone, train = experiment.model.backbone, experiment.train
+    if backbone.weights not in ("none", *imagenet.NAMES):
+        backbone = replace(backbone, weights=storage.absolute(backbone.weights))
+    if train.weights and not train.weights.startswith(hub.PREFIX):
+        train = replace(train, weights=storage.absolute(train.weights))
+    return replace(experiment, model=replace(experiment.model, backbone=backbone), train=train)
 
 
 def check_places(experiment: Experiment) -> None:

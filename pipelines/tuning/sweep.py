@@ -23,7 +23,7 @@ from pipelines.config import Experiment
 from pipelines.data.class_map import absolute as absolute_map
 from pipelines.data.join import absolute
 from pipelines.tracking import runs
-from pipelines.training.driver import occupied, prepare_data
+from pipelines.training.driver import occupied, prepare_data, with_absolute_weights
 from pipelines.training.pages import data_set
 from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
@@ -205,7 +205,9 @@ def prepare_base(
     local = first.storage if "://" not in first.storage else "runs"
     uri = runs.resolve_uri(first.tracking, local)
     threads = base.train.threads or max(1, cores() // (concurrent * base.train.workers))
-    named = replace(base, data=data, storage=root, tracking=replace(base.tracking, uri=uri, register=""))
+    named = replace(
+        with_absolute_weights(base), data=data, storage=root, tracking=replace(base.tracking, uri=uri, register="")
+    )
     train_set, val_set = prepare_data(named)
     for split, use in ((train_set, "train"), (val_set, "val")):
         (sets if sets is not None else {})[split.hash, use] = data_set(split, use)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import sys
 import time
 import urllib.error
@@ -15,15 +16,16 @@ import pytest
 
 from pipelines.cluster import submission
 from tests.support import s3_server, two_nodes
+from tests.support.readme import README, blocks, commands
 from tests.support.tracking_server import tracking_server
 from tests.support.two_nodes import Cluster, ray
 
-TINY = """
---model.rates 2 --model.aspp-channels 16 --model.semantic-projections 8 8 8 --model.instance-projections 8 8 8
---model.semantic-channels 16 --model.instance-channels 16 --model.semantic-head-channels 16
---model.instance-head-channels 8 --augment.crop 65 97 --data.scenes.train 8 --data.scenes.val 4
---train.steps 2 --train.batch 4 --train.workers 2 --train.log-every 1
+SMALL = """
+--model.backbone.name test_resnet --model.backbone.weights none --model.backbone.freeze 0 --augment.sides 64
+--augment.crop 64 96 --resize.short 64 --train.batch 4 --train.workers 1 --train.log-every 1 --train.steps 3000
+--train.validate-every 4 --train.overlays 1
 """
+"""Makes the README's submitted training one of many short steps."""
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-0f1e2d3c4b5a",
@@ -88,6 +90,12 @@ def client(folder: Path) -> Path:
     return folder
 
 
+def submissions() -> list[list[str]]:
+    """The words of the README's commands that submit jobs, for the Python that runs here."""
+    listed = [command for _, script in blocks(README, "sh") for command in commands(script)]
+    return [[sys.executable, *words[1:]] for words in map(shlex.split, listed) if words[1:2] == ["jobs/submit.py"]]
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -97,8 +105,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster: Cluster, tmp_path: Path):
-    """One short command: its log is followed, the stopped run is KILLED with a checkpoint, the same --name goes on.
+def test_the_readmes_commands_and_a_training_that_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path):
+    """Data is prepared, and a training's log followed; stopped it is KILLED with a checkpoint, and the same --name goes
+    on with an edited file.
 
     And the secrets that machines and client hold are in nothing that was written or sent.
     """
@@ -109,36 +118,32 @@ def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster
     from tests.pipelines.cluster.test_two_nodes import upload_scenes
 
     folder, log = client(tmp_path / "client"), tmp_path / "log.txt"
-    upload_scenes(tmp_path / "scenes")
-    options = [
-        "train",
-        "demo",
-        "--name",
-        "stopped",
-        "--storage",
-        "s3://bucket/runs",
-        "--data.root",
-        "s3://bucket/scenes",
-    ]
-    options += [*TINY.split(), "--train.workers", "1", "--train.steps", "3000", "--train.validate-every", "4"]
-    options += ["--train.overlays", "1"]
+    upload_scenes(tmp_path / "scenes", "s3://bucket/data")
+    *prepare, train, follow = submissions()
+    for words in prepare:
+        prepared = cluster.run(words, cwd=folder)
+        assert prepared.returncode == 0 and "s3://bucket/shards/" in prepared.stdout, prepared.stdout
+    assert train[:4] == [sys.executable, "jobs/submit.py", "--id", "a"] and follow[2:] == ["follow", "a"]
+    options = [*train[4:], *SMALL.split()]
     submit = [sys.executable, "jobs/submit.py"]
-    first = cluster.start([*submit, "--id", "first", *options], log, cwd=folder)
+    first = cluster.start([*submit, "--id", "a", *options], log, cwd=folder)
     wait_for(lambda: "validation at step 8" in log.read_text() or first.poll() is not None)
     assert first.poll() is None, log.read_text()
-    stopped = cluster.run([*submit, "stop", "first"], cwd=folder)
-    assert stopped.returncode == 0 and "first: STOPPED" in stopped.stdout, stopped.stdout
+    stopped = cluster.run([*submit, "stop", "a"], cwd=folder)
+    assert stopped.returncode == 0 and "a: STOPPED" in stopped.stdout, stopped.stdout
     assert first.wait(60) == submission.STOPPED
+    followed = cluster.run(follow, cwd=folder)
+    assert followed.returncode == submission.STOPPED and "validation at step 8" in followed.stdout, followed.stdout
     text = log.read_text()
-    assert "first submitted" in text and "interrupted by SIGTERM; the same command goes on" in text
+    assert "a submitted" in text and "interrupted by SIGTERM; the same command goes on" in text
     assert "not sent, since secret: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD" in text
 
     store = MlflowClient(cluster.environment["MLFLOW_TRACKING_URI"])
-    begun = json.loads(storage.read_bytes("s3://bucket/runs/stopped/run.json"))
+    begun = json.loads(storage.read_bytes("s3://bucket/runs/a/run.json"))
     run = begun["run_id"]
     assert store.get_run(run).info.status == "KILLED" and begun["options"]["train.steps"] == 3000
-    last = max(name.split("/")[0] for name in storage.list_files("s3://bucket/runs/stopped") if "checkpoint.pt" in name)
-    step = load_checkpoint(f"s3://bucket/runs/stopped/{last}")["step"]
+    last = max(name.split("/")[0] for name in storage.list_files("s3://bucket/runs/a") if "checkpoint.pt" in name)
+    step = load_checkpoint(f"s3://bucket/runs/a/{last}")["step"]
     assert step >= 8 and last == f"step_{step:06d}"
 
     with (folder / "jobs" / "train.py").open("a") as file:
@@ -148,8 +153,8 @@ def test_a_submitted_training_is_stopped_and_goes_on_with_an_edited_file(cluster
     assert done.returncode == 0 and "second ended with code 0" in done.stdout, done.stdout
     assert f"continuing at step {step}," in done.stdout and "this file was edited" in done.stdout
     assert f"step {step + 4}/{step + 4} " in done.stdout
-    assert "stopped: best checkpoint, on 4 images of val" in done.stdout
-    files = storage.list_files("s3://bucket/runs/stopped")
+    assert "a: best checkpoint, on 4 images of val" in done.stdout
+    files = storage.list_files("s3://bucket/runs/a")
     assert f"step_{step + 4:06d}/checkpoint.pt" in files
     assert any(name.startswith("overlays/") and name.endswith(".png") for name in files)
     assert store.get_run(run).info.status == "FINISHED"

@@ -82,14 +82,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> It
                 yield Place(cluster, folder / "local")
 
 
-def upload_scenes(folder: Path) -> None:
+def upload_scenes(folder: Path, place: str = f"{BUCKET}/scenes") -> None:
     from pyarrow import fs
 
     from pipelines.cluster import storage
     from pipelines.data.scenes import write_scenes
 
     write_scenes(folder, train=8, val=4, seed=7, workers=1)
-    filesystem, path = storage.resolve(f"{BUCKET}/scenes")
+    filesystem, path = storage.resolve(place)
     fs.copy_files(str(folder), path, destination_filesystem=filesystem)
 
 

@@ -79,6 +79,27 @@ def test_a_run_with_a_frozen_fresh_backbone_is_refused_before_anything_starts(tm
 
 
 @pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("runs/a", "{folder}/runs/a"),
+        ("/runs/a", "/runs/a"),
+        ("s3://bucket/runs/a", "s3://bucket/runs/a"),
+        ("hub:detr-r50-coco", "hub:detr-r50-coco"),
+        ("", ""),
+    ],
+)
+def test_workers_have_another_working_directory_than_the_driver(given, sent, tmp_path, monkeypatch):
+    from pipelines.training.driver import with_absolute_weights
+
+    monkeypatch.chdir(tmp_path)
+    experiment = with_absolute_weights(override(demo(), {"train.weights": given}))
+    assert experiment.train.weights == sent.format(folder=tmp_path)
+    assert experiment.model.backbone.weights == "none"
+    experiment = with_absolute_weights(override(demo(), {"model.backbone.weights": "R-18.pkl"}))
+    assert experiment.model.backbone.weights == f"{tmp_path}/R-18.pkl"
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data.root": ".", "data.reader": "voc"}, r"^data\.reader voc: unknown; there are .*coco"),
