@@ -82,14 +82,12 @@ def ohem_cross_entropy(
     counted = semantic != IGNORE
     with torch.no_grad():
         truth = semantic.clamp(min=0)[:, None]
-        probability = logits.softmax(1).gather(1, truth)[:, 0][counted]
-        if probability.numel() == 0:
-            kept = counted
-        else:
-            place = min(max(1, min_kept), probability.numel() - 1)
-            bound = probability.kthvalue(place + 1).values.clamp(min=threshold)
-            kept = counted.clone()
-            kept[counted] = probability < bound
+        probability = logits.softmax(1).gather(1, truth)[:, 0].masked_fill(~counted, torch.inf)
+        # how many pixels count is known to the device alone: the host takes as many as may be asked for
+        most = min(max(1, min_kept), probability.numel() - 1)
+        least = probability.flatten().topk(most + 1, largest=False).values
+        place = (counted.sum() - 1).clamp(0, most)
+        kept = counted & (probability < least.gather(0, place[None]).clamp(min=threshold))
     return (losses * kept).sum() / kept.sum().clamp(min=1)
 
 

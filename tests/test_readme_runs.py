@@ -228,7 +228,7 @@ def challenge(store: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     walked = []
     for _, command in found():

@@ -129,9 +129,11 @@ def detect(
     broken = "".join(f"\n{reason}" for reason in tree.unreadable)
     if split.startswith("test"):
         broken = f" Test splits have no public labels; jobs/predict.py takes their folder of photographs.{broken}"
+    there = [other for other in SPLITS if tree.find([path for paths in evidence.values() for path in paths(other)])]
+    told = f"; there are {', '.join(there)} (--data.train, --data.val and --data.split name them)" if there else ""
     raise ValueError(
-        f"{tree.root}: no annotations of split {split} in a known format; looked for{listed}\nin folders, zips, and "
-        f"up to three folders further down. Check folder and split, or name the format with --data.reader.{broken}"
+        f"{tree.root}: no annotations of split {split} in a known format{told}; looked for{listed}\nin folders, zips, "
+        f"and up to three folders further down. Check folder and split, or name the format with --data.reader.{broken}"
     )
 
 
@@ -145,6 +147,9 @@ def _form(address: str) -> str:
             return marks[min(marks)]
     return "coco"
 
+
+SPLITS = ("train", "val", "train2017", "val2017", "training", "validation")
+"""Names of splits that are looked for where one is asked for that is not there."""
 
 _MARKS = {
     b'"segments_info"': "coco",

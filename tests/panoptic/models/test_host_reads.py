@@ -41,7 +41,7 @@ MATCHING = "matcher.py"
 """The one copy of the matching: costs of all decoder layers."""
 
 READS: dict[type, dict[str, int]] = {
-    PanopticDeepLabConfig: {"losses.py": 2},  # with hard pixels: how many are hard, and which
+    PanopticDeepLabConfig: {},
     MaskFormerConfig: {MATCHING: 1},
     Mask2FormerConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
     EoMTConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},

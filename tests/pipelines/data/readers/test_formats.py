@@ -241,7 +241,8 @@ def test_cityscapes_with_files_missing_or_of_another_kind(tmp_path: Path) -> Non
         READERS["cityscapes"](root, "train")
     with pytest.raises(ValueError, match=r"--data\.version: the reader cityscapes has no such option; it has"):
         read_source("auto", root, "train", {"version": "2.0"})
-    with pytest.raises(ValueError, match=r"no annotations of split validation in a known format; looked for"):
+    there = r"; there are train \(--data\.train, --data\.val and --data\.split name them\); looked for"
+    with pytest.raises(ValueError, match=f"no annotations of split validation in a known format{there}"):
         read_source("auto", root, "validation")
     with pytest.raises(ValueError, match=r"Test splits have no public labels; jobs/predict\.py"):
         read_source("auto", root, "test2017")
