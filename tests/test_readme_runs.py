@@ -60,7 +60,7 @@ RUN = {
     "python jobs/train.py mask2former-pedestrians-imagenet --data.root other": (SHORT, "next: best checkpoint"),
     "python jobs/train.py mask2former-pedestrians": (SHORT, "best checkpoint, on 8 images of val"),
     "python jobs/train.py panoptic-fpn-pedestrians": (SHORT, "best checkpoint, on 8 images of val"),
-    "python jobs/train.py mask2former-r50-coco": (SHORT, "best checkpoint, on 8 images of val"),
+    "python jobs/train.py mask2former-r50-coco": (f"{SHORT} --train.gpu no", "best checkpoint, on 8 images of val"),
     "python jobs/status.py": ("", "first"),
     "python jobs/predict.py": ("--actors 0", "8 of 8 images predicted"),
     "python jobs/evaluate.py runs": ("--actors 0", "on 8 images of val"),
