@@ -21,7 +21,7 @@ from tests.support.tracking_server import tracking_server
 from tests.support.two_nodes import Cluster, ray
 
 SMALL = """
---model.backbone.name test_resnet --model.backbone.weights none --model.backbone.freeze 0 --augment.sides 64
+--model.backbone.name resnet14 --model.backbone.weights none --model.backbone.freeze 0 --augment.sides 64
 --augment.crop 64 96 --resize.short 64 --train.batch 4 --train.workers 1 --train.log-every 1 --train.steps 3000
 --train.validate-every 4 --train.overlays 1 --train.gpu no
 """
