@@ -399,9 +399,13 @@ class Targets:
     """Names of the images, for error messages."""
     features: dict[str, Tensor] | None = None
     """Maps of a frozen backbone, float32 [B, C, h, w], that were computed before; None where images have pixels."""
+    countable: Tensor | None = None
+    """int64 [B, N], always on the CPU: the class of each segment that has a pixel and is no crowd, else `IGNORE`. What
+    has a size by these numbers needs no answer of the device. None where nobody has looked; who changes the other
+    fields gives None here."""
 
     def to(self, device: torch.device | str) -> Targets:
-        """The same targets on `device` (`frame` stays on the CPU)."""
+        """The same targets on `device` (`frame` and `countable` stay on the CPU)."""
         return replace(
             self,
             segments=self.segments.to(device, non_blocking=True),
@@ -411,7 +415,7 @@ class Targets:
         )
 
     def pin_memory(self) -> Targets:
-        """The same targets in pinned memory (`frame` as it is)."""
+        """The same targets in pinned memory (`frame` and `countable` as they are)."""
         from torch import Tensor
 
         parts = {name: getattr(self, name).pin_memory() for name in ("segments", "labels", "crowd")}
@@ -478,6 +482,7 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
     segments = torch.zeros(len(samples), height, width, dtype=torch.int32)
     labels = torch.full((len(samples), count), IGNORE, dtype=torch.int64)
     crowd = torch.zeros(len(samples), count, dtype=torch.bool)
+    countable = torch.full_like(labels, IGNORE)
     for b, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
         n = len(sample.truth.labels)
         # channels are written in place: ten times faster than a permuted copy
@@ -485,6 +490,10 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
         segments[b, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.truth.segments))
         labels[b, :n] = torch.from_numpy(np.asarray(sample.truth.labels, np.int64))
         crowd[b, :n] = torch.from_numpy(np.asarray(sample.truth.is_crowd(), bool))
+        seen = np.zeros(n + 1, bool)
+        seen[sample.truth.segments] = True
+        counted = torch.from_numpy(seen[1:]) & ~crowd[b, :n]
+        countable[b, :n] = torch.where(counted, labels[b, :n], IGNORE)
     outputs = [s.original.size if s.original is not None else size for s, size in zip(samples, sizes, strict=True)]
     frame = Frame(
         (height, width),
@@ -492,7 +501,8 @@ def collate(samples: Sequence[Sample], divisor: int = 1, canvas: tuple[int, int]
         torch.tensor(outputs, dtype=torch.int64).reshape(-1, 2),
     )
     names = tuple(s.name for s in samples)
-    return images, Targets(segments, labels, crowd, frame, names, _stacked([s.features for s in samples]))
+    features = _stacked([s.features for s in samples])
+    return images, Targets(segments, labels, crowd, frame, names, features, countable)
 
 
 def _stacked(features: Sequence[Mapping[str, np.ndarray] | None]) -> dict[str, Tensor] | None:

@@ -56,7 +56,7 @@ def encode(boxes: Tensor, truth: Tensor, weights: Weights = UNIT) -> Tensor:
     """The deltas [P, 4] (dx, dy, dw, dh) that lead from `boxes` [P, 4] to `truth` [P, 4]."""
     sizes, true_sizes = boxes[:, 2:] - boxes[:, :2], truth[:, 2:] - truth[:, :2]
     centres, true_centres = boxes[:, :2] + 0.5 * sizes, truth[:, :2] + 0.5 * true_sizes
-    shift, stretch = _constants(boxes, weights).view(2, 2)
+    shift, stretch = constants(boxes, weights).view(2, 2)
     return torch.cat([shift * (true_centres - centres) / sizes, stretch * torch.log(true_sizes / sizes)], 1)
 
 
@@ -65,7 +65,7 @@ def decode(boxes: Tensor, deltas: Tensor, weights: Weights = UNIT) -> Tensor:
     code = deltas.unflatten(-1, (-1, 4))
     sizes = (boxes[..., 2:] - boxes[..., :2])[..., None, :]
     centres = boxes[..., None, :2] + 0.5 * sizes
-    shift, stretch = _constants(deltas, weights).view(2, 2)
+    shift, stretch = constants(deltas, weights).view(2, 2)
     middles = code[..., :2] / shift * sizes + centres
     halves = 0.5 * (torch.exp((code[..., 2:] / stretch).clamp(max=LARGEST_STRETCH)) * sizes)
     return torch.cat([middles - halves, middles + halves], -1).flatten(-2)
@@ -73,11 +73,11 @@ def decode(boxes: Tensor, deltas: Tensor, weights: Weights = UNIT) -> Tensor:
 
 def clip(boxes: Tensor, height: float, width: float) -> Tensor:
     """`boxes` [..., 4] cut to the image."""
-    limits = _constants(boxes, [width, height, width, height])
+    limits = constants(boxes, [width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def _constants(like: Tensor, values: Sequence[float]) -> Tensor:
+def constants(like: Tensor, values: Sequence[float]) -> Tensor:
     """Values [n] on the device of `like` and of its type; the copy waits for nothing that the device has yet to do."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 

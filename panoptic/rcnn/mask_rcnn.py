@@ -43,7 +43,7 @@ from panoptic.rcnn.rpn import (
 )
 from panoptic.rle import encode_window
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Targets
-from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks, visible_instances
+from panoptic.targets.instances import boxes, instance_lists, is_instance, region_masks
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,13 @@ class Detector(nn.Module):
     def losses(self, outputs: Mapping[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         """Terms "objectness", "region", "class", "box" and "mask"; draws anchors first, then regions.
 
-        The device is read twice, whatever the number of images, and by torchvision's suppression once for each.
+        The device is read once, whatever the number of images, and a GPU by torchvision's suppression once for each.
         """
         logits, deltas, anchors = self._anchor_outputs(outputs)
         sizes, regions, detection = targets.frame.sizes, self.config.regions, self.config.detection
-        # numbers of things and of boxes that may be proposed, in one read
-        visible = visible_instances(targets, self.categories)
+        entries, true_boxes, true_classes = instance_lists(targets, self.categories)
         found = candidate_boxes(logits, deltas, anchors, sizes, regions, training=True)
-        shown, usable = torch.stack([visible[0].sum(1), found.usable.sum(1)]).tolist()
-        entries, true_boxes, true_classes = instance_lists(targets, self.categories, visible, shown)
-        proposals = choose(found, regions, training=True, counts=usable)
+        proposals = choose(found, regions, training=True, mark=True)
         matched = match_anchors(anchors, true_boxes, regions, sizes)
         candidates = match_regions(proposals, true_boxes, detection)
         dtype, strides = outputs[self.pooled[0]].dtype, [self.strides[name] for name in self.pooled]

@@ -154,7 +154,14 @@ def match_regions(
         for proposed, boxes in zip(proposals, truth, strict=True)
     ]
     limits = detection.overlap, detection.overlap
-    return regions, [match(boxes, here, *limits) for boxes, here in zip(truth, regions, strict=True)]
+    matched = []
+    for proposed, boxes, here in zip(proposals, truth, regions, strict=True):
+        index, labels = match(boxes, here, *limits)
+        if proposed.usable is not None:  # what is no proposal is neither positive nor negative
+            fit = F.pad(proposed.usable, (0, len(here) - len(proposed.usable)), value=True)
+            labels = torch.where(fit, labels, -1)
+        matched.append((index, labels))
+    return regions, matched
 
 
 @torch.no_grad()

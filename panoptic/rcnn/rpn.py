@@ -30,6 +30,8 @@ class Proposals:
     """float [P, 4] in pixels of the canvas, within the image."""
     logits: Tensor
     """float [P], objectness."""
+    usable: Tensor | None = None
+    """bool [P], those that are proposals, where others stand behind them; None = all are."""
 
 
 class RegionHead(nn.Module):
@@ -134,9 +136,9 @@ def candidate_boxes(
     return cut(boxes, [score for score, _ in best], sizes, regions.least_side)
 
 
-def choose(found: Candidates, regions: Regions, training: bool, counts: Sequence[int] | None = None) -> list[Proposals]:
+def choose(found: Candidates, regions: Regions, training: bool, mark: bool = False) -> list[Proposals]:
     """The proposals of each image among its candidates; arguments as of `candidate_boxes` and `suppress`."""
-    return suppress(found, regions.nms, regions.train_after if training else regions.test_after, counts)
+    return suppress(found, regions.nms, regions.train_after if training else regions.test_after, mark)
 
 
 def cut(boxes: Sequence[Tensor], logits: Sequence[Tensor], sizes: Tensor, least: float = 0.0) -> Candidates:
@@ -157,28 +159,37 @@ def cut(boxes: Sequence[Tensor], logits: Sequence[Tensor], sizes: Tensor, least:
     return Candidates(every, confidence, levels, usable)
 
 
-def suppress(found: Candidates, nms: float, after: int, counts: Sequence[int] | None = None) -> list[Proposals]:
+def suppress(found: Candidates, nms: float, after: int, mark: bool = False) -> list[Proposals]:
     """Usable boxes without overlapping ones, the best `after` of each image.
 
     Args:
         found: of `cut`.
         nms: two boxes of one level may overlap by this.
         after: how many stay.
-        counts: how many boxes of each image are usable, where that is known already.
+        mark: boxes that are not usable may fill up what is missing to `after`, marked as such, and the device is not
+            asked how many are; else it is, once for all images.
 
-    The device is read once for all images where `counts` are not known, and by torchvision's suppression once for each
-    image, for the number of boxes that it leaves.
+    By torchvision's suppression a GPU is read once for each image, for the number of boxes that it leaves.
     """
     from torchvision.ops import batched_nms  # torchvision takes seconds, and most processes need nothing of it
 
-    if counts is None:
+    if mark:
+        usable = found.usable
+        boxes = torch.where(usable[:, :, None], found.boxes, 0.0)
+        logits = torch.where(usable, found.logits, -torch.inf)
+        levels = torch.where(usable, found.levels, found.levels[-1] + 1)  # they suppress nothing that is usable
+        rows = list(zip(boxes, logits, levels, usable, strict=True))
+    else:
         counts = found.usable.sum(1).tolist()
-    places = torch.nonzero_static(found.usable, size=sum(counts))[:, 1].split(list(counts))
+        places = torch.nonzero_static(found.usable, size=sum(counts))[:, 1].split(counts)
+        rows = [
+            (image[kept], scores[kept], found.levels[kept], None)
+            for image, scores, kept in zip(found.boxes, found.logits, places, strict=True)
+        ]
     proposals = []
-    for image, scores, kept in zip(found.boxes, found.logits, places, strict=True):
-        image, scores = image[kept], scores[kept]
-        best = batched_nms(image, scores, found.levels[kept], nms)[:after]
-        proposals.append(Proposals(image[best], scores[best]))
+    for image, scores, level, fit in rows:
+        best = batched_nms(image, scores, level, nms)[:after]
+        proposals.append(Proposals(image[best], scores[best], None if fit is None else fit[best]))
     return proposals
 
 

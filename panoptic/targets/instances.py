@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,31 +79,28 @@ def visible_instances(targets: Targets, categories: Categories) -> tuple[Tensor,
     return is_instance(targets, categories) & (outlines[:, :, 2] > outlines[:, :, 0]), outlines
 
 
-def instance_lists(
-    targets: Targets,
-    categories: Categories,
-    visible: tuple[Tensor, Tensor] | None = None,
-    counts: Sequence[int] | None = None,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def instance_lists(targets: Targets, categories: Categories) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The things to detect, image by image: crowds and segments without a pixel are left out.
+
+    The device is read once where the host does not know `targets.countable`.
 
     Args:
         targets: of B images.
         categories: of the dataset.
-        visible: of `visible_instances`, where it is known already.
-        counts: how many things each image shows, where that is known already; else the device is read once.
 
     Returns:
         for each image their entries int64 [n] (segment k has entry k - 1), boxes float32 [n, 4] and
         classes int64 [n], which count the things only: class k is `categories.things[k]`.
     """
-    shown, outlines = visible or visible_instances(targets, categories)
+    shown, outlines = visible_instances(targets, categories)
     table = torch.full((len(categories) + 1,), IGNORE)
     table[list(categories.things)] = torch.arange(len(categories.things))
     classes = table.to(targets.labels.device, non_blocking=True)[targets.labels]
-    if counts is None:
+    if targets.countable is None:
         counts = shown.sum(1).tolist()
-    entries = torch.nonzero_static(shown, size=sum(counts))[:, 1].split(list(counts))
+    else:
+        counts = np.isin(targets.countable.numpy(), categories.things).sum(1).tolist()
+    entries = torch.nonzero_static(shown, size=sum(counts))[:, 1].split(counts)
     return (
         list(entries),
         [outlines[b, chosen] for b, chosen in enumerate(entries)],

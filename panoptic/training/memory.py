@@ -70,7 +70,8 @@ def in_parts(batch: Batch, parts: int) -> Iterator[Batch]:
         frame = Frame(targets.frame.canvas, targets.frame.sizes[here], targets.frame.output_sizes[here])
         segments, labels, crowd = targets.segments[here], targets.labels[here], targets.crowd[here]
         features = targets.features and {name: maps[here] for name, maps in targets.features.items()}
-        yield images[here], Targets(segments, labels, crowd, frame, targets.names[here], features)
+        countable = None if targets.countable is None else targets.countable[here]
+        yield images[here], Targets(segments, labels, crowd, frame, targets.names[here], features, countable)
 
 
 def largest_batch(images: int, size: tuple[int, int], classes: int, divisor: int = 1) -> Batch:

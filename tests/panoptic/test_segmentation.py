@@ -237,6 +237,7 @@ def test_collate_pads_bottom_and_right_to_the_divisor() -> None:
         assert not targets.segments[b][outside].any()
     assert targets.labels.tolist() == [[4, 5, 6], [1, IGNORE, IGNORE]]
     assert targets.crowd.tolist() == [[False, True, False], [False] * 3]
+    assert targets.countable is not None and targets.countable.tolist() == [[4, IGNORE, 6], [1, IGNORE, IGNORE]]
     assert targets.names == ("first", "second")
     assert targets.frame.sizes.tolist() == [[5, 9], [7, 3]]
     assert targets.frame.output_sizes.tolist() == [[5, 9], [11, 8]]
@@ -256,4 +257,5 @@ def test_collate_takes_views_and_targets_move() -> None:
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), image)
     moved = targets.to("cpu")
     assert torch.equal(moved.segments, targets.segments)
-    assert moved.frame is targets.frame
+    assert moved.frame is targets.frame and moved.countable is targets.countable
+    assert targets.countable is not None and targets.countable.tolist() == [[0]]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from panoptic.models.base import Outputs
 from panoptic.models.jsis_net.c4_head import C4Head
+from panoptic.rcnn.boxes import constants
 from panoptic.rcnn.config import Detection, Regions
 from panoptic.rcnn.rpn import Candidates, Proposals, anchors_of, candidate_boxes, choose, flatten
 from panoptic.segmentation import IGNORE, Categories, Frame
@@ -59,14 +60,20 @@ class InstanceBranch:
         """What `propose` chooses from; arguments as there."""
         return candidate_boxes(*self.anchor_outputs(outputs), frame.sizes, self.regions, training)
 
-    def choose(
-        self, found: Candidates, frame: Frame, training: bool, counts: Sequence[int] | None = None
-    ) -> list[Proposals]:
-        """`propose` from its candidates, of which so many are usable in each image, where that is known already."""
-        proposals = choose(found, self.regions, training, counts)
+    def choose(self, found: Candidates, frame: Frame, training: bool, mark: bool = False) -> list[Proposals]:
+        """`propose` from its candidates; `mark` as in `suppress`."""
+        proposals = choose(found, self.regions, training, mark)
         for b, (height, width) in enumerate(frame.sizes.tolist()):
-            if not len(proposals[b].boxes):
-                whole = found.boxes.new_tensor([[0, 0, width, height]])
+            whole, part = constants(found.boxes, [0, 0, width, height])[None], proposals[b]
+            if part.usable is not None:  # the first takes the place of what is missing
+                none = ~part.usable[:1]
+                first = torch.where(none[:, None], whole, part.boxes[:1])
+                logits = torch.where(none, 0.0, part.logits[:1])
+                usable = torch.cat([part.usable[:1] | none, part.usable[1:]])
+                proposals[b] = Proposals(
+                    torch.cat([first, part.boxes[1:]]), torch.cat([logits, part.logits[1:]]), usable
+                )
+            elif not len(part.boxes):
                 proposals[b] = Proposals(whole, whole.new_zeros(1))
         return proposals
 

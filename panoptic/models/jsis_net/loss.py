@@ -22,7 +22,7 @@ from panoptic.rcnn.roi_heads import Sampled, box_losses, mask_loss, match_region
 from panoptic.rcnn.rpn import match_anchors, region_losses
 from panoptic.segmentation import Targets
 from panoptic.targets.dense import semantic_map
-from panoptic.targets.instances import instance_lists, region_masks, visible_instances
+from panoptic.targets.instances import instance_lists, region_masks
 
 
 def semantic_loss(logits: Tensor, targets: Targets, align_corners: bool) -> Tensor:
@@ -50,16 +50,13 @@ def instance_losses(
         mask_reduction: of `region_mask_loss`.
     """
     detection, background = branch.detection, branch.head.background
-    # numbers of things and of boxes that may be proposed, in one read of the device
-    visible = visible_instances(targets, branch.categories)
-    found = branch.candidate_boxes(outputs, targets.frame, training=True)
-    shown, usable = torch.stack([visible[0].sum(1), found.usable.sum(1)]).tolist()
-    entries, true_boxes, true_classes = instance_lists(targets, branch.categories, visible, shown)
-    # what is drawn from: anchors and regions, counted in another
+    entries, true_boxes, true_classes = instance_lists(targets, branch.categories)
     logits, deltas, anchors = branch.anchor_outputs(outputs)
     matched = match_anchors(anchors, true_boxes, branch.regions)
-    proposals = branch.choose(found, targets.frame, training=True, counts=usable)
+    found = branch.candidate_boxes(outputs, targets.frame, training=True)
+    proposals = branch.choose(found, targets.frame, training=True, mark=True)
     candidates = match_regions(proposals, true_boxes, detection)
+    # what anchors and regions are drawn from, counted in one read of the device
     amounts = count_labels([labels for _, labels in matched], [labels for _, labels in candidates[1]])
     objectness, region = region_losses(
         logits, deltas, anchors, true_boxes, branch.regions, matched=matched, amounts=amounts[0]

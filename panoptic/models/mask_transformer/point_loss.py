@@ -23,7 +23,7 @@ from panoptic.models.mask_transformer import point_sampling
 from panoptic.models.mask_transformer.config import MaskClassificationConfig
 from panoptic.models.mask_transformer.loss import class_losses, mask_losses, trained_layers, weighted_terms
 from panoptic.models.mask_transformer.masks import mask_products
-from panoptic.models.mask_transformer.targets import target_segments
+from panoptic.models.mask_transformer.targets import segment_counts, target_segments
 from panoptic.segmentation import Targets
 
 
@@ -57,7 +57,7 @@ def point_loss(
     trained = trained_layers(outputs)
     classes, embeddings = trained.classes, trained.embeddings
     # the matches of a layer are as many whatever they are, so that points can be drawn before them
-    count = int(chosen.sum(1).clamp(max=classes.shape[1]).sum())
+    count = sum(min(segments, classes.shape[1]) for segments in segment_counts(targets, chosen))
     layer_masks, costs, drawn, layer_points = [], [], [], []
     with torch.no_grad():
         parts = zip(classes.split(images), embeddings.split(images), strict=True)

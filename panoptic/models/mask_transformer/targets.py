@@ -5,6 +5,7 @@ Shapes: B images, N segments (padded), H x W the canvas, h x w cells of a mask.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +26,18 @@ def visible_segments(targets: Targets) -> Tensor:
     visible = torch.zeros(images * (count + 1), dtype=torch.bool, device=targets.segments.device)
     visible[(targets.segments + offsets).view(-1)] = True
     return visible.view(images, count + 1)[:, 1:] & (targets.labels != IGNORE)
+
+
+def segment_counts(targets: Targets, chosen: Tensor) -> list[int]:
+    """How many segments of each image queries learn; the device is asked where the host does not know them.
+
+    Args:
+        targets: of the batch.
+        chosen: of `target_segments`.
+    """
+    if targets.countable is None:
+        return chosen.sum(1).tolist()
+    return np.count_nonzero(targets.countable.numpy() != IGNORE, axis=1).tolist()
 
 
 def coarse_masks(targets: Targets, chosen: Tensor, size: tuple[int, int]) -> Tensor:

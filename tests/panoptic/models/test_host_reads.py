@@ -43,15 +43,14 @@ MATCHING = "matcher.py"
 READS: dict[type, dict[str, int]] = {
     PanopticDeepLabConfig: {},
     MaskFormerConfig: {MATCHING: 1},
-    Mask2FormerConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
-    EoMTConfig: {MATCHING: 1, "models/mask_transformer/point_loss.py": 1},
+    Mask2FormerConfig: {MATCHING: 1},
+    EoMTConfig: {MATCHING: 1},
     DETRConfig: {MATCHING: 1},
-    # Numbers that sizes follow from. First those of the things of each image, and of the boxes that enter the
-    # suppression; then, as regions come out of it, what anchors and regions are drawn from (a permutation is as long as
-    # there are positives, and another length would draw other regions), with the level of every region.
-    PanopticFPNConfig: {"rcnn/mask_rcnn.py": 2},
-    EfficientPSConfig: {"rcnn/mask_rcnn.py": 2},
-    JSISNetConfig: {"models/jsis_net/loss.py": 1, "rcnn/boxes.py": 1},
+    # What anchors and regions are drawn from: a permutation is as long as there are positives, and another length would
+    # draw other regions. In Mask R-CNN with the level of every region.
+    PanopticFPNConfig: {"rcnn/mask_rcnn.py": 1},
+    EfficientPSConfig: {"rcnn/mask_rcnn.py": 1},
+    JSISNetConfig: {"rcnn/boxes.py": 1},
     PanopticFCNConfig: {"models/panoptic_fcn/targets.py": 1},
 }
 """The most reads of a step of each architecture beside its verdict, by the file or folder in panoptic/.

@@ -8,8 +8,28 @@ import torch
 from panoptic.rcnn import boxes as rules
 from panoptic.rcnn.boxes import decode, encode, grid_anchors, match, overlaps, sample
 from panoptic.rcnn.roi_align import pool
-from panoptic.rcnn.roi_heads import BoxHead, Detection, MaskHead, Sampled, box_losses, detect, mask_loss, sample_regions
-from panoptic.rcnn.rpn import Proposals, RegionHead, Regions, anchors_of, flatten, propose, region_losses
+from panoptic.rcnn.roi_heads import (
+    BoxHead,
+    Detection,
+    MaskHead,
+    Sampled,
+    box_losses,
+    detect,
+    mask_loss,
+    match_regions,
+    sample_regions,
+)
+from panoptic.rcnn.rpn import (
+    Candidates,
+    Proposals,
+    RegionHead,
+    Regions,
+    anchors_of,
+    flatten,
+    propose,
+    region_losses,
+    suppress,
+)
 
 
 def random_boxes(count: int, seed: int = 0, side: float = 60) -> torch.Tensor:
@@ -109,6 +129,35 @@ def test_boxes_that_are_not_finite_are_not_proposed() -> None:
     scores[1][1] = torch.inf
     found = propose(scores, broken, anchors, torch.tensor([[32, 48]] * 2), regions, False)
     assert all(part.boxes.isfinite().all() and part.logits.isfinite().all() for part in found)
+
+
+@pytest.mark.parametrize("after", [3, 40, 200])
+@pytest.mark.parametrize("append", [False, True])
+def test_marked_boxes_change_nothing_that_is_drawn(after: int, append: bool) -> None:
+    """Proposals whose number the host does not know are those of which it does, with others behind them."""
+    torch.manual_seed(0)
+    corners = torch.rand(2, 60, 2) * 80
+    found = Candidates(
+        torch.cat([corners, corners + torch.rand(2, 60, 2) * 30], 2),
+        torch.randn(2, 60),
+        torch.arange(3).repeat_interleave(20),
+        torch.rand(2, 60) < torch.tensor([[0.5], [0.0]]),  # none of the second image is usable
+    )
+    found.boxes[~found.usable] = torch.nan
+    exact, marked = (suppress(found, 0.5, after, mark=mark) for mark in (False, True))
+    truth, detection = [found.boxes[0, found.usable[0]][:2] + 1, torch.zeros(0, 4)], Detection(append_truth=append)
+    drawn = []
+    for proposals in (exact, marked):
+        regions, matched = match_regions(proposals, truth, detection)
+        torch.manual_seed(1)
+        pairs = sample([labels for _, labels in matched], 16, 0.25)
+        drawn.append([[boxes[chosen] for chosen in pair] for boxes, pair in zip(regions, pairs, strict=True)])
+    for few, more in zip(exact, marked, strict=True):
+        assert more.usable is not None and torch.equal(more.boxes[more.usable], few.boxes)
+        assert not more.usable[len(few.boxes) :].any()
+    assert len(marked[1].boxes) == min(after, 60) and len(exact[1].boxes) == 0
+    for one, other in zip(*drawn, strict=True):
+        assert all(torch.equal(few, more) for few, more in zip(one, other, strict=True))
 
 
 def test_sizes_are_shared_out_over_the_levels() -> None:

@@ -114,7 +114,7 @@ def _part(targets, k: int):
     frame = replace(
         targets.frame, sizes=targets.frame.sizes[k : k + 2], output_sizes=targets.frame.output_sizes[k : k + 2]
     )
-    part = {name: getattr(targets, name)[k : k + 2] for name in ("segments", "labels", "crowd", "names")}
+    part = {name: getattr(targets, name)[k : k + 2] for name in ("segments", "labels", "crowd", "names", "countable")}
     return replace(targets, frame=frame, **part)
 
 
