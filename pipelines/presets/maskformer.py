@@ -106,7 +106,11 @@ def maskformer_pedestrians() -> Experiment:
 def maskformer_pedestrians_imagenet() -> Experiment:
     """maskformer-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
-    Its PQ has not been measured yet.
+    Measured once on 2 cores of an AMD EPYC (Zen 5), 2100 steps (16,800 images) in 22 min 41 s from the command to its
+    last line beside tests, 16 to 18 images/s undisturbed, 2.1 GiB a worker. PQ on the 127 val photographs: 56.1 at step
+    700, 62.6 at 1400, 65.7 at 2100 (things 26.0, stuff 75.6; SQ 83.4, RQ 75.9). On the 58 that no training photograph
+    resembles: 58.1 (things 14.6, stuff 69.0), from scratch 43.6. 65 was hoped for: things, which a mask of stride 4 of
+    the whole image must draw, are learnt last, and PQ still rises.
     `python jobs/train.py maskformer-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(maskformer_pedestrians(), steps=2100)

@@ -4,7 +4,7 @@ DIR holds clones of the peers: DIR/panopticapi, DIR/cityscapesScripts, DIR/detec
 DIR/site-packages (`pip install --target`) holds hotcoco, webdataset and mosaicml-streaming; Hugging Face's transformers
 and faster-coco-eval are taken where they are installed. Where a peer is missing, the row is
 absolute. Times are CPU milliseconds of one thread, the median of rounds that alternate between ours and theirs on the
-same inputs, after both gave the same result. Rows feed, feeds and feeds-bytes are wall-clock
+same inputs, after both gave the same result. Rows feed, feeds, feeds-bytes and workers are wall-clock
 time: let nothing else run.
 
 Training steps on a GPU have a table of their own: `make benchmark GPU=1`, or `python -m tests.benchmarks.gpu`.
@@ -36,12 +36,13 @@ from tests.benchmarks import (
     preparing,
     queries,
     reading,
+    scaling,
     stepping,
     throughput,
 )
 from tests.benchmarks.timing import Case, Row, hardware, measure, table
 
-WITH_RAY = ("feed", "feeds", "feeds-bytes")
+WITH_RAY = ("feed", "feeds", "feeds-bytes", "workers")
 ROWS = (
     *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
     *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step", "frozen"),
@@ -116,6 +117,8 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             count = max(16, round(100 * given.scale))
             shards = Path(folder) / "feed"
             rows += throughput.rows(shards, photograph, side(512), count, count, min(3, given.repeat), 0.1)
+        if "workers" in names:
+            rows += scaling.rows(Path(folder) / "workers", max(6, round(240 * given.scale)))
         if beside := [name for name in names if name in feeds.WORKS]:
             count, rounds = max(200, round(1600 * given.scale)), min(3, given.repeat)
             rows += feeds.rows(beside, Path(folder) / "feeds", given.peers, photograph, side(512), count, rounds)

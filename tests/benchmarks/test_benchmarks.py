@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +44,28 @@ def test_every_way_of_feeding_gives_figures() -> None:
     assert all(row.ours > 0 and (row.theirs or 0) > 0 for row in rows if not row.work.startswith("bytes read"))
     # each byte is read once; of images this small a quarter more is the row's other columns
     assert all(0.7 < row.ours < 1.6 for row in rows if row.work.startswith("bytes read"))
+
+
+def test_workers_are_compared_by_what_their_logs_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        workers, threads = (int(command[command.index(f"--train.{name}") + 1]) for name in ("workers", "threads"))
+        asked.append((workers, threads))
+        speeds = (1.0, *(10.0 * workers + threads + k for k in (0, 1, 5)))  # the first is of the loading
+        lines = [
+            f"step {k}/6 | total 1.5 | lr 1e-03 | {speed} images/s | data wait 0 %" for k, speed in enumerate(speeds)
+        ]
+        return SimpleNamespace(returncode=0, stdout="\n".join(["starting", *lines, "PQ 57"]), stderr="")
+
+    monkeypatch.setattr("subprocess.run", run)
+    rows = main(["workers"])
+    assert asked == [(2, 1), (1, 1), (1, 2)]
+    assert [(row.ours, row.theirs) for row in rows] == [(22.0, 12.0), (22.0, 13.0)]
+    assert rows[0].ratio == pytest.approx(22 / 12)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=2, stdout="", stderr="error: x"))
+    with pytest.raises(ValueError, match="demo .*ended with 2:\nerror: x"):
+        main(["workers"])
 
 
 def test_what_cannot_be_measured_is_named(tmp_path: Path) -> None:
