@@ -64,7 +64,7 @@ def test_workers_are_compared_by_what_their_logs_say(tmp_path: Path, monkeypatch
     assert [(row.ours, row.theirs) for row in rows] == [(22.0, 12.0), (22.0, 13.0)]
     assert rows[0].ratio == pytest.approx(22 / 12)
     monkeypatch.setattr("subprocess.run", lambda *_, **__: SimpleNamespace(returncode=2, stdout="", stderr="error: x"))
-    with pytest.raises(ValueError, match="demo .*ended with 2:\nerror: x"):
+    with pytest.raises(ValueError, match=r"demo .*ended with 2:\nerror: x"):
         main(["workers"])
 
 
