@@ -18,6 +18,7 @@ import math
 import re
 from bisect import bisect_right
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -245,18 +246,35 @@ def _by_kind(
 ) -> dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]]:
     """Parameters and buffers of two equal models, by device and kind of number; none that they share."""
     groups: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    pairs = zip(
-        itertools.chain(averaged.parameters(), averaged.buffers()),
-        itertools.chain(current.parameters(), current.buffers()),
-        strict=True,
-    )
-    for old, new in pairs:
+    for (olds, name), (news, other) in zip(_places(averaged), _places(current), strict=True):
+        old, new = olds[name], news[other]
         if old is not new and old.data_ptr() == new.data_ptr() and old.numel():
             continue
         group = groups.setdefault((old.device, old.dtype), ([], []))
         group[0].append(old.detach())
         group[1].append(new.detach())
     return groups
+
+
+PLACES: WeakKeyDictionary[nn.Module, list[tuple[dict[str, Any], str]]] = WeakKeyDictionary()
+"""By model, what `_places` found: looking for it takes milliseconds of the host in every step."""
+
+
+def _places(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Where a model keeps its parameters and buffers, each once: the dictionary of a module, and the name there.
+
+    Tensors may be replaced afterwards, modules may not.
+    """
+    if model not in PLACES:
+        kinds = [[(module._parameters, module._buffers)[kind] for module in model.modules()] for kind in (0, 1)]
+        seen: set[int] = set()
+        PLACES[model] = [
+            (entries, name)
+            for entries in itertools.chain(*kinds)
+            for name, tensor in entries.items()
+            if tensor is not None and not (id(tensor) in seen or seen.add(id(tensor)))
+        ]
+    return PLACES[model]
 
 
 def masked_step(optimiser: torch.optim.Optimizer, finite: Tensor) -> None:
