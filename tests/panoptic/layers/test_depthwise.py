@@ -14,9 +14,9 @@ from panoptic.segmentation import Categories
 from panoptic.training.device import Engine, prepare
 
 
-def conv(kernel: int = 5, stride: int = 1, groups: int = 8) -> nn.Conv2d:
+def conv(kernel: int = 5, stride: int = 1, groups: int = 8, dilation: int = 1, channels: int = 8) -> nn.Conv2d:
     torch.manual_seed(0)
-    return nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=groups)
+    return nn.Conv2d(channels, channels, kernel, stride, dilation * (kernel // 2), dilation, groups)
 
 
 def changed(module: nn.Conv2d) -> bool:
@@ -25,7 +25,7 @@ def changed(module: nn.Conv2d) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("module", "slow"),
+    ("module", "slow_or_wrong"),
     [
         (conv(kernel=5), True),
         (conv(kernel=3, stride=2), True),
@@ -33,10 +33,32 @@ def changed(module: nn.Conv2d) -> bool:
         (conv(kernel=5, groups=1), False),
         (conv(kernel=5, groups=2), False),
         (nn.Conv2d(1, 8, 5), False),  # of one channel, but dense
+        (conv(kernel=3, dilation=2), True),
+        (conv(kernel=3, dilation=2, groups=2), True),
+        (conv(kernel=3, dilation=2, groups=1), False),
     ],
 )
-def test_which_ones_are_slow_in_bfloat16(module: nn.Conv2d, slow: bool):
-    assert changed(module) is slow
+def test_which_ones_are_slow_or_wrong_in_bfloat16(module: nn.Conv2d, slow_or_wrong: bool):
+    assert changed(module) is slow_or_wrong
+
+
+@pytest.mark.parametrize("groups", [240, 30])
+def test_gradients_of_a_dilation_are_those_of_the_images_and_not_of_old_memory(groups: int):
+    module = conv(kernel=3, dilation=2, groups=groups, channels=240).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 240, 24, 40).to(memory_format=torch.channels_last)
+    module(images).square().mean().backward()
+    assert module.weight.grad is not None
+    truth = module.weight.grad.clone()
+    keep_depthwise_in_float32(module)
+    for _ in range(8):
+        for count in (1_000, 20_000, 200_000):
+            torch.full((count,), 1e30)  # what lies in memory afterwards
+        module.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = module(images)
+        output.float().square().mean().backward()
+        assert module.weight.grad is not None
+        torch.testing.assert_close(module.weight.grad, truth, rtol=0.02, atol=0.02 * float(truth.abs().max()))
 
 
 def test_under_autocast_it_is_float32s_result_in_the_type_of_the_input():
