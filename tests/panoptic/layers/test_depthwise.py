@@ -61,15 +61,16 @@ def test_gradients_of_a_dilation_are_those_of_the_images_and_not_of_old_memory(g
         torch.testing.assert_close(module.weight.grad, truth, rtol=0.02, atol=0.02 * float(truth.abs().max()))
 
 
-def test_under_autocast_it_is_float32s_result_in_the_type_of_the_input():
+def test_under_autocast_it_is_float32s_result_in_the_type_of_autocast():
     plain, kept = conv(), conv()
     keep_depthwise_in_float32(kept)
     keep_depthwise_in_float32(kept)  # once is enough, twice is the same
     x = torch.randn(2, 8, 6, 7).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        found, rounded = kept(x), plain(x)
+        found, rounded, stored = kept(x), plain(x), kept(x.float())
     truth = plain(x.float())
-    assert found.dtype == torch.bfloat16 and torch.equal(found, truth.bfloat16())
+    assert found.dtype == stored.dtype == torch.bfloat16
+    assert torch.equal(found, truth.bfloat16()) and torch.equal(stored, found)
     assert not torch.equal(rounded, found)  # its weights were rounded
     found.float().square().sum().backward()
     assert kept.weight.grad is not None and kept.weight.grad.dtype == torch.float32

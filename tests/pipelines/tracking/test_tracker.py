@@ -296,7 +296,10 @@ def test_a_run_that_goes_on_delivers_what_was_left_and_repeats_no_step(impatient
     tracker = Tracker(remote, tmp_path)
     for step in range(11, 31):
         tracker.metrics(step, {"loss": float(step)})
+    thread = tracker._thread
     tracker.close()
+    assert thread is not None
+    thread.join()  # a request may be under way, which would be taken from now on
     server.status = 200
     continued = Tracker(remote, tmp_path)
     for step in range(21, 41):  # from the checkpoint of step 20
