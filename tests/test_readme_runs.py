@@ -44,7 +44,8 @@ SHORT = """
 """
 """The same for trainings of whole models."""
 
-TRIALS = f"{SHORT} --samples 2"
+POPULATION = f"{SHORT} --samples 2"
+TRIAL = f"{SHORT} --samples 1"
 ROWS = """
 --steps 2 --seeds 1 --train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0 --augment.crop 64 96
 --resize.short 64
@@ -66,8 +67,12 @@ RUN = {
     "python jobs/evaluate.py runs": ("--actors 0", "on 8 images of val"),
     "python jobs/evaluate.py models": ("--actors 0", "street"),
     "python jobs/oracle.py": ("--actors 0", "| semantic | centre | offset "),
-    "python jobs/tune.py demo": (f"{TRIALS} --data.scenes.train 8 --data.scenes.val 4", "4 trials"),
-    "python jobs/tune.py panoptic": (TRIALS, "2 trials"),
+    "python jobs/tune.py demo": (f"{TRIAL} --data.scenes.train 8 --data.scenes.val 4", "2 trials: 2 finished"),
+    "python jobs/tune.py panoptic": (TRIAL, "1 trials: 1 finished"),
+    "python jobs/tune.py panoptic-deeplab-pedestrians-imagenet --data.root data --name thawing": (
+        POPULATION,
+        "2 trials: 2 finished",
+    ),
     "python jobs/tune.py --study": (ROWS, "frozen"),
     "python jobs/export.py": ("", "network.onnx"),
     "python -m panoptic.runtime": ("", "segments in"),
