@@ -18,9 +18,9 @@ CITYSCAPES_SIDES = (512, 640, 704, 832, 896, 1024, 1152, 1216, 1344, 1408, 1536,
 def demo() -> Experiment:
     """Drawn scenes, a small Panoptic-DeepLab, two CPU workers: a panoptic model that learns while you watch.
 
-    Measured on 2 cores of an AMD EPYC (Zen 5) that did a little else, val PQ of 96 scenes: 38.7 at step 400, 53.5 at
-    800, 57.1 at 1200 (things 39.8, stuff 80.1; SQ 79.1, RQ 70.2); 5 min 22 s from the command to its last line, 32 to
-    38 images/s, 1.6 GiB a worker. An earlier run, alone on the machine, ended with 57.3 after 5 min 16 s.
+    Measured on 2 cores of an AMD EPYC (Zen 5) that did a little else, val PQ of 96 scenes: 38.0 at step 400, 53.4 at
+    800, 56.6 at 1200 (things 39.6, stuff 79.2; SQ 78.7, RQ 70.0); some 5 min from the command to its last line, 42
+    images/s, 1.5 GiB a worker. Before its dilated depthwise convolutions were float32 two runs ended with 57.1 and 57.3.
     `python jobs/train.py demo` or `make demo`
     """
     model = _small(sigma=5, stuff_area=64, small_area=1024)
