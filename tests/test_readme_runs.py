@@ -38,18 +38,15 @@ SMALL = """
 """
 """Makes the README's training one of seconds, and registers its model under the name that later commands have."""
 
-SHORT = """
---train.steps 2 --train.validate-every 2 --train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0
---augment.crop 64 96 --resize.short 64
+SIZE = """
+--train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0 --augment.crop 64 96 --resize.short 64
 """
+SHORT = f"--train.steps 2 --train.validate-every 2 {SIZE}"
 """The same for trainings of whole models."""
 
 POPULATION = f"{SHORT} --samples 2"
 TRIAL = f"{SHORT} --samples 1"
-ROWS = """
---steps 2 --seeds 1 --train.batch 4 --train.workers 1 --train.overlays 1 --optim.warmup-steps 0 --augment.crop 64 96
---resize.short 64
-"""
+ROWS = f"--steps 2 --seeds 1 {SIZE}"
 
 RUN = {
     "make demo": (f"{SHORT} --data.scenes.train 8 --data.scenes.val 4", "demo-"),
