@@ -290,6 +290,9 @@ def write_bytes(uri: Uri, data: bytes | memoryview) -> None:
             # An S3 object appears when its stream is closed, which an exception does, too: SIGTERM would leave a
             # part of the file. Signals reach the main thread only; it waits for the upload even when it has to end.
             with ThreadPoolExecutor(1) as uploading:
+                # An exception while a thread starts leaves one that the executor does not know and would not wait
+                # for; so it starts before there is anything to upload.
+                uploading.submit(int).result()
                 uploading.submit(_upload, filesystem, path, data).result()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -335,6 +337,30 @@ def test_a_write_that_is_interrupted_leaves_no_part_of_a_file(bucket: str, monke
     finally:
         signal.signal(signal.SIGUSR1, former)
     assert storage.read_bytes(file) == whole
+
+
+def test_a_write_that_is_interrupted_while_its_thread_starts_goes_on_for_nobody(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = f"{bucket}/file"
+    storage.write_bytes(file, b"old")
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def start_and_leave(thread: threading.Thread) -> None:
+        start(thread)
+        started.append(thread)
+        raise SystemExit(1)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(threading.Thread, "start", start_and_leave)
+        storage.write_bytes(file, b"new")
+    # The abandoned thread ends when its executor is collected; had it anything to upload, it would do so now.
+    gc.collect()
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert storage.read_bytes(file) == b"old"
 
 
 OPERATIONS = {
