@@ -128,6 +128,14 @@ def fixture_rules(shared: Callable[[str], Path]) -> ModuleType:
     return module
 
 
+@pytest.fixture
+def half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 and float16 are computed as such, also on a CPU that has no instructions for them."""
+    from panoptic.layers import precision
+
+    monkeypatch.setattr(precision, "multiplies", lambda device, kind: True)
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of 4 logical CPUs for the whole session: two workers, their data, one to spare.

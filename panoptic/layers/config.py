@@ -1,4 +1,4 @@
-"""An option of several architectures: the normalisation."""
+"""Options of several parts, which a command line reads without torch: the normalisation and the precision."""
 
 from __future__ import annotations
 
@@ -7,3 +7,6 @@ from typing import Literal
 Norm = Literal["batch", "sync", "group", "frozen", "absolute"]
 """batch: over the worker's batch; sync: over all workers (GPU only when training); group: 32 groups;
 frozen: fixed statistics and affine; absolute: batch norm that scales by the weight's absolute value (EfficientPS)."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""In which a network computes, by autocast."""

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.greedy_merge import CroppedMask
+from panoptic.layers.precision import autocast
 from panoptic.rcnn.boxes import clip, decode, is_empty, sample
 from panoptic.rcnn.config import DetectorConfig
 from panoptic.rcnn.paste_masks import paste
@@ -246,8 +247,7 @@ class Detector(nn.Module):
         return pool(levels, strides, regions, side, self.config.heads.cell_samples, self.config.heads.aligned, order)
 
     def _autocast(self, outputs: Mapping[str, Tensor]) -> torch.autocast:
-        device = outputs[self.pooled[0]].device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.heads.precision == "bfloat16")
+        return autocast(outputs[self.pooled[0]].device, self.config.heads.precision)
 
     def _detections(self, outputs: Mapping[str, Tensor], frame: Frame, proposals: Sequence[Proposals]) -> list[Tensor]:
         """For each image float [N, 6], the rows of "detections"."""

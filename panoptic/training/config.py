@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from panoptic.layers.config import Precision
 from panoptic.ranges import (
     Decay,
     NonNegativeFloat,
@@ -88,9 +89,10 @@ class Optim:
 class Engine:
     """Precision and memory format of a step, and its patience with numbers that are not finite."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     """Precision of the network, by autocast; losses and post-processing always run in float32. float16 (for GPUs
-    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients; see `loss_scale`."""
+    before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients; see `loss_scale`. A device without
+    instructions for it (a CPU without AVX-512 BF16 or AMX, say) computes in float32, which is faster there."""
     tf32: Literal["none", "convolutions", "all"] = "convolutions"
     """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
     torch does by itself), or matrix products too."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from panoptic.layers import precision
 from panoptic.layers.depthwise import keep_depthwise_in_float32
 from panoptic.models.base import PanopticModel
 from panoptic.segmentation import Targets
@@ -28,7 +29,7 @@ def prepare(model: PanopticModel, device: torch.device | str, engine: Engine) ->
     kind = torch.device(device).type
     if kind == "cuda":
         set_tf32(engine)
-    if kind == "cpu" and engine.precision == "bfloat16":
+    if kind == "cpu" and engine.precision == "bfloat16" and precision.multiplies(kind, torch.bfloat16):
         keep_depthwise_in_float32(model)
     memory = torch.channels_last if engine.channels_last else torch.preserve_format
     return model.to(device=device, memory_format=memory)  # type: ignore[call-overload]
@@ -79,6 +80,14 @@ def to_device(model: nn.Module, images: Tensor, targets: Targets, engine: Engine
     return images.contiguous(memory_format=memory), targets
 
 
+def precision_note(device: torch.device, engine: Engine) -> str:
+    """What a run says where its device does not compute in the engine's precision; "" where it does."""
+    if engine.precision == "float32" or precision.multiplies(device.type, precision.TYPES[engine.precision]):
+        return ""
+    name = "this CPU" if device.type == "cpu" else "this GPU"
+    return f"engine.precision {engine.precision}: {name} has no instructions for it, so it computes in float32"
+
+
 @functools.cache
 def _copying_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which batches are copied."""
@@ -91,6 +100,5 @@ def pinned(images: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
 
 
 def autocast(images: Tensor, engine: Engine) -> torch.autocast:
-    """The context in which the network runs; float32 where the engine says so."""
-    half = torch.float16 if engine.precision == "float16" else torch.bfloat16
-    return torch.autocast(images.device.type, half, enabled=engine.precision != "float32")
+    """The context in which the network runs: the engine's precision, or float32 on a device that is slower in that."""
+    return precision.autocast(images.device, engine.precision)

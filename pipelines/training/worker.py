@@ -33,7 +33,7 @@ from panoptic.convert import read_checkpoint
 from panoptic.layers.norm import synchronise_norms
 from panoptic.models.base import PanopticModel
 from panoptic.training.compiling import CompiledGraphs, compile_network
-from panoptic.training.device import prepare, seed_torch
+from panoptic.training.device import precision_note, prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.frozen_backbone import backbone_digest
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
@@ -197,6 +197,8 @@ def train(state: State) -> str:
     set_training_mode(state.model, options)
     parts = _parts(state) if options.fit_memory else 1
     if state.tracker is not None and (note := state.model.training_note(options.steps)):
+        _say(note)
+    if state.tracker is not None and (note := precision_note(state.device, experiment.engine)):
         _say(note)
     model = wrapped(state)
     rate = scaled_learning_rate(experiment.optim, options.batch)

@@ -20,6 +20,7 @@ from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
+from panoptic.layers.precision import autocast
 from panoptic.layers.resize import resize
 from panoptic.models.jsis_net.config import StageOptions
 from panoptic.rcnn.boxes import clip, decode, is_empty
@@ -66,12 +67,12 @@ class C4Head(nn.Module):
         """
         stage = self.stage if self.stage is not None else stage
         assert stage is not None
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+        with autocast(features.device, self.options.precision):
             return stage(pool_regions(features, stride, boxes, self.options)).float()
 
     def mask_logits(self, features: Tensor, classes: Tensor) -> Tensor:
         """[R, D, S, S] and int64 [R] to the logits of each region's class, float32 [R, M, M]."""
-        with torch.autocast(features.device.type, torch.bfloat16, enabled=self.options.precision == "bfloat16"):
+        with autocast(features.device, self.options.precision):
             return self.masks(features, classes).float()
 
     @torch.no_grad()

@@ -134,6 +134,7 @@ def test_a_frozen_norm_of_timm_has_the_numbers_and_the_keys_of_timms_own() -> No
 
 @pytest.mark.parametrize("freeze", [0, 5])
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+@pytest.mark.usefixtures("half_precision")
 def test_frozen_or_not_features_have_one_precision_and_memory_format(name: str, freeze: int) -> None:
     """In bfloat16 and channels-last, from the images to the last map, so that nothing is converted on the way."""
     engine = Engine(precision="bfloat16", channels_last=True)

@@ -95,6 +95,7 @@ def test_the_padding_of_tensorflow_is_kept():
 
 
 @pytest.mark.parametrize(("precision", "kept"), [("bfloat16", True), ("float32", False)])
+@pytest.mark.usefixtures("half_precision")
 def test_a_model_that_is_prepared_for_bfloat16_on_a_cpu_has_them(precision: str, kept: bool):
     categories = Categories(("person", "road"), (True, False), (1, 2), ((1, 2, 3), (4, 5, 6)))
     model = PanopticDeepLabConfig(flavour="detectron2", aspp_separable=True, kernel=5).build(categories)

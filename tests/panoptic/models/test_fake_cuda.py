@@ -37,7 +37,7 @@ def precision_of(images: Tensor, engine: Engine) -> AbstractContextManager[objec
     if engine.precision == "float32":
         return nullcontext()
     with mock.patch.multiple(
-        torch.cuda, is_available=lambda: True, is_bf16_supported=lambda *_: True, current_device=lambda: 0
+        torch.cuda, is_available=lambda: True, is_bf16_supported=lambda *_, **__: True, current_device=lambda: 0
     ):
         return autocast(images, engine)
 
@@ -59,6 +59,7 @@ def first_pairs(cost: Tensor, valid: Tensor, names: tuple[str, ...]) -> Matches:
 
 
 @pytest.mark.parametrize("config", CASES)
+@pytest.mark.usefixtures("half_precision")
 def test_networks_and_losses_stay_on_the_device(config, small_categories, monkeypatch) -> None:
     for name in ("maskformer", "detr"):
         monkeypatch.setattr(f"panoptic.models.{name}.loss.hungarian", first_pairs)

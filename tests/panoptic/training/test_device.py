@@ -6,8 +6,10 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from panoptic.training.device import Engine, autocast, prepare, seed_torch, to_device, unwrap
+from panoptic.layers import precision as half
+from panoptic.training.device import Engine, autocast, precision_note, prepare, seed_torch, to_device, unwrap
 from tests.support.tiny import TinyConfig, tiny_batch, tiny_categories
 
 
@@ -28,10 +30,42 @@ def test_the_model_is_found_inside_its_wrappers() -> None:
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.usefixtures("half_precision")
 def test_the_network_runs_in_the_precision_of_the_engine(precision, kind: torch.dtype) -> None:
     x = torch.ones(2, 2)
     with autocast(x, Engine(precision=precision)):
         assert (x @ x).dtype == kind
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("known", [{"avx512_bf16": True, "avx512_fp16": True}, {"avx2": True, "avx512_bf16": False}])
+def test_a_cpu_without_instructions_for_half_precision_computes_in_float32_and_says_so(
+    precision, known: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    half.multiplies.cache_clear()
+    try:
+        model, engine, x = Depthwise(), Engine(precision=precision), torch.ones(2, 2)
+        prepare(model, "cpu", engine)  # type: ignore[arg-type]
+        with autocast(x, engine):
+            kind = (x @ x).dtype
+        note = precision_note(torch.device("cpu"), engine)
+    finally:
+        half.multiplies.cache_clear()
+    if known.get("avx2"):
+        assert kind == torch.float32 and type(model.conv) is nn.Conv2d
+        assert note == f"engine.precision {precision}: this CPU has no instructions for it, so it computes in float32"
+    else:
+        assert kind == getattr(torch, precision) and not note
+        assert (type(model.conv) is nn.Conv2d) == (precision == "float16")
+
+
+class Depthwise(nn.Module):
+    """One convolution that stays in float32 where the others are bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 5, groups=4)
 
 
 def test_every_micro_batch_of_every_worker_draws_its_own_numbers_again() -> None:

@@ -177,6 +177,7 @@ def test_a_step_of_a_gpu_is_counted_once_its_verdict_has_been_copied():
     assert health == SkipCounter(skipped=1, in_a_row=0)
 
 
+@pytest.mark.usefixtures("half_precision")
 def test_float16_learns_and_its_factor_falls_where_a_gradient_overflows():
     optim = replace(OPTIM, warmup_steps=0)
     run = Run(optim, engine=Engine(precision="float16", max_skipped=2))
