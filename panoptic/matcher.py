@@ -10,13 +10,17 @@ g % B), Q queries, N targets (padded), C classes, P pixels or points.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,21 @@ class Matches:
     """int64 [M], places among the padded N."""
     listed: np.ndarray
     """int64 [M], the groups on the CPU."""
+    finite: bool = True
+    """False where a cost was not finite: the pairs mean nothing then, and nothing may be learnt from them."""
 
     def of(self, start: int, count: int) -> Matches:
         """The pairs of `count` groups from group `start` on, with groups counted from 0: one decoder layer."""
         inside = slice(*np.searchsorted(self.listed, (start, start + count)).tolist())
-        return Matches(
-            self.groups[inside] - start, self.queries[inside], self.targets[inside], self.listed[inside] - start
-        )
+        groups, listed = self.groups[inside] - start, self.listed[inside] - start
+        return replace(self, groups=groups, queries=self.queries[inside], targets=self.targets[inside], listed=listed)
+
+    def learnable(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms of a loss, with their gradients not a number where a cost was not finite: the step is skipped.
+
+        Terms of matched queries alone may be finite where the outputs of others are not.
+        """
+        return terms if self.finite else {name: value * math.nan for name, value in terms.items()}
 
     def per_image(self, images: int) -> list[int]:
         """How many pairs each of the B images has in all its groups."""
@@ -51,14 +63,11 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     Args:
         cost: [G, Q, N]; entries of invalid targets may be anything.
         valid: bool [B, N], False for padding and for targets that no query may take.
-        names: B names of images, for the error message.
+        names: B names of images; a warning says those whose costs are not finite.
 
     Returns:
-        the pairs, on the device of `cost`.
-
-    Raises:
-        FloatingPointError: a cost is not finite; names the images. The weights are broken then, or about to be:
-            the optimiser would learn from an assignment that means nothing.
+        the pairs, on the device of `cost`. Where a cost is not finite they are any, and `Matches.finite` is False:
+        an exception would end a training whose next step may be a good one, and leave other workers waiting.
     """
     images = len(valid)
     usable = valid.repeat(len(cost) // max(images, 1), 1)[:, None]
@@ -68,16 +77,17 @@ def hungarian(cost: Tensor, valid: Tensor, names: Sequence[str]) -> Matches:
     broken = np.flatnonzero(~np.isfinite(table).all((1, 2)))
     if len(broken):
         unique = dict.fromkeys(names[g % images] for g in broken.tolist())
-        raise FloatingPointError(
-            f"matching: the cost is not finite for {', '.join(unique)}; outputs of the network are not finite or "
-            "beyond float32. Lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
+        logger.warning(
+            "matching: the cost is not finite for %s; outputs of the network are not finite or beyond float32",
+            ", ".join(unique),
         )
+        table[broken] = 0
     assigned = [_assign(table[g], np.flatnonzero(columns[g % images])) for g in range(len(table))]
     groups = np.repeat(np.arange(len(assigned)), [len(queries) for queries, _ in assigned])
     queries, targets = (np.concatenate([np.zeros(0, np.int64), *(pair[k] for pair in assigned)]) for k in (0, 1))
     pairs = torch.from_numpy(np.stack([groups, queries, targets]).astype(np.int64))
     here = pairs.to(cost.device, non_blocking=True)
-    return Matches(here[0], here[1], here[2], groups)
+    return Matches(here[0], here[1], here[2], groups, not len(broken))
 
 
 def _assign(cost: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

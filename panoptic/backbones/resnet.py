@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from panoptic.backbones.config import STAGES, Deformable
 from panoptic.layers.config import Norm
+from panoptic.layers.deformable import deformable_conv
 from panoptic.layers.norm import norm_layer
 
 
@@ -220,24 +221,11 @@ class DeformableConv3x3(nn.Module):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """[B, C, h, w] and the output of `Offsets` at the output's size to [B, outputs, h / stride, w / stride].
-
-        In float32 whatever the autocast: the kernel knows nothing else on every device.
-        """
-        from torchvision.ops import deform_conv2d  # torchvision takes seconds, and most processes need nothing of it
-
-        with torch.autocast(x.device.type, enabled=False):
-            x, offsets = x.float(), offsets.float()
-            mask = offsets[:, 18:].sigmoid() if offsets.shape[1] > 18 else None
-            return deform_conv2d(
-                x,
-                offsets[:, :18],
-                self.weight.float(),
-                stride=(self.stride, self.stride),
-                padding=(self.dilation, self.dilation),
-                dilation=(self.dilation, self.dilation),
-                mask=mask,
-            )
+        """[B, C, h, w] and the output of `Offsets` at the output's size to [B, outputs, h / stride, w / stride]."""
+        factors = offsets[:, 18:].float().sigmoid() if offsets.shape[1] > 18 else None
+        return deformable_conv(
+            x, offsets[:, :18], self.weight, stride=self.stride, dilation=self.dilation, factors=factors
+        )
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

@@ -42,13 +42,19 @@ def test_more_targets_than_queries() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_cost_that_is_not_finite_names_its_images(value: float) -> None:
+def test_of_a_cost_that_is_not_finite_nothing_is_learnt(value: float, caplog: pytest.LogCaptureFixture) -> None:
     cost = torch.rand(4, 3, 2)
     cost[3, 1, 0] = value  # the second layer of the second image
-    with pytest.raises(FloatingPointError, match="not finite for second;"):
-        hungarian(cost, torch.ones(2, 2, dtype=torch.bool), NAMES)
+    matches = hungarian(cost, torch.ones(2, 2, dtype=torch.bool), NAMES)
+    assert not matches.finite and not matches.of(0, 2).finite and len(matches.groups) == 8
+    assert "not finite for second;" in caplog.text
+    logit = torch.ones((), requires_grad=True)
+    terms = matches.learnable({"mask": 2 * logit})
+    terms["mask"].backward()
+    assert logit.grad is not None and torch.isnan(torch.stack([terms["mask"], logit.grad])).all()
     only_padding = torch.tensor([[True, True], [False, True]])
-    assert len(hungarian(cost, only_padding, NAMES).groups) == 6
+    whole = hungarian(cost, only_padding, NAMES)
+    assert len(whole.groups) == 6 and whole.learnable({"mask": logit}) == {"mask": logit}
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -64,8 +64,7 @@ def set_prediction_loss(
         weights: of the terms.
         query_masks: None for a model without masks, whose terms "mask" and "dice" are absent.
 
-    Raises:
-        FloatingPointError: outputs are not finite; the message names the images.
+    Where outputs are not finite no term is, and a warning names the images.
     """
     images = len(targets.labels)
     truth = box_targets(targets)
@@ -85,7 +84,7 @@ def set_prediction_loss(
         focal, dice = _mask_losses(query_masks, targets, matches.of((layers - 1) * images, images))
         terms["mask"] = weights.masks * focal / count
         terms["dice"] = weights.dice * dice / count
-    return terms
+    return matches.learnable(terms)
 
 
 @torch.no_grad()

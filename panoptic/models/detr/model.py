@@ -121,11 +121,7 @@ class DETR(PanopticModel):
         return outputs
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Terms "class", "box", "giou", "mask" and "dice"; those of earlier layers as "class_0", ...
-
-        Raises:
-            FloatingPointError: outputs are not finite; the message names the images.
-        """
+        """Terms "class", "box", "giou", "mask" and "dice"; those of earlier layers as "class_0", ..."""
         masks = None if self.mask_head is None else partial(self._masks_of_head, outputs, targets.frame)
         return set_prediction_loss(outputs, targets, self.classes, self.loss_weights, masks)
 

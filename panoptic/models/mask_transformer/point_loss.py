@@ -48,8 +48,7 @@ def point_loss(
         oversample: candidates drawn for each point of a matched mask.
         importance: share of those points that are the least certain candidates; the others are uniform.
 
-    Raises:
-        FloatingPointError: outputs are not finite; the message names the images.
+    Where outputs are not finite no term is, and a warning names the images.
     """
     images = len(outputs["classes"])
     chosen = target_segments(targets)
@@ -73,7 +72,7 @@ def point_loss(
             layer_points.append(point_sampling.uncertain_points(matched, *candidates))
     class_terms = class_losses(classes, matches, targets, config.no_object_weight)
     mask_terms = _cross_entropy_and_dice(embeddings, trained.features, torch.cat(layer_points), targets, matches)
-    return weighted_terms(config, trained.suffixes, class_terms, mask_terms, normaliser)
+    return matches.learnable(weighted_terms(config, trained.suffixes, class_terms, mask_terms, normaliser))
 
 
 @torch.no_grad()

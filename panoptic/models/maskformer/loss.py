@@ -32,8 +32,7 @@ def maskformer_loss(
         config: has the weights.
         stride: mask losses count every so-many-th pixel of rows and columns.
 
-    Raises:
-        FloatingPointError: outputs are not finite; the message names the images.
+    Where outputs are not finite no term is, and a warning names the images.
     """
     chosen = target_segments(targets)
     normaliser = world_mean(chosen.sum().float()).clamp(min=1)
@@ -49,7 +48,7 @@ def maskformer_loss(
     matches = hungarian(cost, chosen, targets.names)
     class_terms = class_losses(classes, matches, targets, config.no_object_weight)
     mask_terms = _focal_and_dice(embeddings, features, targets, matches, stride)
-    return weighted_terms(config, suffixes, class_terms, mask_terms, normaliser)
+    return matches.learnable(weighted_terms(config, suffixes, class_terms, mask_terms, normaliser))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.config import Norm
+from panoptic.layers.deformable import deformable_conv
 from panoptic.layers.norm import norm_layer
 
 TAPS = 9
@@ -81,11 +82,8 @@ class ModulatedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, outputs, h, w]."""
-        from torchvision.ops import deform_conv2d  # torchvision takes seconds, and most processes need nothing of it
-
         moved, factor = self.offset(x).float().split([2 * TAPS, TAPS], 1)
-        with torch.autocast(x.device.type, enabled=False):
-            x = deform_conv2d(x.float(), moved, self.conv.weight, self.conv.bias, padding=(1, 1), mask=factor.sigmoid())
+        x = deformable_conv(x, moved, self.conv.weight, self.conv.bias, factors=factor.sigmoid())
         return F.relu(self.norm(x), inplace=True)
 
 

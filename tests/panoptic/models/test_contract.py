@@ -17,6 +17,8 @@ from panoptic.models.base import PanopticModel, Wanted
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate
 from panoptic.training.checkpoint import build_model, load, save
 from panoptic.training.device import Engine
+from panoptic.training.optim import Optim, build_optimiser
+from panoptic.training.step import SkipCounter, train_step
 from tests.support.small import NOT_YET, ORACLE, SMALL, VITS
 
 ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
@@ -278,3 +280,22 @@ def test_the_truth_as_output_is_as_good_a_map_as_stated(
     )
     bound = ORACLE.get(type(config), 100.0)
     assert bound - 1e-9 <= quality(counts, small_categories).all.pq <= 100 + 1e-9
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+@pytest.mark.parametrize("kind", ARCHITECTURES, ids=lambda kind: kind.__name__)
+def test_a_step_of_broken_weights_is_skipped(kind, place: str, small_categories, random_segmentation) -> None:
+    """Whether all outputs are not finite or one: no exception ends the run, and the next step may be a good one."""
+    model = build(next(iter(SMALL[kind].values())), small_categories).train()
+    optim = Optim(lr=0.1)
+    optimiser = build_optimiser(model, optim)
+    weights = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    with torch.no_grad():
+        weights[0 if place == "first" else -1].view(-1)[0] = torch.inf
+    before = copy.deepcopy(model.state_dict())
+    truths = [random_segmentation(np.random.default_rng(k), 64, 96, small_categories) for k in (3, 4)]
+    batch = collate([as_sample(t, k) for k, t in enumerate(truths)], model.divisor)
+    arguments = {"step": 0, "total": 10, "optim": optim, "engine": Engine(), "health": SkipCounter()}
+    assert train_step(model, optimiser, [batch], **arguments).skipped
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
