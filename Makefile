@@ -4,6 +4,7 @@
 ## make demo    draw scenes, train a panoptic model on them, evaluate it, show where the results lie
 ## make test    the tests that take seconds
 ## make slow    the tests that take minutes
+## make nightly what takes longest: each command of the README, each architecture exported, every way of feeding
 ## make benchmark [PEERS=DIR] [ROWS="1a 2b"]   timings beside other implementations, whose clones lie in DIR
 ## make benchmark GPU=1   training steps of every architecture on this machine's GPU, taken apart
 ## make cluster [KEEP=1]   the pipeline on a cluster of two nodes, all on this machine: Ray, MLflow on PostgreSQL, S3
@@ -29,7 +30,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 # Every Ray worker imports torch: without byte code that takes two to four times as long.
 unexport PYTHONDONTWRITEBYTECODE PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help venv demo test slow benchmark cluster check lock clean
+.PHONY: help venv demo test slow nightly benchmark cluster check lock clean
 
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
@@ -44,11 +45,14 @@ demo: $(STAMP)
 PARALLEL := -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 test: $(STAMP)
-	$(PYTHON) -m pytest -m "not slow" $(PARALLEL)
+	$(PYTHON) -m pytest -m "not slow and not nightly" $(PARALLEL)
 
-# pytest's exit code 5, no test collected, fails here: there are slow tests, so something hid them.
+# pytest's exit code 5, no test collected, fails here: there are such tests, so something hid them.
 slow: $(STAMP)
 	$(PYTHON) -m pytest -m slow $(PARALLEL)
+
+nightly: $(STAMP)
+	$(PYTHON) -m pytest -m nightly $(PARALLEL)
 
 benchmark: $(STAMP)
 	$(PYTHON) -m $(if $(GPU),tests.benchmarks.gpu,tests.benchmarks $(ROWS) $(if $(PEERS),--peers $(PEERS)))

@@ -229,11 +229,10 @@ def challenge(store: str) -> None:
     forget_store()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    walked = []
-    for _, command in found():
+def walk(copy: Path, listed: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
+    """Run commands of the README in turn; by their beginnings, what those that were processes printed and said."""
+    walked = {}
+    for command in listed:
         key = beginning(command)
         if key in ELSEWHERE:
             continue
@@ -248,25 +247,46 @@ def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: 
         for place, stand_in in PLACES.items():
             typed = typed.replace(place, stand_in)
         if command.startswith(PROCESSES) and "--dry-run" not in command:
-            printed, said = as_a_process(copy, typed)
-            walked.append((printed, said))
+            walked[key] = as_a_process(copy, typed)
+            printed = walked[key][0]
         else:
             in_this_process(typed)
             printed = capsys.readouterr().out
         assert expected in printed, f"{typed}\n{printed}"
-    (trained, told), (predicted, _), _ = walked
-    assert "checkpoint" in trained and trained.startswith("run first: PanopticDeepLab of ")
-    for line in ("starting Ray", "opening the run in MLflow", "starting 1 worker on the CPU: each loads the model"):
-        assert line in told, line
-    assert not [part for part in ("\x1b[", "pid=") if part in trained + told]
-    assert "coco, overlay in predictions" in predicted
-    assert len(list((copy / "predictions" / "overlays").iterdir())) == 8
-    assert (copy / "runs" / "mlflow.db").exists() and list((copy / "evaluations").iterdir())
+    return walked
 
-    (copy / "photo-segmented.jpg").unlink()
+
+def run_programs(copy: Path) -> None:
+    """Run each Python program of the README on the run "first"."""
     for number, (_, code) in enumerate(blocks(README, "python")):
         file = copy / f"block-{number}.py"
         file.write_text(re.sub(r'load\("runs/[^"]+"\)', 'load("runs/first")', code))
         found_names = runpy.run_path(str(file))
         assert "segmented" in found_names or (copy / "photo-segmented.jpg").exists()
     assert list(found_names["frame"].columns)[:2] == ["png", "segments"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stranger_trains_on_own_data(ray_cluster: None, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The section of own data, to a trained model and a prediction, and the programs, which use that model."""
+    walked = walk(copy, [command for heading, command in found() if heading == "Your own data"], capsys)
+    trained, told = walked["python jobs/train.py panoptic-deeplab-pedestrians"]
+    predicted, _ = walked["python jobs/predict.py"]
+    assert "checkpoint" in trained and trained.startswith("run first: PanopticDeepLab of ")
+    for line in ("starting Ray", "opening the run in MLflow", "starting 1 worker on the CPU: each loads the model"):
+        assert line in told, line
+    assert not [part for part in ("\x1b[", "pid=") if part in trained + told]
+    assert "coco, overlay in predictions" in predicted
+    assert len(list((copy / "predictions" / "overlays").iterdir())) == 8
+    assert (copy / "runs" / "mlflow.db").exists()
+    run_programs(copy)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(2400)
+def test_every_command_and_every_program(ray_cluster: None, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    walk(copy, [command for _, command in found()], capsys)
+    assert list((copy / "evaluations").iterdir())
+    (copy / "photo-segmented.jpg").unlink()
+    run_programs(copy)

@@ -36,7 +36,7 @@ def test_the_feed_agrees_with_a_dataloader(ray_cluster: None) -> None:
     assert wait.unit == "ms" and 0 < wait.ours < 100
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_every_way_of_feeding_gives_figures() -> None:
     rows = main(["feeds", "feeds-bytes", "--scale", "0.15", "--repeat", "1"])

@@ -96,7 +96,7 @@ def submissions() -> list[list[str]]:
     return [[sys.executable, *words[1:]] for words in map(shlex.split, listed) if words[1:2] == ["jobs/submit.py"]]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -104,7 +104,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 150) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_readmes_commands_and_a_training_that_is_stopped_and_goes_on(cluster: Cluster, tmp_path: Path):
     """Data is prepared, and a training's log followed; stopped it is KILLED with a checkpoint, and the same --name goes
     on with an edited file.

@@ -22,6 +22,8 @@ from panoptic.export.graphs import EXAMPLE, Graph, Network, constant_padding
 from panoptic.export.writer import trace
 from panoptic.metrics.panoptic_quality import QualityCounts, count, quality
 from panoptic.models.base import PanopticModel
+from panoptic.models.detr.model import DETRConfig
+from panoptic.models.jsis_net.model import JSISNetConfig
 from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.png import decode_image, encode_image
 from panoptic.predictor import Predictor
@@ -37,8 +39,16 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 VIEW = Resize(short=96, longest=160)
 
+TWO_GRAPHS = (DETRConfig, JSISNetConfig)
+"""Architectures with a second stage that is a graph of its own, which every change is tried on beside
+Panoptic-DeepLab."""
+
 CASES = [
-    pytest.param(next(iter(SMALL[kind].values())), id=kind.__name__)
+    pytest.param(
+        next(iter(SMALL[kind].values())),
+        id=kind.__name__,
+        marks=pytest.mark.slow if kind in TWO_GRAPHS else pytest.mark.nightly,
+    )
     for kind in typing.get_args(models.Architecture)
     if kind is not PanopticDeepLabConfig
 ]
@@ -100,7 +110,6 @@ def test_onnx_runtime_gives_the_models_numbers_and_maps(
     compare(deeplab, exported, photographs)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("config", CASES)
 def test_every_architecture(
@@ -181,7 +190,7 @@ def test_a_program_of_torch_by_the_job(
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_package_of_aotinductor(deeplab: PanopticModel, tmp_path: Path) -> None:
     try:
