@@ -1,4 +1,4 @@
-"""Communication between the workers of one training: their number, their parts of a batch, means of counts, buffers."""
+"""Communication between the workers of one training: their number, means of counts, shared buffers, marks."""
 
 from __future__ import annotations
 
@@ -77,3 +77,24 @@ def world_size() -> int:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
     return torch.distributed.get_world_size()
+
+
+_marks: set[str] = set()
+
+
+def mark(name: str) -> None:
+    """Set a mark that every worker of the process group can see, without a collective operation, in which all meet."""
+    if world_size() > 1:
+        _store().set(name, "1")
+    else:
+        _marks.add(name)
+
+
+def is_marked(name: str) -> bool:
+    """True if a worker of the process group has set this mark."""
+    return _store().check([name]) if world_size() > 1 else name in _marks
+
+
+def _store() -> torch.distributed.Store:
+    """The store in which the workers found each other; torch has no public name for it."""
+    return torch.distributed.distributed_c10d._get_default_store()

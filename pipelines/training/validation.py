@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -33,16 +33,34 @@ from pipelines.training.state import State
 logger = logging.getLogger(__name__)
 
 
-def validate(state: State) -> Evaluation:
+class Interrupted(Exception):
+    """An evaluation was left before its last image."""
+
+
+def validate(state: State, interrupts: Callable[[], bool] | None = None) -> Evaluation | None:
     """The figures of the whole validation split, equal on every worker; rank 0 prints and records them.
 
     Every worker calls it. The model is left in evaluation mode.
+
+    Args:
+        interrupts: asked between batches; True ends the validation of all workers, without figures.
+
+    Returns:
+        the figures; None on every worker if one of them was interrupted before its last batch.
     """
     begin = time.perf_counter()
     val, experiment = state.job.val, state.experiment
     model = validated_model(state)
-    tally = evaluate_share(model, val, experiment, rank=state.rank, world=state.world)
-    evaluation = summarise(_gather(tally), val.categories)
+    try:
+        tally = evaluate_share(model, val, experiment, rank=state.rank, world=state.world, interrupts=interrupts)
+    except Interrupted:
+        tally = None
+    tallies = _gather(tally)
+    if tallies is None:
+        if state.tracker is not None:
+            print(f"validation at step {state.step}: left after a notice to stop", flush=True)
+        return None
+    evaluation = summarise(tallies, val.categories)
     if state.tracker is not None:
         _record(state, model, evaluation)
         seconds = time.perf_counter() - begin
@@ -67,6 +85,7 @@ def evaluate_share(
     rank: int = 0,
     world: int = 1,
     rows: Sequence[int] | None = None,
+    interrupts: Callable[[], bool] | None = None,
 ) -> Tally:
     """Run the model on a share of a split and count.
 
@@ -76,9 +95,20 @@ def evaluate_share(
         measures: what is counted beside PQ and mIoU.
         rank, world: the share of a worker.
         rows: the share itself; whole windows, see `evaluation_window`.
+        interrupts: asked before each batch.
+
+    Raises:
+        Interrupted: `interrupts` said so.
     """
     batches = share_batches(manifest, experiment, model.divisor, rank=rank, world=world, rows=rows)
-    return evaluate_batches(model, batches, experiment.engine, measures)
+    return evaluate_batches(model, _until(interrupts, batches), experiment.engine, measures)
+
+
+def _until(interrupts: Callable[[], bool] | None, batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if interrupts is not None and interrupts():
+            raise Interrupted
+        yield batch
 
 
 def share_batches(
@@ -166,10 +196,9 @@ def _record(state: State, model: PanopticModel, evaluation: Evaluation) -> None:
         tracker.slider(step, name, picture)
 
 
-def _gather(tally: Tally) -> list[Tally]:
-    """The tallies of all workers, on each of them."""
-    if world_size() == 1:
-        return [tally]
-    tallies: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(tallies, tally)
-    return tallies
+def _gather(tally: Tally | None) -> list[Tally] | None:
+    """The tallies of all workers, on each of them; None if one of them has none."""
+    tallies: list[Any] = [tally] * world_size()
+    if world_size() > 1:
+        torch.distributed.all_gather_object(tallies, tally)
+    return None if None in tallies else tallies

@@ -3,17 +3,19 @@
 A checkpoint is taken by all workers at one step, so they must agree on it, though only rank 0 knows the time and
 whether the one before is written, and perhaps only one of them has a notice. They do in a collective operation of three
 numbers, at steps that all of them know beforehand: about one a second, and at every multiple of
-`train.checkpoint_every`.
+`train.checkpoint_every`. In a validation, which may take minutes, they do not meet; there the one with the notice sets
+a mark, at which the others look once a second.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Literal
 
 import torch
 
-from panoptic.distributed import world_size
+from panoptic.distributed import is_marked, mark, world_size
 from pipelines.training import notice
 from pipelines.training.state import State
 from pipelines.training.writer import Writer
@@ -23,6 +25,9 @@ SECONDS = 1.0
 
 MOST_STEPS = 50
 """Steps between looks at the most."""
+
+OF_ANOTHER = "notice of another worker"
+"""The reason of a worker that has no notice itself."""
 
 
 class Watch:
@@ -36,6 +41,7 @@ class Watch:
         self._looked, self._looked_at = state.step, time.monotonic()
         self._next = state.step + 1
         self._key = state.job.key
+        self._mark, self._interrupted_at = f"notice after step {state.step}", -math.inf
         self._listener = notice.Listener(self._key) if self._key and state.rank == 0 else None
         self.reason = ""
         """The reason for which this worker would stop; "" where it has none."""
@@ -65,9 +71,20 @@ class Watch:
         )
         self._looked, self._looked_at, self._next = step, time.monotonic(), step + int(steps)
         if stop:
-            self.reason = self.reason or "notice of another worker"
+            self.reason = self.reason or OF_ANOTHER
             return "stop"
         return "checkpoint" if due else ""
+
+    def interrupts(self) -> bool:
+        """True if a worker has a notice. Asked between the batches of a validation, where workers do not meet."""
+        now = time.monotonic()
+        if not self.reason and now - self._interrupted_at >= SECONDS:
+            self._interrupted_at, self.reason = now, self._noticed()
+            if self.reason:
+                mark(self._mark)
+            elif is_marked(self._mark):
+                self.reason = OF_ANOTHER
+        return bool(self.reason)
 
     def _noticed(self) -> str:
         if not self._key:  # no driver, as in tests

@@ -238,8 +238,11 @@ def train(state: State) -> str:
                     values = meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {})
                     log(state, values, health, usage)
                 if state.step % options.validate_every == 0 or state.step == last:
-                    evaluation = validate(state)
+                    # the last validation is not left: the training would be at its end and have no figures
+                    evaluation = validate(state, watch.interrupts if state.step < last else None)
                     writer.save(evaluation)
+                    if evaluation is None:
+                        break
                     if state.tracker is not None:
                         gauges.publish({"panoptic_pq": evaluation.quality.all.pq}, run=experiment.name)
                     set_training_mode(model, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from panoptic.distributed import is_marked, mark
 from panoptic.training import checkpoint, loss_scale
 from panoptic.training import phases as phases_module
 from panoptic.training.device import Engine, prepare
@@ -345,6 +347,13 @@ def _worker(rank: int, folder: str) -> None:
         inner.loss = lambda outputs, targets: {"bad": 0 * outputs["semantic"].sum() + float("nan")}
     result = run.step(1, [mine[0]])
     kept = all(torch.equal(a, b) for a, b in zip(weights, inner.parameters(), strict=True))
+    if rank == 1:
+        mark("seen")
+    until = time.monotonic() + 60
+    while not is_marked("seen"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert not is_marked("never set")
     torch.save({"loss": loss, "weights": weights, "skipped": result.skipped, "kept": kept}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

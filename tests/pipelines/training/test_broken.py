@@ -39,7 +39,7 @@ def job(small_categories: Categories, tmp_path: Path, monkeypatch: pytest.Monkey
     engine = replace(demo.engine, max_skipped=2, precision="float32")
     experiment = replace(demo, model=SMALL_DEEPLAB, augment=Augment(crop=(33, 33)), train=options, engine=engine)
     monkeypatch.setattr(worker, "Tracker", lambda *_: None)
-    monkeypatch.setattr(worker, "validate", lambda state: state.model.eval())
+    monkeypatch.setattr(worker, "validate", lambda state, interrupts: state.model.eval())
     monkeypatch.setattr(Writer, "save", lambda self, evaluation=None: None)
     yield Job(experiment, shards, shards, Run("", "", ""), str(tmp_path / "run"), False)
     torch.set_num_threads(threads)

@@ -81,7 +81,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(worker, "Feed", Recorded)
     monkeypatch.setattr(worker, "Tracker", lambda *_: None)
-    monkeypatch.setattr(worker, "validate", lambda state: state.model.eval())
+    monkeypatch.setattr(worker, "validate", lambda state, interrupts: state.model.eval())
     monkeypatch.setattr(Writer, "save", lambda self, evaluation=None: None)
     return names
 

@@ -42,7 +42,7 @@ def job(small_categories: Categories, tmp_path: Path, monkeypatch: pytest.Monkey
     experiment = replace(demo, model=SMALL_DEEPLAB, augment=Augment(crop=(33, 33)), train=options)
     experiment = replace(experiment, engine=replace(demo.engine, precision="float32"))
     monkeypatch.setattr(worker, "Tracker", lambda *_: None)
-    monkeypatch.setattr(worker, "validate", lambda state: state.model.eval())
+    monkeypatch.setattr(worker, "validate", lambda state, interrupts: state.model.eval())
     monkeypatch.setattr(worker, "log", lambda *_: None)
     monkeypatch.setattr(Writer, "save", lambda self, evaluation=None: None)
     yield Job(experiment, shards, shards, Run("", "", ""), str(tmp_path / "run"), False)

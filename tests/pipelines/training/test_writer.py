@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from panoptic import distributed
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import Snapshot, make_record
 from panoptic.training.optim import Optim
-from panoptic.transforms import Augment
+from panoptic.transforms import Augment, Resize
 from pipelines.config import UNVALIDATED
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
+from pipelines.training import notice, validation, worker, writer
 from pipelines.training import watch as watch_module
-from pipelines.training import worker, writer
 from pipelines.training.checkpoints import load_checkpoint
 from pipelines.training.state import Job
 from pipelines.training.watch import Watch
@@ -184,7 +185,7 @@ def test_a_training_saves_at_the_steps_that_are_due_and_at_its_validations(
 ) -> None:
     """No step twice, where both fall on it."""
 
-    def validate(state: Any) -> Evaluation:
+    def validate(state: Any, interrupts: Any) -> Evaluation:
         state.model.eval()
         return figures
 
@@ -216,3 +217,38 @@ def test_metrics_are_kept_before_their_checkpoint(
     Writer(state).save()
     reports[0].uploaded.result(10)
     assert order == ["asked", "kept", "written"]
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own notice", "another worker's"])
+def test_a_notice_in_a_validation_ends_it_with_a_checkpoint(
+    own: bool, job: Job, reports: list[Report], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A validation may take longer than what a machine that is taken back leaves. The last one is not left: a training
+    at its last step would have no figures."""
+    evaluated: list[int] = []
+    share = validation.share_batches
+
+    def share_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for batch in share(*arguments, **options):
+            evaluated.extend(batch.rows)
+            if not own:
+                distributed.mark(f"notice after step {begin}")
+            yield batch
+
+    monkeypatch.setattr(validation, "share_batches", share_batches)
+    monkeypatch.setattr(notice, "of_this_worker", lambda: "SIGTERM" if own and evaluated else "")
+    monkeypatch.setattr(notice, "asked", lambda key: "")
+    monkeypatch.setattr(watch_module, "SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "_marks", set())
+    job = with_options(replace(job, key="run"), steps=4, validate_every=2, validation_batch=1)
+    job = replace(job, experiment=replace(job.experiment, resize=Resize(short=33)))
+    state, begin = build_state(job), 0
+    assert worker.train(state) == ("SIGTERM" if own else "notice of another worker")
+    assert state.step == 2 and len(evaluated) == 1
+    assert [report.metrics["step"] for report in reports] == [2]
+    assert reports[0].metrics["score"] == UNVALIDATED and reports[0].uploaded.result() is not None
+    assert load_checkpoint(f"{job.folder}/step_000002")["step"] == 2
+    begin, state.step = 2, 3
+    evaluated.clear()
+    assert worker.train(state) == "" and state.step == 4
+    assert len(evaluated) == 8 and reports[-1].metrics["score"] > UNVALIDATED
