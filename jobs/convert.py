@@ -118,7 +118,7 @@ def content_of(file: str) -> bytes:
 
 
 def hints_of(options: Options) -> Hints:
-    """What the options add to the file."""
+    """The hints that the options add to the file."""
     from panoptic.convert import Hints, read_checkpoint
 
     whole = options.base.lower() == "none"

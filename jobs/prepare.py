@@ -170,7 +170,7 @@ def verified(folder: str) -> Manifest:
 
 
 def outline(source: Source, options: Options) -> str:
-    """What a preparation would read and write."""
+    """A summary of the data that a preparation would read and write."""
     from pipelines.cluster import disk, storage
 
     classes, copies = source.categories, options.augment.copies

@@ -25,7 +25,7 @@ JOBS = ("prepare", "train", "tune", "evaluate", "predict", "oracle", "independen
 """Jobs that run on a cluster."""
 
 OTHERS = {"files": 0, "follow": 1, "stop": 1}
-"""What else can be asked for, with the number of its arguments."""
+"""Other commands that can be asked for, with the number of their arguments."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Options:
     """The cluster, and what is sent."""
 
     address: str = ""
-    """Of the job server; by default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
+    """Address of the job server; by default RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265."""
     id: str = ""
     """Name of the submission; one that is there already is followed, not repeated. By default one is drawn."""
     carry: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Any
 from panoptic.transforms import Resize
 
 PREFIX = "hub:"
-"""What a source begins with that is a name of the table."""
+"""The prefix of a source that is a name of the table."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Published:
     url: str = ""
     """The file itself; "" = it is behind a page with buttons, and downloaded by hand."""
     digest: str = ""
-    """What is published of the file's digest, "md5:" or "sha256:" and its first digits; "" = nothing."""
+    """The published part of the file's digest, "md5:" or "sha256:" and its first digits; "" = nothing."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the configuration that the weights do not tell, by their path."""
 

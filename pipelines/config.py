@@ -387,7 +387,7 @@ def typed_paths(arguments: Sequence[str]) -> frozenset[str]:
 ALL = "--help-all"
 
 HELP = (ALL, "--help", "-h")
-"""What asks a training for its options: all of them, or the usual ones."""
+"""The flags that ask a training for its options: all of them, or the usual ones."""
 
 PIXELS = frozenset({"model.pixel_mean", "model.pixel_std", "model.bgr"})
 """Options of which naming one keeps all three as they are given, whatever the weights were trained with."""
@@ -558,7 +558,7 @@ def to_json(config: Any) -> str:
 
 
 JOB_SETTINGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
-"""Of tyro, for jobs that do not train."""
+"""Settings of tyro for jobs that do not train."""
 
 
 def _cli(default: Any, arguments: Sequence[str], others: Sequence[str] = ()) -> Any:

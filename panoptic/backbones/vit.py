@@ -189,7 +189,7 @@ class ViT(nn.Module):
     def freeze_stages(self, count: int) -> None:
         """Freeze the first `count` stages: 1 = what comes before the blocks, 2 to 5 = a quarter of the blocks more.
 
-        The last quarter takes the final norm with it; a trunk that is frozen as a whole is the same in training.
+        The last quarter takes the final norm with it; a backbone that is frozen as a whole is the same in training.
         """
         if count == len(STEM_AND_STAGES):
             self.rope_rescale = 1.0

@@ -23,7 +23,7 @@ COCO_CLASSES = 133
 
 @dataclass(frozen=True)
 class Hints:
-    """What a user adds to files that do not tell all: EoMT's, and no others."""
+    """The facts that a user adds to files that do not tell all: EoMT's, and no others."""
 
     base: State | None = None
     """The ViT that the file holds differences from, as `read_checkpoint` gives it."""

@@ -48,7 +48,7 @@ CACHE = "PANOPTIC_CACHE"
 """Environment variable: the folder of downloaded and converted files."""
 
 VERSION = 1
-"""Of the converted files: another one where a change of `panoptic.convert` makes others of the same downloads."""
+"""Version of converted files: another one where a change of `panoptic.convert` makes others of the same downloads."""
 
 
 def find(name: str) -> Path:

@@ -144,7 +144,7 @@ def _counted(batch: Batch, result: EvaluationResult, categories: Categories, mea
 
 
 def _without_absent(prediction: Prediction, absent: Sequence[frozenset[int]]) -> Prediction:
-    """What is predicted without the classes of each image that nobody annotated there.
+    """The prediction without the classes of each image that nobody annotated there.
 
     Their segments and pixels become void, so that a true segment that they cover is a miss, but they are no false
     positives.

@@ -1,4 +1,4 @@
-"""What a file says of its model: classes, view, and the rules by which `panoptic.runtime` merges the outputs."""
+"""The description in an exported file: classes, view, and the rules by which `panoptic.runtime` merges the outputs."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from panoptic.segmentation import Categories, Segmentation
 MULTIPLIERS = tuple(np.uint32(number) for number in (2654435769, 2246822519, 3266489917, 668265263, 374761393))
 """Odd numbers whose products spread over 32 bits; the first is 2^32 divided by the golden ratio."""
 MOST_BITS = 16
-"""Of a hash table's size: half a megabyte."""
+"""The most bits of an index into a hash table, which then has a size of half a megabyte."""
 
 
 @dataclass(frozen=True)

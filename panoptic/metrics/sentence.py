@@ -14,7 +14,7 @@ NAMED = 3
 
 
 def error_sentence(truth: Segmentation, prediction: Segmentation, categories: Categories) -> str:
-    """What is wrong with a predicted map, the costliest first.
+    """A sentence on the errors of a predicted map, the costliest first.
 
     A lost segment is a true one without a match, a made-up one a predicted one that is a false positive, as PQ counts
     them. Of a lost one it is said which class lies on most of it. Where every segment has a match, the worst outline is

@@ -29,7 +29,7 @@ CERTAIN = 30.0
 """The logit of what is true in `PanopticModel.truth`; beside 0 or its negative a probability of 1 in float32."""
 
 Row = tuple[int | str, int]
-"""What a row of a layer's outputs stands for: a class by its index, or a word for what is no class ("nothing"); and a
+"""The meaning of a row of a layer's outputs: a class by its index, or a word for what is no class ("nothing"); and a
 number, where several rows stand for the same."""
 
 Wanted = Literal["maps", "instances", "semantics", "proposals"]
@@ -78,7 +78,7 @@ class PanopticModel(nn.Module, ABC):
     levels: tuple[str, ...] = STAGES
     """Features of the backbone that the network uses."""
     given: Outputs | None = None
-    """What `frozen_features` made of the images of the batch earlier; None while the backbone runs."""
+    """The features that `frozen_features` made of the images of the batch earlier; None while the backbone runs."""
     truth_needs: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     """Outputs of `truth` that say nothing without others: FCN's class without a position."""
 
@@ -98,7 +98,7 @@ class PanopticModel(nn.Module, ABC):
         return backbone.from_map(self.given, x.shape[-2:]) if hasattr(backbone, "from_map") else self.given
 
     def frozen_features(self, x: Tensor) -> Outputs:
-        """What of the features does not change while the backbone is frozen as a whole, [B, C, h, w] by name.
+        """The features that do not change while the backbone is frozen as a whole, [B, C, h, w] by name.
 
         A training may compute them once and put them into `Targets.features`. A plain ViT gives its last map: the
         pyramid on it learns.

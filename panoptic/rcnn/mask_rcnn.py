@@ -49,7 +49,7 @@ from panoptic.targets.instances import boxes, instance_lists, is_instance, regio
 
 @dataclass(frozen=True)
 class _Known:
-    """What the host has to know to draw anchors and regions and to pool these."""
+    """The values that the host (the CPU) has to know to draw anchors and regions and to pool the regions."""
 
     anchors: list[list[int]]
     """Numbers of positive anchors of each image, and of negative ones: `amounts` of `boxes.sample`."""

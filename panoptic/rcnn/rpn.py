@@ -117,7 +117,7 @@ def candidate_boxes(
     regions: Regions,
     training: bool,
 ) -> Candidates:
-    """What proposals are chosen from.
+    """The boxes from which proposals are chosen.
 
     Args:
         logits: of each level [B, n], as `flatten` gives them.

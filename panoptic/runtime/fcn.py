@@ -18,7 +18,7 @@ from panoptic.runtime.place import Place, bilinear, sigmoid
 from panoptic.segmentation import IGNORE, Categories, Segmentation
 
 STRIDE = 4
-"""Of the cells that kernels draw on."""
+"""The stride, in pixels of the canvas, of the cells that kernels draw on."""
 
 TINY = 1e-8
 """The least norm that a kernel is divided by."""

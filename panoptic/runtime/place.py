@@ -14,11 +14,11 @@ class Place(NamedTuple):
     """The sizes of one image, height and width each."""
 
     canvas: tuple[int, int]
-    """Of the network's input, padding included."""
+    """The size of the network's input, padding included."""
     size: tuple[int, int]
-    """Of the image inside of it."""
+    """The size of the image inside of the input."""
     output: tuple[int, int]
-    """Of the map that is wanted."""
+    """The size of the map that is wanted."""
 
     def rounded(self, step: int) -> Place:
         """The same image on a canvas of whole multiples of `step`, up to which a network pads by itself."""

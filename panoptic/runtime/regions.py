@@ -1,4 +1,4 @@
-"""What two-stage models decide between their graphs: proposals, suppression, detections (as detectron2 does).
+"""The steps of two-stage models between their graphs: proposals, suppression, detections (as detectron2 does).
 
 Graphs that look into regions take the regions of each level apart ("regions_p2" [R, 4] and so on), two of each at
 least: a graph whose sizes vary is free of choices between none, one and many.

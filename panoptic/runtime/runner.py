@@ -24,7 +24,7 @@ METADATA = "panoptic"
 """The name under which a file of ours holds its description, JSON."""
 
 FORMAT = 1
-"""Of the description; a later one may be read by later versions only."""
+"""The format version of the description; a later one may be read by later versions only."""
 
 NETWORK = "network"
 """The name of the first graph."""
@@ -138,7 +138,7 @@ def _session(file: Path, threads: int, providers: Sequence[str]) -> Any:
 
 
 def _description(session: Any, file: Path) -> dict[str, Any]:
-    """What a network's file says of its model.
+    """The description of the model in a network's file.
 
     Raises:
         ValueError: it says nothing, or a later version wrote it.

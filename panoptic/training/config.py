@@ -94,8 +94,8 @@ class Engine:
     before NVIDIA's Ampere) scales the loss, by a factor that follows the gradients; see `loss_scale`. A device without
     instructions for it (a CPU without AVX-512 BF16 or AMX, say) computes in float32, which is faster there."""
     tf32: Literal["none", "convolutions", "all"] = "convolutions"
-    """What is rounded to TF32 (10 bits of mantissa) in float32 on NVIDIA GPUs since Ampere: nothing, convolutions (as
-    torch does by itself), or matrix products too."""
+    """The operations whose float32 inputs are rounded to TF32 (10 bits of mantissa) on NVIDIA GPUs since Ampere: none,
+    convolutions (as torch does by itself), or matrix products too."""
     channels_last: bool = False
     """Memory format of images and weights, with the channels of a pixel side by side: faster on a GPU, and on CPU cores
     for convolutions (all presets for these set it). Transformers take the same time either way."""

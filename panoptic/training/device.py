@@ -81,7 +81,7 @@ def to_device(model: nn.Module, images: Tensor, targets: Targets, engine: Engine
 
 
 def precision_note(device: torch.device, engine: Engine) -> str:
-    """What a run says where its device does not compute in the engine's precision; "" where it does."""
+    """The note of a run whose device does not compute in the engine's precision; "" where it does."""
     if engine.precision == "float32" or precision.multiplies(device.type, precision.TYPES[engine.precision]):
         return ""
     name = "this CPU" if device.type == "cpu" else "this GPU"

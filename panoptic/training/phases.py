@@ -21,7 +21,7 @@ class Phases:
     """The phases of one step: each ends where the next one of `end` begins, and may come several times."""
 
     def __init__(self, device: torch.device) -> None:
-        """Of a step that runs on this device."""
+        """Make an empty record of a step that runs on this device."""
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[Phase | None, float | torch.cuda.Event]] = []
 

@@ -72,7 +72,7 @@ class _Recomputed:
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first forward pass of a block, and the second one."""
+    """The context managers around the first forward pass of a block, and around the second one."""
     return nullcontext(), _on_copies(block)
 
 

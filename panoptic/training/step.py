@@ -61,18 +61,18 @@ class BrokenSteps(FloatingPointError):
 
 @dataclass
 class Verdict:
-    """What became of a step, on its way from the device."""
+    """The outcome of a step, on its way from the device."""
 
     step: int
     names: list[str]
-    """Of the step's images on this worker."""
+    """Names of the step's images on this worker."""
     losses: dict[str, Tensor]
     norm: Tensor
-    """Of the gradient."""
+    """The norm of the whole gradient before clipping."""
     value: Tensor
     """uint8 scalar on the CPU: `MADE`, `SCALED` or `BROKEN`; to be read after `copied`."""
     copied: torch.cuda.Event | None
-    """Of the copy to the CPU; None where the step ran there."""
+    """The event that follows the copy of `value` to the CPU; None where the step ran there."""
 
 
 @dataclass
@@ -407,7 +407,7 @@ class Meter:
     lr: float = 0.0
     """The newest step's."""
     phases: list[Phases] = field(default_factory=list)
-    """Of all steps."""
+    """The phases of all steps."""
 
     def add(self, result: StepResult) -> None:
         """Count a step; does not wait for the device. Skipped ones count in time and images only."""

@@ -1,4 +1,4 @@
-"""What a model is made of: parameters by part, how many of them learn, multiply-accumulates, memory of a training.
+"""The figures of a model: parameters by part, how many of them learn, multiply-accumulates, memory of a training.
 
 Multiply-accumulates are half of what torch's own FLOP counter counts in one forward pass of `network` on
 tensors without data: matrix products, convolutions and attention, not deformable convolutions, norms or losses.

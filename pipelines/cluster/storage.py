@@ -41,7 +41,7 @@ class Unavailable(OSError):
 
 
 class Waits(NamedTuple):
-    """What one request to S3 waits for.
+    """The retries and timeouts of one request to S3.
 
     With the default of 60 s: 12 attempts with 51 s of pauses between them (the largest number whose pauses are within
     it), each of which has 10 s for an answer (a sixth of it, 1 to 10 s) and 5 s for a connection. A store that refuses

@@ -22,7 +22,7 @@ Uncovered = Literal["void", "crowd"]
 Crowd = Literal["trust", "ignore"]
 
 Unlisted = Literal["refuse", "void"]
-"""What becomes of pixels whose id or colour nothing lists: the image is a problem, or they are void."""
+"""The treatment of pixels whose id or colour nothing lists: the image is a problem, or they are void."""
 
 OnInvalid = Literal["stop", "skip"]
 """Whether an image that fails validation stops the preparation or is left out."""

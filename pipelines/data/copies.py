@@ -24,7 +24,7 @@ KEY = "copies"
 """Entry of a manifest's `source` that describes the copies."""
 
 QUALITY = 95
-"""Of JPEG."""
+"""The JPEG quality of copies that are stored as JPEG."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Copies:
     augment: Augment
     """Their policy; its `copies` is their number."""
     seed: int
-    """Of their augmentation."""
+    """The seed of their augmentation."""
 
     @property
     def rows(self) -> int:

@@ -37,7 +37,7 @@ from pipelines.data.shard_writer import stored_schema
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 64 << 20
-"""Of a shard, about."""
+"""The approximate size of a shard in bytes."""
 
 AT_ONCE = 8
 """Images that go through the backbone together."""

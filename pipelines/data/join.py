@@ -54,7 +54,7 @@ class Roots:
     class_map: str = ""
     """File of the class map; "" = the classes as they are."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of the reader, as `ReaderOptions.given` gives them."""
+    """Options of the reader, as `ReaderOptions.given` gives them."""
 
     @classmethod
     def of(

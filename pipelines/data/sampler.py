@@ -228,7 +228,7 @@ class Stream:
     window: int = 0
     """Neighbouring samples that are read at once; 0 or 1 = none, the global order."""
     repeats: Repeats | None = None
-    """Of the rows that are read; None = each comes once an epoch."""
+    """How often the rows that are read come in an epoch; None = each comes once an epoch."""
 
     def __post_init__(self) -> None:
         if self.limit:

@@ -218,7 +218,7 @@ def _copied(good: _Good, number: int, copies: Copies) -> list[_Good]:
 
 
 class _Share:
-    """What threads decode at the same time: so many images, of so many pixels in all.
+    """A limit on the images that threads decode at the same time: so many, of so many pixels in all.
 
     Args:
         pixels: so many at once; an image of more is decoded alone.

@@ -25,7 +25,7 @@ class Statistics:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     pixels: Count
-    """Of all images."""
+    """Pixels of all images."""
     void: Count
     """Pixels that belong to no segment."""
     crowd: Count

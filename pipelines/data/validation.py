@@ -120,7 +120,7 @@ def stored_forms(data: bytes) -> list[str]:
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int]:
-    """Of a JPEG the place of its first scan, and the number of its components; 0 where a part is missing."""
+    """The position of a JPEG's first scan, and the number of the JPEG's components; 0 where a part is missing."""
     place, components = 2, 0
     while place + 10 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
         kind = data[place + 1]

@@ -1,4 +1,4 @@
-"""What a command line says of evaluations and predictions, read without torch."""
+"""The choices that a command line offers for evaluations and predictions, read without torch."""
 
 from __future__ import annotations
 

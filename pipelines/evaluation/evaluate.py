@@ -59,7 +59,7 @@ class Stored:
     options: dict[str, Any]
     """Flat, of the experiment that trained it."""
     class_map: Mapping[str, Any] | None = None
-    """What became of the classes of its data sets, where a class map or a join changed them."""
+    """The record of the class map or join that changed the classes of its data sets; None where nothing did."""
 
 
 def load(uri: str, tracking_uri: str = "") -> Stored:

@@ -1,8 +1,8 @@
 """EoMT: the published recipes on DINOv2 and DINOv3, and small ones from scratch for two CPU cores.
 
-Published figures are those of models that started with the trunk's published weights: --model.backbone.weights imagenet
-(timm's, downloaded once) or a file. DINOv2's are Apache-2.0; DINOv3's have Meta's own licence, and so has what is
-trained from them. Without them a plain ViT learns far worse than a convolutional backbone from as few images.
+Published figures are those of models that started with the backbone's published weights: --model.backbone.weights
+imagenet (timm's, downloaded once) or a file. DINOv2's are Apache-2.0; DINOv3's have Meta's own licence, and so has what
+is trained from them. Without them a plain ViT learns far worse than a convolutional backbone from as few images.
 
 The figures are those of the reference's own tables; what it took: DINOv2-L at 640 pixels 6 hours on four H100, 26 GB
 each. --train.micro-batch divides the batch of 16 on fewer or smaller GPUs.

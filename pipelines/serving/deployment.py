@@ -116,7 +116,7 @@ class Segmenter:
 
 
 class Front:
-    """What speaks HTTP: checks a request, gives it to a replica, and to another one where that dies."""
+    """The HTTP front end: checks a request, gives it to a replica, and to another one where that dies."""
 
     def __init__(self, segmenter: DeploymentHandle, source: str) -> None:
         self.segmenter, self.source = segmenter, source

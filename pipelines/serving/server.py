@@ -14,7 +14,7 @@ from pipelines.cluster import session
 from pipelines.evaluation.evaluate import identify
 
 NAME = "panoptic"
-"""Of the application in Ray Serve, and on its dashboard."""
+"""The name of the application in Ray Serve, and on its dashboard."""
 
 
 @dataclass(frozen=True)

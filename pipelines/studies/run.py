@@ -326,7 +326,7 @@ def last_validation(result: TrialResult | None, folder: str) -> tuple[str, dict[
 
 
 def costs(result: TrialResult, sweep: SweepResult) -> dict[str, float]:
-    """What a step of a trial's training took (`COSTS`), from the curves of its MLflow run; {} where that does not tell.
+    """Time and memory of a step of a trial's training (`COSTS`), from the curves of its MLflow run; {} if not known.
 
     Args:
         result: of the trial.

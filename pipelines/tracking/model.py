@@ -98,7 +98,7 @@ class Packaged:
     experiment: dict[str, Any]
     """Flat options of the run that trained it, precision among them."""
     class_map: dict[str, Any] | None = None
-    """What became of the data sets' classes, where a class map or a join changed them."""
+    """The record of the class map or join that changed the data sets' classes; None where nothing did."""
 
 
 def write_package(folder: str | Path, checkpoint: Mapping[str, Any], resize: Resize) -> dict[str, str]:

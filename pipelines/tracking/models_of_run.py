@@ -28,11 +28,11 @@ class Kept:
     """A checkpoint that a run keeps."""
 
     uri: str
-    """Of its folder, whose name the entry has."""
+    """The URI of its folder, whose name the entry has."""
     step: int
     """Updates done."""
     metrics: Mapping[str, float]
-    """Of the validation at its step; empty where there was none."""
+    """Metrics of the validation at its step; empty where there was none."""
 
 
 def log_checkpoints(run: Run, kept: Sequence[Kept], data: DataSet) -> dict[str, str]:

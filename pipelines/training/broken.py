@@ -83,7 +83,7 @@ class Recent:
         self._pieces, self.parts = iter(()), parts
 
     def of_step(self, ago: int) -> list[Batch]:
-        """What was given of the micro-batches of the newest step (0) or of the one before it (1)."""
+        """The micro-batches of the newest step (0) or of the one before it (1), in the parts that were given."""
         end = len(self._kept) - ago * self._accumulation
         batches = list(self._kept)[end - self._accumulation : end]
         return [piece for batch in batches for piece in in_parts(batch, self.parts)]
@@ -135,11 +135,11 @@ def save(state: State, batches: list[Batch], step: int) -> str:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a step gives when it is run again."""
+    """The results of a step that is run again."""
 
     step: int
     names: list[str]
-    """Of its images."""
+    """Names of its images."""
     losses: dict[str, float]
     """Means over the micro-batches, and their sum as `total`."""
     modules: list[str]

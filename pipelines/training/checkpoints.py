@@ -194,7 +194,7 @@ def _is_whole(folder: str) -> bool:
 
 
 def content(state: State) -> dict[str, Any]:
-    """What a checkpoint of a state keeps, with the state's own tensors."""
+    """The content of a checkpoint of a state, with the state's own tensors."""
     return make_record(
         config=state.experiment.model,
         model=state.model,

@@ -213,7 +213,7 @@ def checked(experiment: Experiment, trial: bool = False, told: bool = False) -> 
 
 
 def first_line(experiment: Experiment) -> str:
-    """What begins, in a line: name, data, model and its size, device, places."""
+    """A line on the training that begins: name, data, model and its size, device, places."""
     options, data = experiment.train, experiment.data.root
     model = type(experiment.model).__name__.removesuffix("Config")
     size = sum(parameter.numel() for parameter in meta_model(experiment).parameters()) / 1e6

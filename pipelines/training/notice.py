@@ -18,7 +18,7 @@ import threading
 from typing import Any
 
 NAMESPACE = b"panoptic-ray"
-"""Of our keys among Ray's."""
+"""The namespace of our keys in Ray's internal key-value store."""
 
 TIMES = 2
 """SIGTERMs with which a worker ends at once."""

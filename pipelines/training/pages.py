@@ -1,4 +1,4 @@
-"""What the pages of a finished training show in MLflow beside its curves: its checkpoints as models, and plots."""
+"""The content of the pages of a finished training in MLflow beside its curves: its checkpoints as models, and plots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data_set(manifest: Manifest, context: str) -> DataSet:
 
 
 def version_tags(metrics: Mapping[str, float], data: Mapping[str, str], checkpoint: str) -> dict[str, str]:
-    """What the page of a registered version says of it: figures, the data of its validation, its code."""
+    """The tags on the page of a registered version: figures, the data of its validation, its checkpoint, its code."""
     figures = {name.upper(): f"{metrics[key]:.2f}" for name in ("pq", "sq", "rq") if (key := f"val/{name}") in metrics}
     commit = {"commit": sent} if (sent := code_version().get("mlflow.source.git.commit")) else {}
     return {**figures, **data, "checkpoint": masked(checkpoint), **commit}

@@ -92,7 +92,7 @@ class Status:
     told: float = math.nan
     """Unix time of these figures."""
     seconds_left: float = math.nan
-    """Of the steps that are left at this speed, without validations."""
+    """Seconds for the steps that are left, at this speed and without validations."""
     holder: str = ""
     """The process that holds the run, or held it last."""
     renewed: float = math.nan
@@ -216,7 +216,7 @@ def _state(live: bool | None, gone: bool, known: str, idle: bool, checkpointed: 
 
 
 def _kept(folder: str) -> tuple[Checkpoint | None, Validation | None, Validation | None]:
-    """Of the checkpoints that are kept the newest one, the newest validation, and the best one."""
+    """The newest checkpoint, the newest validation, and the best one, of the checkpoints that are kept."""
     whole, found = [], []
     for name, (_, written) in storage.list_stamps(folder).items():
         match = re.fullmatch(rf"(step_(\d+))/{re.escape(METRICS)}", name)

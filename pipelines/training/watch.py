@@ -54,7 +54,7 @@ class Watch:
             self._listener.close()
 
     def asks(self, step: int) -> Literal["", "checkpoint", "stop"]:
-        """What is to be done now; every worker calls it after every step, and all get one answer.
+        """The action that is due now; every worker calls it after every step, and all get one answer.
 
         To stop is to save a checkpoint before.
 

@@ -317,7 +317,7 @@ def log(state: State, values: dict[str, float], health: SkipCounter, usage: Mapp
 
 
 def progress_gauges(step: int, last: int, values: Mapping[str, float]) -> dict[str, float]:
-    """What a log line says, under the names of `gauges.TRAINING`."""
+    """The values of a log line, under the names of `gauges.TRAINING`."""
     names = {
         "panoptic_images_per_second": "images_per_second",
         "panoptic_step_seconds": "step_seconds",

@@ -96,7 +96,7 @@ class Writer:
 
 
 def checkpoint_gauges(step: int) -> dict[str, float]:
-    """What is known when a checkpoint has been written, under the names of `gauges.TRAINING`."""
+    """The step and the time of a checkpoint that has been written, under the names of `gauges.TRAINING`."""
     return {"panoptic_checkpoint_step": step, "panoptic_checkpoint_timestamp_seconds": time.time()}
 
 

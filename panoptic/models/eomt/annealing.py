@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Phases = tuple[tuple[int, int], ...]
-"""Of each block, the last step at which masks apply for certain, and the first without any."""
+"""The last step at which masks apply for certain, and the first without any, for each block."""
 
 
 def published_phases(blocks: int, total: int) -> Phases:

@@ -26,7 +26,7 @@ class EoMTConfig(MaskClassificationConfig):
     """EoMT; the defaults are those of COCO panoptic with DINOv2-L at 640 pixels."""
 
     backbone: Backbone = field(default_factory=lambda: Backbone("vit_large_patch14_reg4_dinov2"))
-    """The trunk, any plain ViT of timm: vit_{small,base,large,giant}_patch14_reg4_dinov2 (Apache-2.0), or
+    """The backbone, any plain ViT of timm: vit_{small,base,large,giant}_patch14_reg4_dinov2 (Apache-2.0), or
     vit_{small,base,large}_patch16_dinov3_qkvb (Meta's DINOv3 licence). Its quarters count as res2 to res5."""
     divisor: PositiveInt = 640
     """Batches are padded to a multiple of this, black: the side of the square that the published models always see."""
@@ -35,11 +35,11 @@ class EoMTConfig(MaskClassificationConfig):
     patch: PositiveInt = 16
     """Pixels along a side of a patch; weights for other patches are resampled."""
     width: NonNegativeInt = 0
-    """Channels of the trunk; 0 = what its name says."""
+    """Channels of the backbone; 0 = what its name says."""
     depth: NonNegativeInt = 0
-    """Blocks of the trunk; 0 = what its name says."""
+    """Blocks of the backbone; 0 = what its name says."""
     heads: NonNegativeInt = 0
-    """Heads of each block, which no file of weights tells; 0 = what the trunk's name says."""
+    """Heads of each block, which no file of weights tells; 0 = what the backbone's name says."""
     hidden: NonNegativeInt = 0
     """Rows of the first layer of each block's MLP (gated ones of DINOv2: both halves); 0 = what the name says."""
     rope_rescale: Annotated[float, Interval(ge=1, le=100)] = 2.0

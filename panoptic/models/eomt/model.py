@@ -4,9 +4,9 @@ A plain ViT and nothing else: the queries join the tokens before its last blocks
 come out. In training each of these blocks lets a query look only where the mask that it predicts so far says that it
 is; the masks are trained away block by block, and the finished model needs none.
 
-Follows tue-mps/eomt: matching, losses and merge are Mask2Former's; DINOv2's trunk with learned positions or DINOv3's
+Follows tue-mps/eomt: matching, losses and merge are Mask2Former's; DINOv2's backbone with learned positions or DINOv3's
 with rotary ones. Odd and kept: padding is black before normalisation, is attended to and learnt as background; the
-trunk's final norm belongs to every prediction and never to the stream of tokens; a query's mask hides patches only,
+backbone's final norm belongs to every prediction and never to the stream of tokens; a query's mask hides patches only,
 never other queries, the class token or registers, so that an empty one needs no rescue; a block's masks are opened
 query by query.
 
@@ -46,7 +46,7 @@ from panoptic.segmentation import Categories, Frame, Targets
 
 
 class EoMT(MaskTransformer):
-    """The trunk, the queries and their two heads. Outputs are those of every `MaskTransformer`.
+    """The backbone, the queries and their two heads. Outputs are those of every `MaskTransformer`.
 
     In training mode there are L earlier predictions, each with features of its own.
     """
@@ -242,7 +242,7 @@ def _check(config: EoMTConfig) -> None:
 
 
 def _trunk(config: EoMTConfig) -> ViT:
-    """The trunk of the configuration, with the weights of timm where it asks for them, its first stages frozen."""
+    """The backbone of the configuration, with the weights of timm where it asks for them, its first stages frozen."""
     trunk = ViT(
         config.backbone.name,
         config.canvas,

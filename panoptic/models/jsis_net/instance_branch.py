@@ -57,7 +57,7 @@ class InstanceBranch:
         return self.choose(self.candidate_boxes(outputs, frame, training), frame, training)
 
     def candidate_boxes(self, outputs: Outputs, frame: Frame, training: bool) -> Candidates:
-        """What `propose` chooses from; arguments as there."""
+        """The candidate boxes from which `propose` chooses; arguments as there."""
         return candidate_boxes(*self.anchor_outputs(outputs), frame.sizes, self.regions, training)
 
     def choose(self, found: Candidates, frame: Frame, training: bool, mark: bool = False) -> list[Proposals]:

@@ -37,7 +37,7 @@ class TrainedLayers(NamedTuple):
     """The predictions that are trained, the last layer's first."""
 
     suffixes: list[str]
-    """Of the loss terms, L of them."""
+    """Suffixes of the names of the loss terms, L of them."""
     classes: Tensor
     """[L B, Q, K + 1] logits."""
     embeddings: Tensor

@@ -359,7 +359,7 @@ def _header_length(header: bytes, name: str) -> int:
 
 
 def _inflated(machine: Any, packed: bytes, most: int) -> Iterator[bytes]:
-    """What a decompressor makes of some bytes, in pieces of at most `_CHUNK` and one byte more than `most`.
+    """The decompressed bytes of packed ones, in pieces of at most `_CHUNK` bytes and of at most `most` + 1.
 
     Eight packed megabytes may be eight gigabytes, which must not be in memory at once.
     """

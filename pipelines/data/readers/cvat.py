@@ -44,7 +44,7 @@ def cvat(
     things: Sequence[str] = (),
     exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
-    """What CVAT exports as "CVAT for images 1.1".
+    """An export of CVAT in its format "CVAT for images 1.1".
 
     Args:
         root: the export's folder or zip, or its `annotations.xml`.

@@ -56,7 +56,7 @@ def cvat_masks(
     things: Sequence[str] = (),
     exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
-    """What CVAT exports as "Segmentation mask 1.1".
+    """An export of CVAT in its format "Segmentation mask 1.1".
 
     Args:
         root: the export's folder or zip.

@@ -30,7 +30,7 @@ _THINGS = ("person", "car")
 
 _MOTS_CLASSES = ("sidewalk", "building", "vegetation", "sky", "person", "rider", "bicycle")
 _MOTS_SEQUENCES = ({"0002", "0009"}, {"0001", "0007"})
-"""Of train and test."""
+"""Sequences of MOTChallenge-STEP's splits train and test."""
 
 
 def kitti_step(

@@ -51,7 +51,7 @@ def label_studio(
     things: Sequence[str] = (),
     exif: Literal["auto"] | Orientation = "auto",
 ) -> Source:
-    """What Label Studio exports as JSON.
+    """An export of Label Studio as JSON.
 
     Args:
         root: the folder of the export, or the JSON.

@@ -38,7 +38,7 @@ class Example:
     panels: Mapping[str, bytes]
     """Title to JPEG: image, truth, prediction, errors."""
     sentence: str = ""
-    """What is wrong with it; "" = nothing."""
+    """A sentence on the errors of its prediction; "" = no errors."""
 
 
 def page(
