@@ -149,20 +149,21 @@ def test_detectron2_outputs_map_and_instances(detectron2, fixture_rules) -> None
 
 
 @pytest.mark.parametrize(
-    ("training", "losses_key", "norms_key", "worst"),
+    ("training", "losses_key", "norms_key", "rel", "worst"),
     [
-        (False, "train_mode_bn_eval", "grad_norms_bn_eval", 1e-3),
+        (False, "train_mode_bn_eval", "grad_norms_bn_eval", 1e-5, 1e-3),
         # Over a batch's own statistics the gradients are ill-conditioned: the same network in float64 differs
         # by up to 2.8 %, one thread instead of two by 0.3 %. With the two threads of the record it is 2e-7.
-        (True, "train_batchstats", "grad_norms_train_batchstats", 3e-2),
+        # The loss of centres differs by 3e-6 between one thread and two, and by 3e-5 on a processor without AVX-512.
+        (True, "train_batchstats", "grad_norms_train_batchstats", 1e-4, 3e-2),
     ],
 )
-def test_detectron2_losses_and_gradients(detectron2, training, losses_key, norms_key, worst) -> None:
+def test_detectron2_losses_and_gradients(detectron2, training, losses_key, norms_key, rel, worst) -> None:
     build, images, targets, arrays, meta, names = detectron2
     model = build().train(training)
     losses, _ = model(images, targets)
     for ours, theirs in (("semantic", "loss_sem_seg"), ("centre", "loss_center"), ("offset", "loss_offset")):
-        assert losses[ours].item() == pytest.approx(meta["losses"][losses_key][theirs], rel=1e-5)
+        assert losses[ours].item() == pytest.approx(meta["losses"][losses_key][theirs], rel=rel)
     sum(losses.values()).backward()
     check_gradients(model, names, meta[norms_key], worst)
     if training:

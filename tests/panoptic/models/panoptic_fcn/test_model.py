@@ -104,18 +104,25 @@ def test_only_the_finest_level_feels_rounding(published) -> None:
 
 
 def test_published_map_instances_and_classes(published) -> None:
-    model, outputs, frame, arrays, meta, *_ = published
+    """Scores are the reference's in float64, and in float32 as far from them as outputs of P3 may be."""
+    model, outputs, frame, arrays, meta, _, exact_outputs = published
     (merged,), (instances,) = (
         model.postprocess(outputs, frame).maps,
         model.postprocess(outputs, frame, ["instances"]).instances,
     )
+    with in_double(targets=True):
+        exact = deepcopy(model).double().postprocess(exact_outputs, frame, ["maps", "instances"])
+    assert exact.maps is not None and exact.instances is not None
     assert (merged.segments != arrays["panoptic"]).mean() < 5e-4
     expected = [s["category_id"] if s["isthing"] else 79 + s["category_id"] for s in meta["segments_info"]]
     assert merged.labels.tolist() == expected
-    np.testing.assert_allclose(merged.scores[: len(expected)], [s["score"] for s in meta["segments_info"]], rtol=1e-4)
+    scores = [s["score"] for s in meta["segments_info"]]
+    np.testing.assert_allclose(exact.maps[0].scores[: len(expected)], scores, rtol=1e-4)
+    np.testing.assert_allclose(merged.scores, exact.maps[0].scores, rtol=3e-4)
     assert len(instances.labels) == meta["n_det"]
     assert instances.labels.tolist() == arrays["det_classes"].tolist()
-    np.testing.assert_allclose(instances.scores, arrays["det_scores"], rtol=1e-4)
+    np.testing.assert_allclose(exact.instances[0].scores, arrays["det_scores"], rtol=1e-4)
+    np.testing.assert_allclose(instances.scores, exact.instances[0].scores, rtol=3e-4)
     np.testing.assert_array_equal(instances.boxes, arrays["det_boxes"])
     from pycocotools import mask as rle
 
@@ -162,11 +169,18 @@ def in_float64(
     return {name: value.item() for name, value in losses.items()}, norms
 
 
-def agree(ours: dict[str, float], exact: dict[str, float], reference: dict[str, float], rel: float) -> None:
+AMPLIFIED = {"thing_mask": 2e-3}
+"""How far from float64 the losses may be that feel the amplified rounding; others by 1e-4. The reference's is 1.4e-3
+away with autograd and 1.0e-3 without, ours as much on a processor with AVX-512 and 1.6e-4 on one with AVX2."""
+
+
+def agree(ours: dict[str, float], exact: dict[str, float], reference: dict[str, float]) -> None:
+    """In float64 ours are the reference's, and float32 rounds no more than the reference does."""
     assert ours.keys() == exact.keys() == reference.keys()
     for name, value in reference.items():
-        allowed = max(rel, ROUNDING * abs(ours[name] / exact[name] - 1))
-        assert ours[name] == pytest.approx(value, rel=allowed), name
+        allowed = AMPLIFIED.get(name, 1e-4)
+        assert exact[name] == pytest.approx(value, rel=allowed), name
+        assert ours[name] == pytest.approx(exact[name], rel=allowed), name
 
 
 def test_published_losses(published, fixture_rules) -> None:
@@ -176,9 +190,7 @@ def test_published_losses(published, fixture_rules) -> None:
     with torch.no_grad():
         losses = model.loss(model.network(images, targets.frame), targets)
     exact, _ = in_float64(model, samples, gradients=False)
-    agree({name: float(value) for name, value in losses.items()}, exact, named(meta["losses_no_grad"]), 1e-4)
-    felt = {name for name in exact if abs(float(losses[name]) / exact[name] - 1) > 3e-5}
-    assert felt <= {"thing_mask"}
+    agree({name: float(value) for name, value in losses.items()}, exact, named(meta["losses_no_grad"]))
 
 
 @pytest.mark.slow
@@ -199,7 +211,7 @@ def test_published_gradients(published, fixture_rules, monkeypatch) -> None:
     monkeypatch.setattr(FrozenBatchNorm, "forward", multiply_and_add)
     images, targets = collate(samples, model.divisor)
     losses = model.loss(model.network(images, targets.frame), targets)
-    agree({name: value.item() for name, value in losses.items()}, exact, named(meta["losses"]), 1e-4)
+    agree({name: value.item() for name, value in losses.items()}, exact, named(meta["losses"]))
     sum(losses.values()).backward()
     ours = {name: float(p.grad.double().norm()) for name, p in model.named_parameters() if p.requires_grad}
     reference = {keys[key]: norm for key, norm in meta["grad_norms"].items()}
