@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,6 @@ def is_marked(name: str) -> bool:
     return _store().check([name]) if world_size() > 1 else name in _marks
 
 
-def _store() -> torch.distributed.Store:
-    """The store in which the workers found each other; torch has no public name for it."""
+def _store() -> Any:
+    """The `Store` in which the workers found each other; torch has no public name for it."""
     return torch.distributed.distributed_c10d._get_default_store()
