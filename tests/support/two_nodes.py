@@ -148,7 +148,7 @@ class Cluster:
         """
         return self._join(self._start(cpus, resources, hide, "--address", self.address))
 
-    def run(self, command: Sequence[str], timeout: float = 200, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Sequence[str], timeout: float = 500, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command as a client of the cluster, with its output as text: stderr follows stdout."""
         options = {"cwd": ROOT, "env": self.environment, "check": False} | options
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
@@ -169,7 +169,7 @@ class Cluster:
         """
         command = ray("drain-node", "--address", self.address, "--node-id", node.id)
         command += ["--reason", f"DRAIN_NODE_REASON_{reason}", "--reason-message", "the test takes it away"]
-        done = self.run([*command, "--deadline-remaining-seconds", str(int(seconds))], timeout=60)
+        done = self.run([*command, "--deadline-remaining-seconds", str(int(seconds))], timeout=180)
         assert done.returncode == 0, done.stdout
 
     def logs(self) -> str:

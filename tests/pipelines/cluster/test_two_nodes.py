@@ -49,7 +49,7 @@ class Place:
     cluster: Cluster
     local: Path
 
-    def job(self, name: str, *arguments: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def job(self, name: str, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         return self.cluster.run([sys.executable, f"jobs/{name}.py", *arguments], timeout=timeout)
 
     def done(self, name: str, *arguments: str) -> str:
@@ -60,7 +60,7 @@ class Place:
 
     def nodes_of(self, kind: str) -> set[str]:
         """Ids of the nodes on which actors of a class run or ran."""
-        lines = self.cluster.run([sys.executable, "-c", ACTORS], timeout=60).stdout.splitlines()
+        lines = self.cluster.run([sys.executable, "-c", ACTORS], timeout=180).stdout.splitlines()
         return {line.split(" ", 1)[0] for line in lines if kind in line}
 
 
@@ -120,7 +120,7 @@ def training(name: str, shards: str, steps: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_local_files_of_one_machine_are_refused_on_two(place: Place, shards: str, tmp_path: Path):
     """In one line, with the option and the machine that lacks them, and before anything is written."""
     second = place.cluster.nodes[1].address
@@ -172,7 +172,7 @@ def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1200)
 def test_a_training_on_two_nodes_survives_the_loss_of_one(place: Place, trained: tuple[str, list[Node]]):
     """A worker on each; when a node dies, the run goes on with the other, and takes in the node that is added.
 
@@ -204,7 +204,7 @@ def test_a_training_on_two_nodes_survives_the_loss_of_one(place: Place, trained:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_actors_of_an_evaluation_are_on_both_nodes(place: Place, trained: tuple[str, list[Node]], shards: str):
     """Two models of one batch of images each; the figures are those of the training."""
     run = f"{BUCKET}/runs/lost-node"
@@ -231,7 +231,7 @@ def test_actors_of_an_evaluation_are_on_both_nodes(place: Place, trained: tuple[
 @pytest.mark.slow
 def test_a_cluster_asks_for_its_token(place: Place):
     stranger = place.cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
-    done = place.cluster.run([sys.executable, "-c", "import ray; ray.init()"], env=stranger, timeout=60)
+    done = place.cluster.run([sys.executable, "-c", "import ray; ray.init()"], env=stranger, timeout=180)
     assert done.returncode != 0 and "auth" in done.stdout.lower()
 
 
