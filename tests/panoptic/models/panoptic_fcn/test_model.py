@@ -169,9 +169,9 @@ def in_float64(
     return {name: value.item() for name, value in losses.items()}, norms
 
 
-AMPLIFIED = {"thing_mask": 2e-3}
-"""How far from float64 the losses may be that feel the amplified rounding; others by 1e-4. The reference's is 1.4e-3
-away with autograd and 1.0e-3 without, ours as much on a processor with AVX-512 and 1.6e-4 on one with AVX2."""
+AMPLIFIED = {"thing_mask": 4e-3}
+"""How far from float64 the losses may be that feel the amplified rounding; others by 1e-4. The reference's is 3.1e-3
+away with autograd and 1.0e-3 without, ours 1.6e-4 without on a processor that has AVX2 and no AVX-512."""
 
 
 def agree(ours: dict[str, float], exact: dict[str, float], reference: dict[str, float]) -> None:
