@@ -4,7 +4,7 @@
 ## make demo    draw scenes, train a panoptic model on them, evaluate it, show where the results lie
 ## make test    the tests that take seconds
 ## make slow    the tests that take minutes
-## make nightly what takes longest: each command of the README, each architecture exported, every way of feeding
+## make nightly what takes longest: each command of the README, each architecture learnt by heart and exported, …
 ## make benchmark [PEERS=DIR] [ROWS="1a 2b"]   timings beside other implementations, whose clones lie in DIR
 ## make benchmark GPU=1   training steps of every architecture on this machine's GPU, taken apart
 ## make cluster [KEEP=1]   the pipeline on a cluster of two nodes, all on this machine: Ray, MLflow on PostgreSQL, S3

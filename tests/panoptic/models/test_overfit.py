@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from panoptic.models.efficientps.model import EfficientPSConfig
+from panoptic.models.jsis_net.model import JSISNetConfig
+from panoptic.models.panoptic_fcn.model import PanopticFCNConfig
 from panoptic.training.device import Engine
 from tests.panoptic.models.test_contract import ARCHITECTURES
 from tests.support.photographs import learn, of_present_classes, photographs
 from tests.support.recipes import RECIPES, Recipe
+
+NIGHTLY = (PanopticFCNConfig, JSISNetConfig, EfficientPSConfig)
+"""Architectures whose training takes long and is much like Panoptic FPN's, which every change is tried on."""
 
 LOSS = 0.15
 """The largest share of the first loss that a training may leave."""
@@ -17,9 +23,14 @@ def test_every_architecture_has_a_recipe() -> None:
     assert set(RECIPES) == set(ARCHITECTURES)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("recipe", [pytest.param(recipe, id=kind.__name__) for kind, recipe in RECIPES.items()])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param(recipe, id=kind.__name__, marks=pytest.mark.nightly if kind in NIGHTLY else pytest.mark.slow)
+        for kind, recipe in RECIPES.items()
+    ],
+)
 def test_four_photographs_are_learnt(recipe: Recipe, shared) -> None:  # type: ignore[no-untyped-def]
     """With their crowds and their void, from scratch: the loss falls, and PQ passes what the recipe asks for."""
     samples, categories = photographs(shared, recipe.short)

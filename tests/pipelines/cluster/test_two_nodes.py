@@ -103,7 +103,7 @@ def shards(place: Place) -> str:
     return f"{BUCKET}/s"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 100, said: Callable[[], str] = str) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300, said: Callable[[], str] = str) -> None:
     """Wait until something is so; past the time, fail with what was `said`."""
     until = time.monotonic() + seconds
     while not condition():
@@ -167,7 +167,7 @@ def trained(place: Place, shards: str, tmp_path_factory: pytest.TempPathFactory)
         place.cluster.drain(place.cluster.nodes[2], 120)
     wait_until("(a node is taken back)")
     add()
-    assert job.wait(200) == 0, log.read_text() + place.cluster.logs()
+    assert job.wait(600) == 0, log.read_text() + place.cluster.logs()
     return log.read_text(), place.cluster.nodes
 
 
