@@ -80,20 +80,15 @@ def world_size() -> int:
     return torch.distributed.get_world_size()
 
 
-_marks: set[str] = set()
-
-
 def mark(name: str) -> None:
-    """Set a mark that every worker of the process group can see, without a collective operation, in which all meet."""
+    """Set a mark that the other workers can see, without a collective operation, in which all meet."""
     if world_size() > 1:
         _store().set(name, "1")
-    else:
-        _marks.add(name)
 
 
 def is_marked(name: str) -> bool:
-    """True if a worker of the process group has set this mark."""
-    return _store().check([name]) if world_size() > 1 else name in _marks
+    """True if a worker of the process group has set this mark; a worker alone has no other to hear of."""
+    return world_size() > 1 and _store().check([name])
 
 
 def _store() -> Any:

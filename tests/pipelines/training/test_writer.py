@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from panoptic import distributed
 from panoptic.metrics.report import Evaluation, metrics
 from panoptic.segmentation import Categories
 from panoptic.training.checkpoint import Snapshot, make_record
@@ -231,24 +230,22 @@ def test_a_notice_in_a_validation_ends_it_with_a_checkpoint(
     def share_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
         for batch in share(*arguments, **options):
             evaluated.extend(batch.rows)
-            if not own:
-                distributed.mark(f"notice after step {begin}")
             yield batch
 
     monkeypatch.setattr(validation, "share_batches", share_batches)
     monkeypatch.setattr(notice, "of_this_worker", lambda: "SIGTERM" if own and evaluated else "")
     monkeypatch.setattr(notice, "asked", lambda key: "")
     monkeypatch.setattr(watch_module, "SECONDS", 0.0)
-    monkeypatch.setattr(distributed, "_marks", set())
+    monkeypatch.setattr(watch_module, "is_marked", lambda name: not own and bool(evaluated))
     job = with_options(replace(job, key="run"), steps=4, validate_every=2, validation_batch=1)
     job = replace(job, experiment=replace(job.experiment, resize=Resize(short=33)))
-    state, begin = build_state(job), 0
+    state = build_state(job)
     assert worker.train(state) == ("SIGTERM" if own else "notice of another worker")
     assert state.step == 2 and len(evaluated) == 1
     assert [report.metrics["step"] for report in reports] == [2]
     assert reports[0].metrics["score"] == UNVALIDATED and reports[0].uploaded.result() is not None
     assert load_checkpoint(f"{job.folder}/step_000002")["step"] == 2
-    begin, state.step = 2, 3
+    state.step = 3
     evaluated.clear()
     assert worker.train(state) == "" and state.step == 4
     assert len(evaluated) == 8 and reports[-1].metrics["score"] > UNVALIDATED
