@@ -49,7 +49,7 @@ test: $(STAMP)
 
 # pytest's exit code 5, no test collected, fails here: there are such tests, so something hid them.
 slow: $(STAMP)
-	$(PYTHON) -m pytest -m slow $(PARALLEL)
+	$(PYTHON) -m pytest -m "slow and not nightly" $(PARALLEL)
 
 nightly: $(STAMP)
 	$(PYTHON) -m pytest -m nightly $(PARALLEL)

@@ -31,7 +31,7 @@ def stored(folder: Path, config: Architecture, root: Path) -> str:
     return str(file)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_tables_of_both_models(
     ray_cluster: None, scenes16: Path, mlflow_store: str, tmp_path: Path, capsys
 ) -> None:

@@ -52,7 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 yield cluster
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_submitted_jobs_without_a_lasting_place_are_refused(cluster: Cluster, tmp_path: Path):
     """What they write would vanish with Ray's copy of the code; one job of all commands, as each submission takes 10 s.

@@ -19,7 +19,7 @@ from tests.support.feeding import enlarge
 from tests.support.processes import usage
 from tests.support.stored import write_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(600)]
 
 
 def start_feed(folder: Path, batches: int) -> subprocess.Popen[str]:

@@ -31,7 +31,9 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.mark.slow  # a second or two each
-@pytest.mark.parametrize("padded", [False, True], ids=["plain", "frame"])
+@pytest.mark.parametrize(
+    "padded", [pytest.param(False, id="plain", marks=pytest.mark.nightly), pytest.param(True, id="frame")]
+)
 @pytest.mark.parametrize("config", CASES)
 def test_the_network_is_one_graph(config, padded: bool, small_categories) -> None:
     model = config.build(small_categories).train()

@@ -88,6 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.nightly
 def test_killed_again_and_again_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
     """Of 48 shards some are finished when the driver is killed; other numbers of workers go on with the others."""
     write_folder(tmp_path / "data", "train", count=384, height=300, width=400)

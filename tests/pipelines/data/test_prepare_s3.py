@@ -101,6 +101,7 @@ def test_one_failing_request_in_ten_changes_nothing(
     assert contents("s3://sets/faulty") == undisturbed
 
 
+@pytest.mark.nightly
 def test_a_store_that_goes_away_for_20_s_changes_nothing(
     proxy: S3Proxy, source: Source, undisturbed: dict[str, bytes]
 ) -> None:

@@ -485,7 +485,7 @@ def mlflow_server(database: Path, port: int) -> Iterator[subprocess.Popen]:
         server.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(400)
 def test_mlflow_that_goes_in_mid_run_is_filled_by_the_same_command(
     run: Callable[..., Outcome], mlflow_template: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -167,6 +167,7 @@ def test_faults_that_pass_cost_time_only(
     assert "continuing at step" not in "".join(capfd.readouterr())  # no worker was started again
 
 
+@pytest.mark.nightly
 def test_a_store_that_is_gone_ends_the_run_and_the_same_command_goes_on(
     run: Callable[..., Outcome], whole: Outcome, proxy: S3Proxy
 ) -> None:

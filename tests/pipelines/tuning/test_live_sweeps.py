@@ -34,7 +34,7 @@ def arguments_of(folder: Path, data: Path, template: Path, *more: str) -> list[s
     return ["demo", *places, *TINY.split(), *more]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_a_sweep_with_a_pruned_trial_and_one_that_fails(ray_cluster, scenes16, mlflow_template, tmp_path: Path):
     """What learns nothing is ended at its first validation, and the next gets its resources. That one fails: MLflow

@@ -193,7 +193,7 @@ def test_published_losses(published, fixture_rules) -> None:
     agree({name: float(value) for name, value in losses.items()}, exact, named(meta["losses_no_grad"]))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_published_gradients(published, fixture_rules, monkeypatch) -> None:
     """With autograd detectron2's frozen norms multiply and add, which rounds differently and here is felt."""
     model, _, _, _, meta, keys, _ = published
