@@ -34,6 +34,8 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Without it every line printed in a training worker appears twice.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # A process for each training; workers look for drained nodes themselves (pipelines/training/notice.py).
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     # One run speaks at a time, so its lines need no name of a process before them.
     "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
@@ -100,8 +102,6 @@ def connect(cpus: int | None = None, object_store: int = OBJECT_STORE) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.WARNING)
         else:
-            # a process for each training, which looks for nodes that are drained: here is one that nobody drains
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             _start(cpus, object_store)
     data_context()
 

@@ -1,20 +1,27 @@
 """The notice that a training is to stop soon, of three kinds, and how the workers hear of it.
 
 - A worker got SIGTERM: a machine that is taken back ends its processes so.
-- The node of a worker is drained: Ray Train's watcher tells every worker (`RAY_TRAIN_ENABLE_PREEMPTION_WATCHER`).
+- The node of a worker is drained: a worker of each node asks Ray for it.
 - The driver asks: it got SIGTERM or Ctrl-C, or there is room for more workers. It writes a key into the store of the
   cluster's head, which rank 0 reads.
 
 The workers then save a checkpoint at their next common step and return; the driver goes on, or ends.
+
+Ray Train has a watcher of drained nodes of its own (`RAY_TRAIN_ENABLE_PREEMPTION_WATCHER`), which is switched off: it
+is an actor without resources, which Ray starts on any node. Where that is the one to be drained, and drained before the
+watcher's process is up, the raylet keeps the request until it ends, and nobody hears of the notice (Ray 2.60; seen on a
+busy machine). A worker needs no process and no message of another to know about its node.
 
 Workers and Ray Train's controller import this module before a training begins, so it imports little.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 NAMESPACE = b"panoptic-ray"
@@ -22,6 +29,9 @@ NAMESPACE = b"panoptic-ray"
 
 TIMES = 2
 """SIGTERMs with which a worker ends at once."""
+
+DRAINED = "a node is taken back"
+"""The reason of a worker whose node is drained."""
 
 _came = 0
 
@@ -53,13 +63,16 @@ def _note(number: int, frame: Any) -> None:
 
 
 def of_this_worker() -> str:
-    """The reason why this worker, or one of its group, is to stop soon; "" where it knows none."""
-    if _came:
-        return "SIGTERM"
-    from ray.train.v2._internal.execution.context import get_train_context
+    """SIGTERM, if that is why this worker is to stop soon, else ""."""
+    return "SIGTERM" if _came else ""
 
-    info = get_train_context().preemption_context.preemption_info
-    return "" if info is None else "a node is taken back"
+
+def is_drained() -> bool:
+    """True if Ray was told that the machine of this process will be taken away."""
+    import ray
+    from ray._private.state import state  # Ray's public calls do not tell
+
+    return ray.get_runtime_context().get_node_id() in (state.get_draining_nodes() or {})
 
 
 def ask(key: str, reason: str) -> None:
@@ -83,15 +96,40 @@ def asked(key: str) -> str:
     return (internal_kv._internal_kv_get(key.encode(), namespace=NAMESPACE) or b"").decode()
 
 
+def listen(key: str, rank: int) -> Listener | None:
+    """The thread of a worker that asks the head for notices, where it needs one.
+
+    Rank 0 asks what the driver asks, and a worker of each node asks whether that is drained.
+    """
+    first = is_first_of_node()
+    return Listener(key if rank == 0 else "", first) if first or rank == 0 else None
+
+
+def is_first_of_node() -> bool:
+    """True for one worker of each node."""
+    from ray.train import get_context
+
+    return get_context().get_local_rank() == 0
+
+
 class Listener:
-    """A thread that asks for the driver's notice, so that a head that does not answer keeps no step waiting."""
+    """A thread that asks the head for notices, so that one that does not answer keeps no step waiting.
+
+    Args:
+        key: ask for what the driver asks of this training; "" asks for nothing.
+        node: ask whether the node of this process is drained.
+    """
 
     SECONDS = 0.5
+    """Between two requests for what the driver asks."""
 
-    def __init__(self, key: str) -> None:
+    NODE_SECONDS = 2.0
+    """Between two requests for drained nodes."""
+
+    def __init__(self, key: str, node: bool) -> None:
         self.reason = ""
-        """As `asked`."""
-        self._key = key
+        """What the driver asks, as `asked`, or that the node is taken back."""
+        self._key, self._node = key, node
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="notice", daemon=True)
         self._thread.start()
@@ -101,8 +139,15 @@ class Listener:
         self._stop.set()
 
     def _listen(self) -> None:
+        looked = -math.inf
         while not self._stop.wait(self.SECONDS):
             try:
-                self.reason = asked(self._key)
+                if self._node and time.monotonic() - looked >= self.NODE_SECONDS:
+                    looked = time.monotonic()
+                    if is_drained():
+                        self.reason = DRAINED
+                        return
+                if self._key:
+                    self.reason = asked(self._key)
             except Exception:  # of Ray, where the head is away: the cluster ends the training then, not this thread
                 continue

@@ -42,7 +42,7 @@ class Watch:
         self._next = state.step + 1
         self._key = state.job.key
         self._mark, self._interrupted_at = f"notice after step {state.step}", -math.inf
-        self._listener = notice.Listener(self._key) if self._key and state.rank == 0 else None
+        self._listener = notice.listen(self._key, state.rank) if self._key else None
         self.reason = ""
         """The reason for which this worker would stop; "" where it has none."""
 

@@ -193,6 +193,33 @@ def test_sigterm_of_a_worker_is_a_notice(monkeypatch: pytest.MonkeyPatch) -> Non
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize(("rank", "first"), [(0, True), (1, True), (1, False)])
+def test_one_worker_of_each_node_hears_that_it_is_drained(
+    rank: int, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the head did not answer once; and what the driver asks is asked by rank 0 alone."""
+    asked, answers = [], iter([ConnectionError(), False, True])
+    monkeypatch.setattr(notice, "is_first_of_node", lambda: first)
+    monkeypatch.setattr(notice, "asked", lambda key: asked.append(key) or "")
+    monkeypatch.setattr(notice.Listener, "SECONDS", 0.001)
+    monkeypatch.setattr(notice.Listener, "NODE_SECONDS", 0.01)
+
+    def is_drained() -> bool:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(notice, "is_drained", is_drained)
+    listener = notice.listen("k", rank)
+    if listener is None:
+        assert (rank, first) == (1, False)
+        return
+    listener._thread.join(20)
+    assert listener.reason == notice.DRAINED and next(answers, None) is None
+    assert set(asked) == ({"k"} if rank == 0 else set())
+
+
 def write_whole(run: Path, step: int, values: dict[str, float]) -> None:
     folder = run / f"step_{step:06d}"
     folder.mkdir()

@@ -235,6 +235,7 @@ def test_a_notice_in_a_validation_ends_it_with_a_checkpoint(
     monkeypatch.setattr(validation, "share_batches", share_batches)
     monkeypatch.setattr(notice, "of_this_worker", lambda: "SIGTERM" if own and evaluated else "")
     monkeypatch.setattr(notice, "asked", lambda key: "")
+    monkeypatch.setattr(notice, "is_first_of_node", lambda: False)
     monkeypatch.setattr(watch_module, "SECONDS", 0.0)
     monkeypatch.setattr(watch_module, "is_marked", lambda name: not own and bool(evaluated))
     job = with_options(replace(job, key="run"), steps=4, validate_every=2, validation_batch=1)
