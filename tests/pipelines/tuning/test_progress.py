@@ -147,7 +147,7 @@ def test_a_log_says_every_ten_seconds_how_far_the_sweep_has_come(monkeypatch, ca
 
 
 def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((10, 5)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given, **named: os.terminal_size((10, 5)))
     Display(True).write("123456789012345\nab", 0.0, "")
     assert capsys.readouterr().out == "1234567890\nab\n"
     Display(False).write("123456789012345", 0.0, "")
@@ -156,11 +156,11 @@ def test_lines_are_cut_to_the_terminal(monkeypatch, capsys):
 
 def test_a_table_fits_the_terminal_that_it_is_drawn_over(monkeypatch):
     """The cursor cannot go up beyond the top, and what has scrolled away would be written again and again."""
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 12)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given, **named: os.terminal_size((80, 12)))
     many = [TrialResult(str(k), f"lr={k}", "running", 1, 2, float(k), float(k)) for k in range(100)]
     assert len(table(many, most=Display(True).most).splitlines()) + 1 == 12
     assert Display(False).most == progress.SHOWN
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given: os.terminal_size((80, 400)))
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda *given, **named: os.terminal_size((80, 400)))
     assert Display(True).most == progress.SHOWN
 
 
