@@ -162,7 +162,7 @@ DEMO = """
 """What makes the demo one of seconds."""
 
 
-@pytest.mark.slow  # a training in an environment of its own
+@pytest.mark.nightly  # a training in an environment of its own
 @pytest.mark.timeout(400)
 def test_the_wheel_runs_the_demo_outside_of_the_repository(wheel: Path, tmp_path: Path):
     """In an environment that has this one's other packages, from a folder without code."""

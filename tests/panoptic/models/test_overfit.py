@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 
 from panoptic.models.eomt.model import EoMTConfig
-from panoptic.models.panoptic_deeplab.model import PanopticDeepLabConfig
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.training.device import Engine
 from tests.panoptic.models.test_contract import ARCHITECTURES
 from tests.support.photographs import learn, of_present_classes, photographs
 from tests.support.recipes import RECIPES, Recipe
 
-ONE_OF_EACH_KIND = (PanopticDeepLabConfig, PanopticFPNConfig, EoMTConfig)
-"""Maps of pixels, regions of things, and masks of queries: those that train fastest, in `make slow`. The others are
-much like one of them and train in `make nightly`."""
+EVERY_CHANGE = (PanopticFPNConfig, EoMTConfig)
+"""One that learns pixels and regions, and one that learns masks of queries: those that train fastest, in `make slow`.
+The others are much like one of them and train in `make nightly`."""
 
 LOSS = 0.15
 """The largest share of the first loss that a training may leave."""
@@ -28,9 +27,7 @@ def test_every_architecture_has_a_recipe() -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        pytest.param(
-            recipe, id=kind.__name__, marks=pytest.mark.slow if kind in ONE_OF_EACH_KIND else pytest.mark.nightly
-        )
+        pytest.param(recipe, id=kind.__name__, marks=pytest.mark.slow if kind in EVERY_CHANGE else pytest.mark.nightly)
         for kind, recipe in RECIPES.items()
     ],
 )

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,30 +378,6 @@ def test_the_number_of_workers_changes_rounding_only(run: Callable[..., Outcome]
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def grown(places: list[str], tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    """A driver that is killed after 140 of 150 steps, with a validation, its table and pictures every second step."""
-    folder, log = Path(places[1]) / "driver-killed", tmp_path_factory.mktemp("grown") / "log"
-    arguments = [*places, *TINY.split(), "--name", "driver-killed", "--train.workers", "1", "--train.batch", "2"]
-    arguments += ["--train.steps", "150", "--train.validate-every", "2", "--resize.short", "96"]
-    memory: dict[int, dict[str, float]] = {}
-    with driver(arguments, log) as process:
-        for step in (40, 140):  # by the first everything is imported and warm; at its end the driver builds a model
-            assert wait_for(lambda step=step: last_kept(folder) >= step or process.poll() is not None, 280), (
-                log.read_text()
-            )
-            assert process.poll() is None, log.read_text()
-            commands = {process.pid: "driver", **descendants(process.pid)}
-            memory[last_kept(folder)] = {
-                name: private_mib(pid)
-                for name in ("driver", "TrainController", "RayTrainWorker")
-                for pid, command in commands.items()
-                if name in command
-            }
-        assert process.poll() is None and not (folder / "step_000150").exists(), log.read_text()
-    return Killed(arguments, log, folder, json.loads((folder / "run.json").read_text())["run_id"], memory)
-
-
 @dataclass(frozen=True)
 class Killed:
     """A run whose driver was killed."""
@@ -411,20 +387,49 @@ class Killed:
     folder: Path
     run_id: str
     memory: dict[int, dict[str, float]]
-    """MiB of each of its processes, at two steps."""
+    """MiB of each of its processes, at some steps."""
+
+
+def kill_driver(places: list[str], folder: Path, name: str, steps: int, looks: Sequence[int]) -> Killed:
+    """Start a training with a validation, its table and pictures every second step, and kill its driver.
+
+    Args:
+        folder: place for the log.
+        looks: steps at which to measure memory; the driver is killed at the last.
+    """
+    run, log = Path(places[1]) / name, folder / "log"
+    arguments = [*places, *TINY.split(), "--name", name, "--train.workers", "1", "--train.batch", "2"]
+    arguments += ["--train.steps", str(steps), "--train.validate-every", "2", "--resize.short", "96"]
+    memory: dict[int, dict[str, float]] = {}
+    with driver(arguments, log) as process:
+        for step in looks:
+            assert wait_for(lambda step=step: last_kept(run) >= step or process.poll() is not None, 280), (
+                log.read_text()
+            )
+            assert process.poll() is None, log.read_text()
+            commands = {process.pid: "driver", **descendants(process.pid)}
+            memory[last_kept(run)] = {
+                part: private_mib(pid)
+                for part in ("driver", "TrainController", "RayTrainWorker")
+                for pid, command in commands.items()
+                if part in command
+            }
+        assert process.poll() is None and not (run / f"step_{steps:06d}").exists(), log.read_text()
+    return Killed(arguments, log, run, json.loads((run / "run.json").read_text())["run_id"], memory)
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
-def test_neither_driver_nor_controller_grows_with_steps_and_validations(grown: Killed):
+def test_neither_driver_nor_controller_grows_with_steps_and_validations(places: list[str], tmp_path: Path):
     """100 steps, 50 validations with their tables and pictures, into a SQLite store.
 
     Five MiB are found, a step's 0.05 or a validation's 0.1. In 2000 steps with 200 validations the driver grew by 0.9
     MiB from step 150 on and the controller by 0.8 from step 390 on, the worker by 30 from step 300 on and by 2 from
     step 1310 on (AMD EPYC, 2 cores).
     """
-    memory = grown.memory
+    # by the first look everything is imported and warm; at its end the driver builds a model
+    memory = kill_driver(places, tmp_path, "driver-measured", 150, looks=(40, 140)).memory
     first, last = sorted(memory)
     assert memory[first].keys() == memory[last].keys() == {"driver", "TrainController", "RayTrainWorker"}
     growth = {name: memory[last][name] - memory[first][name] for name in memory[first]}
@@ -435,21 +440,22 @@ def test_neither_driver_nor_controller_grows_with_steps_and_validations(grown: K
 
 @linux
 @pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_a_killed_driver_goes_on_under_its_name(grown: Killed, places: list[str]):
+@pytest.mark.timeout(600)
+def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Path):
     """Machine lost: the same command again continues from the last checkpoint, in the same MLflow run."""
-    with driver(grown.arguments, grown.log) as process:
-        assert process.wait(timeout=200) == 0, grown.log.read_text()
-    text = grown.log.read_text()
+    killed = kill_driver(places, tmp_path, "driver-killed", 40, looks=(10,))
+    with driver(killed.arguments, killed.log) as process:
+        assert process.wait(timeout=280) == 0, killed.log.read_text()
+    text = killed.log.read_text()
     (step,) = map(int, re.findall(r"continuing at step (\d+)", text))
-    assert 140 <= step < 150 and json.loads((grown.folder / "run.json").read_text())["run_id"] == grown.run_id
+    assert 10 <= step < 40 and json.loads((killed.folder / "run.json").read_text())["run_id"] == killed.run_id
     assert "driver-killed: best checkpoint, on 8 images of val" in text
     client = client_module.connect(places[-1])
-    steps = [metric.step for metric in client.get_metric_history(grown.run_id, "train/loss/total")]
-    assert steps == list(range(1, 151)) and client.get_run(grown.run_id).info.status == "FINISHED"
-    experiment = client.get_run(grown.run_id).info.experiment_id
+    steps = [metric.step for metric in client.get_metric_history(killed.run_id, "train/loss/total")]
+    assert steps == list(range(1, 41)) and client.get_run(killed.run_id).info.status == "FINISHED"
+    experiment = client.get_run(killed.run_id).info.experiment_id
     found = client.search_runs([experiment], "tags.mlflow.runName = 'driver-killed'")
-    assert [one.info.run_id for one in found] == [grown.run_id]
+    assert [one.info.run_id for one in found] == [killed.run_id]
 
 
 def last_kept(folder: Path) -> int:

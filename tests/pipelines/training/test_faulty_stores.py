@@ -194,6 +194,7 @@ def test_a_store_that_is_gone_ends_the_run_and_the_same_command_goes_on(
     check_equal(run("gone"), whole)
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_disk_that_is_full_ends_the_run_and_the_same_command_goes_on(
     run: Callable[..., Outcome], whole: Outcome, tmp_path: Path
