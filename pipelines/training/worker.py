@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -37,7 +35,7 @@ from panoptic.training.device import precision_note, prepare, seed_torch
 from panoptic.training.freezing import freeze_parameters, refuse_frozen, training_mode
 from panoptic.training.frozen_backbone import backbone_digest
 from panoptic.training.optim import build_ema, build_optimiser, scaled_learning_rate
-from panoptic.training.recomputing import recompute_blocks, recomputes
+from panoptic.training.recomputing import recompute_blocks
 from panoptic.training.step import BrokenSteps, Meter, SkipCounter, train_step
 from panoptic.training.transfer import load_for_finetune
 from pipelines.cluster import gauges, session, storage
@@ -51,7 +49,8 @@ from pipelines.tracking.tracker import Tracker
 from pipelines.training import machine
 from pipelines.training.broken import Recent, kept
 from pipelines.training.checkpoints import CHECKPOINT, load_checkpoint, resume, transfer
-from pipelines.training.fitting import fitting_step, parts_that_fit
+from pipelines.training.fitting import fitting_step, try_largest
+from pipelines.training.peak_memory import peak_line, peak_mib, reset_peak
 from pipelines.training.sharing import accumulation
 from pipelines.training.state import Job, State, last_step
 from pipelines.training.status import note_start
@@ -195,7 +194,11 @@ def train(state: State) -> str:
         state.tracker.text("summary.txt", table)
     show_beginning(state)
     set_training_mode(state.model, options)
-    parts = _parts(state) if options.fit_memory else 1
+    parts, told = try_largest(state)
+    if told:
+        reset_peak(state.device)
+        if state.tracker is not None:
+            _say(told)
     if state.tracker is not None and (note := state.model.training_note(options.steps)):
         _say(note)
     if state.tracker is not None and (note := precision_note(state.device, experiment.engine)):
@@ -233,6 +236,8 @@ def train(state: State) -> str:
                 meter.add(result)
                 if state.step == first + 1:  # it waits for workers and data to start, so it says nothing about speed
                     meter.forget_times()
+                    if state.tracker is not None:
+                        _say(f"memory of this worker after its first step: at most {peak_line(state.device)}")
                 if state.step % options.log_every == 0 or state.step == last:
                     usage = machine.usage(state.device, meter.split())
                     values = meter.read() | ({"compiled_graphs": graphs.new()} if options.compile else {})
@@ -258,17 +263,6 @@ def train(state: State) -> str:
         _say(f"training waited {writer.waited:.1f} s of {time.monotonic() - begin:.0f} s for checkpoints")
         state.tracker.close()
     return "" if state.step >= last else watch.reason
-
-
-def _parts(state: State) -> int:
-    """The parts in which micro-batches fit the memory of every worker; rank 0 says what it found."""
-    parts = parts_that_fit(state)
-    if state.tracker is not None:
-        images = state.experiment.train.batch // state.world // state.accumulation // parts
-        again = ", activations computed again" if recomputes(state.model) else ""
-        most = f"{_memory(state.device):.0f} MiB at the most"
-        _say(f"train.fit_memory: {images} images at once, {most}; {parts} parts{again}")
-    return parts
 
 
 def wrapped(state: State) -> nn.Module:
@@ -310,7 +304,7 @@ def log(state: State, values: dict[str, float], health: SkipCounter, usage: Mapp
     """Means since the last call: into the MLflow run, and as a line on the console. Rank 0 alone does it."""
     if state.tracker is None:
         return
-    values = {**values, "memory_mib": _memory(state.device), "skipped_steps": health.skipped}
+    values = {**values, "memory_mib": peak_mib(state.device), "skipped_steps": health.skipped}
     state.tracker.metrics(state.step, {f"train/{name}": value for name, value in values.items()} | dict(usage))
     gauges.publish(progress_gauges(state.step, last_step(state.experiment.train), values), run=state.experiment.name)
     _say(console_line(state.step, last_step(state.experiment.train), values))
@@ -366,14 +360,6 @@ def _device(gpu: bool) -> torch.device:
 
     device = get_device()
     return device[0] if isinstance(device, list) else device
-
-
-def _memory(device: torch.device) -> float:
-    """Peak MiB of this worker: on the GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _say(text: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -20,10 +22,11 @@ from panoptic.transforms import POLICIES, Augment
 from pipelines.cluster.exits import FailedRun
 from pipelines.presets import PRESETS
 from pipelines.tracking.runs import Run
-from pipelines.training import worker
+from pipelines.training import fitting, worker
 from pipelines.training.attempts import repeat
+from pipelines.training.checkpoints import optimiser_slots
 from pipelines.training.failures import OutOfMemory, out_of_memory
-from pipelines.training.fitting import largest_size
+from pipelines.training.fitting import largest_size, try_largest
 from pipelines.training.state import Job, State
 from pipelines.training.worker import build_state, train
 from pipelines.training.writer import Writer
@@ -147,6 +150,50 @@ def test_a_later_step_is_taken_again_from_the_weights_before_it(job: Job) -> Non
     trained(state)
     assert seen == [2] + 2 * [2] + [2, 2] + [2] + 4 * [1] + 4 * [1]
     assert [name for part in names[6:10] for name in part] == [*names[3], *names[4]]
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_the_log_tells_the_peak_of_memory_before_and_after_the_first_step(fit: bool, job: Job, monkeypatch, capsys):
+    monkeypatch.setattr(fitting, "reset_peak", lambda device: resets.append("before an attempt"))
+    monkeypatch.setattr(worker.machine, "describe", lambda state: "")
+    monkeypatch.setattr(worker, "show_beginning", lambda state: None)
+    monkeypatch.setattr(worker, "gauges", MagicMock())
+    monkeypatch.setattr(worker, "validate", MagicMock())
+    monkeypatch.setattr(worker, "reset_peak", lambda device: resets.append("before the training"))
+    resets: list[str] = []
+    state = build_state(with_options(job, fit_memory=fit))
+    state.tracker = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]
+    if fit:
+        limit(state, 2)
+    trained(state)
+    told = re.findall(r"(.*) at most \d+ of the \d+ MiB of the machine(.*)", capsys.readouterr().out)
+    largest = "train.fit_memory: 2 images of 33x33 at once,", "; 2 parts, activations computed again"
+    assert told == [largest] * fit + [("memory of this worker after its first step:", "")]
+    assert resets == (3 * ["before an attempt"] + ["before the training"]) * fit
+
+
+def test_a_gpu_is_asked_for_the_largest_batch_whatever_the_options_say(job: Job, monkeypatch) -> None:
+    """One that does not fit is no error: perhaps no step meets it."""
+    monkeypatch.setattr(fitting, "reset_peak", lambda device: None)
+    monkeypatch.setattr(fitting, "peak_line", lambda device: "5 of the 9 MiB of the GPU")
+    tried: list[int] = []
+
+    def fits(model: PanopticModel, batch: Any, engine: Any, parts: int, extra: int) -> bool:
+        tried.append(extra)
+        return len(tried) == 1
+
+    monkeypatch.setattr(fitting, "fits", fits)
+    state = build_state(with_options(job, fit_memory=False))
+    assert try_largest(state) == (1, "") and tried == []
+    state.device = torch.device("cuda")
+    largest = "the largest batch, 4 images of 33x33 at once"
+    assert try_largest(state) == (1, f"{largest}, takes at most 5 of the 9 MiB of the GPU")
+    parts, told = try_largest(state)
+    assert parts == 1 and f"{largest}, does not fit" in told and "--train.micro-batch 2 " in told
+    trainable = sum(parameter.nbytes for parameter in state.model.parameters())
+    assert tried == 2 * [optimiser_slots(state.experiment.optim) * trainable]
+    state.job = replace(state.job, features=state.job.train)
+    assert try_largest(state) == (1, "") and len(tried) == 2
 
 
 def test_not_even_one_image(job: Job) -> None:
