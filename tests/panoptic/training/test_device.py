@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from panoptic.layers import precision as half
-from panoptic.training.device import Engine, autocast, precision_note, prepare, seed_torch, to_device, unwrap
+from panoptic.training.device import Engine, autocast, precision_note, prepare, seed_torch, set_tf32, to_device, unwrap
 from tests.support.tiny import TinyConfig, tiny_batch, tiny_categories
 
 
@@ -77,3 +77,31 @@ def test_every_micro_batch_of_every_worker_draws_its_own_numbers_again() -> None
     drawn = [draw(*place) for place in places]
     assert len(set(drawn)) == len(places)
     assert drawn == [draw(*place) for place in places]
+
+
+def test_a_seed_draws_what_torchs_own_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, and each GPU where there are any."""
+    told: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", told.append)
+    seed_torch(3, 1, 4, 1)
+    drawn = torch.rand(5)
+    assert len(told) == 1 and told[0] == torch.initial_seed()
+    torch.manual_seed(told[0])
+    assert torch.equal(torch.rand(5), drawn)
+
+
+@pytest.mark.parametrize(
+    ("tf32", "flags"), [("none", (False, False)), ("convolutions", (False, True)), ("all", (True, True))]
+)
+def test_what_is_computed_in_tf32_is_set_for_the_whole_process(tf32, flags: tuple[bool, bool]) -> None:
+    """The other way round before, and as it was afterwards."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = (not flag for flag in flags)
+        set_tf32(Engine(tf32=tf32))
+        assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == flags
+    finally:
+        matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
