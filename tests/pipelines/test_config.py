@@ -46,6 +46,14 @@ def test_presets_for_cpu_cores_are_channels_last() -> None:
     assert len(engines) >= 18 and all(engine.channels_last for engine in engines.values())
 
 
+def test_the_published_recipes_that_were_trained_in_tf32_are() -> None:
+    """EoMT's, whose code asks for products of "medium" precision; the others' machines were older than that format."""
+    engines = {name: preset().engine for name, preset in PRESETS.items() if preset().train.gpu == "yes"}
+    assert {name for name, engine in engines.items() if engine.tf32 == "all"} == {
+        name for name in engines if name.startswith("eomt-")
+    }
+
+
 def test_no_preset_is_the_demo_and_options_follow() -> None:
     assert parse([], PRESETS) == ("demo", PRESETS["demo"]())
     name, experiment = parse(["--optim.lr", "0.5", "--train.steps", "7"], PRESETS)
