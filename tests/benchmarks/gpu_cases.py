@@ -32,6 +32,8 @@ PRESETS = {
     "detr-r50-coco": (PHOTOGRAPH, 16, (53, 80)),
     "maskformer-r50-coco": (PHOTOGRAPH, 16, (53, 80)),
     "mask2former-r50-coco": ((1024, 1024), 16, (53, 80)),
+    "efficientps-b5-cityscapes": ((1024, 2048), 16, (11, 8)),
+    "eomt-large-coco": ((640, 640), 16, (53, 80)),
 }
 """For each preset: height and width of a training image, images a step (the recipe's, at most 16), and how many stuff
 and thing classes there are."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from panoptic.models import Architecture
 from panoptic.training.optim import Optim
+from pipelines.presets import PRESETS
 from tests.benchmarks import gpu
-from tests.benchmarks.gpu_cases import Case, batches, read, write
+from tests.benchmarks.gpu_cases import Case, batches, from_presets, read, write
 from tests.support.host_reads import HostReads
 from tests.support.small import SMALL_FPN
 from tests.support.tiny import TinyConfig
@@ -46,6 +49,14 @@ def test_cases_survive_their_file(tmp_path: Path) -> None:
     case = replace(TINY, config=SMALL_FPN)
     write([case], tmp_path / "cases.json")
     assert read(tmp_path / "cases.json") == [case]
+
+
+def test_every_architecture_has_a_case_of_its_recipes_size() -> None:
+    """Crops, where the recipe has them; photographs of varying sizes stand as one of the usual size."""
+    cases = from_presets()
+    assert {type(case.config) for case in cases} == set(typing.get_args(Architecture))
+    crops = {case.name: PRESETS[case.name]().augment.crop for case in cases}
+    assert [case.name for case in cases if all(crops[case.name]) and crops[case.name] != case.size] == []
 
 
 def test_batches_are_maps_of_several_segments() -> None:
