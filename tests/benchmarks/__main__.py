@@ -30,6 +30,7 @@ from tests.benchmarks import (
     fcn,
     feeds,
     freezing,
+    hosting,
     loading,
     metric,
     precision,
@@ -45,8 +46,8 @@ from tests.benchmarks.timing import Case, Row, hardware, measure, table
 WITH_RAY = ("feed", "feeds", "feeds-bytes", "workers")
 ROWS = (
     *("1a", "1b", "1c", "1d", "2a", "2b", "3a", "3b", "4", "5", "7a", "7b", "7c", "7d"),
-    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step", "frozen"),
-    *("prepare", "read", *WITH_RAY),
+    *("detr", "maskformer", "mask2former", "matching", "fpn", "fpn-semantic", "fcn", "evaluate", "step", "host"),
+    *("frozen", "prepare", "read", *WITH_RAY),
 )
 
 
@@ -109,6 +110,9 @@ def _rows(names: list[str], given: argparse.Namespace) -> list[Row]:
             rows += evaluating.rows(photograph)
         if "frozen" in names:
             rows += freezing.rows(given.scale, given.repeat)
+        if "host" in names:
+            pause = 0.1 * min(1.0, given.scale)
+            rows += hosting.rows(Path(folder) / "host", max(20, round(300 * given.scale)), pause)
         if "prepare" in names:
             rows += preparing.rows(Path(folder) / "prepare", photograph)
         if "read" in names:

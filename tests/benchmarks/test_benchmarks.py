@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from panoptic.segmentation import Segmentation
-from tests.benchmarks import inputs
+from panoptic.training.step import Meter, StepResult
+from tests.benchmarks import hosting, inputs
 from tests.benchmarks.__main__ import ROWS, WITH_RAY, main
 from tests.benchmarks.timing import Case, Row, measure, same_partition, table
 
@@ -27,6 +29,22 @@ def test_every_row_without_ray_prints_figures(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "cores" in printed and all(f"| {name} " in printed for name in names)
     assert len(json.loads(file.read_text())["rows"]) == len(rows)
+
+
+def test_the_hosts_work_is_that_of_the_loop_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done in every step and beside the network counts; waiting for the network does not."""
+    add = Meter.add
+
+    def busy(self: Meter, result: StepResult) -> None:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until:
+            pass
+        add(self, result)
+
+    monkeypatch.setattr(Meter, "add", busy)
+    loop, share = hosting.rows(tmp_path / "host", 12, 0.005)
+    assert loop.ours > 20 > (loop.theirs or 0)
+    assert share.ours == pytest.approx((loop.ours - (loop.theirs or 0)) / 0.05)
 
 
 @pytest.mark.slow
