@@ -176,14 +176,19 @@ def _per_task(stream: Stream) -> int:
     return max(1, ROWS_PER_TASK // stream.size, stream.window)
 
 
+def chunks_of(stream: Stream, part: range) -> list[range]:
+    """The micro-batches of each task, of some micro-batches of a stream."""
+    per_task = _per_task(stream)
+    return [part[first : first + per_task] for first in range(0, len(part), per_task)]
+
+
 def dataset(reading: Reading, part: range, tasks: int, cpus: float, ahead: int) -> Any:
     """The Ray Data dataset of some micro-batches, in order, which is planned but not begun; see `stream_rows`."""
     import ray
     from ray.data import ExecutionResources, TaskPoolStrategy
 
     session.data_context()
-    per_task = _per_task(reading.stream)
-    chunks = [part[first : first + per_task] for first in range(0, len(part), per_task)]
+    chunks = chunks_of(reading.stream, part)
     shared = ray.put(reading)
     blocks = ray.data.from_items(
         [{"first": chunk.start, "end": chunk.stop} for chunk in chunks], override_num_blocks=len(chunks)

@@ -21,7 +21,7 @@ from panoptic.png import encode_segments
 from panoptic.segmentation import Categories, Targets
 from panoptic.transforms import Augment, Resize
 from pipelines.cluster import storage
-from pipelines.data import shard_reader
+from pipelines.data import ray_source, shard_reader
 from pipelines.data.loader import Feed, FeedConfig, evaluation_batches, rows_of
 from pipelines.data.manifest import Manifest
 from pipelines.data.ray_source import Reading
@@ -447,6 +447,25 @@ def test_large_windows_take_a_request_for_eight_rows_and_hardly_more_bytes(large
     read = counted.of_rows(large)
     assert len(read) <= 2048 / 8
     assert sum(read) < 1.1 * 2 * load_index(large.shard_set).lengths.sum()
+
+
+@pytest.mark.parametrize("start", [0, 40])
+def test_tasks_of_ray_data_take_a_request_for_eight_rows_and_no_more_bytes(
+    large: Manifest, counted: Counting, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Task by task, as Ray Data runs them; from position 40 each of them begins and ends inside of windows."""
+    monkeypatch.setattr(ray_source, "view", lambda row, *_: row["image_id"])
+    monkeypatch.setattr(ray_source, "pack", lambda numbers: numbers)
+    whole, names = Stream(0, 1024, 8, 256, start, window=16), []
+    for rank in range(2):
+        reading = Reading(replace(whole, world=2, rank=rank), large.shard_set, AUGMENT)
+        for chunk in ray_source.chunks_of(reading.stream, range(256)):
+            names += [number for table in reading.tables(chunk) for number in table]
+    assert sorted(names) == sorted(whole.locate(start + k)[1] for k in range(2048))
+    read = counted.of_rows(large)
+    assert len(read) <= 2048 / 8
+    lengths = load_index(large.shard_set).lengths
+    assert sum(read) < 1.1 * sum(int(lengths[number]) for number in names)
 
 
 def test_a_stream_with_windows_goes_on_from_any_position(manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,6 +110,37 @@ def test_the_global_order_is_that_of_earlier_versions() -> None:
     rows = np.array([order(0, k, 118_287)[1] for k in range(200_000)])
     digest = hashlib.sha256(rows.tobytes()).hexdigest()
     assert digest == "4f23067590fb318bd3649b079391a44b10888329d2063af0ca16ff71267f65b3"
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({"window": 16}, "2df760853a275f4f2a345837cdc3e8a2c4eeee82be1f1d8b19267b2f18fab974"),
+        ({"window": 5, "copies": 2}, "78f151d922a5c311eff35a6a4a89ca782fe0508a0d9ab58bde1300f357a1f71d"),
+        ({"limit": 300}, "d8d9fc5539baa5e736d7070b3f1af9b9deb72ab33db7b9b43f93ddf1a992e302"),
+        (
+            {"limit": 300, "limit_seed": 7, "copies": 2},
+            "ee30cb0a445fc2330fe53fdcf1fcd0c3f74c8e67f42cec071756811a8d014210",
+        ),
+        (
+            {"repeats": Repeats(1 + np.arange(1000) % 7 / 4)},
+            "bd4c054348be7cee0d16b98c33c92726ef75d17047ed617cc20709dc6c911912",
+        ),
+    ],
+    ids=["window", "window-copies", "limit", "limit-copies", "repeats"],
+)
+def test_the_other_orders_are_those_of_earlier_versions(options: dict[str, Any], digest: str) -> None:
+    """As the test above, of streams with windows, of a part of the rows, in copies, and with rows that come again."""
+    stream = Stream(3, 1000, batch=12, steps=300, **options)
+    found = [(*stream.locate(p), stream.copy(p), stream.times(p)) for p in range(3600)]
+    assert hashlib.sha256(np.array(found, np.int64).tobytes()).hexdigest() == digest
+
+
+def test_the_parts_of_a_split_are_those_of_earlier_versions() -> None:
+    rows = np.array(chosen_rows(1000, 100, 50, 3, "--data.limit"), np.int64)
+    assert rows[:6].tolist() == [5, 16, 24, 27, 32, 69]
+    digest = hashlib.sha256(rows.tobytes()).hexdigest()
+    assert digest == "5fbae61ab0ce6b79a35842cad129415bf15bc370686dc8efcd99245891aeeb5b"
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(2, 9), st.integers(1, 3), st.integers(0, 9))
