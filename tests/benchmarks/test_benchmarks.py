@@ -18,6 +18,7 @@ from tests.benchmarks.__main__ import ROWS, WITH_RAY, main
 from tests.benchmarks.timing import Case, Row, measure, same_partition, table
 
 
+@pytest.mark.nightly
 def test_every_row_without_ray_prints_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "figures.json"
     names = [name for name in ROWS if name not in WITH_RAY]

@@ -16,6 +16,7 @@ import torch
 from panoptic import models
 from panoptic.evaluation.tally import Measures, evaluate_batches, summarise
 from panoptic.metrics.report import metrics
+from panoptic.models import EoMTConfig, PanopticDeepLabConfig
 from panoptic.segmentation import Categories
 from pipelines.data.manifest import Manifest
 from pipelines.data.sampler import evaluation_window
@@ -28,7 +29,11 @@ from tests.support.stored import write_shards
 ROWS = 7
 
 CASES = [
-    pytest.param(config, id=f"{kind.__name__}-{name}")
+    pytest.param(
+        config,
+        id=f"{kind.__name__}-{name}",
+        marks=[] if kind in (PanopticDeepLabConfig, EoMTConfig) else pytest.mark.nightly,
+    )
     for kind in typing.get_args(models.Architecture)
     for name, config in list(SMALL[kind].items())[:1]
 ]
