@@ -2,7 +2,7 @@
 
 A worker counts its own images (`evaluate_batches`) and hands over a `Tally`. Tallies are merged in any order and summed
 in the order of the images, so that the result is the same to the last bit however the images were shared out. An image
-leaves a record of a few kilobytes, whatever its size.
+leaves a record of some hundred bytes, whatever its size; see `ImageRecords`.
 
 Shapes: B images of a batch, C classes.
 """
@@ -10,7 +10,7 @@ Shapes: B images of a batch, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from panoptic.evaluation.step import EvaluationResult, evaluation_step
-from panoptic.metrics.average_precision import average_precision, instance_overlaps
-from panoptic.metrics.image import SIZES, ImageCounts, Sparse, count_image
+from panoptic.metrics.average_precision import InstanceOverlaps, average_precision, instance_overlaps
+from panoptic.metrics.image import SIZES, ImageCounts, ImageRecords, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.recall import count_recall
 from panoptic.metrics.report import Evaluation
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 class Tally:
     """Counts of some images of a dataset."""
 
-    images: dict[int, ImageCounts] = field(default_factory=dict)
+    images: ImageRecords = field(default_factory=ImageRecords)
     """Counts of each image, by its row."""
     confusion: np.ndarray | None = None
     """int64 [C, C + 1], of pixels."""
@@ -78,10 +78,7 @@ class Tally:
         Raises:
             ValueError: an image was counted twice.
         """
-        twice = self.images.keys() & other.images.keys()
-        if twice:
-            raise ValueError(f"rows counted more than once: {sorted(twice)[:10]}")
-        self.images |= other.images
+        self.images.add(other.images)
         self.losses |= other.losses
         if other.confusion is not None:
             self.confusion = other.confusion if self.confusion is None else self.confusion + other.confusion
@@ -137,9 +134,10 @@ def _counted(batch: Batch, result: EvaluationResult, categories: Categories, mea
         name = batch.targets.names[k]
         counts = count_image(truth, prediction.maps[k], classes, measures.boundary, instances, name, recall)
         pixels = confusion(truth.semantic(), prediction.semantics[k], classes)
-        tally.add(Tally({row: counts}, pixels))
+        tally.add(Tally(ImageRecords({row: counts}), pixels))
     means = {name: float(value) for name, value in result.losses.items()}
-    tally.losses = {batch.rows[0]: (len(prediction.maps), means)}
+    if means:
+        tally.losses = {batch.rows[0]: (len(prediction.maps), means)}
     return tally
 
 
@@ -200,39 +198,60 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
     whole = gather(tallies)
     if not whole.images or whole.confusion is None:
         raise ValueError("nothing was evaluated: the split holds no image")
-    images = [whole.images[row] for row in sorted(whole.images)]
-    single = np.array([image.pq(len(categories)) for image in images])
-    instances = [image.instances for image in images if image.instances is not None]
-    recalls = [100 * image.recall[0] / image.recall[1] for image in images if image.recall and image.recall[1]]
-    boundary = [image.boundary for image in images if image.boundary is not None]
+    sums = _Sums(len(categories))
+    for row in sorted(whole.images):
+        sums.add(whole.images[row])
+    number, quality_of = len(whole.images), lambda array: quality(QualityCounts.from_array(array), categories)
     return Evaluation(
-        quality=quality(_total(lambda image: image.quality, images, categories), categories),
+        quality=quality_of(sums.quality),
         regions=mean_iou(whole.confusion),
-        losses=_mean_losses(whole, len(images)),
-        timings={f"{name}_ms": 1000 * value / len(images) for name, value in whole.seconds.items()},
-        images=len(images),
-        sizes={
-            name: quality(_total(lambda image, k=k: image.sizes[k], images, categories), categories)
-            for k, name in enumerate(SIZES)
-        },
-        boundary=quality(_total(lambda image: image.boundary, images, categories), categories) if boundary else None,
-        precision=average_precision(instances, categories) if instances else None,
-        proposal_recall=float(np.mean(recalls)) if recalls else float("nan"),
-        image_pq=float(np.nanmean(single)) if (~np.isnan(single)).any() else float("nan"),
-        confusion=_segments(images, len(categories)),
+        losses=_mean_losses(whole, number),
+        timings={f"{name}_ms": 1000 * value / number for name, value in whole.seconds.items()},
+        images=number,
+        sizes={name: quality_of(part) for name, part in zip(SIZES, sums.sizes, strict=True)},
+        boundary=None if sums.boundary is None else quality_of(sums.boundary),
+        precision=average_precision(sums.instances, categories) if sums.instances else None,
+        proposal_recall=float(np.mean(sums.recalls)) if sums.recalls else float("nan"),
+        image_pq=float(np.nanmean(sums.single)) if (~np.isnan(sums.single)).any() else float("nan"),
+        confusion=sums.confusion,
     )
 
 
-def _total(
-    part: Callable[[ImageCounts], Sparse | None], images: Sequence[ImageCounts], categories: Categories
-) -> QualityCounts:
-    """The sum of one kind of counts, image by image."""
-    array = np.zeros((len(categories), 4))
-    for image in images:
-        counts = part(image)
-        if counts is not None:
-            array[counts[0]] += counts[1]
-    return QualityCounts.from_array(array)
+class _Sums:
+    """What images add up to, one after the other."""
+
+    def __init__(self, classes: int) -> None:
+        self.quality, self.sizes = np.zeros((classes, 4)), [np.zeros((classes, 4)) for _ in SIZES]
+        self.boundary: np.ndarray | None = None
+        """The sums of counts of boundaries; None where no image has any."""
+        self.confusion = np.zeros((classes + 1, classes + 1), np.int64)
+        """Segments by true and by predicted class, the last of each "none"."""
+        self.single: list[float] = []
+        """PQ of each image."""
+        self.instances: list[InstanceOverlaps] = []
+        self.recalls: list[float] = []
+        """In percent, of each image that has things."""
+
+    def add(self, image: ImageCounts) -> None:
+        classes = len(self.quality)
+        _add(self.quality, image.quality)
+        for array, counts in zip(self.sizes, image.sizes, strict=True):
+            _add(array, counts)
+        if image.boundary is not None:
+            self.boundary = np.zeros((classes, 4)) if self.boundary is None else self.boundary
+            _add(self.boundary, image.boundary)
+        rows, columns, numbers = image.confusion.T
+        self.confusion[rows, columns] += numbers  # cells of one image differ
+        self.single.append(image.pq(classes))
+        if image.instances is not None:
+            self.instances.append(image.instances)
+        if image.recall and image.recall[1]:
+            self.recalls.append(100 * image.recall[0] / image.recall[1])
+
+
+def _add(array: np.ndarray, counts: Sparse) -> None:
+    """Add an image's counts of classes to their sums float64 [C, 4]."""
+    array[counts[0]] += counts[1]
 
 
 def _mean_losses(whole: Tally, images: int) -> dict[str, float]:
@@ -244,12 +263,3 @@ def _mean_losses(whole: Tally, images: int) -> dict[str, float]:
             losses[name] = losses.get(name, 0.0) + value * number / images
     losses.pop("total", None)
     return losses
-
-
-def _segments(images: Sequence[ImageCounts], classes: int) -> np.ndarray:
-    """int64 [C + 1, C + 1], segments by true and by predicted class, the last of each "none"."""
-    table = np.zeros((classes + 1, classes + 1), np.int64)
-    for image in images:
-        rows, columns, numbers = image.confusion.T
-        table[rows, columns] += numbers  # cells of one image differ
-    return table

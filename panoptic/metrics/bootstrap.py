@@ -11,7 +11,7 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,8 +89,8 @@ class Interval:
 
 def intervals(counts: Counts, categories: Categories, rounds: int = ROUNDS, seed: int = 0) -> dict[str, Interval]:
     """PQ of `all`, `things`, `stuff` and of each class (its index as text), with their intervals."""
-    draws = _draws(len(counts.names), rounds, seed)
-    samples = np.stack([_figures(counts.table(len(categories)), weights, categories) for weights in draws])
+    draws, table = _draws(len(counts.names), rounds, seed), counts.table(len(categories))
+    samples = np.stack([_figures(table, weights, categories) for weights in draws])
     return _intervals(samples, _telling([counts], len(categories)))
 
 
@@ -126,11 +126,15 @@ def _telling(sets: Sequence[Counts], classes: int) -> list[int]:
     return [len(sets[0].names)] * 3 + np.bincount(places[:, 1], minlength=classes).tolist()
 
 
-def _draws(images: int, rounds: int, seed: int) -> list[np.ndarray]:
-    """Weights [N] of each draw: each image once in the first (the figure itself), then as often as chance takes it."""
+def _draws(images: int, rounds: int, seed: int) -> Iterator[np.ndarray]:
+    """Weights [N] of each draw: each image once in the first (the figure itself), then as often as chance takes it.
+
+    One after the other: all of them would take 8 kB an image.
+    """
     rng = np.random.default_rng(seed)
-    chance = [np.bincount(rng.integers(images, size=images), minlength=images) for _ in range(rounds)]
-    return [np.ones(images), *chance]
+    yield np.ones(images)
+    for _ in range(rounds):
+        yield np.bincount(rng.integers(images, size=images), minlength=images)
 
 
 def _figures(table: sparse.csr_array, weights: np.ndarray, categories: Categories) -> np.ndarray:

@@ -285,6 +285,20 @@ class _Part:
     end: float
 
 
+class _Counted:
+    """The parts of a task that are there, added up: a part's own table of pixels is larger than its images' counts."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.devices: set[str] = set()
+        self.begin, self.end = float("inf"), float("-inf")
+
+    def add(self, part: _Part) -> None:
+        self.tally.add(part.tally)
+        self.devices.add(part.device)
+        self.begin, self.end = min(self.begin, part.begin), max(self.end, part.end)
+
+
 def evaluate(task: Task, pool: Pool) -> EvaluatedTask:
     """Every image of the split exactly once.
 
@@ -302,15 +316,16 @@ def evaluate_all(tasks: Sequence[Task], pool: Pool) -> Iterator[EvaluatedTask]:
         ValueError: a split is empty, or images kill every actor.
     """
     chunks = [chunk for number, task in enumerate(tasks) for chunk in _chunks(number, task)]
-    parts: list[list[_Part]] = [[] for _ in tasks]
+    counted = [_Counted() for _ in tasks]
     done = 0
     for part in _log_progress(_name_images(each(counter, (tuple(tasks),), chunks, pool), tasks), tasks):
-        parts[part.task].append(part)
-        while done < len(tasks) and sum(len(p.tally.images) for p in parts[done]) == tasks[done].manifest.rows:
-            yield _summarised(tasks[done], parts[done])
+        counted[part.task].add(part)
+        while done < len(tasks) and len(counted[done].tally.images) == tasks[done].manifest.rows:
+            yield _summarised(tasks[done], counted[done])
+            counted[done] = _Counted()  # whoever took the figures decides how long the counts are kept
             done += 1
     for number in range(done, len(tasks)):  # without images, or with images that got lost
-        yield _summarised(tasks[number], parts[number])
+        yield _summarised(tasks[number], counted[number])
 
 
 def _chunks(number: int, task: Task) -> Iterator[Chunk]:
@@ -321,24 +336,20 @@ def _chunks(number: int, task: Task) -> Iterator[Chunk]:
         yield Chunk(number, range(first, min(first + window, rows)))
 
 
-def _summarised(task: Task, parts: Sequence[_Part]) -> EvaluatedTask:
+def _summarised(task: Task, counted: _Counted) -> EvaluatedTask:
     """The figures of all parts of a task.
 
     Raises:
         ValueError: the split is empty.
         RuntimeError: an image is in no part.
     """
-    tally, rows = Tally(), task.manifest.rows
-    for part in parts:
-        tally.add(part.tally)
+    tally, rows = counted.tally, task.manifest.rows
     missing = sorted(set(range(rows)) - tally.images.keys())
     if missing:
         raise RuntimeError(f"{len(missing)} images were not evaluated, the rows {missing[:10]} among them")
     evaluation = summarise([tally], task.manifest.categories)
-    seconds = max(part.end for part in parts) - min(part.begin for part in parts)
-    timings = {**evaluation.timings, "images_per_second": rows / max(seconds, 1e-9)}
-    device = "; ".join(sorted({part.device for part in parts}))
-    return EvaluatedTask(task, replace(evaluation, timings=timings), tally, device)
+    timings = {**evaluation.timings, "images_per_second": rows / max(counted.end - counted.begin, 1e-9)}
+    return EvaluatedTask(task, replace(evaluation, timings=timings), tally, "; ".join(sorted(counted.devices)))
 
 
 def counter(tasks: Sequence[Task]) -> Callable[[Chunk], _Part]:

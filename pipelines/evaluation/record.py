@@ -81,8 +81,12 @@ def model_of(evaluated: EvaluatedTask) -> Model:
 
 def counts_of(tally: Tally) -> Counts:
     """The PQ counts of each image, in the order of the rows."""
-    images = [tally.images[row] for row in sorted(tally.images)]
-    return Counts.of([image.name for image in images], [image.quality for image in images])
+    names, counts = [], []
+    for row in sorted(tally.images):
+        image = tally.images[row]
+        names.append(image.name)
+        counts.append(image.quality)
+    return Counts.of(names, counts)
 
 
 def html(

@@ -8,7 +8,7 @@ import numpy as np
 
 from panoptic.evaluation.tally import Tally, summarise
 from panoptic.metrics.average_precision import instance_overlaps
-from panoptic.metrics.image import count_image
+from panoptic.metrics.image import ImageRecords, count_image
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion
 from panoptic.rle import encode_segments
@@ -24,7 +24,7 @@ def tally_of(pairs: Iterable[Pair], categories: Categories) -> Tally:
     for row, (truth, prediction) in enumerate(pairs):
         scored = instance_overlaps(truth, things_of(prediction, categories), categories)
         counts = count_image(truth, prediction, classes, True, scored, name=f"image {row}")
-        tally.add(Tally({row: counts}, confusion(truth.semantic(), prediction.semantic(), classes)))
+        tally.add(Tally(ImageRecords({row: counts}), confusion(truth.semantic(), prediction.semantic(), classes)))
     return tally
 
 

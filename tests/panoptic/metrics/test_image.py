@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from panoptic.metrics.average_precision import InstanceOverlaps
 from panoptic.metrics.boundary import boundary_overlaps
-from panoptic.metrics.image import SIZES, count_image
+from panoptic.metrics.image import SIZES, ImageCounts, ImageRecords, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts
 from panoptic.segmentation import Categories, Segmentation
 
@@ -105,3 +106,37 @@ def test_an_image_of_void_is_no_image() -> None:
     assert np.isnan(counts.pq(3)) and len(counts.quality[0]) == 0 and len(counts.confusion) == 0
     with pytest.raises(ValueError, match="labels run from 2 to 2, expected 0 to 1"):
         count_image(empty, prediction, 2)
+
+
+def test_packed_records_come_back_to_the_last_bit(small_categories: Categories, random_segmentation: Draw) -> None:
+    rng, things = np.random.default_rng(8), list(small_categories.things)
+    empty = np.zeros(0)
+    images = {}
+    for row in range(12):
+        truth, prediction = (random_segmentation(rng, 40, 60, small_categories, things=6, crowd=True) for _ in range(2))
+        labels = np.sort(rng.choice(things, 9))
+        scores = rng.random(9) if row % 2 else rng.random(9).astype(np.float32).astype(np.float64)
+        truths, crowd = np.sort(rng.choice(things, 3)), rng.random(3) < 0.5
+        table = rng.random(sum(int((labels == k).sum() * (truths == k).sum()) for k in things))
+        scored = InstanceOverlaps(labels, scores, truths, crowd, table)
+        images[row] = count_image(
+            truth, prediction, 5, row > 3, scored if row > 5 else None, f"bild {row} ü.jpg", (2, row)
+        )
+    few = np.zeros(0, np.int64), np.zeros((0, 4))
+    none = InstanceOverlaps(few[0], empty, few[0], empty.astype(bool), empty)
+    many = np.array([3, 70_000]), np.array([[0.1 + 0.2, 1, 255, 256], [1e-300, 1, 2**40, 65_536]])
+    images[70_000] = ImageCounts(few, (few, many, few), np.zeros((0, 3), np.int64), few, none)
+    records = ImageRecords(images)
+    assert list(records) == list(images) and len(records) == 13 and 70_000 in records and 12 not in records
+    for row, expected in images.items():
+        found = records[row]
+        assert (found.name, found.recall) == (expected.name, expected.recall)
+        for one, other in zip(arrays(found), arrays(expected), strict=True):
+            assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def arrays(image: ImageCounts) -> list[np.ndarray]:
+    """All arrays of a record, in one order."""
+    sparse = [image.quality, *image.sizes, *([] if image.boundary is None else [image.boundary])]
+    overlaps = [] if image.instances is None else list(vars(image.instances).values())
+    return [image.confusion, *(array for counts in sparse for array in counts), *overlaps]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,3 +184,52 @@ def test_images_of_a_part_that_kill_every_actor_are_named(
     monkeypatch.setattr(evaluate, "each", dying)
     with pytest.raises(ValueError, match=r"^one of 1 images, 4\.jpg"):
         evaluate.evaluate(replace(assigned(), manifest=val.part((1, 4, 6))), Pool(0))
+
+
+def test_the_driver_keeps_few_bytes_an_image(val: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it holds at most, from parts of 16 images as actors return them to the intervals of the report."""
+    from panoptic.evaluation.tally import Measures, Tally
+    from panoptic.metrics.bootstrap import intervals
+    from panoptic.metrics.image import ImageCounts, ImageRecords
+    from pipelines.cluster.actor_pool import Pool
+    from pipelines.evaluation import evaluate
+    from pipelines.evaluation.record import counts_of
+    from pipelines.presets import PRESETS
+
+    names = tuple(map(str, range(133)))
+    coco = Categories(names, (True,) * 80 + (False,) * 53, tuple(range(133)), ((0, 0, 0),) * 133)
+    rng = np.random.default_rng(0)
+
+    def some(classes: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.sort(rng.choice(133, classes, replace=False)), rng.integers(1, 4, (classes, 4)) * [0.3, 1, 1, 1]
+
+    def actors(build: object, arguments: object, chunks: list[evaluate.Chunk], pool: Pool) -> Iterator[evaluate._Part]:
+        for chunk in chunks:
+            images = {
+                row: ImageCounts(
+                    some(8), (some(2), some(3), some(4)), rng.integers(0, 134, (10, 3)), some(8), name=f"{row:016d}.jpg"
+                )
+                for row in chunk.rows
+            }
+            part = evaluate._Part(0, Tally(ImageRecords(images), np.ones((133, 134), np.int64)), "CPU", 0, 1)
+            yield pickle.loads(pickle.dumps(part))
+
+    def figures_of(rows: int) -> None:
+        options = PRESETS["demo"]()
+        one = replace(options, train=replace(options.train, validation_batch=1))
+        task = evaluate.Task("", "", "", replace(val, rows=rows, categories=coco), one, Measures(boundary=True))
+        intervals(counts_of(evaluate.evaluate(task, Pool(0)).tally), coco, rounds=200)
+
+    def most(rows: int) -> int:
+        """Bytes at the peak."""
+        tracemalloc.start()
+        try:
+            figures_of(rows)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    monkeypatch.setattr(evaluate, "each", actors)
+    figures_of(16)  # imports what it takes
+    few, many = most(160), most(800)
+    assert (many - few) / 640 < 2500

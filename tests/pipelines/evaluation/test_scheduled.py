@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from panoptic.evaluation.tally import Measures, Tally, summarise
-from panoptic.metrics.image import count_image
+from panoptic.metrics.image import ImageRecords, count_image
 from panoptic.segmentation import Categories, Segmentation
 from pipelines.cluster import lease, storage
 from pipelines.cluster.actor_pool import Pool
@@ -52,7 +52,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             truth = Segmentation(np.array([[1, 1, 2, 2]], np.int32), np.array([0, 1]))
             found = Segmentation(np.where(rng.random(4)[[0, 0, 1, 1]] < share, truth.segments, 0).astype(np.int32),
                                  truth.labels)  # fmt: skip
-            tally.add(Tally({row: count_image(truth, found, 5, name=f"{row}.jpg")}, np.eye(5, 6, dtype=np.int64)))
+            image = count_image(truth, found, 5, name=f"{row}.jpg")
+            tally.add(Tally(ImageRecords({row: image}), np.eye(5, 6, dtype=np.int64)))
         return EvaluatedTask(task, summarise([tally], task.manifest.categories), tally)
 
     monkeypatch.setattr(record, "evaluate", evaluate)
