@@ -1,8 +1,8 @@
 """Every architecture on CUDA tensors without data: no operation meets two devices, and dtypes fit under autocast.
 
 `FakeTensorMode` computes shapes, dtypes and devices alone, so that this needs no GPU. What depends on values (losses
-that sample or count) needs tensors with values; networks do not, nor do the losses of Panoptic-DeepLab and, with its
-matching given, MaskFormer.
+that sample regions or count) needs tensors with values; networks do not, nor do the losses of Panoptic-DeepLab and,
+with their matching given, those of DETR, MaskFormer, Mask2Former and EoMT.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from panoptic import models
 from panoptic.matcher import Matches
-from panoptic.models import MaskFormerConfig, PanopticDeepLabConfig
+from panoptic.models import DETRConfig, EoMTConfig, Mask2FormerConfig, MaskFormerConfig, PanopticDeepLabConfig
 from panoptic.models.base import full_precision
 from panoptic.segmentation import Frame, Targets
 from panoptic.training.device import Engine, autocast
@@ -30,6 +30,9 @@ ARCHITECTURES = typing.get_args(models.Architecture) or (models.Architecture,)
 CASES = [pytest.param(c, id=f"{kind.__name__}-{name}") for kind in ARCHITECTURES for name, c in SMALL[kind].items()]
 
 CUDA = torch.device("cuda", 0)
+
+COUNTABLE = torch.zeros(2, 3, dtype=torch.int64)
+"""Labels of the segments of two images that queries learn, with values: in a training they lie on the CPU, too."""
 
 
 def precision_of(images: Tensor, engine: Engine) -> AbstractContextManager[object]:
@@ -49,23 +52,24 @@ def batch(device: torch.device) -> tuple[Tensor, Targets]:
         segments = torch.ones(2, 64, 96, dtype=torch.int32)
         labels, crowd = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.bool)
         images = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
-    return images, Targets(segments, labels, crowd, Frame((64, 96), sizes, sizes), ("a", "b"))
+    return images, Targets(segments, labels, crowd, Frame((64, 96), sizes, sizes), ("a", "b"), countable=COUNTABLE)
 
 
 def first_pairs(cost: Tensor, valid: Tensor, names: tuple[str, ...]) -> Matches:
-    """In place of the matching, whose costs have no values here: one query of each group."""
-    groups = torch.arange(len(cost), device=cost.device)
-    return Matches(groups, torch.zeros_like(groups), torch.zeros_like(groups), np.arange(len(cost)))
+    """In place of the matching, whose costs have no values here: query k of each group takes target k."""
+    groups = torch.arange(len(cost), device=cost.device).repeat_interleave(valid.shape[1])
+    numbers = torch.arange(valid.shape[1], device=cost.device).repeat(len(cost))
+    return Matches(groups, numbers, numbers, np.arange(len(cost)).repeat(valid.shape[1]))
 
 
 @pytest.mark.parametrize("config", CASES)
 @pytest.mark.usefixtures("half_precision")
 def test_networks_and_losses_stay_on_the_device(config, small_categories, monkeypatch) -> None:
-    for name in ("maskformer", "detr"):
-        monkeypatch.setattr(f"panoptic.models.{name}.loss.hungarian", first_pairs)
+    for module in ("maskformer.loss", "detr.loss", "mask_transformer.point_loss"):
+        monkeypatch.setattr(f"panoptic.models.{module}.hungarian", first_pairs)
     for module in ("vision_transformer", "eva"):  # timm reads values of a tensor while it builds
         monkeypatch.setattr(f"timm.models.{module}.calculate_drop_path_rates", lambda rate, depth: [rate] * depth)
-    whole = MaskFormerConfig, PanopticDeepLabConfig
+    whole = DETRConfig, EoMTConfig, Mask2FormerConfig, MaskFormerConfig, PanopticDeepLabConfig
     with FakeTensorMode(allow_non_fake_inputs=True):
         with torch.device(CUDA):
             model = config.build(small_categories).train()
