@@ -1,16 +1,17 @@
 """Rows that Ray Data reads, decodes and augments in its tasks, on whatever machine has CPUs to spare.
 
-A Ray Data set whose tasks follow the order of the stream. Every worker executes its own: Ray's split of one dataset
-over the workers gives no say in who gets which row, drops the tail and starts 8 s later. One execution streams for
-`MOST_TASKS` tasks, 128,000 rows: Ray Data keeps some memory of each execution, and plans all tasks of one before its
-first row, so there are neither many executions nor endless ones.
+A dataset of Ray Data whose tasks follow the order of the stream. Every worker executes its own: Ray's split of one
+dataset over the workers gives no say in who gets which row, drops the tail and starts 8 s later. One execution streams
+for `MOST_TASKS` tasks, 128,000 rows: Ray Data keeps some memory of each execution, and plans all tasks of one before
+its first row, so there are neither many executions nor endless ones.
 
 Training does not wait where one execution follows another (`in_turn`). The next one is planned in a thread while the
 former runs, and starts when the last rows of the former have left Ray, while the last `HELD` micro-batches are used.
 Never before: tasks of two executions at once would hold more CPUs than a worker reserves, and where nobody takes their
 rows yet they would keep them from whoever is waited for. Planning 2,000 tasks takes 1.2 to 1.9 s of CPU, beginning an
 execution that is planned 0.13 to 0.25 s until its first row. A `Datasource` of our own is planned when it begins: it
-took 3.2 to 5.9 s then (three of each on a busy machine of two cores).
+took 3.2 to 5.9 s then (three of each on a busy machine of two cores). There a training of 100 ms a step waited 2.5 s
+before the first row of an execution of 2,000 tasks when nothing was done ahead, and at most 0.01 s now.
 """
 
 from __future__ import annotations
