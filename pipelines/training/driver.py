@@ -507,6 +507,7 @@ def _conclude(job: Job, result: Any, log_model: bool) -> Outcome:
         if model and experiment.tracking.register:
             registered, done = _register(job, model, metrics, uri, description)
             undelivered += [] if done else ["the registered version"]
+    if log_model:
         paths = [kept.path for kept, values in result.best_checkpoints if values["score"] > UNVALIDATED]
         kept = paths if "://" not in experiment.storage else [f"s3://{path}" for path in paths]
         undelivered += [] if fill_pages(job, kept, model, record["step"], metrics) else ["models or plots of its pages"]

@@ -1,4 +1,4 @@
-"""The content of the pages of a finished training in MLflow beside its curves: its checkpoints as models, and plots."""
+"""The pages of a training in MLflow beside its curves, when it ends or stops: its checkpoints as models, and plots."""
 
 from __future__ import annotations
 

@@ -336,6 +336,39 @@ def test_a_store_that_is_away_ends_a_run_at_once_in_one_line(monkeypatch: pytest
 # Runs that end otherwise than planned. Slow.
 
 
+@pytest.mark.parametrize(("step", "trial", "filled"), [(5, False, True), (10, False, True), (5, True, False)])
+def test_a_run_that_is_stopped_shows_its_kept_checkpoints_too(
+    step: int, trial: bool, filled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model comes at the last step alone; trials of a sweep have neither."""
+    from pipelines.training import driver
+
+    pages: list[tuple[Any, ...]] = []
+    stubs = {
+        "load_checkpoint": lambda uri: {"step": 5},
+        "build_model": lambda record: None,
+        "read_metrics": lambda uri: {"val/pq": 40.0},
+        "pictures": lambda *_: [],
+        "deliver": lambda *_: [],
+        "_log_model": lambda *_: ("models:/m-1", ""),
+        "fill_pages": lambda job, kept, model, *rest: pages.append((kept, model, *rest)) or True,
+        "storage": SimpleNamespace(join=lambda *parts: "/".join(parts), read_bytes=lambda file: b"all 40.0"),
+        "runs": SimpleNamespace(describe=lambda *_: True),
+    }
+    for name, stub in stubs.items():
+        monkeypatch.setattr(driver, name, stub)
+    options = SimpleNamespace(steps=10, overlays=0)
+    experiment = SimpleNamespace(name="x", storage="/r", train=options, tracking=SimpleNamespace(register=""))
+    job: Any = SimpleNamespace(
+        experiment=experiment, folder="/r/x", run=None, train=None, val=SimpleNamespace(rows=4, split="val")
+    )
+    best = [(SimpleNamespace(path="/r/x/step_000005"), {"score": 40.0, "step": 5})]
+    outcome = driver._conclude(job, SimpleNamespace(best_checkpoints=best, metrics={"step": step}), not trial)
+    model = "models:/m-1" if step == 10 else ""
+    assert outcome.model == model and outcome.undelivered == ()
+    assert pages == [(["/r/x/step_000005"], model, 5, {"val/pq": 40.0})] * filled
+
+
 @pytest.fixture(scope="module")
 def places(scenes16: Path, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of one folder for all runs of this file: they share shards and MLflow store."""
@@ -456,6 +489,40 @@ def test_a_killed_driver_goes_on_under_its_name(places: list[str], tmp_path: Pat
     experiment = client.get_run(killed.run_id).info.experiment_id
     found = client.search_runs([experiment], "tags.mlflow.runName = 'driver-killed'")
     assert [one.info.run_id for one in found] == [killed.run_id]
+
+
+@linux
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_a_driver_that_is_told_to_end_saves_and_goes_on(places: list[str], tmp_path: Path):
+    """SIGTERM, as of a machine that is taken away: a checkpoint of the newest step in time, and no step twice."""
+    from pipelines.training.attempts import GRACE
+
+    steps, folder = 300, Path(places[1]) / "driver-told"
+    arguments = [*places, *TINY.split(), "--name", "driver-told", "--train.workers", "1", "--train.batch", "2"]
+    arguments += ["--train.steps", str(steps), "--train.validate-every", str(steps), "--train.checkpoint-every", "10"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    with driver(arguments, first) as process:
+        assert wait_for(lambda: last_kept(folder) >= 20 or process.poll() is not None, 500), first.read_text()
+        process.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM, first.read_text()
+        taken = time.monotonic() - begin
+    text = first.read_text()
+    assert taken < GRACE + 15, text  # Ray's own end comes after the checkpoint
+    assert "SIGTERM; saving a checkpoint" in text and "interrupted by SIGTERM; the same command goes on" in text
+    assert "Traceback" not in text
+    reached = last_kept(folder)
+    assert max(map(int, re.findall(rf"step (\d+)/{steps} \|", text))) == reached < steps, text
+    with driver(arguments, second) as process:
+        assert process.wait(timeout=500) == 0, second.read_text()
+    text = second.read_text()
+    assert re.findall(r"continuing at step (\d+)", text) == [str(reached)], text
+    assert [int(step) for step in re.findall(rf"step (\d+)/{steps} \|", text)] == list(range(reached + 1, steps + 1))
+    client = client_module.connect(places[-1])
+    run_id = json.loads((folder / "run.json").read_text())["run_id"]
+    counted = [metric.step for metric in client.get_metric_history(run_id, "train/loss/total")]
+    assert counted == list(range(1, steps + 1)) and client.get_run(run_id).info.status == "FINISHED"
 
 
 def last_kept(folder: Path) -> int:
