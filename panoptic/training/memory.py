@@ -41,16 +41,24 @@ class StepDoesNotFit(MemoryError):
         )
 
 
-def allocation_failed(error: BaseException) -> bool:
-    """True if memory could not be had, for Python, NumPy or PyTorch.
+ALLOCATION = 2
+"""Code of an `AcceleratorError` where memory could not be had: cudaErrorMemoryAllocation, and the same of HIP."""
 
-    Two errors have no type of their own and are known by their messages: those of PyTorch's CPU allocator
-    ("DefaultCPUAllocator: can't allocate memory") and of CUDA outside of PyTorch's own ("CUDA error: out of memory").
-    """
+UNTYPED = ("can't allocate memory", "out of memory")
+"""Words, in lower case, of errors about memory that have neither type nor code.
+
+PyTorch's CPU allocator raises a bare RuntimeError ("DefaultCPUAllocator: can't allocate memory"), and so do CUDA's
+driver, Triton, Apple's devices and NCCL (a DistBackendError for whatever happens): "... out of memory".
+"""
+
+
+def allocation_failed(error: BaseException) -> bool:
+    """True if memory could not be had, for Python, NumPy or PyTorch."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message)
+    if isinstance(error, torch.AcceleratorError):  # CUDA outside of PyTorch's allocator: pinned memory, say
+        return getattr(error, "error_code", None) == ALLOCATION
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in UNTYPED)
 
 
 def next_parts(images: int, parts: int) -> int | None:

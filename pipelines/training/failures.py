@@ -1,8 +1,8 @@
 """The reason why a training ended, in one line, and the kinds of failures: memory, killed processes, taken machines.
 
-Errors are told apart by their types. Two kinds have none and are known by their messages, each in one function: the
-bare RuntimeError of PyTorch's CPU allocator (`allocation_failed`), and Ray's one type for a process that was killed,
-for a lost machine and for an actor that was ended on purpose (`killed`).
+Errors are told apart by their types. Three kinds have none and are known by their messages, each in one place: the
+bare RuntimeErrors about memory (`allocation_failed`) and of Gloo (`CONSEQUENCE`), and Ray's one type for a process that
+was killed, for a lost machine and for an actor that was ended on purpose (`PROCESS_DIED`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from ray import exceptions as ray_exceptions
+from torch.distributed import DistError
 
 from panoptic.training.memory import allocation_failed
 from pipelines.training.early_end import EndsRun
@@ -39,19 +40,32 @@ def perhaps_out_of_memory(error: BaseException) -> bool:
     return out_of_memory(error) or any(map(killed, _chain(error)))
 
 
-def killed(error: BaseException) -> bool:
-    """True if a worker's process ended without a word: the kernel killed it for lack of memory, or it crashed.
+PROCESS_DIED = "worker process has died"
+"""Ray's words, within an `ActorDiedError`, for an actor whose process ended by itself.
 
-    Of an actor that died only Ray's message tells that its process did, not its machine, nor that it was ended on
-    purpose: what Ray knew of the cause does not outlive the construction of the error.
-    """
+Only they tell it from one whose machine is gone and from one that was ended on purpose: the error is made of an
+`ActorDiedErrorContext`, of which it keeps the actor's id, whether its machine was taken back, and this text.
+"""
+
+
+def killed(error: BaseException) -> bool:
+    """True if a worker's process ended without a word: the kernel killed it for lack of memory, or it crashed."""
     if isinstance(error, ray_exceptions.WorkerCrashedError):
         return True
-    return isinstance(error, ray_exceptions.ActorDiedError) and "worker process has died" in str(error)
+    return isinstance(error, ray_exceptions.ActorDiedError) and PROCESS_DIED in str(error)
 
 
-CONSEQUENCE = re.compile(r"gloo|nccl|connection (was )?(reset|closed)|broken pipe|process ?group", re.IGNORECASE)
-"""Messages of what the other workers raise when one is gone; Gloo's are bare RuntimeErrors."""
+CONSEQUENCES = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, DistError)
+"""Types of what the other workers raise when one is gone; DistError: NCCL and PyTorch's own connections."""
+
+CONSEQUENCE = re.compile(r"gloo|connection (was )?(reset|closed)|broken pipe|process ?group", re.IGNORECASE)
+"""Words of those that Gloo raises, or DDP over it, which are bare RuntimeErrors."""
+
+
+def consequence(error: BaseException) -> bool:
+    """True for what a worker raises because it lost another one, which has the reason."""
+    return isinstance(error, CONSEQUENCES) or (type(error) is RuntimeError and bool(CONSEQUENCE.search(str(error))))
+
 
 NAMED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 """Beginning of a traceback's line that names an error."""
@@ -60,7 +74,7 @@ NAMED = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 def describe(error: BaseException) -> str:
     """The innermost reason in one line: what a worker raised, not that a worker failed, nor that others missed it."""
     leaves = _leaves(error)
-    innermost = next((leaf for leaf in leaves if not CONSEQUENCE.search(str(leaf))), leaves[0])
+    innermost = next((leaf for leaf in leaves if not consequence(leaf)), leaves[0])
     if killed(innermost):
         return "a worker's process died: killed, perhaps by the kernel for lack of memory, or crashed; see Ray's logs"
     lines = [line.strip() for line in str(innermost).splitlines() if line.strip()]

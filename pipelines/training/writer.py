@@ -155,8 +155,8 @@ def partial_folder(folder: Path) -> Path:
 def _telling_full(uri: str, state: State, folder: Path) -> Iterator[None]:
     """An error of a disk that is full as one that says which, and how much a checkpoint needs.
 
-    What `torch.save` raises there is a RuntimeError of no code ("unexpected pos 576 vs 534"); that the disk is full is
-    told by another write to the same file.
+    What `torch.save` raises there is a RuntimeError of no code ("unexpected pos 576 vs 534"), as of every fault of its
+    archive; that the disk is full is told by another write to the same file.
 
     Args:
         uri: names the place in the message.
@@ -166,7 +166,7 @@ def _telling_full(uri: str, state: State, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        torn = "inline_container" in str(error) and _takes_no_more(folder / CHECKPOINT)
+        torn = isinstance(error, RuntimeError) and _takes_no_more(folder / CHECKPOINT)
         if torn or disk.find_full(error):
             needed = checkpoint_bytes(state.model, state.experiment.optim)
             raise disk.full(uri, needed, "a checkpoint's files") from error

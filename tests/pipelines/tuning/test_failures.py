@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train.v2.api.exceptions import ControllerError
+from torch.distributed import DistBackendError
 
 from pipelines.tracking import runs as tracking
 from pipelines.training.failures import OutOfMemory, describe, out_of_memory, perhaps_out_of_memory
@@ -37,17 +40,43 @@ def test_a_killed_worker_is_the_reason_and_not_that_others_missed_it():
     assert describe(group_error({0: GLOO})) == f"RuntimeError: {GLOO}"
 
 
+@pytest.mark.parametrize(
+    "missed",
+    [
+        GLOO,
+        ConnectionResetError(104, "reset"),
+        BrokenPipeError(32, "broken"),
+        DistBackendError("remote process exited"),
+    ],
+)
+def test_what_missed_another_worker_is_no_reason(missed: Exception):
+    """Whichever rank it has, and whatever the reason's own words are."""
+    reason = ValueError("the process group of nccl has a connection closed")
+    for failures in ({0: missed, 1: reason}, {0: reason, 1: missed}):
+        assert describe(group_error(failures)) == f"ValueError: {reason}"
+
+
 def test_the_allocation_that_torch_refuses_is_lack_of_memory():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 46)
     assert type(refused.value) is RuntimeError and out_of_memory(group_error({0: refused.value}))
 
 
+def of_cuda(message: str, code: int) -> torch.AcceleratorError:
+    """An error of the device as PyTorch raises it: with CUDA's code as an attribute."""
+    error = torch.AcceleratorError(message)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "memory"),
     [
         (group_error({0: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")}), True),
-        (group_error({0: RuntimeError("CUDA error: out of memory")}), True),
+        (group_error({0: of_cuda("CUDA error: out of memory", 2)}), True),
+        (group_error({0: pickle.loads(pickle.dumps(of_cuda("CUDA error", 2)))}), True),
+        (group_error({0: of_cuda("CUDA error: an address was out of memory", 700)}), False),
+        (group_error({0: RuntimeError("CUDA driver error: out of memory")}), True),
         (RayTaskError("f", "text", MemoryError()), True),
         (ControllerError(OutOfMemory("CUDA out of memory")), True),
         (MemoryError(), True),
