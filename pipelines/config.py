@@ -20,6 +20,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -513,11 +514,21 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
     try:
         changed = _cli(config, arguments)
     except ValueError as error:
-        named = [path for path in changes if path.replace("_", "-") in str(error)] or list(changes)
+        named = [path for path, value in changes.items() if not _can_be(config, path, value)] or list(changes)
         raise ValueError(f"{', '.join(named)}: {error}") from error
     if ranges:
         check_ranges(changed)
     return changed
+
+
+def _can_be(config: Any, path: str, value: Any) -> bool:
+    """True if one option, alone, can have a value; parsed with the options of its group only."""
+    group, _, name = path.rpartition(".")
+    try:
+        _cli(attrgetter(group)(config) if group else config, [f"--{name.replace('_', '-')}", *_words(value)])
+    except ValueError:
+        return False
+    return True
 
 
 def check_run_name(name: str) -> str:

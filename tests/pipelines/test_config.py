@@ -40,6 +40,13 @@ def test_a_wrong_change_names_its_path(path: str, value: object, words: str) -> 
         override(PRESETS["demo"](), {path: value})
 
 
+def test_of_many_changes_only_the_wrong_ones_are_named() -> None:
+    """Whatever the parser says of the first: that a value has one number too many names no option."""
+    right = {"name": "a", "model.backbone.freeze": 2, "optim.lr": 0.5}
+    with pytest.raises(ValueError, match=r"^resize\.canvas, train\.steps: "):
+        override(PRESETS["demo"](), {**right, "resize.canvas": (1, 2, 3), "train.steps": "model.backbone.freeze"})
+
+
 def test_presets_for_cpu_cores_are_channels_last() -> None:
     """As the option's help says: a frozen EfficientNet-Lite0 takes 29 ms so, and 50 ms the other way."""
     engines = {name: preset().engine for name, preset in PRESETS.items() if preset().train.gpu != "yes"}
