@@ -156,7 +156,7 @@ def _check_file(file: Path) -> None:
             for folder in lacking:
                 folder.rmdir()
     except (OSError, sqlite3.Error) as error:
-        if "locked" in str(error):  # another process is writing
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:  # another process is writing
             return
         raise ValueError(
             f"tracking: {file}: no SQLite file can be written there ({error}). Give another --storage, or another "
@@ -226,17 +226,23 @@ def _failing(client: MlflowClient, run_id: str) -> Iterator[None]:
         raise
 
 
-RACES = ("unique constraint", "already exists", "duplicate", "database is locked", "deadlock")
-"""Parts of the messages of stores in which another process was faster with the same entry: then it is there now."""
+RACES = ("RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "TEMPORARILY_UNAVAILABLE")
+"""MLflow's codes where another process was faster with the same entry, which then is there now.
+
+An experiment has the first. Of data sets MLflow passes on what the database said: a violated constraint is a
+BAD_REQUEST, a lock or a deadlock makes it TEMPORARILY_UNAVAILABLE.
+"""
 
 
 def _retried(write: Callable[[], Result], attempts: int = 5) -> Result:
     """Read or write what several runs may create at once, such as an experiment or a data set of the same name."""
+    from mlflow.exceptions import MlflowException
+
     for number in range(1, attempts):
         try:
             return write()
-        except Exception as error:  # MLflow wraps the errors of each kind of store in one of its own
-            if not any(race in str(error).lower() for race in RACES):
+        except MlflowException as error:  # which wraps the errors of each kind of store
+            if error.error_code not in RACES:
                 raise
             time.sleep(random.uniform(0.1, 0.5) * number)
     return write()

@@ -10,7 +10,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.engine import create_engine
@@ -227,7 +229,7 @@ def test_artifacts_stay_beside_their_store(mlflow_store, tmp_path, name):
     assert [path.name for path in root.rglob("config.json")] == ["config.json"]
 
 
-@pytest.mark.parametrize("kind", ["a folder", "no database", "below a file", "no folder can be"])
+@pytest.mark.parametrize("kind", ["a folder", "no database", "below a file", "no folder can be", "below locked"])
 def test_a_store_that_cannot_be_written_is_refused_at_once(tmp_path, kind):
     """MLflow tried for 100 seconds, a paragraph each time."""
     file = tmp_path / "store.db"
@@ -238,6 +240,9 @@ def test_a_store_that_cannot_be_written_is_refused_at_once(tmp_path, kind):
     elif kind == "below a file":
         file.write_text("")
         file = file / "store.db"
+    elif kind == "below locked":  # a name is no reason
+        (tmp_path / "locked").write_text("")
+        file = tmp_path / "locked" / "store.db"
     else:
         file = Path("/proc/none/store.db")
     with pytest.raises(ValueError, match=r"tracking: .*no SQLite file can be written there") as refused:
@@ -251,6 +256,67 @@ def test_a_store_that_can_be_written_is_not_touched(tmp_path, mlflow_store):
     before = Path(client_module.sqlite_file(mlflow_store)).read_bytes()
     runs.check_answers(Tracking(uri=mlflow_store), tmp_path)
     assert Path(client_module.sqlite_file(mlflow_store)).read_bytes() == before
+
+
+def test_a_store_that_another_process_writes_to_is_a_store(tmp_path, monkeypatch):
+    file, connect = tmp_path / "store.db", sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda file, timeout: connect(file, timeout=0))
+    with closing(connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        runs.check_answers(Tracking(uri=f"sqlite:///{file}"), tmp_path)
+
+
+def test_an_experiment_that_another_process_made_meanwhile_is_used(mlflow_store, tmp_path, monkeypatch):
+    from mlflow import MlflowClient
+
+    first = start(Tracking(experiment="e"), tmp_path)
+    find, answers = MlflowClient.get_experiment_by_name, [None]
+    monkeypatch.setattr(
+        MlflowClient, "get_experiment_by_name", lambda self, name: answers.pop() if answers else find(self, name)
+    )
+    assert start(Tracking(experiment="e"), tmp_path).experiment_id == first.experiment_id and not answers
+
+
+def test_the_code_of_an_entry_that_is_there_already(mlflow_store):
+    """As MLflow passes it on from the database, for what it has no code of its own."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.dbmodels.models import SqlDataset
+
+    store = client_module.connect(mlflow_store)._tracking_client.store
+    with pytest.raises(MlflowException) as error, store.ManagedSessionMaker(read_only=False) as session:
+        for uuid in ("1", "2"):
+            session.add(SqlDataset(dataset_uuid=uuid, experiment_id=0, name="n", digest="d", dataset_source_type="s"))
+            session.flush()
+    assert error.value.error_code in runs.RACES
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "attempts"),
+    [
+        ("BAD_REQUEST", "(psycopg2.errors.UniqueViolation)", 3),
+        ("TEMPORARILY_UNAVAILABLE", "(sqlite3.OperationalError)", 3),
+        ("RESOURCE_ALREADY_EXISTS", "it is there", 3),
+        ("INVALID_PARAMETER_VALUE", "a duplicate already exists", 1),
+        ("INTERNAL_ERROR", "the response has a deadlock", 1),
+        ("", "the experiment 'database is locked' was deleted", 1),
+    ],
+)
+def test_only_races_are_tried_again(monkeypatch, code, message, attempts):
+    from mlflow.exceptions import RestException
+
+    error = RestException({"error_code": code, "message": message}) if code else ValueError(message)
+    calls = []
+
+    def write() -> str:
+        calls.append(1)
+        if len(calls) < 3:
+            raise error
+        return "written"
+
+    monkeypatch.setattr(runs, "time", SimpleNamespace(sleep=lambda seconds: None))
+    with pytest.raises(type(error)) if attempts == 1 else nullcontext():
+        assert runs._retried(write) == "written"
+    assert len(calls) == attempts
 
 
 @pytest.mark.parametrize("uri", ["http://me:hunter2@127.0.0.1:9", "htp://x", "postgresql://me:hunter2@127.0.0.1:9/x"])
