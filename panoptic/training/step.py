@@ -39,8 +39,10 @@ LISTS: Any = torch
 """torch with its operations on lists of tensors, a few kernels for all, which it does not list by name."""
 
 ONE_VALUE = "Expected more than 1 value per channel"
-"""The beginning of torch's message where a batch norm has nothing to take a variance of."""
+"""The beginning of torch's message where a batch norm has nothing to take a variance of.
 
+Both `torch.nn.functional` and `SyncBatchNorm` raise a bare ValueError for it, as layers do for any other fault.
+"""
 
 MADE, SCALED, BROKEN = 0, 1, 2
 """Verdicts on a step: the update was made; it was left out because the factor on a float16 loss was too large, which

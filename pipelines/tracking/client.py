@@ -151,9 +151,13 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+RETRY = "Retrying ("
+"""The beginning of urllib3's warning about a retry, whose logger and level are those of its other warnings."""
+
+
 def _no_retries(record: logging.LogRecord) -> bool:
     """Drops urllib3's paragraph about each retry; the outage has a line of its own."""
-    return not str(record.msg).startswith("Retrying (")
+    return not str(record.msg).startswith(RETRY)
 
 
 def attempt(uri: str, write: Callable[[], object], timeout: int, *, at_once: bool = False) -> bool:

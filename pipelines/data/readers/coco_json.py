@@ -236,8 +236,13 @@ class _Parser:
         return entry if found else _ANNOTATION.validate_python(entry)
 
 
+DEEP = "recursion limit"
+"""Words of pydantic for JSON that is nested too deeply; it raises the bare ValueError that cut files have, too."""
+
+
 def _invalid(reason: str) -> str:
-    if "recursion" in reason:
+    """The fault of a text that could not be parsed, and what to do about it."""
+    if DEEP in reason:
         return f"is nested too deeply ({reason}); COCO-panoptic needs four levels, so remove what lies deeper"
     return f"not valid JSON ({reason}); is the download complete?"
 

@@ -70,6 +70,9 @@ def test_a_batch_norm_that_meets_one_value_says_what_to_do(monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"a batch norm in training needs more than one value.*train\.batch") as error:
         run.step(0, [(images[:1], targets)])
     assert str(error.value).startswith(targets.names[0]) and "Expected" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^expected 4D input"):  # another fault stays what it is
+        monkeypatch.setattr(run.model, "forward", lambda images, targets: norm(images[0].float()))
+        run.step(0, [(images[:1], targets)])
 
 
 @pytest.mark.parametrize("rule", ["adam", "sgd"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import urllib3
 from sqlalchemy.engine import create_engine
 
 from pipelines.tracking import client as client_module
@@ -256,6 +257,18 @@ def test_a_store_that_can_be_written_is_not_touched(tmp_path, mlflow_store):
     before = Path(client_module.sqlite_file(mlflow_store)).read_bytes()
     runs.check_answers(Tracking(uri=mlflow_store), tmp_path)
     assert Path(client_module.sqlite_file(mlflow_store)).read_bytes() == before
+
+
+def test_retries_are_told_outside_of_patience_only(caplog):
+    def ask() -> list[str]:
+        caplog.clear()
+        with pytest.raises(urllib3.exceptions.MaxRetryError):
+            urllib3.PoolManager(retries=urllib3.Retry(1)).request("GET", "http://127.0.0.1:9")
+        return [entry.getMessage() for entry in caplog.records if entry.name == "urllib3.connectionpool"]
+
+    with client_module.patience(1, 1):
+        assert not ask()
+    assert [line.startswith(client_module.RETRY) for line in ask()] == [True]
 
 
 def test_a_store_that_another_process_writes_to_is_a_store(tmp_path, monkeypatch):
