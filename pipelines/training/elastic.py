@@ -100,6 +100,8 @@ def asking_for_more(whole: Job, attempt: Job) -> Iterator[None]:
         now = attempt.experiment.train.workers
         while not over.wait(seconds):
             try:
+                if not notice.has_begun(attempt.key):
+                    continue  # what these workers are about to take is still free
                 count = workers_for(whole.experiment.train, now + free_room(attempt))
             except Exception as error:  # of a cluster that is changing; the next look sees it
                 logger.debug("no look at the cluster (%s)", error)

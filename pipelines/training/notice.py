@@ -27,6 +27,9 @@ from typing import Any
 NAMESPACE = b"panoptic-ray"
 """The namespace of our keys in Ray's internal key-value store."""
 
+BEGUN = "/begun"
+"""What follows a training's key in the name under which rank 0 says that its workers are there."""
+
 TIMES = 2
 """SIGTERMs with which a worker ends at once."""
 
@@ -83,10 +86,25 @@ def ask(key: str, reason: str) -> None:
 
 
 def withdraw(key: str) -> None:
-    """Take back what was asked for."""
+    """Take back what was asked for, and forget that workers are there."""
     from ray.experimental import internal_kv
 
-    internal_kv._internal_kv_del(key.encode(), namespace=NAMESPACE)
+    for name in (key, key + BEGUN):
+        internal_kv._internal_kv_del(name.encode(), namespace=NAMESPACE)
+
+
+def tell_begun(key: str) -> None:
+    """Rank 0 says that the workers of the training `key` are there and hold their machines' resources."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put((key + BEGUN).encode(), b"1", namespace=NAMESPACE)
+
+
+def has_begun(key: str) -> bool:
+    """True if the workers of the training `key` have said that they are there."""
+    from ray.experimental import internal_kv
+
+    return internal_kv._internal_kv_exists((key + BEGUN).encode(), namespace=NAMESPACE)
 
 
 def asked(key: str) -> str:
@@ -116,7 +134,7 @@ class Listener:
     """A thread that asks the head for notices, so that one that does not answer keeps no step waiting.
 
     Args:
-        key: ask for what the driver asks of this training; "" asks for nothing.
+        key: say that the workers of this training are there, and ask for what the driver asks of it; "" does neither.
         node: ask whether the node of this process is drained.
     """
 
@@ -139,9 +157,12 @@ class Listener:
         self._stop.set()
 
     def _listen(self) -> None:
-        looked = -math.inf
+        looked, told = -math.inf, False
         while not self._stop.wait(self.SECONDS):
             try:
+                if self._key and not told:
+                    tell_begun(self._key)
+                    told = True
                 if self._node and time.monotonic() - looked >= self.NODE_SECONDS:
                     looked = time.monotonic()
                     if is_drained():

@@ -26,6 +26,9 @@ SECONDS = 1.0
 MOST_STEPS = 50
 """Steps between looks at the most."""
 
+DRAINED = 2.0
+"""What a worker whose node is drained tells the others, which then know the reason; another notice is 1."""
+
 OF_ANOTHER = "notice of another worker"
 """The reason of a worker that has no notice itself."""
 
@@ -66,12 +69,11 @@ class Watch:
         now = time.monotonic()
         steps = (step - self._looked) * SECONDS / max(now - self._looked_at, 1e-6)
         self.reason = self._noticed()
-        stop, due, steps = self._agree(
-            bool(self.reason), self._rank == 0 and self._due(step, now), min(MOST_STEPS, max(1.0, steps))
-        )
+        told = DRAINED if self.reason == notice.DRAINED else float(bool(self.reason))
+        stop, due, steps = self._agree(told, self._rank == 0 and self._due(step, now), min(MOST_STEPS, max(1.0, steps)))
         self._looked, self._looked_at, self._next = step, time.monotonic(), step + int(steps)
         if stop:
-            self.reason = self.reason or OF_ANOTHER
+            self.reason = self.reason or (notice.DRAINED if stop == DRAINED else OF_ANOTHER)
             return "stop"
         return "checkpoint" if due else ""
 

@@ -198,9 +198,10 @@ def test_one_worker_of_each_node_hears_that_it_is_drained(
     rank: int, first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the head did not answer once; and what the driver asks is asked by rank 0 alone."""
-    asked, answers = [], iter([ConnectionError(), False, True])
+    asked, begun, answers = [], [], iter([ConnectionError(), False, True])
     monkeypatch.setattr(notice, "is_first_of_node", lambda: first)
     monkeypatch.setattr(notice, "asked", lambda key: asked.append(key) or "")
+    monkeypatch.setattr(notice, "tell_begun", begun.append)
     monkeypatch.setattr(notice.Listener, "SECONDS", 0.001)
     monkeypatch.setattr(notice.Listener, "NODE_SECONDS", 0.01)
 
@@ -217,7 +218,7 @@ def test_one_worker_of_each_node_hears_that_it_is_drained(
         return
     listener._thread.join(20)
     assert listener.reason == notice.DRAINED and next(answers, None) is None
-    assert set(asked) == ({"k"} if rank == 0 else set())
+    assert set(asked) == ({"k"} if rank == 0 else set()) and begun == (["k"] if rank == 0 else [])
 
 
 def write_whole(run: Path, step: int, values: dict[str, float]) -> None:

@@ -71,18 +71,22 @@ def test_the_fewest_are_waited_for(rooms: Callable[..., list[int]]) -> None:
 def test_more_room_is_a_notice_to_those_that_train(
     rooms: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not before these hold what they take: it is free until then, and they would be asked to stop for themselves."""
     asked: list[str] = []
+    begun = iter([False, False, False])
+    monkeypatch.setattr(notice, "has_begun", lambda key: next(begun, True))
     monkeypatch.setattr(notice, "ask", lambda key, reason: asked.append(reason))
     monkeypatch.setattr(notice, "withdraw", lambda key: asked.append("withdrawn"))
     monkeypatch.setenv(elastic.INTERVAL, "0.02")
     whole = job(Workers(4, 1))
     attempt = job(1)
-    rooms(0, 0, 2)  # beside the one that trains: three, of which two share the batch
+    left = rooms(0, 0, 2)  # beside the one that trains: three, of which two share the batch
     with elastic.asking_for_more(whole, attempt):
         until = time.monotonic() + 5
         while not asked and time.monotonic() < until:
             time.sleep(0.01)
-    assert asked == ["room for 2 workers", "withdrawn"]
+    assert asked == ["room for 2 workers", "withdrawn"] and left == [2]
+    assert next(begun, None) is None
     asked.clear()
     with elastic.asking_for_more(whole, job(4)):  # as many as may be
         time.sleep(0.1)
