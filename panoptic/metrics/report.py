@@ -91,18 +91,18 @@ def table(evaluation: Evaluation) -> str:
     quality, regions = evaluation.quality, evaluation.regions
     header = ["", "PQ", "SQ", "RQ", "classes"]
     rows = [
-        [name, _number(group.pq), _number(group.sq), _number(group.rq), str(group.classes)]
+        [name, number(group.pq), number(group.sq), number(group.rq), str(group.classes)]
         for name, group in (("all", quality.all), ("things", quality.things), ("stuff", quality.stuff))
     ]
     if regions is not None:
         header.append("mIoU")
         for row, value in zip(rows, regions.by_kind(quality.categories), strict=True):
-            row.append(_number(value))
+            row.append(number(value))
     if evaluation.boundary is not None:
         header.append("boundary PQ")
         groups = evaluation.boundary.all, evaluation.boundary.things, evaluation.boundary.stuff
         for row, group in zip(rows, groups, strict=True):
-            row.append(_number(group.pq))
+            row.append(number(group.pq))
     return text_table([header, *rows])
 
 
@@ -110,18 +110,18 @@ def details(evaluation: Evaluation) -> str:
     """The figures that the table has no column for, a line each: PQ by size, AP, pixel accuracy, counts, speed."""
     counts, lines = evaluation.quality.counts, {}
     if evaluation.sizes:
-        lines["PQ by size"] = ", ".join(f"{name} {_number(q.all.pq)}" for name, q in evaluation.sizes.items())
-        lines["of things"] = ", ".join(f"{name} {_number(q.things.pq)}" for name, q in evaluation.sizes.items())
+        lines["PQ by size"] = ", ".join(f"{name} {number(q.all.pq)}" for name, q in evaluation.sizes.items())
+        lines["of things"] = ", ".join(f"{name} {number(q.things.pq)}" for name, q in evaluation.sizes.items())
     if evaluation.precision is not None:
         precision = evaluation.precision
         lines["AP, AP50"] = (
-            f"{_number(precision.mean_ap)}, {_number(precision.mean_ap50)} (things, against panoptic masks)"
+            f"{number(precision.mean_ap)}, {number(precision.mean_ap50)} (things, against panoptic masks)"
         )
     if not math.isnan(evaluation.proposal_recall):
-        lines["recall of proposals"] = f"{_number(evaluation.proposal_recall)} (boxes at IoU 0.5, mean over images)"
+        lines["recall of proposals"] = f"{number(evaluation.proposal_recall)} (boxes at IoU 0.5, mean over images)"
     if evaluation.regions is not None:
-        lines["pixel accuracy"] = _number(evaluation.regions.pixel_accuracy)
-    lines["mean of images' PQ"] = f"{_number(evaluation.image_pq)} (each image alone, which is not PQ)"
+        lines["pixel accuracy"] = number(evaluation.regions.pixel_accuracy)
+    lines["mean of images' PQ"] = f"{number(evaluation.image_pq)} (each image alone, which is not PQ)"
     lines["segments"] = f"{counts.tp.sum()} matched, {counts.fp.sum()} made up, {counts.fn.sum()} missed"
     speed = evaluation.timings
     if "network_ms" in speed:
@@ -172,8 +172,9 @@ def class_table(evaluation: Evaluation, worst: int | None = None) -> str:
 
 
 def _cell(value: str | int | float) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A figure in percent with two digits; `-` for NaN."""
     return "-" if math.isnan(value) else f"{value:.2f}"

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import pandas as pd
-
 from panoptic.evaluation.tally import Measures
-from panoptic.metrics.report import Evaluation, metrics
+from panoptic.metrics.report import Evaluation, metrics, number
+from panoptic.metrics.text import text_table
 from panoptic.models.jsis_net.config import JSISNetConfig
 from panoptic.models.jsis_net.model import JSISNet
 from panoptic.training import checkpoint
@@ -33,6 +32,9 @@ VIEW = "resize."
 
 COLUMNS = {"mIoU": "val/miou", "AP50": "val/ap50", "PQ": "val/pq"}
 """Columns of the table, and the metrics that they show."""
+
+ROWS = {"joint": (), "semantic alone": ("AP50",), "instances alone": ("mIoU",)}
+"""Rows of the table, and the columns of the other branch's task, in which they have no figure."""
 
 
 def merge(semantic: Stored, instances: Stored) -> Stored:
@@ -97,16 +99,12 @@ def compare(
 
 def table(joint: Evaluation, merged: Evaluation) -> str:
     """The rows of the paper's table 3: a branch alone has the figure of its task, and the PQ of both merged."""
-    together, apart = (
-        {column: values[name] for column, name in COLUMNS.items()} for values in (metrics(joint), metrics(merged))
-    )
-    rows = {
-        "joint": together,
-        "semantic alone": {**apart, "AP50": float("nan")},
-        "instances alone": {**apart, "mIoU": float("nan")},
-    }
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS))
-    return frame.to_string(float_format="{:.2f}".format, na_rep="-")
+    together, apart = metrics(joint), metrics(merged)
+    rows = [["", *COLUMNS]]
+    for row, without in ROWS.items():
+        values = together if row == "joint" else apart
+        rows.append([row, *("-" if column in without else number(values[name]) for column, name in COLUMNS.items())])
+    return text_table(rows)
 
 
 def _config(stored: Stored, branch: str) -> JSISNetConfig:
