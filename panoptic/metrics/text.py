@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def text_table(rows: Sequence[Sequence[str]], words: Sequence[str] = ()) -> str:
+def text_table(rows: Sequence[Sequence[str]], words: Sequence[str] = (), widest: int | None = None) -> str:
     """Rows of cells, the header first, as lines of text with two spaces between columns.
 
-    The first column and those whose header is one of `words` are left-aligned, the others, which hold figures,
-    right-aligned.
+    Args:
+        rows: of equal length.
+        words: headers of columns that are left-aligned, as the first is; the others, which hold figures, stand right.
+        widest: characters of a column at the most; a longer cell is whole, and moves the rest of its line.
     """
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    widths = widths if widest is None else [min(width, widest) for width in widths]
     left = [k == 0 or name in words for k, name in enumerate(rows[0])]
     lines = (
         "  ".join(cell.ljust(w) if word else cell.rjust(w) for cell, w, word in zip(row, widths, left, strict=True))

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from textwrap import indent
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
@@ -14,12 +15,13 @@ from pydantic import ConfigDict, Field, GetPydanticSchema, TypeAdapter, Validati
 from pydantic_core import core_schema
 from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
+from panoptic.metrics.text import text_table
 from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.readers.source import Problem
 from pipelines.data.shard_file import ShardFile
 from pipelines.data.shard_index import INDEX, ShardSet
-from pipelines.data.statistics import Statistics, percent, share
+from pipelines.data.statistics import Statistics, class_rows, percent
 
 SCHEMA_VERSION = 2
 """1 was Parquet files without an index."""
@@ -29,6 +31,9 @@ REMEDY = "it was changed, cut or replaced after it was written: prepare the shar
 
 SHOWN = 3
 """Problems of a manifest that an error names."""
+
+WIDEST = 60
+"""Characters of the column of names in a table of problems."""
 
 SMALLEST_ROW = 67
 """Bytes of the smallest PNG: a row of a shard, which holds one, takes more."""
@@ -203,16 +208,14 @@ class Manifest:
 
     def summary(self) -> str:
         """A description for people, as lines of text: size, classes, segments and notes."""
-        width = max(len(name) for name in self.categories.names)
-        kinds = ("thing" if thing else "stuff" for thing in self.categories.is_thing)
-        classes = zip(self.categories.names, kinds, self.segments, self._columns(), strict=True)
+        classes = text_table(class_rows(self.categories, self.segments, self.statistics), words=("kind",))
         where = f" in {len(self.shards)} shards at {self.uri}" if self.shards else ""
         content = f", content hash {self.hash[:16]}" if self.hash else ""
         lines = [
             f"{self.rows} images of split {self.split}{where}",
             f"largest {self.maximum_height} x {self.maximum_width} (height x width){content}",
             f"{sum(self.segments)} segments, {self.crowds} of them crowds{self._shares()}:",
-            *(f"  {name:{width}}  {kind}  {count:7d}{columns}" for name, kind, count, columns in classes),
+            indent(classes, "  "),
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
@@ -227,14 +230,7 @@ class Manifest:
         if counts is None:
             return ""
         shares = f"crowds {percent(counts.crowd, counts.pixels)}, void {percent(counts.void, counts.pixels)}"
-        return f"; of the pixels: {shares}; by class: segments, images, pixels"
-
-    def _columns(self) -> list[str]:
-        """The images and the share of the pixels of each class, where they were counted."""
-        counts = self.statistics
-        if counts is None:
-            return [""] * len(self.categories)
-        return [f"  {n:7d}  {share(counts, k):>8}" for k, n in enumerate(counts.class_images)]
+        return f"; of the pixels: {shares}"
 
 
 def is_shards(uri: storage.Uri) -> bool:
@@ -334,10 +330,9 @@ def _file_problems(shards: Sequence[Shard], stamps: Mapping[str, tuple[int, int]
 
 def problem_table(problems: Sequence[Problem], limit: int = 20) -> str:
     """A line of file name, reason and remedy for each of the first `limit` problems, and how many more there are."""
-    shown = problems[:limit]
-    width = min(max((len(problem.name) for problem in shown), default=0), 60)
-    lines = [f"  {problem.name:{width}}  {_one_line(problem)}" for problem in shown]
-    return "\n".join(lines + [f"  and {len(problems) - limit} more"] * (len(problems) > limit))
+    rows = [("file", "problem"), *((problem.name, _one_line(problem)) for problem in problems[:limit])]
+    lines = [text_table(rows, words=("problem",), widest=WIDEST)]
+    return indent("\n".join(lines + [f"and {len(problems) - limit} more"] * (len(problems) > limit)), "  ")
 
 
 def _one_line(problem: Problem) -> str:

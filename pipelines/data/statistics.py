@@ -118,14 +118,23 @@ def size_pairs(statistics: Statistics) -> list[tuple[int, int, int]]:
     return [(*_height_and_width(size), count) for size, count in statistics.sizes.items()]
 
 
-def class_rows(categories: Categories, segments: Sequence[int], statistics: Statistics) -> list[list[str]]:
-    """A table of text: a head, and a row for each class with its segments, crowds, images and share of the pixels."""
-    rows = [["class", "kind", "segments", "crowds", "images", "pixels"]]
-    counts = zip(segments, statistics.class_crowds, statistics.class_images, strict=True)
-    for k, (segment, crowd, image) in enumerate(counts):
-        kind = "thing" if categories.is_thing[k] else "stuff"
-        rows.append([categories.names[k], kind, f"{segment}", f"{crowd}", f"{image}", share(statistics, k)])
-    return rows
+def class_rows(categories: Categories, segments: Sequence[int], statistics: Statistics | None) -> list[list[str]]:
+    """A table of text: a head, and a row for each class with its segments, crowds, images and share of the pixels.
+
+    Args:
+        categories: C classes.
+        segments: of each class, [C].
+        statistics: of the same images; None where nobody counted, as in manifests of earlier versions, which leaves out
+            the columns behind the segments.
+    """
+    head = ["class", "kind", "segments", "crowds", "images", "pixels"]
+    rows = []
+    for k, (name, thing) in enumerate(zip(categories.names, categories.is_thing, strict=True)):
+        row = [name, "thing" if thing else "stuff", f"{segments[k]}"]
+        if statistics is not None:
+            row += [f"{statistics.class_crowds[k]}", f"{statistics.class_images[k]}", share(statistics, k)]
+        rows.append(row)
+    return [head if statistics is not None else head[:3], *rows]
 
 
 def share(statistics: Statistics, label: int) -> str:

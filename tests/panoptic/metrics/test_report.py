@@ -11,7 +11,7 @@ import pytest
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, safe_name, table
 from panoptic.metrics.semantic import mean_iou
-from panoptic.metrics.text import markdown_table
+from panoptic.metrics.text import markdown_table, text_table
 from panoptic.segmentation import Categories
 
 
@@ -121,6 +121,14 @@ def test_worst_classes_come_first_and_absent_ones_not_at_all(evaluation: Evaluat
     worst = [line.split()[0] for line in class_table(evaluation, worst=2).splitlines()[1:]]
     assert worst == ["car", "sky"]
     assert [line.split()[0] for line in class_table(evaluation, worst=9).splitlines()[1:]] == ["car", "sky", "person"]
+
+
+def test_text_tables_align_words_left_and_figures_right() -> None:
+    rows = [("image", "n", "fault"), ("a.jpg", "12", "is cut"), ("a long name", "3", "is a folder")]
+    table = text_table(rows, words=("fault",)).splitlines()
+    assert table == ["image         n  fault", "a.jpg        12  is cut", "a long name   3  is a folder"]
+    table = text_table(rows, words=("fault",), widest=5).splitlines()
+    assert table == ["image   n  fault", "a.jpg  12  is cut", "a long name   3  is a folder"]
 
 
 def test_markdown_tables_are_straight_in_plain_text_too() -> None:

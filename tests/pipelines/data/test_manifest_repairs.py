@@ -22,7 +22,7 @@ def test_a_set_without_a_valid_image_ends_in_its_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3 of 3 images failed validation(.|\n)*which holds 000\.jpg") as caught:
         prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out")
     lines = str(caught.value).splitlines()
-    assert len(lines) == 5 and "--data.images" in lines[-1]
+    assert len(lines) == 6 and "--data.images" in lines[-1]
 
 
 def test_an_empty_split_says_so(tmp_path: Path) -> None:
@@ -45,9 +45,10 @@ def test_repairs_are_kept_and_printed_and_older_manifests_have_none(tmp_path: Pa
 
 def test_a_problem_is_one_line_of_the_table() -> None:
     table = problem_table([Problem("a.jpg", "cannot be read:\n  error\n"), Problem("b" * 300, "is missing")])
-    assert table == f"  a.jpg{' ' * 55}  cannot be read: error\n  {'b' * 300}  is missing"
-    assert problem_table([]) == ""
-    assert problem_table([Problem("a.jpg", "is cut", "copy it\nagain")]) == "  a.jpg  is cut → copy it again"
+    head = f"  file{' ' * 56}  problem\n"
+    assert table == f"{head}  a.jpg{' ' * 55}  cannot be read: error\n  {'b' * 300}  is missing"
+    table = problem_table([Problem("a.jpg", "is cut", "copy it\nagain")] * 3, limit=1)
+    assert table == "  file   problem\n  a.jpg  is cut → copy it again\n  and 2 more"
 
 
 def test_remedies_are_kept_and_older_manifests_have_none(tmp_path: Path) -> None:

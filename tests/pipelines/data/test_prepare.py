@@ -347,7 +347,7 @@ def test_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = main(["coco", str(tmp_path / "data"), "--split", "train", "--out", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "2 images of split train in 1 shards" in printed and manifest.hash[:16] in printed
-    assert "person  thing        2" in printed
+    assert ["person", "thing", "2"] in [line.split()[:3] for line in printed.splitlines()]
 
 
 def test_real_photographs(shared: Callable[[str], Path], tmp_path: Path) -> None:

@@ -39,4 +39,5 @@ def test_the_table(small_categories: Categories) -> None:
     rows = class_rows(small_categories, np.bincount(truth.labels, minlength=5).tolist(), counts)
     assert rows[0] == ["class", "kind", "segments", "crowds", "images", "pixels"] and len(rows) == 6
     assert rows[2][:3] == ["sky", "stuff", "1"]
+    assert class_rows(small_categories, [3, 1, 0, 0, 0], None)[:2] == [rows[0][:3], [*rows[1][:2], "3"]]
     assert [percent(part, 10**6) for part in (0, 1, 123, 10**6)] == ["0.00 %", "0.0001 %", "0.01 %", "100.00 %"]
