@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.common import command
+from panoptic.metrics.text import text_table
 from pipelines.cluster import submission
 from pipelines.config import HELP, parse_options
 
@@ -56,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
         with tempfile.TemporaryDirectory() as folder:
             files = submission.stage(Path(folder) / "code", options.carry)
             sent = submission.pack(Path(folder) / "code").stat().st_size
-        print("\n".join(f"{size:>9,}  {name}" for name, size in files))
-        print(f"{sum(size for _, size in files):>9,}  bytes in {len(files)} files; {sent:,} are sent, compressed")
+        print(text_table([("file", "bytes"), *((name, f"{size:,}") for name, size in files)]))
+        print(f"{len(files)} files of {sum(size for _, size in files):,} bytes; {sent:,} are sent, compressed")
         return ""
     client = submission.Client(options.address or os.environ.get(ADDRESS) or "http://127.0.0.1:8265")
     again = f"{submission.python_of()} jobs/submit.py"

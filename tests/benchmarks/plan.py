@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from panoptic.metrics.text import markdown_table
 from panoptic.segmentation import Categories
 from pipelines.presets import PRESETS
 
@@ -191,9 +192,8 @@ def plan(one: Training, gpus: int, price: float = PUBLISHED_PRICE, window: int =
 def table(price: float = PUBLISHED_PRICE, window: int = 1, copies: bool = False) -> str:
     """All trainings on all numbers of GPUs, in Markdown."""
     rows = [
-        "| preset | GPUs | global batch | images/s | hours | $ | all-reduce | CPU of the feed | store, bytes | store, "
-        "requests | validation | next limit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ["preset", "GPUs", "global batch", "images/s", "hours", "$", "all-reduce", "CPU of the feed", "store, bytes"]
+        + ["store, requests", "validation", "next limit"]
     ]
     for data in PRESET:
         for architecture in MEASURED_STEPS:
@@ -202,7 +202,6 @@ def table(price: float = PUBLISHED_PRICE, window: int = 1, copies: bool = False)
                 row = plan(one, gpus, price, window, copies)
                 batch = gpus * one.per_gpu
                 named = "all-reduce", "CPU of the feed", "bytes from the store", "requests to the store", "validation"
-                shares = " | ".join(f"{100 * row.shares[name]:.0f} %" for name in named)
                 cells = [
                     one.name if gpus == GPUS[0] else "",
                     str(gpus),
@@ -210,11 +209,11 @@ def table(price: float = PUBLISHED_PRICE, window: int = 1, copies: bool = False)
                     f"{row.rate:,.0f}",
                     f"{row.hours:,.1f}",
                     f"{row.dollars:,.0f}",
-                    shares,
+                    *(f"{100 * row.shares[name]:.0f} %" for name in named),
                     row.next,
                 ]
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+                rows.append(cells)
+    return markdown_table(rows)
 
 
 def head(gpus: int) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import submit
 from pipelines.cluster import submission
 from tests.support import s3_server, two_nodes
 from tests.support.readme import README, blocks, commands
@@ -50,6 +51,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             environment = {"PYTHONPATH": "", "MLFLOW_TRACKING_URI": uri, "RAY_AUTH_TOKEN": SECRETS["RAY_AUTH_TOKEN"]}
             with two_nodes.cluster_of_nodes(nodes=1, environment=environment) as cluster:
                 yield cluster
+
+
+def test_what_would_be_sent_is_listed(capsys: pytest.CaptureFixture[str]):
+    assert submit.main(["files"]) == ""
+    head, *lines, total = capsys.readouterr().out.splitlines()
+    listed = {name: int(size.replace(",", "")) for name, size in map(str.split, lines)}
+    assert head.split() == ["file", "bytes"] and listed["jobs/train.py"] == Path("jobs/train.py").stat().st_size
+    assert total.startswith(f"{len(listed)} files of {sum(listed.values()):,} bytes; ")
 
 
 @pytest.mark.nightly
