@@ -16,7 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 import urllib3
+from sqlalchemy import event
 from sqlalchemy.engine import create_engine
+from sqlalchemy.orm import Session
 
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
@@ -168,21 +170,30 @@ def test_processes_that_start_at_once_on_a_new_store_all_get_their_runs(tmp_path
         assert database.execute("select count(*) from datasets").fetchone() == (1,)
 
 
-def test_what_another_run_creates_at_the_same_moment_is_tried_again(mlflow_store, tmp_path, monkeypatch):
-    from mlflow import MlflowClient
+def test_what_another_run_creates_at_the_same_moment_is_tried_again(mlflow_store, tmp_path):
+    """A data set that another process writes between MLflow's question for it and its answer."""
+    from mlflow.store.tracking.dbmodels.models import SqlDataset
 
-    log_inputs, calls = MlflowClient.log_inputs, []
+    file, told = client_module.sqlite_file(mlflow_store), []
 
-    def racing(self, run_id, **inputs):
-        calls.append(run_id)
-        if len(calls) < 3:
-            raise RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
-        return log_inputs(self, run_id, **inputs)
+    def race(session: Session, *_: object) -> None:
+        ours = [entry for entry in session.new if isinstance(entry, SqlDataset)]
+        if ours and not told:
+            told.append("raced")
+            with sqlite3.connect(file) as other:
+                names = "dataset_uuid, experiment_id, name, digest, dataset_source_type, dataset_source"
+                row = ("u" * 36, ours[0].experiment_id, ours[0].name, ours[0].digest, "local", "theirs")
+                other.execute(f"insert into datasets ({names}) values (?, ?, ?, ?, ?, ?)", row)
+            other.close()
 
-    monkeypatch.setattr(MlflowClient, "log_inputs", racing)
-    run = start(Tracking(name="one"), tmp_path, data=[DataSet("scenes", "d" * 36, "s3://bucket/train", "train")])
+    event.listen(Session, "before_flush", race)
+    try:
+        run = start(Tracking(name="one"), tmp_path, data=[DataSet("scenes", "d" * 36, "s3://bucket/train", "train")])
+    finally:
+        event.remove(Session, "before_flush", race)
     found = client_module.connect(mlflow_store).get_run(run.run_id)
-    assert len(calls) == 3 and len(found.inputs.dataset_inputs) == 1 and found.info.status == "RUNNING"
+    assert told and [entry.dataset.source for entry in found.inputs.dataset_inputs] == ["theirs"]
+    assert found.info.status == "RUNNING"
 
 
 @pytest.mark.parametrize(
@@ -288,19 +299,6 @@ def test_an_experiment_that_another_process_made_meanwhile_is_used(mlflow_store,
         MlflowClient, "get_experiment_by_name", lambda self, name: answers.pop() if answers else find(self, name)
     )
     assert start(Tracking(experiment="e"), tmp_path).experiment_id == first.experiment_id and not answers
-
-
-def test_the_code_of_an_entry_that_is_there_already(mlflow_store):
-    """As MLflow passes it on from the database, for what it has no code of its own."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.tracking.dbmodels.models import SqlDataset
-
-    store = client_module.connect(mlflow_store)._tracking_client.store
-    with pytest.raises(MlflowException) as error, store.ManagedSessionMaker(read_only=False) as session:
-        for uuid in ("1", "2"):
-            session.add(SqlDataset(dataset_uuid=uuid, experiment_id=0, name="n", digest="d", dataset_source_type="s"))
-            session.flush()
-    assert error.value.error_code in runs.RACES
 
 
 @pytest.mark.parametrize(
