@@ -251,3 +251,38 @@ def test_a_cluster_ends_with_the_process_that_started_it():
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait()
     wait_for(lambda: not two_nodes.marked(mark) and not Path(folder).exists(), 20)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_a_training_survives_the_raylet_of_a_node(place: Place, shards: str, tmp_path: Path):
+    """Ray's own process of the newest node is killed, not the machine: the run goes on with the head's worker.
+
+    Every step is counted once, in one MLflow run.
+    """
+    from mlflow import MlflowClient
+
+    steps, log, lost = 60, tmp_path / "log.txt", place.cluster.nodes[-1]
+    job = place.cluster.start(training("lost-raylet", shards, steps), log)
+
+    def reached(step: int) -> bool:
+        return newest_step(f"{BUCKET}/runs/lost-raylet") >= step or job.poll() is not None
+
+    wait_for(lambda: reached(4), said=log.read_text)
+    with place.cluster.head.paused("RayTrainWorker"):  # steps are left, however fast the machine is
+        assert job.poll() is None, log.read_text()
+        before = len(log.read_text())
+        lost.kill_raylet()
+        wait_for(lambda: not any("RayTrainWorker" in " ".join(two_nodes.command_line(pid)) for pid in lost.pids()))
+    assert job.wait(600) == 0, log.read_text() + place.cluster.logs()
+    text = log.read_text()
+    counts = "".join(re.findall(r"training with (\d) workers, of 1\.\.2", text))
+    assert counts == "21", text
+    (continued,) = map(int, re.findall(r"continuing at step (\d+)", text[before:]))
+    assert 4 <= continued < steps and "(failure 1, of 2 at the most)" in text, text
+    client = MlflowClient(place.cluster.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("panoptic")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'lost-raylet'")
+    counted = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss/total")]
+    assert run.info.status == "FINISHED" and counted == list(range(1, steps + 1))
