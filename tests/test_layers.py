@@ -51,7 +51,6 @@ file without dependencies: with it the range of an option is part of its type.""
 OPTIONAL = {
     **dict.fromkeys(("onnx", "onnxscript"), "panoptic.export"),
     "onnxruntime": ("panoptic.export", "panoptic.runtime"),
-    "faster_coco_eval": "panoptic.metrics.average_precision",
     "kornia_rs": "panoptic.png",
 }
 """Libraries of extras, each for one or two modules of panoptic/ alone, which do without them or say what to install."""

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from panoptic.evaluation.step import EvaluationResult, evaluation_step
-from panoptic.metrics.average_precision import InstanceOverlaps, average_precision, instance_overlaps
+from panoptic.metrics.average_precision import PrecisionCounts, match_instances
 from panoptic.metrics.image import SIZES, ImageCounts, ImageRecords, Sparse, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
 from panoptic.metrics.recall import count_recall
@@ -126,7 +126,7 @@ def _counted(batch: Batch, result: EvaluationResult, categories: Categories, mea
         assert prediction.maps is not None and prediction.semantics is not None
     for k, (row, truth) in enumerate(zip(batch.rows, batch.truths, strict=True)):
         scored = prediction.instances
-        instances = None if scored is None else instance_overlaps(truth, scored[k], categories)
+        instances = None if scored is None else match_instances(truth, scored[k], categories)
         recall = None
         if prediction.proposals is not None:
             covered = count_recall(truth, prediction.proposals[k].cpu().numpy(), categories)
@@ -210,7 +210,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
         images=number,
         sizes={name: quality_of(part) for name, part in zip(SIZES, sums.sizes, strict=True)},
         boundary=None if sums.boundary is None else quality_of(sums.boundary),
-        precision=average_precision(sums.instances, categories) if sums.instances else None,
+        precision=sums.instances.precision(categories) if sums.instances.images else None,
         proposal_recall=float(np.mean(sums.recalls)) if sums.recalls else float("nan"),
         image_pq=float(np.nanmean(sums.single)) if (~np.isnan(sums.single)).any() else float("nan"),
         confusion=sums.confusion,
@@ -228,7 +228,7 @@ class _Sums:
         """Segments by true and by predicted class, the last of each "none"."""
         self.single: list[float] = []
         """PQ of each image."""
-        self.instances: list[InstanceOverlaps] = []
+        self.instances = PrecisionCounts(classes)
         self.recalls: list[float] = []
         """In percent, of each image that has things."""
 
@@ -244,7 +244,7 @@ class _Sums:
         self.confusion[rows, columns] += numbers  # cells of one image differ
         self.single.append(image.pq(classes))
         if image.instances is not None:
-            self.instances.append(image.instances)
+            self.instances.add(image.instances)
         if image.recall and image.recall[1]:
             self.recalls.append(100 * image.recall[0] / image.recall[1])
 

@@ -1,9 +1,9 @@
 """Average precision of scored instances, against the masks of the panoptic truth.
 
-A worker compares the masks of an image (IoU as pycocotools computes it) and keeps the table alone
-(`InstanceOverlaps`), never masks: a record of a few kilobytes, whatever the size of the image. Which instance
-takes which truth is decided at the end, by faster-coco-eval where it is installed (the extra `fast`), else by
-pycocotools; the figures are the same to rounding.
+A worker compares the masks of an image (IoU as pycocotools computes it), decides which instance takes which truth, and
+keeps what came of it alone (`InstanceMatches`): some ten bytes an instance, whatever the size of the image. At the end
+the instances of all images stand in flat arrays (`PrecisionCounts`), a class is sorted by score, and precision follows.
+Figures are those of pycocotools' COCOeval to the last bit but one (`tests/panoptic/metrics`).
 
 The truths are the things of the panoptic map and so never overlap, unlike COCO's instance annotations:
 figures compare among themselves and with others "against panoptic masks" only. A crowd takes any number of
@@ -14,68 +14,43 @@ Shapes: D instances and G truths of an image, C classes, T = 10 IoU thresholds, 
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import importlib.util
-import io
-import logging
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
 from panoptic.metrics.semantic import known_mean
 from panoptic.rle import encode_segments, overlaps
 from panoptic.segmentation import Categories, Instances, Segmentation
 
-logger = logging.getLogger(__name__)
-
 LIMIT = 100
 """Instances of a class in an image that are evaluated, those of highest score, as in COCO."""
 
-ANY_AREA = [0, 1e10]
-"""The range of areas, in pixels, that leaves nothing out."""
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""IoU from which on an instance takes a truth, float64 [T]."""
 
-Library = Literal["faster-coco-eval", "pycocotools"]
+RECALLS = np.linspace(0, 1, 101)
+"""Recalls at which precision is read, float64 [R]."""
 
-
-class ClassOverlaps(NamedTuple):
-    """The instances and truths of one class in one image."""
-
-    label: int
-    scores: np.ndarray
-    """float64 [d], falling."""
-    crowd: np.ndarray
-    """bool [g], the truths that are crowds."""
-    ious: np.ndarray
-    """float64 [d, g]; of a crowd, the share of the instance that lies in it."""
+BITS = 1 << np.arange(len(THRESHOLDS), dtype=np.uint16)
+"""The bit of each threshold in a number of `InstanceMatches`, uint16 [T]."""
 
 
 @dataclass(frozen=True)
-class InstanceOverlaps:
-    """Scores, classes and IoUs of one image, all that average precision depends on; by rising class."""
+class InstanceMatches:
+    """All that average precision depends on, of one image; instances by rising class."""
 
     labels: np.ndarray
     """int64 [D], contiguous classes."""
     scores: np.ndarray
     """float64 [D], falling within a class."""
-    truths: np.ndarray
-    """int64 [G], contiguous classes."""
+    taken: np.ndarray
+    """uint16 [D]: bit t is set where the instance takes a truth that is no crowd at IoU `THRESHOLDS[t]`."""
     crowd: np.ndarray
-    """bool [G]."""
-    ious: np.ndarray
-    """float64, flat: the tables [d, g] of the classes one after the other."""
-
-    def by_class(self) -> Iterator[ClassOverlaps]:
-        """Each class that occurs among the instances or the truths."""
-        start = 0
-        for label in np.union1d(self.labels, self.truths).tolist():
-            scores, crowd = self.scores[self.labels == label], self.crowd[self.truths == label]
-            end = start + len(scores) * len(crowd)
-            yield ClassOverlaps(label, scores, crowd, self.ious[start:end].reshape(len(scores), len(crowd)))
-            start = end
+    """uint16 [D]: bit t is set where it takes none of those but lies in a crowd, and so counts for nothing."""
+    truths: np.ndarray
+    """int64 [G], the classes of the truths that are no crowds, rising."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +67,62 @@ class Precision:
     """The mean of `ap50` over the classes that are not NaN."""
 
 
-def instance_overlaps(truth: Segmentation, instances: Instances, categories: Categories) -> InstanceOverlaps:
+class PrecisionCounts:
+    """The instances of many images in flat arrays, 14 bytes each; order of images breaks ties of score, as in COCO."""
+
+    def __init__(self, classes: int) -> None:
+        self.images = 0
+        self._labels, self._scores = array("H"), array("d")
+        self._taken, self._crowd = array("H"), array("H")
+        self._truths = np.zeros(classes, np.int64)
+
+    def add(self, image: InstanceMatches) -> None:
+        """Add the instances of one image."""
+        self.images += 1
+        self._labels.frombytes(image.labels.astype(np.uint16).tobytes())
+        self._scores.frombytes(image.scores.astype(np.float64).tobytes())
+        self._taken.frombytes(image.taken.astype(np.uint16).tobytes())
+        self._crowd.frombytes(image.crowd.astype(np.uint16).tobytes())
+        self._truths += np.bincount(image.truths, minlength=len(self._truths))
+
+    def precision(self, categories: Categories) -> Precision:
+        """AP and AP50 as COCO defines them: precision at 101 recalls, interpolated, averaged.
+
+        Raises:
+            ValueError: there is no image.
+        """
+        if not self.images:
+            raise ValueError("average precision: no image was evaluated")
+        labels, scores, taken, crowd = map(np.asarray, (self._labels, self._scores, self._taken, self._crowd))
+        ap, ap50 = (np.full(len(categories), np.nan) for _ in range(2))
+        for label in categories.things:
+            if not self._truths[label]:
+                continue
+            places = np.flatnonzero(labels == label)
+            order = places[np.argsort(-scores[places], kind="stable")]
+            mine, lost, truths = taken[order], crowd[order], int(self._truths[label])
+            # one threshold after the other, as tables of all would take ten times the memory
+            at = [100 * _interpolated(mine & bit > 0, lost & bit > 0, truths).mean() for bit in BITS]
+            ap[label], ap50[label] = np.mean(at), at[0]
+        return Precision(ap, ap50, known_mean(ap), known_mean(ap50))
+
+
+def average_precision(images: Iterable[InstanceMatches], categories: Categories) -> Precision:
+    """AP and AP50 of images in the order of the data set, as `PrecisionCounts.precision` gives them.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    counts = PrecisionCounts(len(categories))
+    for image in images:
+        counts.add(image)
+    return counts.precision(categories)
+
+
+def match_instances(truth: Segmentation, instances: Instances, categories: Categories) -> InstanceMatches:
     """Compare the predicted instances of one image with the things of its truth.
+
+    By falling score an instance takes, of the truths of its class that are free, the one of highest IoU.
 
     Args:
         truth: at the size of the instances' masks; segments without a pixel are no truth.
@@ -110,134 +139,66 @@ def instance_overlaps(truth: Segmentation, instances: Instances, categories: Cat
     things = things[np.argsort(truth.labels[things], kind="stable")]
     masks = encode_segments(truth.segments, things + 1)
     classes, crowd = truth.labels[things].astype(np.int64), truth.is_crowd()[things]
-    # a table of IoUs for each class that occurs, the best instances by its truths
-    chosen, tables = [np.zeros(0, np.intp)], [np.zeros(0)]
-    for label in np.union1d(labels, classes).tolist():
-        mine, theirs = np.flatnonzero(labels == label), np.flatnonzero(classes == label)
-        best = mine[np.argsort(-instances.scores[mine].astype(np.float64), kind="stable")[:LIMIT]]
-        chosen.append(best)
-        if len(best) and len(theirs):
-            table = overlaps([instances.masks[k] for k in best], [masks[k] for k in theirs], crowd[theirs])
-            tables.append(table.ravel())
-    order = np.concatenate(chosen)
-    return InstanceOverlaps(
-        labels[order], instances.scores[order].astype(np.float64), classes, crowd, np.concatenate(tables)
-    )
+    # the best instances of each class, and their IoUs with the truths of their class
+    best = [np.flatnonzero(labels == label) for label in np.unique(labels).tolist()]
+    best = [mine[np.argsort(-instances.scores[mine].astype(np.float64), kind="stable")[:LIMIT]] for mine in best]
+    order = np.concatenate([np.zeros(0, np.intp), *best])
+    ious = np.zeros((len(order), len(things)))
+    for mine in best:
+        first, after = np.searchsorted(classes, labels[mine[0]] + np.arange(2))
+        if first < after:
+            table = overlaps([instances.masks[k] for k in mine], masks[first:after], crowd[first:after])
+            ious[labels[order] == labels[mine[0]], first:after] = table
+    taken, lost = _match(ious, crowd)
+    return InstanceMatches(labels[order], instances.scores[order].astype(np.float64), taken, lost, classes[~crowd])
 
 
-def average_precision(
-    images: Sequence[InstanceOverlaps], categories: Categories, library: Library | None = None
-) -> Precision:
-    """AP and AP50 as COCO defines them: precision at 101 recalls, interpolated, averaged.
+def _match(ious: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`taken` and `crowd` of an image's instances, uint16 [D] each.
 
     Args:
-        images: in the order of the data set, by which ties of score are broken.
-        categories: tell which classes are things.
-        library: matches and accumulates; by default faster-coco-eval where it is installed.
-
-    Raises:
-        ValueError: there is no image.
+        ious: float64 [D, G], instances of a class by falling score, 0 for truths of another class; of a crowd, the
+            share of the instance that lies in it.
+        crowd: bool [G], the truths that are crowds.
     """
-    if not images:
-        raise ValueError("average_precision: no image was evaluated")
-    things = list(categories.things)
-    precision = _precision(images, things, library or installed())  # [T, R, things], -1 where there is no truth
-    known = precision[0, 0] > -1
-    ap, ap50 = (np.full(len(categories), np.nan) for _ in range(2))
-    there = np.array(things, np.int64)[known]
-    ap[there] = 100 * precision[:, :, known].mean((0, 1))
-    ap50[there] = 100 * precision[0][:, known].mean(0)
-    return Precision(ap, ap50, known_mean(ap), known_mean(ap50))
+    single, within = ious[:, ~crowd], ious[:, crowd].max(1, initial=0.0)
+    # the pairs of some threshold: instances by score, their truths by falling IoU, of equals the last as in COCO
+    instances, truths = np.nonzero(single >= THRESHOLDS[0])
+    values = single[instances, truths]
+    order = np.lexsort((-truths, -values, instances))
+    taken, used = [0] * len(ious), [0] * single.shape[1]
+    for k, truth, bits in zip(*(column[order].tolist() for column in (instances, truths, _bits(values))), strict=True):
+        takes = bits & ~taken[k] & ~used[truth]
+        taken[k] |= takes
+        used[truth] |= takes
+    mine = np.array(taken, np.uint16)
+    return mine, _bits(within) & ~mine
 
 
-def installed() -> Library:
-    """The fastest library that is installed."""
-    return "faster-coco-eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+def _bits(ious: np.ndarray) -> np.ndarray:
+    """A number for each IoU whose bit t is set where the IoU is at least `THRESHOLDS[t]`, uint16."""
+    return (np.left_shift(1, np.searchsorted(THRESHOLDS, ious, side="right")) - 1).astype(np.uint16)
 
 
-def _precision(images: Sequence[InstanceOverlaps], things: list[int], library: Library) -> np.ndarray:
-    """The precision at each threshold and recall of each thing class, float64 [T, R, things]; -1 without a truth."""
-    if not things:
-        return np.full((10, 101, 0), -1.0)
-    if library == "pycocotools":
-        return _pycocotools(images, things)
-    try:
-        return _faster_coco_eval(images, things)
-    except Exception as error:  # whatever another release of it raises: what was evaluated must not be lost
-        logger.warning("faster-coco-eval cannot count these instances (%s); pycocotools does", error)
-        return _pycocotools(images, things)
+def _interpolated(taken: np.ndarray, crowd: np.ndarray, truths: int) -> np.ndarray:
+    """Precision at each of `RECALLS`, float64 [R]: the highest at that recall or beyond, 0 where none reaches it.
 
-
-def _pycocotools(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
-    """`_precision` by pycocotools' matching and accumulation, given the overlaps.
-
-    `Any`, because its type stubs leave out the attributes that are set here.
+    Args:
+        taken: bool [d], whether an instance takes a truth, by falling score.
+        crowd: bool [d], whether it counts for nothing.
+        truths: the number of truths that can be taken, at least 1.
     """
-    evaluator: Any = COCOeval(iouType="segm")
-    params, place = evaluator.params, {label: k for k, label in enumerate(things)}
-    params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
-    evaluator.evalImgs = [None] * (len(things) * len(images))
-    for image, record in enumerate(images):
-        for part in record.by_class():
-            key = image, part.label
-            evaluator._gts[key], evaluator._dts[key] = _truths(part), _instances(part)
-            evaluator.ious[key] = part.ious if part.ious.size else []
-            evaluator.evalImgs[place[part.label] * len(images) + image] = evaluator.evaluateImg(*key, ANY_AREA, LIMIT)
-    evaluator._paramsEval = copy.deepcopy(params)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluator.accumulate()
-    return evaluator.eval["precision"][..., 0, 0]
-
-
-def _faster_coco_eval(images: Sequence[InstanceOverlaps], things: list[int]) -> np.ndarray:
-    """`_precision` by the C++ of faster-coco-eval."""
-    from faster_coco_eval import COCOeval_faster  # pyright: ignore[reportMissingImports]
-
-    class Evaluate(COCOeval_faster):
-        """Its evaluation, reading overlaps instead of annotations."""
-
-        def _prepare(self) -> None:
-            self.tables: dict[tuple[int, int], Any] = {}
-            for image, record in enumerate(images):
-                for part in record.by_class():
-                    self.tables[image, part.label] = part.ious
-                    for truth in _truths(part):
-                        self.gt_dataset.append(image, part.label, truth)
-                    for instance in _instances(part):
-                        self.dt_dataset.append(image, part.label, instance)
-
-        def computeIoU(self, imgId: int, catId: int) -> Any:
-            table = self.tables.get((imgId, catId))
-            return [] if table is None or not table.size else table
-
-    evaluator: Any = Evaluate(iouType="segm", print_function=logger.debug)
-    params = evaluator.params
-    params.maxDets, params.areaRng, params.imgIds, params.catIds = [LIMIT], [ANY_AREA], range(len(images)), things
-    evaluator.rle_iou_max_workers = 1  # threads would only look up tables
-    evaluator.evaluate()
-    evaluator.accumulate()
-    return np.asarray(evaluator.eval["precision"])[..., 0, 0]
-
-
-def _truths(part: ClassOverlaps) -> list[dict[str, Any]]:
-    """The truths as both libraries keep them.
-
-    The area matters for ranges of area alone, and id 0 would read as unmatched.
-    """
-    crowd = part.crowd.astype(int).tolist()
-    return [{"id": k + 1, "area": 1, "iscrowd": many, "ignore": many} for k, many in enumerate(crowd)]
-
-
-def _instances(part: ClassOverlaps) -> list[dict[str, Any]]:
-    """The instances as both libraries keep them."""
-    return [{"id": k + 1, "area": 1, "score": score} for k, score in enumerate(part.scores.tolist())]
+    right, wrong = np.cumsum(taken, dtype=np.float64), np.cumsum(~(taken | crowd), dtype=np.float64)
+    precision = right / (right + wrong + np.spacing(1))
+    highest = np.maximum.accumulate(precision[::-1])[::-1]
+    return np.append(highest, 0.0)[np.searchsorted(right / truths, RECALLS)]
 
 
 def _check(truth: Segmentation, instances: Instances, categories: Categories) -> None:
     """Refuse instances that cannot be counted.
 
     Raises:
-        ValueError: as of `instance_overlaps`.
+        ValueError: as of `match_instances`.
     """
     stuff = sorted({categories.names[label] for label in instances.labels.tolist() if not categories.is_thing[label]})
     if stuff:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from panoptic.metrics.average_precision import Precision, average_precision, instance_overlaps
+from panoptic.metrics.average_precision import Precision, average_precision, match_instances
 from panoptic.rle import encode_segments
 from panoptic.segmentation import Categories, Instances, Segmentation
 from tests.benchmarks import inputs
@@ -46,7 +46,7 @@ def cases(names: Sequence[str], size: tuple[int, int]) -> list[Case]:
 
     def ours(_: int) -> Precision:
         pairs = zip(drawn.truths, drawn.found, strict=True)
-        return average_precision([instance_overlaps(*pair, drawn.classes) for pair in pairs], drawn.classes)
+        return average_precision([match_instances(*pair, drawn.classes) for pair in pairs], drawn.classes)
 
     def theirs(coco: Any, evaluation: Any) -> np.ndarray:
         with contextlib.redirect_stdout(io.StringIO()):

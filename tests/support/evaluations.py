@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from panoptic.evaluation.tally import Tally, summarise
-from panoptic.metrics.average_precision import instance_overlaps
+from panoptic.metrics.average_precision import match_instances
 from panoptic.metrics.image import ImageRecords, count_image
 from panoptic.metrics.report import Evaluation
 from panoptic.metrics.semantic import confusion
@@ -22,7 +22,7 @@ def tally_of(pairs: Iterable[Pair], categories: Categories) -> Tally:
     """Everything that is counted of some maps; the instances are the things of the predictions."""
     tally, classes = Tally(), len(categories)
     for row, (truth, prediction) in enumerate(pairs):
-        scored = instance_overlaps(truth, things_of(prediction, categories), categories)
+        scored = match_instances(truth, things_of(prediction, categories), categories)
         counts = count_image(truth, prediction, classes, True, scored, name=f"image {row}")
         tally.add(Tally(ImageRecords({row: counts}), confusion(truth.semantic(), prediction.semantic(), classes)))
     return tally

@@ -108,8 +108,8 @@ def test_predictions_of_classes_that_nobody_annotated_are_neither_right_nor_wron
     assert np.isnan(mapped.quality.pq[1]) and plain.quality.pq[1] == 0
     assert plain.regions is not None and mapped.regions is not None
     assert np.isnan(mapped.regions.iou[1]) and plain.regions.iou[1] == 0 == mapped.regions.iou[0]
-    overlaps = tally.images[0].instances
-    assert overlaps is not None and not list(overlaps.by_class())
+    matches = tally.images[0].instances
+    assert matches is not None and not len(matches.labels)
 
 
 class Proposing(Tiny):

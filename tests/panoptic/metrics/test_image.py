@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from panoptic.metrics.average_precision import InstanceOverlaps
+from panoptic.metrics.average_precision import InstanceMatches
 from panoptic.metrics.boundary import boundary_overlaps
 from panoptic.metrics.image import SIZES, ImageCounts, ImageRecords, count_image
 from panoptic.metrics.panoptic_quality import QualityCounts
@@ -116,14 +116,13 @@ def test_packed_records_come_back_to_the_last_bit(small_categories: Categories, 
         truth, prediction = (random_segmentation(rng, 40, 60, small_categories, things=6, crowd=True) for _ in range(2))
         labels = np.sort(rng.choice(things, 9))
         scores = rng.random(9) if row % 2 else rng.random(9).astype(np.float32).astype(np.float64)
-        truths, crowd = np.sort(rng.choice(things, 3)), rng.random(3) < 0.5
-        table = rng.random(sum(int((labels == k).sum() * (truths == k).sum()) for k in things))
-        scored = InstanceOverlaps(labels, scores, truths, crowd, table)
+        taken, crowd = rng.integers(0, 1024, (2, 9)).astype(np.uint16)
+        scored = InstanceMatches(labels, scores, taken, crowd, np.sort(rng.choice(things, 3)))
         images[row] = count_image(
             truth, prediction, 5, row > 3, scored if row > 5 else None, f"bild {row} ü.jpg", (2, row)
         )
     few = np.zeros(0, np.int64), np.zeros((0, 4))
-    none = InstanceOverlaps(few[0], empty, few[0], empty.astype(bool), empty)
+    none = InstanceMatches(few[0], empty, *np.zeros((2, 0), np.uint16), few[0])
     many = np.array([3, 70_000]), np.array([[0.1 + 0.2, 1, 255, 256], [1e-300, 1, 2**40, 65_536]])
     images[70_000] = ImageCounts(few, (few, many, few), np.zeros((0, 3), np.int64), few, none)
     records = ImageRecords(images)
@@ -138,5 +137,5 @@ def test_packed_records_come_back_to_the_last_bit(small_categories: Categories, 
 def arrays(image: ImageCounts) -> list[np.ndarray]:
     """All arrays of a record, in one order."""
     sparse = [image.quality, *image.sizes, *([] if image.boundary is None else [image.boundary])]
-    overlaps = [] if image.instances is None else list(vars(image.instances).values())
-    return [image.confusion, *(array for counts in sparse for array in counts), *overlaps]
+    matches = [] if image.instances is None else list(vars(image.instances).values())
+    return [image.confusion, *(array for counts in sparse for array in counts), *matches]

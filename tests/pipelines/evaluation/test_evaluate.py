@@ -189,6 +189,7 @@ def test_images_of_a_part_that_kill_every_actor_are_named(
 def test_the_driver_keeps_few_bytes_an_image(val: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it holds at most, from parts of 16 images as actors return them to the intervals of the report."""
     from panoptic.evaluation.tally import Measures, Tally
+    from panoptic.metrics.average_precision import InstanceMatches
     from panoptic.metrics.bootstrap import intervals
     from panoptic.metrics.image import ImageCounts, ImageRecords
     from pipelines.cluster.actor_pool import Pool
@@ -203,11 +204,21 @@ def test_the_driver_keeps_few_bytes_an_image(val: Manifest, monkeypatch: pytest.
     def some(classes: int) -> tuple[np.ndarray, np.ndarray]:
         return np.sort(rng.choice(133, classes, replace=False)), rng.integers(1, 4, (classes, 4)) * [0.3, 1, 1, 1]
 
+    def matches() -> InstanceMatches:
+        """20 instances of an image, of which AP is counted, too."""
+        taken, crowd = rng.integers(0, 1024, (2, 20)).astype(np.uint16)
+        return InstanceMatches(np.sort(rng.integers(0, 80, 20)), rng.random(20), taken, crowd, np.arange(7))
+
     def actors(build: object, arguments: object, chunks: list[evaluate.Chunk], pool: Pool) -> Iterator[evaluate._Part]:
         for chunk in chunks:
             images = {
                 row: ImageCounts(
-                    some(8), (some(2), some(3), some(4)), rng.integers(0, 134, (10, 3)), some(8), name=f"{row:016d}.jpg"
+                    some(8),
+                    (some(2), some(3), some(4)),
+                    rng.integers(0, 134, (10, 3)),
+                    some(8),
+                    matches(),
+                    name=f"{row:016d}.jpg",
                 )
                 for row in chunk.rows
             }
