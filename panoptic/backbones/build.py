@@ -61,8 +61,8 @@ def build(config: Backbone, levels: Collection[str] = STAGES) -> Built:
 
     Args:
         config: options of the backbone.
-        levels: features that the model uses. The pyramid of a plain ViT makes no others; all other backbones need
-            every stage on the way to the last.
+        levels: features that the model uses. The pyramid of a plain ViT makes no others, and models of timm have no
+            stage beyond the last of them.
 
     Raises:
         ValueError: an unknown name, an option that the backbone does not have, freeze outside 0..5, or ImageNet
@@ -78,7 +78,7 @@ def build(config: Backbone, levels: Collection[str] = STAGES) -> Built:
         vit.freeze_stages(config.freeze)
         return vit
     if config.name not in OPTIONS:
-        pyramid = TimmBackbone(config.name, output_stride=config.output_stride)
+        pyramid = TimmBackbone(config.name, config.output_stride, max(levels, key=STEM_AND_STAGES.index))
         if config.weights in imagenet.NAMES:
             load_weights(pyramid, imagenet.imagenet_weights(config.name, features_only=True))
         pyramid.freeze_stages(config.freeze)

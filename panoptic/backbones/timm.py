@@ -29,12 +29,13 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's.
         output_stride: 32, 16 or 8, where the model allows less than 32.
+        last: the coarsest level that is wanted; stages beyond it are left out.
 
     Raises:
         ValueError: timm does not know the model, or its features are no pyramid of strides 4, 8, 16, 32.
     """
 
-    def __init__(self, name: str, output_stride: int = 32) -> None:
+    def __init__(self, name: str, output_stride: int = 32, last: str = "res5") -> None:
         import timm  # takes seconds, and most models need nothing of it
 
         super().__init__()
@@ -59,13 +60,18 @@ class TimmBackbone(nn.Module):
                 "choose a convolutional or hierarchical model"
             )
         names = STEM_AND_STAGES[-len(info.reduction()) :]
-        self.channels = dict(zip(names, info.channels()[-5:], strict=True))
-        self.strides = dict(zip(names, info.reduction()[-5:], strict=True))
-        self.taps = dict(zip(names, info.module_name()[-5:], strict=True))
+        count = names.index(last) + 1
+        if count < len(names):
+            kept = len(info.reduction()) - len(names) + count
+            self.body = timm.create_model(name, features_only=True, out_indices=range(kept), **options)
+            _drop_blocks(self.body, str(self.body.feature_info.module_name()[-1]))
+        self.channels = dict(zip(names[:count], info.channels()[-5:], strict=False))
+        self.strides = dict(zip(names[:count], info.reduction()[-5:], strict=False))
+        self.taps = dict(zip(names[:count], info.module_name()[-5:], strict=False))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """[B, 3, H, W] to the feature maps [B, C, h, w]; channels-last models (Swin) are turned round."""
-        features = dict(zip(self.channels, self.body(x)[-5:], strict=True))
+        features = dict(zip(self.channels, self.body(x)[-len(self.channels) :], strict=True))
         return {
             name: x if x.shape[1] == self.channels[name] else x.permute(0, 3, 1, 2).contiguous()
             for name, x in features.items()
@@ -82,7 +88,8 @@ class TimmBackbone(nn.Module):
         if count == 0:
             return
         order = [name for name, _ in self.body.named_modules() if name]
-        stop = len(order) if count == 5 else self._end_of_stage(order, STEM_AND_STAGES[count - 1])
+        whole = count > STEM_AND_STAGES.index(next(reversed(self.taps)))
+        stop = len(order) if whole else self._end_of_stage(order, STEM_AND_STAGES[count - 1])
         # the largest modules that lie before the end as a whole
         parts: list[str] = []
         for name in order[:stop]:
@@ -99,8 +106,9 @@ class TimmBackbone(nn.Module):
         """
         order = [module for module, _ in self.body.named_modules() if module]
         place = order.index(name.removeprefix("body.").rpartition(".")[0])
-        ends = (self._end_of_stage(order, stage) for stage in STEM_AND_STAGES[:-1])
-        return next((k for k, end in enumerate(ends) if place < end), len(STEM_AND_STAGES) - 1)
+        last = STEM_AND_STAGES.index(next(reversed(self.taps)))
+        ends = (self._end_of_stage(order, stage) for stage in STEM_AND_STAGES[:last])
+        return next((k for k, end in enumerate(ends) if place < end), last)
 
     def _end_of_stage(self, order: list[str], stage: str) -> int:
         """The number of modules, in order of registration, that come no later than the stage's last."""
@@ -116,6 +124,14 @@ class TimmBackbone(nn.Module):
             if name in order:
                 return name
         raise ValueError(f"backbone.freeze: the stages of {self.name} cannot be told apart; use 0 or 5")
+
+
+def _drop_blocks(body: nn.Module, tap: str) -> None:
+    """Remove the groups of blocks behind a tap such as "blocks.4", which timm's EfficientNets keep and run in vain."""
+    group, _, number = tap.partition(".")
+    blocks = body.get_submodule(group) if number.isdecimal() and group == "blocks" else None
+    if isinstance(blocks, nn.Sequential):
+        del blocks[int(number) + 1 :]
 
 
 def _frozen_norm(norm: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
+from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.config import Norm
 from panoptic.layers.conv import ConvNormAct
@@ -219,10 +220,14 @@ def cut_backbone(backbone: nn.Module, shared: str, head: bool) -> None:
     """
     if isinstance(backbone, ViTPyramid) and head:
         raise ValueError(f"head.width: 0 takes a ResNet's last stage, which {backbone.name} has not got; give a width")
-    if shared == "res5" or isinstance(backbone, ViTPyramid):
+    if isinstance(backbone, TimmBackbone) and head:
+        raise ValueError(f"head.width: 0 takes a ResNet's last stage, and {backbone.name} is timm's; give a width")
+    if shared == "res5" or isinstance(backbone, (ViTPyramid, TimmBackbone)):
         return
     if not isinstance(backbone, ResNet):
-        raise ValueError(f"shared_level: {shared} needs one of our ResNets; choose res5, and a width for head.width")
+        raise ValueError(
+            f"shared_level: {shared} needs one of our ResNets or one of timm's models; choose res5, and set head.width"
+        )
     if head:
         remove_stride(backbone.get_submodule("layer4"))
     for k in range(int(shared[3:]), 4 if head else 5):

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from panoptic import losses
+from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.image import ImageNormalisation
 from panoptic.layers.norm import set_norm_momentum
@@ -132,8 +133,8 @@ class JSISNet(PanopticModel):
         """Normalised images to the map that both branches share; a plain ViT's last one, from which it is made."""
         if isinstance(backbone, ViTPyramid):
             return backbone.frozen_map(x)["map"]
-        if self.config.shared_level == "res5":
-            return backbone(x)["res5"]
+        if self.config.shared_level == "res5" or isinstance(backbone, TimmBackbone):
+            return backbone(x)[self.config.shared_level]
         x = backbone.stem(x)  # type: ignore[operator]
         for k in range(1, int(self.config.shared_level[3:])):
             x = backbone.get_submodule(f"layer{k}")(x)

@@ -112,6 +112,39 @@ def test_timm_output_stride_and_weights() -> None:
     assert torch.equal(loaded, flattened.state_dict()["stages.1.blocks.0.conv_dw.weight"])
 
 
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("efficientnet_lite0", "res4"),
+        ("regnety_002", "res3"),
+        ("convnext_atto", "res4"),
+        ("mobilenetv3_small_050", "res3"),
+    ],
+)
+def test_a_timm_pyramid_ends_with_the_last_level_that_is_wanted(name: str, last: str) -> None:
+    """The same features as of the whole, from its weights, with no stage beyond; and it freezes as a whole."""
+    x = torch.rand(1, 3, 64, 96)
+    whole, part = Backbone(name).build().eval(), Backbone(name).build((last,)).eval()
+    assert isinstance(whole, TimmBackbone) and isinstance(part, TimmBackbone)
+    assert list(part.channels)[-1] == last and list(part.channels) == list(whole.channels)[: len(part.channels)]
+    load_weights(part, whole.body.state_dict())
+    with torch.no_grad():
+        features, expected = part(x), whole(x)
+    assert list(features) == list(part.channels)
+    assert all(torch.equal(value, expected[level]) for level, value in features.items())
+    # every parameter serves the last level: none is computed in vain, and workers wait for no gradient
+    part(x)[last].sum().backward()
+    assert all(parameter.grad is not None for parameter in part.parameters())
+    stages = [part.stage_of(key) for key, _ in part.named_parameters()]
+    assert stages == sorted(stages) and stages[-1] == STEM_AND_STAGES.index(last)
+    frozen = Backbone(name, freeze=STEM_AND_STAGES.index(last) + 1).build((last,))
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    learning = Backbone(name, freeze=STEM_AND_STAGES.index(last)).build((last,))
+    assert {learning.stage_of(key) for key, parameter in learning.named_parameters() if parameter.requires_grad} == {
+        STEM_AND_STAGES.index(last)
+    }
+
+
 def test_weights_from_timm_fill_our_resnet(monkeypatch) -> None:
     import timm
 

@@ -267,6 +267,10 @@ def test_options_that_contradict_each_other_are_named(small_categories) -> None:
         JSISNetConfig(shared_level="res3").build(small_categories)
     with pytest.raises(ValueError, match="shared_level: res4 needs one of our ResNets"):
         replace(SMALL_JSIS, backbone=Backbone("vgg16")).build(small_categories)
+    with pytest.raises(
+        ValueError, match=r"head\.width: 0 takes a ResNet's last stage, and efficientnet_lite0 is timm's"
+    ):
+        JSISNetConfig(Backbone("efficientnet_lite0")).build(small_categories)
     stuff = Categories(("sky",), (False,), (1,), ((0, 0, 0),))
     with pytest.raises(ValueError, match="branches: there is no thing"):
         SMALL_JSIS.build(stuff)
@@ -281,3 +285,13 @@ def test_any_backbone_serves_whole(small_categories) -> None:
     with torch.no_grad():
         outputs = model.network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert outputs["features"].shape == (1, 512, 2, 2)
+
+
+def test_a_model_of_timm_shares_a_level_before_its_last(small_categories, random_segmentation) -> None:
+    backbone = Backbone("efficientnet_lite0", output_stride=8)
+    model = build(replace(SMALL_JSIS, shared_level="res4", backbone=backbone), small_categories)
+    assert model.stride == 8 and model.backbone.channels["res4"] == 112 and "res5" not in model.backbone.channels
+    terms, _ = model(*batch(random_segmentation, small_categories))
+    assert terms is not None
+    torch.stack(list(terms.values())).sum().backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())
