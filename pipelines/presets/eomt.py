@@ -101,8 +101,8 @@ def eomt_large_cityscapes() -> Experiment:
 def eomt_scenes() -> Experiment:
     """Drawn scenes, a small plain ViT from scratch on two CPU workers.
 
-    740 steps of 8 images. PQ on 96 scenes at step 370 and 740: 28.9 and 36.7 (things 8.5, stuff 74.2). One seed, 10
-    minutes beside other work on 2 cores.
+    740 steps of 8 images. PQ on 96 scenes: 28.9 at step 370, 36.7 at 740 (things 8.5, stuff 74.2). One seed, 10 minutes
+    beside other work on 2 cores.
     `python jobs/train.py eomt-scenes`
     """
     height, width = 192, 256
@@ -120,9 +120,9 @@ def eomt_scenes() -> Experiment:
 def eomt_pedestrians() -> Experiment:
     """Real photographs of pedestrians (any COCO-panoptic folder: --data.root), a small plain ViT from scratch.
 
-    2800 steps of 8 images, each within 192x352 pixels. PQ on the 127 val photographs at steps 700, 1400, 2100, 2800:
-    40.2, 49.0, 53.3, 56.1 (things 15.4, stuff 66.2); on the 58 that resemble no training photograph 44.0 (things 1.8,
-    stuff 54.5), where mask2former-pedestrians has 67.1: a plain ViT from scratch learns hardly any things from 485
+    2800 steps of 8 images, each within 192x352 pixels. PQ on the 127 val photographs: 40.2 at step 700, 49.0 at 1400,
+    53.3 at 2100, 56.1 at 2800 (things 15.4, stuff 66.2); on the 58 that resemble no training photograph 44.0 (things
+    1.8, stuff 54.5), where mask2former-pedestrians has 67.1: a plain ViT from scratch learns hardly any things from 485
     photographs. One seed, beside other work; at the 16 images/s of two quiet cores it takes 24 minutes.
     `python jobs/train.py eomt-pedestrians --data.root FOLDER`
     """
