@@ -143,12 +143,19 @@ def detr_pedestrians() -> Experiment:
 
 
 def detr_pedestrians_imagenet() -> Experiment:
-    """detr-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+    """detr-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`), which stay as they are.
 
-    Its PQ has not been measured yet.
+    A step takes 0.6 of the time with a frozen backbone, and steps are what DETR lacks. Measured once on 2 cores of an
+    AMD EPYC (Zen 4), 2700 steps (21,600 images) in 20 minutes from the command to its last line, 19 to 20 images/s, 1.7
+    GiB a worker. PQ on the 127 val photographs: 30.4 at step 900, 37.4 at 1800, 39.4 at 2700 (things 10.8, stuff 46.5;
+    SQ 48.5, RQ 47.4). On the 58 of them that no training photograph resembles: 34.5 (things 6.0, stuff 41.7), as much
+    as copying the nearest training photograph's labels and far from the 65 that was hoped for: fence, rock and stairs
+    are never found yet, and the paper trains on 1600 times as many images.
     `python jobs/train.py detr-pedestrians-imagenet --data.root FOLDER`
     """
-    return from_imagenet(detr_pedestrians(), steps=2400)
+    base = from_imagenet(detr_pedestrians(), steps=2700)
+    backbone = replace(base.model.backbone, freeze=5)
+    return replace(base, model=replace(base.model, backbone=backbone), optim=replace(base.optim, lr=5e-4))
 
 
 def _coco(model: DETRConfig, epochs: int, drop: int, batch: int = 16) -> Experiment:

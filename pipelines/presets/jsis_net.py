@@ -93,13 +93,19 @@ def jsis_net_pedestrians() -> Experiment:
 
 
 def jsis_net_pedestrians_imagenet() -> Experiment:
-    """jsis-net-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
+    """jsis-net-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`), up to res4 at stride 8.
 
-    Its PQ has not been measured yet.
+    Measured once on 2 cores of an AMD EPYC (Zen 4), 1800 steps (14,400 images) in 25 min 29 s from the command to its
+    last line, 9 to 10 images/s, 2.1 GiB a worker, with boxes from a score of 0.5 on. PQ on the 127 val photographs:
+    62.0 at step 600, 69.5 at 1200, 70.4 at 1800 (things 29.9, stuff 80.5; SQ 83.8, RQ 80.5). On the 58 of them that
+    no training photograph resembles: 63.9 (things 21.1, stuff 74.6), from scratch 47.9. Most of its bicycles were made
+    up: from 0.7 on and with a suppression at IoU 0.3, as this preset has them since (chosen among seven on the 127),
+    the same weights have 72.5 and 65.9. With res5 at stride 16 in place of res4 at stride 8 it had 64.5 and 60.8.
     `python jobs/train.py jsis-net-pedestrians-imagenet --data.root FOLDER`
     """
-    base = jsis_net_pedestrians()
-    return from_imagenet(replace(base, model=replace(base.model, shared_level="res5")), steps=1800)
+    model = _small(stuff_area=128)
+    model = replace(model, detection=replace(model.detection, threshold=0.7, nms=0.3))
+    return from_imagenet(replace(jsis_net_pedestrians(), model=model), steps=1800)
 
 
 def _solver(images: int, batch: int, epochs: tuple[int, ...]) -> Optim:

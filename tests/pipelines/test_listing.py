@@ -16,4 +16,4 @@ def test_every_preset_has_a_row_under_its_architecture() -> None:
     assert rows["demo"][:3] == ["cpu", "1,200 x 8", "56.6"]
     assert rows["mask2former-pedestrians"][2] == "74.3"
     assert rows["panoptic-deeplab-r50-cityscapes"][:3] == ["8 GPUs", "90,000 x 8", "59.0"]
-    assert rows["efficientps-scenes"][2] == "31.8" and rows["detr-pedestrians-imagenet"][2] == "-"
+    assert rows["efficientps-scenes"][2] == "31.8" and rows["eomt-large-cityscapes"][2] == "-"
