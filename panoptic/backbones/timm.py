@@ -64,7 +64,7 @@ class TimmBackbone(nn.Module):
         if count < len(names):
             kept = len(info.reduction()) - len(names) + count
             self.body = timm.create_model(name, features_only=True, out_indices=range(kept), **options)
-            _drop_blocks(self.body, str(self.body.feature_info.module_name()[-1]))
+            _drop_blocks(self.body, str(info.module_name()[kept - 1]))
         self.channels = dict(zip(names[:count], info.channels()[-5:], strict=False))
         self.strides = dict(zip(names[:count], info.reduction()[-5:], strict=False))
         self.taps = dict(zip(names[:count], info.module_name()[-5:], strict=False))
