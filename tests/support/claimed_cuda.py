@@ -128,7 +128,7 @@ def _same_objects(func: Any, args: Any, kwargs: Any, result: Any, device: torch.
 
 @contextmanager
 def claimed_cuda() -> Iterator[None]:
-    """Within it `.to("cuda")` and `device="cuda"` give `ClaimedCuda` tensors, and autocast for CUDA is to be had."""
+    """Within it `.to(CUDA)` and `device=CUDA` give `ClaimedCuda` tensors, and autocast for CUDA is to be had."""
     with ExitStack() as stack:
         stack.enter_context(
             mock.patch.multiple(
