@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.cluster.masking import masked
 from pipelines.tracking.client import answering, metric_name
-from pipelines.tracking.runs import DIGEST_LENGTH, DataSet, Run
+from pipelines.tracking.runs import CONTEXT, DIGEST_LENGTH, DataSet, Run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,6 +74,21 @@ def _source(client: MlflowClient, run: Run) -> dict[str, str]:
     """The tags of a run that name its command and commit, which the page of a model shows as "Logged from"."""
     tags = client.get_run(run.run_id).data.tags
     return {name: value for name, value in tags.items() if name.startswith("mlflow.source.")}
+
+
+def validated_on(run: Run) -> DataSet | None:
+    """The data that a run recorded for its validations; None where it recorded none.
+
+    Raises:
+        ConnectionError: the store does not answer.
+    """
+    with answering(run.tracking_uri) as client:
+        inputs = client.get_run(run.run_id).inputs.dataset_inputs
+    for entry in inputs:
+        if any(tag.key == CONTEXT and tag.value == "val" for tag in entry.tags):
+            data = entry.dataset
+            return DataSet(data.name, data.digest, data.source, "val")
+    return None
 
 
 def link_metrics(run: Run, model_uri: str, step: int, metrics: Mapping[str, float], data: DataSet) -> None:

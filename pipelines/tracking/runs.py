@@ -60,6 +60,9 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}
 DIGEST_LENGTH = 36
 """Characters of a data set's digest: MLflow's limit."""
 
+CONTEXT = "mlflow.data.context"
+"""MLflow's tag of the use that a run makes of a data set."""
+
 REMEDY = "Start the server, correct --tracking.uri, or unset MLFLOW_TRACKING_URI for a local store"
 """Ends the message about a store that does not answer."""
 
@@ -329,7 +332,7 @@ def _log_data(client: MlflowClient, run_id: str, data: Sequence[DataSet]) -> Non
     inputs = [
         DatasetInput(
             Dataset(entry.name, entry.digest[:DIGEST_LENGTH], "local", json.dumps({"uri": masked(entry.source)})),
-            [InputTag("mlflow.data.context", entry.context)],
+            [InputTag(CONTEXT, entry.context)],
         )
         for entry in data
     ]

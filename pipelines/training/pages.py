@@ -46,7 +46,7 @@ def fill_pages(job: Job, checkpoints: Sequence[str], model: str, step: int, metr
     data = data_set(job.val, "val")
 
     def entries() -> None:
-        log_checkpoints(job.run, [_kept(uri) for uri in checkpoints], data)
+        log_checkpoints(job.run, [kept_checkpoint(uri) for uri in checkpoints], data)
 
     def linked() -> None:
         if model:
@@ -66,6 +66,7 @@ def fill_pages(job: Job, checkpoints: Sequence[str], model: str, step: int, metr
     return done
 
 
-def _kept(uri: str) -> Kept:
+def kept_checkpoint(uri: str) -> Kept:
+    """A checkpoint's step and metrics, from its folder."""
     step: Any = uri.rstrip("/").rsplit("_", 1)[-1]
     return Kept(uri, int(step), read_metrics(uri))

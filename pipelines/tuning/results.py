@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipelines.cluster.masking import masked
 from pipelines.config import Experiment, override
 from pipelines.tracking import client as client_module
 from pipelines.tracking import runs
 from pipelines.tracking import tracker as tracker_module
+from pipelines.tracking.client import first_line
+from pipelines.tracking.models_of_run import log_checkpoints, validated_on
 from pipelines.training.checkpoints import load_checkpoint, read_metrics
 from pipelines.training.driver import MODEL_TAG
-from pipelines.training.pages import version_tags
+from pipelines.training.pages import kept_checkpoint, version_tags
 from pipelines.training.record import read_record
 from pipelines.tuning import progress, trial
-from pipelines.tuning.plan import Plan
+from pipelines.tuning.plan import Plan, run_id
 
 VIEW = "resize."
 """Prefix of the options of the evaluation view."""
@@ -66,8 +68,27 @@ def conclude(name: str, results: list[progress.TrialResult], plan: Plan, first: 
     description = f"{heading}```\n{text}\n```"
     if checkpoint:
         model = log_best(plan.parent, checkpoint, first, description)
+    show_checkpoints([result.identity for result in results], plan)
     runs.describe(plan.parent, description)
     return SweepResult(name, plan.folder, results, best, checkpoint, model, plan.parent, text)
+
+
+def show_checkpoints(trial_ids: Sequence[str], plan: Plan) -> None:
+    """A light entry on MLflow's pages for every checkpoint that trials keep, so that those of a sweep can be compared.
+
+    Where MLflow is away one line says so: the checkpoints are safe. The same again changes nothing.
+    """
+    for trial_id in trial_ids:
+        try:
+            if not (own := run_id(plan.folder, trial_id)):
+                continue
+            run = replace(plan.parent, run_id=own)
+            if data := validated_on(run):
+                kept = [kept_checkpoint(uri) for uri in trial.all_checkpoints(plan.folder, trial_id)]
+                log_checkpoints(run, kept, data)
+        except Exception as error:  # whatever MLflow, requests or SQLAlchemy raise
+            print(f"the checkpoints of trials are not on MLflow's pages ({first_line(error)})", file=sys.stderr)
+            return
 
 
 def log_best(parent: runs.Run, checkpoint: str, first: Experiment, description: str = "") -> str:

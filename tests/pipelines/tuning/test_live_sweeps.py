@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking import client as client_module
+from pipelines.tracking.models_of_run import KIND
 from pipelines.tuning import concurrency
 from tests.support.train_record import committed
 
@@ -66,6 +67,9 @@ def test_a_sweep_with_a_pruned_trial_and_one_that_fails(ray_cluster, scenes16, m
         children[good.label].data.params == {"lr": "0.005"} and "not finite" in children[bad.label].data.tags["reason"]
     )
     assert done.model.startswith("models:/") and done.checkpoint.endswith("step_000004")
+    light = [m for m in client.search_logged_models([done.parent.experiment_id]) if m.model_type == KIND]
+    assert {m.source_run_id for m in light} == {children[trial.label].info.run_id for trial in (good, pruned)}
+    assert all("val/pq" in {metric.key for metric in model.metrics} for model in light)
     stamps = {path: path.stat().st_mtime_ns for path in Path(done.folder).glob("trial-*/step_*/metrics.json")}
     again = main([*arguments, "--resume"])
     assert {result.label for result in again.trials} == set(results) and again.parent.run_id == done.parent.run_id
