@@ -8,6 +8,7 @@ history.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,11 +84,11 @@ def validated_on(run: Run) -> DataSet | None:
         ConnectionError: the store does not answer.
     """
     with answering(run.tracking_uri) as client:
-        inputs = client.get_run(run.run_id).inputs.dataset_inputs
-    for entry in inputs:
+        inputs = client.get_run(run.run_id).inputs
+    for entry in inputs.dataset_inputs if inputs else ():
         if any(tag.key == CONTEXT and tag.value == "val" for tag in entry.tags):
             data = entry.dataset
-            return DataSet(data.name, data.digest, data.source, "val")
+            return DataSet(data.name, data.digest, json.loads(data.source)["uri"], "val")
     return None
 
 

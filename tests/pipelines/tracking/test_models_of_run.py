@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.tracking.client import connect
 from pipelines.tracking.curves import draw, log_curves
-from pipelines.tracking.models_of_run import Kept, link_metrics, log_checkpoints
+from pipelines.tracking.models_of_run import Kept, link_metrics, log_checkpoints, validated_on
 from pipelines.tracking.runs import DataSet, Run, Tracking, start
 from pipelines.tracking.tracker import Tracker
 
@@ -49,6 +49,11 @@ def test_checkpoints_are_models_with_their_metrics_and_data(run: Run) -> None:
     assert [(metric.step, metric.value) for metric in history] == [(10, 40.0), (20, 50.0)]
     log_checkpoints(run, kept[1:], DATA)
     assert [model.name for model in client.search_logged_models([run.experiment_id])] == ["step_000020"]
+
+
+def test_the_data_of_a_validation_is_found_again(run: Run, tmp_path: Path) -> None:
+    assert validated_on(run) == DataSet("scenes", "d" * 36, "/data/scenes/val", "val")
+    assert validated_on(start(Tracking(name="one"), tmp_path)) is None
 
 
 def test_metrics_of_many_classes_take_one_question(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
