@@ -56,13 +56,14 @@ def panoptic_fcn_pedestrians() -> Experiment:
 def panoptic_fcn_pedestrians_imagenet() -> Experiment:
     """panoptic-fcn-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
-    Measured once on 2 cores of an AMD EPYC (Zen 4), 1800 steps (14,400 images) in 26 minutes, 9 to 11 images/s, 1.9 GiB a
-    worker. PQ on the 127 val photographs: 40.6 at step 600, 42.1 at 1200, 52.6 at 1800 (things 51.5, stuff 52.9). On the
-    58 of them that no training photograph resembles: 44.7 (things 42.0, stuff 45.3). 65 was hoped for. Things are as
-    good as those of Panoptic-DeepLab there, stuff is not (on the 58 sky 20, rock 13, fence 0). With the true positions
-    PQ is 48.8 on the 58, with the true classes as well 53.1: what fails is mostly how the kernels of stuff draw. Tried
-    on the finished weights: other thresholds of regions, of stuff's area, of masks and of the merge, argmax in place of
-    the greedy merge, fewer levels (49.2 with the kernels of p4 alone), short sides 208 and 256: none exceeds 49.2.
+    Measured once on 2 cores of an AMD EPYC (Zen 4), 1800 steps (14,400 images) in 26 minutes, 9 to 11 images/s, 1.9
+    GiB a worker. PQ on the 127 val photographs: 40.6 at step 600, 42.1 at 1200, 52.6 at 1800 (things 51.5, stuff
+    52.9). On the 58 of them that no training photograph resembles: 44.7 (things 42.0, stuff 45.3). 65 was hoped for.
+    Things are as good as those of Panoptic-DeepLab there, stuff is not (on the 58 sky 20, rock 13, fence 0). With the
+    true positions PQ is 48.8 on the 58, with the true classes as well 53.1: what fails is mostly how the kernels of
+    stuff draw. Tried on the finished weights: other thresholds of regions, of stuff's area, of masks and of the merge,
+    argmax in place of the greedy merge, fewer levels (49.2 with the kernels of p4 alone), short sides 208 and 256:
+    none exceeds 49.2.
     `python jobs/train.py panoptic-fcn-pedestrians-imagenet --data.root FOLDER`
     """
     return from_imagenet(panoptic_fcn_pedestrians(), steps=1800)
