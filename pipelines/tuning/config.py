@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge
 
 from panoptic.ranges import NonNegativeInt, PositiveInt, check_ranges
-from pipelines.config import Experiment, check_run_name, parse, unknown_presets
+from pipelines.config import Experiment, check_run_name, flatten, parse, unknown_presets
 from pipelines.tuning import search_space
 from pipelines.tuning.search_space import PRESET, Space
 
@@ -24,6 +24,8 @@ class SweepOptions:
     the path is any option, or `preset`; model.backbone.freeze takes schedules such as '5 2@500' too."""
     samples: PositiveInt = 1
     """Trials; with grids, draws of the other values for each of their combinations."""
+    baseline: bool = False
+    """The first trial has the preset's own values (one of Ray Tune's `points_to_evaluate`), to compare others with."""
     searcher: Literal["random", "grid", "optuna"] = "random"
     """random draws; grid enumerates choices too; optuna learns from finished trials (extra `search`)."""
     scheduler: Literal["none", "asha", "hyperband", "pbt", "median"] = "none"
@@ -61,6 +63,8 @@ def check_options(options: SweepOptions, space: Space) -> None:
     if gridded and (options.searcher == "optuna" or options.scheduler == "pbt"):
         which = "--searcher optuna" if options.searcher == "optuna" else "--scheduler pbt"
         raise ValueError(f"{which} draws values: write choice(…) instead of grid(…) for {', '.join(gridded)}")
+    if options.baseline and (gridded or PRESET in space or options.searcher == "grid"):
+        raise ValueError("--baseline: grids and presets are tried one by one; write the preset's own value among them")
     if options.searcher == "optuna" and all(domain.constant for domain in space.values()):
         raise ValueError("--searcher optuna: every path has one value, so there is nothing to draw")
     if options.searcher == "optuna" and options.scheduler == "pbt":
@@ -91,6 +95,20 @@ def check_whole_numbers(space: Space, bases: Mapping[str, Experiment]) -> None:
                 f"the sweep cannot take {path}={domain}: this option takes whole numbers: use randint, or quniform "
                 "with whole numbers"
             )
+
+
+def preset_values(space: Space, base: Experiment) -> dict[str, Any]:
+    """The preset's own values of the paths that a sweep draws.
+
+    Raises:
+        ValueError: one of them is outside of what the sweep draws from, which searchers and schedulers do not take.
+    """
+    own = flatten(base)
+    values = {path: own.get(path) for path, domain in space.items() if not domain.constant}
+    for path, value in values.items():
+        if value not in space[path]:
+            raise ValueError(f"--baseline: {path} is {value} in the preset, outside of {space[path]}; widen that")
+    return values
 
 
 def is_whole_number(experiment: Experiment, path: str) -> bool:
@@ -134,4 +152,6 @@ def read_command(
     bases = {name: parse([name, *arguments], presets)[1] for name in names}
     name = check_run_name(bases[names[0]].name or f"{names[0]}-sweep-{time.strftime('%Y%m%d-%H%M%S')}")
     check_whole_numbers(space, bases)
+    if options.baseline:
+        preset_values(space, bases[names[0]])
     return space, bases, name

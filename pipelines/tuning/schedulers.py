@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray.tune import schedulers
@@ -14,7 +14,7 @@ from pipelines.tuning.config import SweepOptions
 from pipelines.tuning.search_space import Space
 
 
-def searcher(kind: str, mode: str, seed: int, concurrent: int) -> Any:
+def searcher(kind: str, mode: str, seed: int, concurrent: int, points: Sequence[Mapping[str, Any]] = ()) -> Any:
     """Tune's searcher.
 
     Args:
@@ -22,14 +22,16 @@ def searcher(kind: str, mode: str, seed: int, concurrent: int) -> Any:
         mode: max or min.
         seed: of its draws.
         concurrent: trials at once.
+        points: values of the first trials, by path.
     """
+    first = [dict(point) for point in points]
     if kind == "optuna":
         from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(metric="objective", mode=mode, seed=seed)
+        return OptunaSearch(metric="objective", mode=mode, seed=seed, points_to_evaluate=first or None)
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)
+    return BasicVariantGenerator(points_to_evaluate=first, max_concurrent=concurrent, random_state=seed)
 
 
 def rounds_of(experiments: Iterable[Experiment]) -> int:

@@ -61,6 +61,12 @@ class Domain:
         """The expression: `uniform(1, 8)`."""
         return f"{self.kind}({', '.join(map(str, self.values))})"
 
+    def __contains__(self, value: object) -> bool:
+        """True if a value can be drawn, steps aside."""
+        if self.kind in ENUMERATED:
+            return value in self.values
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
+
     @property
     def constant(self) -> bool:
         """True if there is only one value."""

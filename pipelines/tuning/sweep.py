@@ -29,7 +29,7 @@ from pipelines.training.state import last_step
 from pipelines.tuning import concurrency, progress, search_space, trial, trial_config
 from pipelines.tuning.checks import TrialCheck, check_population, check_storage
 from pipelines.tuning.concurrency import cores, join_cluster, start_limiter
-from pipelines.tuning.config import SweepOptions, read_command
+from pipelines.tuning.config import SweepOptions, preset_values, read_command
 from pipelines.tuning.failures import close_children
 from pipelines.tuning.plan import Plan, Trials, count_trials
 from pipelines.tuning.results import SweepResult, conclude
@@ -84,6 +84,7 @@ def outline(options: SweepOptions, rest: Sequence[str], presets: Mapping[str, Ca
         [
             f"{count} trials of {length} steps, searcher {options.searcher}, scheduler {options.scheduler}, over",
             *(f"  {path} = {domain}" for path, domain in trials.space.items()),
+            *(["the first with the preset's own values"] if options.baseline else []),
             f"presets  {', '.join(trials.bases)}",
             f"data     {', '.join(dict.fromkeys(str(base.data.root) for base in trials.bases.values()))}",
             f"folder   {storage.join(storage.absolute(first.storage), name)}",
@@ -278,6 +279,7 @@ def tuner_of(options: SweepOptions, plan: Plan, concurrent: int, rounds: int) ->
     space = search_space.to_tune(plan.space, options.searcher == "grid")
     if plan.configs:
         space = {trial_config.GIVEN: tune.grid_search(list(range(len(plan.configs))))}
+    points = [preset_values(plan.space, plan.bases[plan.preset])] if options.baseline else []
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -285,7 +287,7 @@ def tuner_of(options: SweepOptions, plan: Plan, concurrent: int, rounds: int) ->
             metric="objective",
             mode=options.mode,
             num_samples=options.samples,
-            search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent),
+            search_alg=searcher(options.searcher, options.mode, options.search_seed, concurrent, points),
             scheduler=scheduler(options, plan.space, rounds),
             max_concurrent_trials=concurrent if options.searcher == "optuna" else None,
             trial_dirname_creator=trial_folder,

@@ -1,4 +1,4 @@
-"""Nothing grows with the length of a training or with the size of the data set (slow: thousands of steps)."""
+"""Nothing grows with the length of a training or with the size of the data set (nightly: thousands of steps)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pipelines.presets import PRESETS
 from pipelines.presets.panoptic_deeplab import demo
 from pipelines.tracking.runs import Run
 from pipelines.tuning import search_space
-from pipelines.tuning.config import check_options, read_command
+from pipelines.tuning.config import check_options, preset_values, read_command
 from pipelines.tuning.plan import Plan, SweepOptions
 from pipelines.tuning.schedulers import rounds_of, scheduler, searcher
 from pipelines.tuning.trial_config import apply, resolve
@@ -125,6 +125,35 @@ def test_every_scheduler_is_made(kind: str):
     if kind == "pbt":
         changed = made._custom_explore_fn({"optim.lr": 1.0, "model.backbone.freeze": 2, "optim.ema": 0.5, "seed": 1})
         assert changed == {"optim.lr": 1e-2, "model.backbone.freeze": 2, "optim.ema": 0.5, "seed": 1}
+
+
+def test_the_first_trial_has_the_values_of_the_preset():
+    """And is one of the samples; a value that is not searched over stays as it is given."""
+    expressions = ["optim.lr=loguniform(1e-5,1)", "model.backbone.freeze=choice(5,0)", "optim.ema=0.5"]
+    space, base = search_space.parse(expressions), demo()
+    made = searcher("random", "max", 0, 0, [preset_values(space, base)])
+    spec = {"run": lambda config: None, "config": search_space.to_tune(space), "num_samples": 4}
+    made.add_configurations({"drawn": spec})
+    configs = [made.next_trial().config for _ in range(4)]
+    assert made.next_trial() is None
+    assert configs[0] == {"optim.lr": base.optim.lr, "model.backbone.freeze": 0, "optim.ema": 0.5}
+    assert len({config["optim.lr"] for config in configs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("expression", "more", "message"),
+    [
+        ("optim.lr=loguniform(1e-9,1e-8)", (), r"optim.lr is .* in the preset, outside of loguniform\(1e-09, 1e-08\)"),
+        ("model.backbone.freeze=choice(4,5)", (), "freeze is 0 in the preset, outside of choice"),
+        ("model.backbone.freeze=grid(0,5)", (), "grids and presets are tried one by one"),
+        ("preset=choice(demo,detr-scenes)", (), "grids and presets are tried one by one"),
+        ("model.backbone.freeze=choice(0,5)", ("grid",), "grids and presets are tried one by one"),
+    ],
+)
+def test_a_baseline_that_cannot_be_is_refused(expression: str, more: tuple[str, ...], message: str):
+    kind: Any = more[0] if more else "random"
+    with pytest.raises(ValueError, match=message):
+        read_command(SweepOptions(sweep=(expression,), baseline=True, searcher=kind), ["demo"], PRESETS)
 
 
 def test_optuna_draws_from_our_space():
