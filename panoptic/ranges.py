@@ -11,6 +11,7 @@ import math
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen, Predicate
@@ -64,13 +65,19 @@ def check_ranges(config: Any) -> None:
         raise ValueError("; ".join(problems))
 
 
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    """The annotated type of each field of a dataclass, which takes a millisecond to find out."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
 def check_layers(config: Any, prefix: str = "") -> None:
     """Refuse more layers than any network has, in a configuration of whose values nothing else is checked.
 
     Raises:
         ValueError: names the option, its value and the bound.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for entry in fields(config):
         value, path = getattr(config, entry.name), f"{prefix}{entry.name}"
         if is_dataclass(value):
@@ -81,7 +88,7 @@ def check_layers(config: Any, prefix: str = "") -> None:
 
 def range_problems(config: Any, prefix: str = "") -> Iterator[str]:
     """The problem of each option outside of its range: `train.steps: -5, but it must be 1 or more`."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = _hints(type(config))
     for entry in fields(config):
         yield from _problems(hints[entry.name], getattr(config, entry.name), f"{prefix}{entry.name}")
 
