@@ -48,7 +48,7 @@ for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "ML
     os.environ.pop(name, None)
 
 
-SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devices.py")
+SCATTERED = ("test_contract.py", "test_overfit.py", "test_traces.py", "test_devices.py", "test_claimed_cuda.py")
 """Files whose tests run in any process."""
 
 
