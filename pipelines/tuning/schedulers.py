@@ -51,14 +51,12 @@ def scheduler(options: SweepOptions, space: Space, rounds: int) -> Any:
     most = max(rounds + 1, grace + 1)  # a trial that has come to its last validation ends by itself
     match options.scheduler:
         case "asha":
-            return schedulers.AsyncHyperBandScheduler(
-                time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor
-            )
+            return Halving(time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor)
         case "hyperband":
             # Its brackets without its waiting: Ray's synchronous form pauses trials until a bracket is full, which it
             # never is where fewer run at once than it holds.
             brackets = 1 + max(0, int(math.log(rounds / grace, factor) + 1e-9))
-            return schedulers.AsyncHyperBandScheduler(
+            return Halving(
                 time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor, brackets=brackets
             )
         case "median":
@@ -69,7 +67,24 @@ def scheduler(options: SweepOptions, space: Space, rounds: int) -> Any:
     return None
 
 
-class Median(schedulers.MedianStoppingRule):
+class LastValidation:
+    """Lets a trial end by itself once it has come to its last validation.
+
+    Ray's rules would stop it there as anywhere, and kill workers that write the last checkpoint.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Go on where Ray would stop what is at its end."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        ended = result.get("step", 0) >= result.get("total", math.inf)
+        return schedulers.TrialScheduler.CONTINUE if ended and decision == schedulers.TrialScheduler.STOP else decision
+
+
+class Halving(LastValidation, schedulers.AsyncHyperBandScheduler):
+    """Ray's asynchronous successive halving."""
+
+
+class Median(LastValidation, schedulers.MedianStoppingRule):
     """Ray's median rule without pauses.
 
     Ray's own would pause a trial that nothing can be compared with yet, and start its workers anew.

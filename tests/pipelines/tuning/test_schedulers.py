@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from pipelines.config import parse_known
 from pipelines.presets import PRESETS
@@ -52,7 +53,7 @@ def drive(made: Any, lengths: list[int], at_once: int, value: Callable[[int, int
             if one.status != "RUNNING":
                 continue
             reached[k] += 1
-            result = {"round": reached[k], "objective": value(k, reached[k])}
+            result = {"round": reached[k], "objective": value(k, reached[k]), "step": reached[k], "total": lengths[k]}
             decision = made.on_trial_result(controller, one, result)
             assert decision in ("CONTINUE", "STOP"), f"trial {k} at round {reached[k]}: {decision}"
             if decision == "STOP" or reached[k] == lengths[k]:
@@ -84,6 +85,29 @@ def test_the_longest_trial_of_a_sweep_comes_to_its_end():
     rounds = rounds_of(lengths)
     assert rounds == 16
     assert drive(scheduler(SweepOptions(scheduler="asha"), {}, rounds), [4, 16], 2, lambda k, at: k + at) == [4, 16]
+
+
+def last_words(made: Any) -> list[str]:
+    """Decisions of a rule about seven trials at their third and last validation, each worse than those before."""
+    made.set_search_properties("objective", "max")
+    decisions = []
+    for k in range(7):
+        one = One(str(k), "RUNNING")
+        made.on_trial_add(SimpleNamespace(get_live_trials=list), one)
+        for at in (1, 2, 3):  # as good as all others before
+            result = {"round": at, "objective": 1.0 if at < 3 else -float(k), "step": 10 * at, "total": 30}
+            decision = made.on_trial_result(SimpleNamespace(get_live_trials=list), one, result)
+            assert at == 3 or decision == "CONTINUE"
+        decisions.append(decision)
+        made.on_trial_complete(None, one, result)
+    return decisions
+
+
+def test_what_is_at_its_last_validation_ends_by_itself():
+    """Ray would stop it while it writes its last checkpoint."""
+    rays = AsyncHyperBandScheduler(time_attr="round", max_t=4, grace_period=1, reduction_factor=3)
+    assert last_words(rays) == ["CONTINUE"] + ["STOP"] * 6
+    assert last_words(scheduler(SweepOptions(scheduler="asha"), {}, rounds=3)) == ["CONTINUE"] * 7
 
 
 def test_the_median_rule_does_not_pause_and_bears_trials_without_a_validation():
