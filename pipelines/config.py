@@ -516,8 +516,8 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
             owners.append(getattr(owners[-1], group))
         try:
             parsed = _parse_field(type(owners[-1]), name, tuple(_words(value)))
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
+        except ValueError:
+            problems.append(_problem(config, path, value))
             continue
         for owner, part in zip(reversed(owners), [name, *reversed(groups)], strict=True):
             parsed = replace(owner, **{part: parsed})
@@ -527,6 +527,15 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
     if ranges:
         check_ranges(changed)
     return changed
+
+
+def _problem(config: Any, path: str, value: Any) -> str:
+    """What the parser of all options says of one with a value that it cannot have: its whole name, and its help."""
+    try:
+        _cli(config, [_flag(path), *_words(value)])
+    except ValueError as error:
+        return str(error) if str(error).startswith(_flag(path)) else f"{path}: {error}"
+    return f"{path} cannot be {value!r}"
 
 
 @cache

@@ -43,7 +43,7 @@ def test_a_wrong_change_names_its_path(path: str, value: object, words: str) -> 
 def test_of_many_changes_only_the_wrong_ones_are_named() -> None:
     """Each with what is wrong with it."""
     right = {"name": "a", "model.backbone.freeze": 2, "optim.lr": 0.5}
-    with pytest.raises(ValueError, match=r"^resize\.canvas: .*; train\.steps: "):
+    with pytest.raises(ValueError, match=r"^resize\.canvas: .*; --train\.steps: "):
         override(PRESETS["demo"](), {**right, "resize.canvas": (1, 2, 3), "train.steps": "model.backbone.freeze"})
 
 
