@@ -63,7 +63,8 @@ def test_no_request_is_lost(ray_cluster, tmp_path, small_categories, images, cap
                 assert base64.b64decode(content["png"]) == png
                 assert content["segments"] == json.loads(json.dumps(record["segments_info"]))
             print(seen.sentence(clients))
-        assert health(address)["images"] > health(address)["batches"] > 0  # several at once
+        told = health(address)  # of one replica; another question may go to the other
+        assert told["images"] > told["batches"] > 0  # several at once
 
         for body, words in ((b"no image", "the body"), (b"", "the body is empty")):
             answer = ask(address, "/segment", body)
