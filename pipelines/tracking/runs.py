@@ -57,6 +57,9 @@ TAG_LENGTH = 8000
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tells MLflow's UI to open the experiment as training runs instead of as traces of language models."""
 
+STARTED_BY = ("mlflow.source.name", "mlflow.source.type", "command")
+"""Tags that say what started a run, of `pipelines.tracking.provenance.origin`."""
+
 DIGEST_LENGTH = 36
 """Characters of a data set's digest: MLflow's limit."""
 
@@ -196,7 +199,7 @@ def start(
     if file := sqlite_file(uri):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     params, config, tags = masked_values(params), masked_values(config), masked_values(tags)
-    labels = {**code_version(), **origin(), **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+    labels = {**code_version(), **origin(), **(tags or {})}
     try:
         with patience(2, 30):
             client = connect(uri)
@@ -204,6 +207,8 @@ def start(
                 client.update_run(run_id, status="RUNNING")
                 return Run(uri, run_id, client.get_run(run_id).info.experiment_id)
             experiment = _retried(lambda: _experiment(client, tracking.experiment, uri, root))
+            if parent:
+                labels |= _of_sweep(client, parent)
             labels = {key: str(value)[:TAG_LENGTH] for key, value in labels.items()}
             run = client.create_run(experiment, run_name=tracking.name or None, tags=labels)
             with _failing(client, run.info.run_id):
@@ -217,6 +222,15 @@ def start(
             f"{REMEDY}"
         ) from error
     return Run(uri, run.info.run_id, experiment)
+
+
+def _of_sweep(client: MlflowClient, parent: str) -> dict[str, str]:
+    """Tags of a trial's run: the sweep's run, and the program and command that started that one.
+
+    The trial itself begins in a process of Ray, whose command is nobody's.
+    """
+    tags = client.get_run(parent).data.tags
+    return {"mlflow.parentRunId": parent, **{name: tags[name] for name in STARTED_BY if name in tags}}
 
 
 @contextmanager

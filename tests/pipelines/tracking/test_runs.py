@@ -47,6 +47,18 @@ def test_default_store_lies_in_the_run_folder(tmp_path, monkeypatch):
     assert runs.resolve_uri(Tracking(uri="sqlite:////x.db"), tmp_path) == "sqlite:////x.db"
 
 
+def test_a_trial_was_started_by_the_command_of_its_sweep(mlflow_store, tmp_path, monkeypatch):
+    """And not by the script of Ray's workers, in which it begins."""
+    sweep = start(Tracking(experiment="e"), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/ray/default_worker.py", "--node-ip-address=127.0.0.1"])
+    trial = start(Tracking(experiment="e"), tmp_path, parent=sweep.run_id)
+    client = client_module.connect(mlflow_store)
+    of_sweep, of_trial = (client.get_run(run.run_id).data.tags for run in (sweep, trial))
+    assert of_trial["mlflow.parentRunId"] == sweep.run_id
+    for name in ("mlflow.source.name", "mlflow.source.type", "command"):
+        assert of_trial[name] == of_sweep[name] and "default_worker" not in of_trial[name]
+
+
 def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
     run = start(
         Tracking(experiment="e"),
@@ -55,12 +67,11 @@ def test_start_records_params_config_and_tags(mlflow_store, tmp_path):
         config={"optim": {"lr": 0.1}},
         tags={"dataset": "abc", "seed": "3"},
         data=[DataSet("photographs", "d" * 64, "s3://bucket/train", "train")],
-        parent="parent-id",
     )
     client = client_module.connect(mlflow_store)
     data = client.get_run(run.run_id).data
     assert data.params["optim.lr"] == "0.1" and len(data.params["long"]) == 6000
-    assert (data.tags["dataset"], data.tags["seed"], data.tags["mlflow.parentRunId"]) == ("abc", "3", "parent-id")
+    assert (data.tags["dataset"], data.tags["seed"]) == ("abc", "3") and "mlflow.parentRunId" not in data.tags
     assert data.tags["mlflow.source.name"] == sys.argv[0] and data.tags["mlflow.source.type"] == "LOCAL"
     assert shlex.split(data.tags["command"]) == sys.argv
     (used,) = client.get_run(run.run_id).inputs.dataset_inputs

@@ -98,7 +98,7 @@ def test_runs_that_an_interruption_left_open_are_closed(tmp_path, mlflow_templat
     options = tracking.Tracking(uri=plan.parent.tracking_uri)
     runs = [tracking.start(options, tmp_path, parent=plan.parent.run_id) for _ in range(2)]
     tracking.finish(runs[1], "FINISHED")
-    stranger = tracking.start(options, tmp_path, parent="another")
+    stranger = tracking.start(options, tmp_path, parent=tracking.start(options, tmp_path).run_id)
     close_children(plan.parent)
     assert [tags_of(plan, run.run_id)["status"] for run in (*runs, stranger)] == ["KILLED", "FINISHED", "RUNNING"]
     assert tags_of(plan, runs[0].run_id)["state"] == "interrupted"
