@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge
 
 from panoptic.ranges import NonNegativeInt, PositiveInt, check_ranges
-from pipelines.config import Experiment, check_run_name, flatten, parse, unknown_presets
+from pipelines.config import Experiment, check_path, check_run_name, flatten, parse, unknown_presets
 from pipelines.tuning import search_space
 from pipelines.tuning.search_space import PRESET, Space
 
@@ -101,10 +101,13 @@ def preset_values(space: Space, base: Experiment) -> dict[str, Any]:
     """The preset's own values of the paths that a sweep draws.
 
     Raises:
-        ValueError: one of them is outside of what the sweep draws from, which searchers and schedulers do not take.
+        ValueError: there is no such option, or the value is outside of what the sweep draws from, which searchers and
+            schedulers do not take.
     """
     own = flatten(base)
-    values = {path: own.get(path) for path, domain in space.items() if not domain.constant}
+    for path in space:
+        check_path(base, path)
+    values = {path: own[path] for path, domain in space.items() if not domain.constant}
     for path, value in values.items():
         if value not in space[path]:
             raise ValueError(f"--baseline: {path} is {value} in the preset, outside of {space[path]}; widen that")

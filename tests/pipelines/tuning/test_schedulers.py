@@ -169,6 +169,7 @@ def test_the_first_trial_has_the_values_of_the_preset():
     [
         ("optim.lr=loguniform(1e-9,1e-8)", (), r"optim.lr is .* in the preset, outside of loguniform\(1e-09, 1e-08\)"),
         ("model.backbone.freeze=choice(4,5)", (), "freeze is 0 in the preset, outside of choice"),
+        ("optim.lrr=loguniform(1e-5,1)", (), "no option 'optim.lrr'"),
         ("model.backbone.freeze=grid(0,5)", (), "grids and presets are tried one by one"),
         ("preset=choice(demo,detr-scenes)", (), "grids and presets are tried one by one"),
         ("model.backbone.freeze=choice(0,5)", ("grid",), "grids and presets are tried one by one"),
