@@ -17,6 +17,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -56,6 +57,7 @@ class Encoded(NamedTuple):
     spans: list[Span]
 
 
+@cache  # 7 microseconds, of 170 that a row takes
 def shard_schema(image_id: pa.DataType) -> pa.Schema:
     """The columns of a shard. `image_id` is int64, or string where the data set's ids are text."""
     return pa.schema(
