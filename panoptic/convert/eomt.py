@@ -113,18 +113,18 @@ def _from_transformers(state: State, hints: Hints) -> State:
     """Hugging Face's weights under our names; unknown ones keep theirs."""
     named = {key: torch.as_tensor(value) for key, value in state.items()}
     inside = re.compile(r"(embeddings|layers|layernorm)\..+")
-    trunk = {key: value for key, value in named.items() if inside.fullmatch(key)}
-    others = {key: value for key, value in named.items() if key not in trunk}
-    return _with_base(trunk, _outside(others, TRANSFORMERS_HEADS), hints)
+    vit = {key: value for key, value in named.items() if inside.fullmatch(key)}
+    others = {key: value for key, value in named.items() if key not in vit}
+    return _with_base(vit, _outside(others, TRANSFORMERS_HEADS), hints)
 
 
-def _with_base(trunk: State, others: State, hints: Hints) -> State:
+def _with_base(vit: State, others: State, hints: Hints) -> State:
     """All weights under our names, with the ViT's added to its differences.
 
     Raises:
         ValueError: the file holds differences and there is no base, or the base is of no use.
     """
-    vit = timm_vit_names(trunk)
+    vit = timm_vit_names(vit)
     rotary = "pos_embed" not in vit
     norms = [
         value.float().abs().mean() for key, value in vit.items() if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key)
@@ -168,7 +168,7 @@ def _build(weights: State, categories: Categories, hints: Hints) -> tuple[EoMTCo
     """The configuration that the shapes tell, and the weights without buffers."""
     same_classes(len(weight(weights, "class_head.weight")) - 1, categories)
     kernel = weight(weights, f"{BODY}patch_embed.proj.weight")
-    fields = _trunk(weights, hints) | _no_object_weight(weights)
+    fields = _backbone(weights, hints) | _no_object_weight(weights)
     patch = kernel.shape[-1]
     canvas = _canvas(weights, patch, hints)
     config = EoMTConfig(
@@ -182,17 +182,17 @@ def _build(weights: State, categories: Categories, hints: Hints) -> tuple[EoMTCo
     return config, {key: value for key, value in weights.items() if key not in (PROBABILITIES, CLASS_WEIGHTS)}
 
 
-def _trunk(weights: State, hints: Hints) -> dict[str, Any]:
+def _backbone(weights: State, hints: Hints) -> dict[str, Any]:
     """The fields of the ViT, 0 where its name says the size already.
 
     Raises:
         ValueError: nobody can tell the number of heads.
     """
-    trunk = part(weights, BODY)
+    vit = part(weights, BODY)
     rows = len(weight(weights, f"{BODY}blocks.0.mlp.fc1.weight"))
     inner = weight(weights, f"{BODY}blocks.0.mlp.fc2.weight").shape[1]
-    width, depth = len(trunk["patch_embed.proj.weight"]), count_layers(trunk, "blocks.")
-    known = DINOV2 if "pos_embed" in trunk else DINOV3
+    width, depth = len(vit["patch_embed.proj.weight"]), count_layers(vit, "blocks.")
+    known = DINOV2 if "pos_embed" in vit else DINOV3
     name = next((name for name, size in known.items() if size == (width, depth, rows)), "")
     fields: dict[str, Any] = {"heads": hints.heads}
     if not name:

@@ -57,12 +57,12 @@ class EoMT(MaskTransformer):
 
     def __init__(self, config: EoMTConfig, categories: Categories) -> None:
         _check(config)
-        trunk = _trunk(config)
-        if config.query_blocks > trunk.depth:
-            raise ValueError(f"query_blocks {config.query_blocks}: the trunk has {trunk.depth} blocks")
-        super().__init__(config, categories, trunk)
-        trunk.hold_tokens(config.queries, config.query_blocks)
-        channels = trunk.width
+        vit = _backbone(config)
+        if config.query_blocks > vit.depth:
+            raise ValueError(f"query_blocks {config.query_blocks}: the backbone has {vit.depth} blocks")
+        super().__init__(config, categories, vit)
+        vit.hold_tokens(config.queries, config.query_blocks)
+        channels = vit.width
         self.queries = nn.Embedding(config.queries, channels)
         self.class_head = nn.Linear(channels, len(categories) + 1)
         self.mask_head = nn.Sequential(
@@ -104,18 +104,18 @@ class EoMT(MaskTransformer):
 
     def forward_normalised(self, pixels: Tensor) -> Outputs:
         """The network on normalised pixels, float [B, 3, H, W], sides multiples of the patch."""
-        trunk = self.backbone
+        vit = self.backbone
         masked = self.training and self.config.masked_attention
-        x, rope, grid = trunk.embed(pixels)
+        x, rope, grid = vit.embed(pixels)
         predictions: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index in range(trunk.depth):
-            block, mask = index - (trunk.depth - self.config.query_blocks), None
+        for index in range(vit.depth):
+            block, mask = index - (vit.depth - self.config.query_blocks), None
             if block == 0:
                 x = torch.cat([self.queries.weight.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
             if block >= 0 and masked:
                 predictions.append(self._predict(x, grid))
                 mask = self._attention_mask(block, predictions[-1], grid, x.shape[1])
-            x = trunk.block(index, x, rope, mask)
+            x = vit.block(index, x, rope, mask)
         classes, embeddings, features = self._predict(x, grid)
         outputs = {"classes": classes, "embeddings": embeddings, "features": features}
         if predictions:
@@ -238,12 +238,12 @@ def _check(config: EoMTConfig) -> None:
         if option.name not in ALWAYS and getattr(config.backbone, option.name) != getattr(Backbone(), option.name)
     ]
     if foreign:
-        raise ValueError(f"backbone.{foreign[0]}: EoMT's trunk does not have this option")
+        raise ValueError(f"backbone.{foreign[0]}: EoMT's backbone does not have this option")
 
 
-def _trunk(config: EoMTConfig) -> ViT:
+def _backbone(config: EoMTConfig) -> ViT:
     """The backbone of the configuration, with the weights of timm where it asks for them, its first stages frozen."""
-    trunk = ViT(
+    vit = ViT(
         config.backbone.name,
         config.canvas,
         config.patch,
@@ -254,6 +254,6 @@ def _trunk(config: EoMTConfig) -> ViT:
         rope_rescale=config.rope_rescale,
     )
     if config.backbone.weights in imagenet.NAMES:
-        load_weights(trunk, imagenet.imagenet_weights(config.backbone.timm_name))
-    trunk.freeze_stages(config.backbone.freeze)
-    return trunk
+        load_weights(vit, imagenet.imagenet_weights(config.backbone.timm_name))
+    vit.freeze_stages(config.backbone.freeze)
+    return vit

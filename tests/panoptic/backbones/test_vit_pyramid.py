@@ -142,7 +142,7 @@ def test_patches_of_14_pixels_are_resampled_to_16_and_keep_their_grid() -> None:
         *("convnext_tiny.dinov3_lvd1689m", "convnext_large.dinov3_lvd1689m"),
     ],
 )
-def test_names_of_published_trunks_build_a_pyramid(name: str) -> None:
+def test_names_of_published_backbones_build_a_pyramid(name: str) -> None:
     with torch.device("meta"):
         backbone = Backbone(name).build()
     assert [backbone.strides[level] for level in STAGES] == [4, 8, 16, 32]

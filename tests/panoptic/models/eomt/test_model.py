@@ -1,4 +1,4 @@
-"""EoMT beside its definition: both flavours of trunk, annealing as a function of the step, options, canvases."""
+"""EoMT beside its definition: both flavours of backbone, annealing as a function of the step, options, canvases."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_annealing_is_the_published_one(shared) -> None:
         assert [certain(int(step), *phase) for phase in phases] == [probability == 1 for probability in expected], step
 
 
-def test_published_phases_of_other_trunks() -> None:
+def test_published_phases_of_other_backbones() -> None:
     assert [start for start, _ in published_phases(4, 88_692)] == [14_782, 29_564, 44_346, 59_128]
     assert [start for start, _ in published_phases(5, 88_692)] == [14_782, 25_869, 36_955, 48_042, 59_128]
     assert published_phases(1, 600) == ((100, 200),)
@@ -249,14 +249,14 @@ def test_a_canvas_that_is_cut_by_a_patch_is_filled_up(small_categories) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_blocks": 5}, "query_blocks 5: the trunk has 4 blocks"),
+        ({"query_blocks": 5}, "query_blocks 5: the backbone has 4 blocks"),
         ({"divisor": 40}, "divisor 40: must be a multiple of the patch, 16"),
         ({"anneal_starts": (1, 2)}, "both or none"),
         ({"anneal_starts": (1,), "anneal_ends": (2,)}, "one for each of the 2 query_blocks"),
         ({"anneal_starts": (9, 9), "anneal_ends": (10, 8)}, "no end before its start"),
         ({"canvas": (64, 100)}, "canvas 64x100: both sides must be multiples"),
         ({"backbone": Backbone("resnet50")}, "cannot build 'resnet50' as a plain ViT"),
-        ({"backbone": Backbone("vit_tiny_patch16_224", norm="group")}, r"backbone\.norm: EoMT's trunk"),
+        ({"backbone": Backbone("vit_tiny_patch16_224", norm="group")}, r"backbone\.norm: EoMT's backbone"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options: dict, message: str, small_categories) -> None:
@@ -274,7 +274,7 @@ def test_parameters_are_those_of_the_published_models(shared) -> None:
     assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in head
 
 
-def test_frozen_quarters_of_the_trunk_do_not_move(small_categories) -> None:
+def test_frozen_quarters_of_the_backbone_do_not_move(small_categories) -> None:
     """The stem and the first two quarters; the queries, the later blocks and the heads learn."""
     model = replace(SMALL_EOMT, backbone=Backbone(FLAVOURS["dinov3"], freeze=3)).build(small_categories).train()
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -294,11 +294,11 @@ def test_frozen_quarters_of_the_trunk_do_not_move(small_categories) -> None:
     assert still == {name for name in before if name.removeprefix("backbone.body.").startswith(frozen)}
 
 
-def test_a_trunk_that_is_frozen_as_a_whole_is_the_same_in_training(small_categories) -> None:
+def test_a_backbone_that_is_frozen_as_a_whole_is_the_same_in_training(small_categories) -> None:
     """Its rotary positions are stretched no more; one that learns has them stretched."""
     images = torch.zeros(1, 3, 64, 96)
     for freeze, same in ((5, True), (4, False)):
         config = replace(SMALL_EOMT, backbone=Backbone(FLAVOURS["dinov3"], freeze=freeze))
-        trunk = config.build(small_categories).train().backbone
-        positions = [trunk.embed(images)[1] for _ in range(2)]
+        backbone = config.build(small_categories).train().backbone
+        positions = [backbone.embed(images)[1] for _ in range(2)]
         assert torch.equal(*positions) is same
