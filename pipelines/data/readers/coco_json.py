@@ -229,7 +229,7 @@ class _Parser:
         place = f"annotations[{position}]"
         _respell_annotation(entry, self._content.repairs)
         found = _problems(_ANNOTATION, entry, place, _SEGMENT_ID)
-        inside = [p for p in found if p.startswith((f"{place}.segments_info", f"{place} has no segments_info"))]
+        inside = [problem for problem, field in found.items() if field == "segments_info"]
         self._problems["annotations"] += [problem for problem in found if problem not in inside]
         if inside:
             self._content.faults[position] = _listed(inside, limit=3, separator="; ")
@@ -283,27 +283,28 @@ def _respell(
     count_respelt(repairs, f"{of}.{field}", value)
 
 
-def _problems(adapter: TypeAdapter, entry: Any, place: str, id_rule: str) -> list[str]:
-    """One sentence for each wrong value of an entry."""
+def _problems(adapter: TypeAdapter, entry: Any, place: str, id_rule: str) -> dict[str, str]:
+    """One sentence for each wrong value of an entry, with the field of the entry in which it lies ("" = none)."""
     try:
         adapter.validate_python(entry)
     except ValidationError as error:
-        sentences: dict[str, None] = {}  # the two errors of a value that may be a number or text become one
-        missing: dict[str, list[str]] = {}
+        sentences: dict[str, str] = {}  # the two errors of a value that may be a number or text become one
+        missing: dict[str, tuple[str, list[str]]] = {}
         for found in error.errors(include_url=False):
             owner, field = _place(found["loc"], place)
+            first = str(found["loc"][0]) if found["loc"] else ""
             if found["type"] == "missing":
-                missing.setdefault(owner, []).append(field)
+                missing.setdefault(owner, (first, []))[1].append(field)
             elif not field:
-                sentences[f"{owner} is {shown(found['input'])}; it must be an object"] = None
+                sentences[f"{owner} is {shown(found['input'])}; it must be an object"] = first
             else:
-                sentences[f"{owner}.{field} is {shown(found['input'])}; it must be {_rule(field, id_rule)}"] = None
-        lacking = [
-            f"{owner} has no {', '.join(fields)}; it needs {_needed(fields, id_rule)}"
-            for owner, fields in missing.items()
-        ]
-        return lacking + list(sentences)
-    return []
+                sentences[f"{owner}.{field} is {shown(found['input'])}; it must be {_rule(field, id_rule)}"] = first
+        lacking = {
+            f"{owner} has no {', '.join(fields)}; it needs {_needed(fields, id_rule)}": first
+            for owner, (first, fields) in missing.items()
+        }
+        return lacking | sentences
+    return {}
 
 
 def _place(loc: tuple[int | str, ...], place: str) -> tuple[str, str]:
