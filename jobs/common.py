@@ -19,13 +19,11 @@ from typing import Any
 from pipelines.cluster.exits import FailedRun, Worse
 from pipelines.cluster.masking import Masking, mask_output, masked
 
-SPELLINGS = {
-    "--data": "--data.root",
-    "--split": "--data.split",
-    "--shards": "--data.shards",
-    "--tracking-uri": "--tracking.uri",
-}
-"""Former names of options that several jobs have, which are still accepted, and the present ones."""
+TRACKING = {"--tracking-uri": "--tracking.uri"}
+"""The former name of the option of jobs that read from MLflow, which is still accepted, and the present one."""
+
+SPELLINGS = {**TRACKING, "--data": "--data.root", "--split": "--data.split", "--shards": "--data.shards"}
+"""Former and present names of options of jobs that read data, too."""
 
 INTERRUPTED = {128 + signal.SIGINT: "Ctrl-C", 128 + signal.SIGTERM: "SIGTERM"}
 

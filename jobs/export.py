@@ -21,7 +21,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import command
+from jobs.common import TRACKING, command
 from pipelines.config import Model, Store, parse_options
 from pipelines.tracking.config import Tracking
 
@@ -37,7 +37,7 @@ class Options:
     out: str = "exported"
     """Folder that is written to, on this machine."""
     batch: bool = True
-    """Fix the number of images that the network takes to one; otherwise it is free."""
+    """The network takes any number of images; --no-batch: one."""
     int8: bool = False
     """onnx: weights of 8 bits, by ONNX Runtime's dynamic quantisation. Costs PQ: see infra/RESULTS.md."""
     tracking: Store = field(default_factory=Store)
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Path]:
         ValueError: there is no model, or a part of it cannot be exported; names it.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
+    options: Options = parse_options(Options, given, str(__doc__), TRACKING)
     if options.int8 and options.to != "onnx":
         raise ValueError(f"--int8: only with --to onnx, not --to {options.to}")
     if "://" in options.out:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import command
+from jobs.common import TRACKING, command
 from panoptic.ranges import ThreadCount
 from pipelines.config import Actors, Images, Model, Store, parse_options
 from pipelines.evaluation.config import FORMATS
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Predicted]:
         ValueError: no image could be predicted, or the arguments do not fit.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
+    options: Options = parse_options(Options, given, str(__doc__), TRACKING)
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"--formats {' '.join(unknown)}: unknown; there are {', '.join(FORMATS)}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import SPELLINGS, command
+from jobs.common import command
 from pipelines.config import File, parse_options
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> Replay:
     """Print what the step gives; exit with 1 where all of it is finite."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    options: Options = parse_options(Options, given, str(__doc__), {})
 
     # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.training.broken import replay

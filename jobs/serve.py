@@ -21,7 +21,7 @@ from annotated_types import Interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import command
+from jobs.common import TRACKING, command
 from panoptic.ranges import NonNegativeFloat, PositiveInt, ThreadCount
 from pipelines.config import Model, Store, parse_options
 from pipelines.tracking.config import Tracking
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError: there is no such model, or the server cannot start.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), {"--tracking-uri": "--tracking.uri"})
+    options: Options = parse_options(Options, given, str(__doc__), TRACKING)
 
     # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import session

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.common import SPELLINGS, command
+from jobs.common import TRACKING, command
 from panoptic.ranges import PositiveFloat
 from pipelines.config import Run, Store, parse_options
 from pipelines.tracking.config import Tracking
@@ -49,7 +49,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> status_module.Status:
     """Print the status; exit with 1 where somebody should look after the run."""
     given = sys.argv[1:] if arguments is None else arguments
-    options: Options = parse_options(Options, given, str(__doc__), SPELLINGS)
+    options: Options = parse_options(Options, given, str(__doc__), TRACKING)
 
     # what follows takes seconds to import: help and mistakes on the command line need none of it
     from pipelines.cluster import storage

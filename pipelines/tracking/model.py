@@ -349,7 +349,7 @@ def register_model(
 
     with answering(tracking_uri) as client, _store(tracking_uri):
         model = model_uri.rsplit("/", 1)[-1]
-        same = [one for one in client.search_model_versions(f"name='{name}'") if model in str(one.source)]
+        same = [one for one in client.search_model_versions(f"name='{name}'") if model in str(one.source).split("/")]
         version = same[0] if same else mlflow.register_model(model_uri, name)
         for key, value in (tags or {}).items():
             client.set_model_version_tag(name, version.version, key, value)
