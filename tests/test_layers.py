@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 import textwrap
@@ -155,7 +154,7 @@ def import_problem(path: Path, target: str) -> str | None:
 
 
 def circles(root: Path) -> Iterator[str]:
-    """Circles of files of one package that import each other; a package's `__init__` is what it makes public.
+    """Circles of files of one layer that import each other; a package's `__init__` is what it makes public.
 
     A `config.py` holds options, and its functions may import the modules that read them: once they are called, both
     files are complete.
@@ -163,10 +162,8 @@ def circles(root: Path) -> Iterator[str]:
     graph: dict[str, set[str]] = {}
     for path in source_files(root, *ORDER):
         if path.name != "__init__.py":
-            package = path.parent.parts
             targets = (target for _, target in imported_modules(root, path, at_once=path.name == "config.py"))
-            ours = {target for target in targets if tuple(target.split(".")[:-1]) == package}
-            graph[module_name(path)] = ours
+            graph[module_name(path)] = {target for target in targets if target.split(".")[0] == path.parts[0]}
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> Iterator[str]:
@@ -194,13 +191,8 @@ def layer_problems(root: Path) -> list[str]:
     return list(dict.fromkeys([*problems, *circles(root)]))
 
 
-OPEN: tuple[str, ...] = ()
-"""What still stands against the order while the files move, a line each; empty when they have."""
-
-
 def test_imports_follow_the_arrows():
-    found = {re.sub(r":\d+:", ":", problem) for problem in layer_problems(ROOT)}
-    assert sorted(found) == sorted(OPEN)
+    assert layer_problems(ROOT) == []
 
 
 def test_panoptic_imports_without_the_pipeline_libraries():
@@ -313,6 +305,14 @@ def test_the_check_sees_a_circle_of_files(tree: Path):
         (tree / f"panoptic/rcnn/{a}.py").write_text(f"from panoptic.rcnn.{b} import x")
     (problem,) = layer_problems(tree)
     assert "a circle of imports" in problem and "panoptic.rcnn.rpn" in problem
+
+
+def test_the_check_sees_a_circle_through_a_folder_below(tree: Path):
+    (tree / "pipelines/data/readers").mkdir(exist_ok=True)
+    (tree / "pipelines/data/join.py").write_text("from pipelines.data.readers import cvat")
+    (tree / "pipelines/data/readers/cvat.py").write_text("from pipelines.data.join import x")
+    (problem,) = layer_problems(tree)
+    assert "pipelines.data.join -> pipelines.data.readers.cvat -> pipelines.data.join" in problem
 
 
 def test_options_may_import_what_reads_them_when_they_are_used(tree: Path):
