@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json
 import math
 import re
 import shlex
@@ -584,11 +583,6 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = str(value) if isinstance(value, Workers) else value
     return flat
-
-
-def to_json(config: Any) -> str:
-    """The flat config, one option a line."""
-    return json.dumps(flatten(config), indent=2)
 
 
 JOB_SETTINGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)

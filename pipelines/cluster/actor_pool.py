@@ -8,7 +8,6 @@ never cross the object store: actors read and write them.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pickle
 from collections import Counter
@@ -17,8 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from pipelines.cluster import session, storage
-
-logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

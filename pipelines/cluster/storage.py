@@ -424,14 +424,6 @@ def list_files(uri: Uri) -> list[str]:
     return sorted(list_stamps(uri))
 
 
-def makedirs(uri: Uri) -> None:
-    """A folder and those above it; S3 needs none."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        with naming(uri, "created"):
-            filesystem.create_dir(path, recursive=True)
-
-
 def delete(uri: Uri) -> None:
     """Remove a file, or a folder with all that is in it. What is absent already is no error.
 

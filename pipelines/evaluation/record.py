@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,8 +33,6 @@ from pipelines.evaluation.report.page import Model, page
 from pipelines.tracking import registry, runs
 from pipelines.tracking import tracker as tracker_module
 from pipelines.tracking.client import sqlite_file
-
-logger = logging.getLogger(__name__)
 
 REPORT, COUNTS = "report.html", "counts.npz"
 
