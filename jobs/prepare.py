@@ -34,12 +34,13 @@ SPELLINGS = {
     "--json": "--data.json-file",
     "--pngs": "--data.pngs",
     "--images": "--data.images",
+    "--on-invalid": "--data.on-invalid",
 }
 
 
 USUAL = (
     *("data.root", "data.split", "out", "data.reader", "data.json_file", "data.images", "data.pngs", "data.class_map"),
-    *("data.things", "check", "dry_run", "on_invalid", "report", "rows_per_shard", "shuffle", "seed"),
+    *("data.things", "check", "dry_run", "data.on_invalid", "report", "rows_per_shard", "shuffle", "seed"),
     *("augment.copies", "augment.originals", "policy"),
 )
 """Options that most calls name, in the order of use: those of --help."""
@@ -59,6 +60,9 @@ class DataSet(ReaderOptions):
     class_map: str = ""
     """Class map, what becomes of the classes: a JSON (see the README), or the name of one of
     `pipelines.data.class_maps`."""
+    on_invalid: OnInvalid = "stop"
+    """An image that fails validation: after all were checked nothing is written; or it is left out, and listed in
+    rejected.jsonl beside the manifest."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,6 @@ class Options:
     """Shuffle the images; by default where the name of the split begins with train."""
     seed: NonNegativeInt = 0
     """Seed of the shuffle."""
-    on_invalid: OnInvalid = "stop"
-    """An image that fails validation: after all were checked nothing is written; or it is left out, and listed in
-    rejected.jsonl beside the manifest."""
     check: bool = False
     """Check everything and write nothing."""
     dry_run: bool = False
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
         print(outline(source, options))
         return None
     if options.check:
-        manifest = check(source, options.on_invalid)
+        manifest = check(source, data.on_invalid)
     else:
         manifest = prepare(
             with_copies(source, Copies(options.augment, options.seed)) if options.augment.copies else source,
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> Manifest | None:
             rows_per_shard=options.rows_per_shard,
             shuffle=options.shuffle,
             seed=options.seed,
-            on_invalid=options.on_invalid,
+            on_invalid=data.on_invalid,
         )
     if manifest.skipped:
         print(f"{len(manifest.skipped)} images were left out:\n{problem_table(manifest.skipped)}")

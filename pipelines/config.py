@@ -31,7 +31,7 @@ from panoptic.models import Architecture
 from panoptic.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, ThreadCount, UnitFloat, check_ranges
 from panoptic.training.config import Engine, Optim
 from panoptic.transforms import Augment, Resize
-from pipelines.data.config import AUTO, FeedConfig, ReaderOptions
+from pipelines.data.config import AUTO, FeedConfig, OnInvalid, ReaderOptions
 from pipelines.option_help import job_help, option_help, walk
 from pipelines.tracking.config import Tracking
 
@@ -208,7 +208,7 @@ class Data(ReaderOptions):
     `pipelines.data.class_maps`."""
     shards: str = ""
     """Folder in which shards are written, or found when already prepared; empty = `<storage>/shards`."""
-    on_invalid: Literal["stop", "skip"] = "stop"
+    on_invalid: OnInvalid = "stop"
     """An image that fails validation stops the preparation, or is left out and listed."""
     classes_of: Literal["both", "train", "val"] = "both"
     """The split whose classes count where they differ: images of the other split may use no class beside them. With

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -265,9 +265,7 @@ def _prepare_in_cache(
     return manifest
 
 
-def _prepare_again(
-    folder: str, split: str, cache: storage.Uri, seed: int, on_invalid: Literal["stop", "skip"]
-) -> Manifest:
+def _prepare_again(folder: str, split: str, cache: storage.Uri, seed: int, on_invalid: OnInvalid) -> Manifest:
     """Shards of the present version in place of those of an earlier one, which stay as they are."""
     old = former_manifest(folder)
     assert old is not None
@@ -436,7 +434,7 @@ def _refusal(source: Source, problems: Sequence[Problem]) -> str:
         )
     if not total:
         return f"split {source.split} of {source.root}: the annotations hold no annotated image; check the split"
-    advice = f"Correct these files, or leave the images out with --on-invalid skip ({REJECTED} then lists them)."
+    advice = f"Correct these files, or leave the images out with --data.on-invalid skip ({REJECTED} then lists them)."
     if len(problems) == total:
         advice = "None is left. Correct the annotations, or name their folders with --data.images and --data.pngs."
     return (

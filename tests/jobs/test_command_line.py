@@ -61,7 +61,11 @@ def test_the_same_thing_has_the_same_name(name: str, capsys: pytest.CaptureFixtu
             ["--data.root", "--data.shards"],
         ),
         ("predict", ["model.pt", "nowhere", "--out", "o", "--tracking-uri", "sqlite://"], ["--tracking.uri"]),
-        ("prepare", ["coco", "nowhere", "--split", "val", "--out", "o"], ["--data.reader", "--data.split"]),
+        (
+            "prepare",
+            ["coco", "nowhere", "--split", "val", "--out", "o", "--on-invalid", "skip"],
+            ["--data.reader", "--data.split", "--data.on-invalid"],
+        ),
     ],
 )
 def test_former_names_are_accepted_and_the_new_ones_said(

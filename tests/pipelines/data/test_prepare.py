@@ -147,7 +147,7 @@ def test_problems_stop_the_job_with_a_table(tmp_path: Path) -> None:
     assert "9" in lines["002.jpg"] and "3" in lines["003.jpg"]
     assert "004.png is missing" in lines["004.jpg"]
     assert "map is 20x30 but the photograph 8x9" in lines["005.jpg"]
-    assert "--on-invalid skip" in str(error.value)
+    assert "--data.on-invalid skip" in str(error.value)
     assert not is_shards(tmp_path / "out") and not list((tmp_path / "out").iterdir())
 
 
@@ -169,7 +169,7 @@ def test_a_check_says_the_same_and_writes_nothing(tmp_path: Path, capsys: pytest
     command = ["--data.root", str(tmp_path / "data"), "--data.split", "val", "--check"]
     with pytest.raises(ValueError, match="6 of 12 images failed validation"):
         main(command)
-    manifest = main([*command, "--on-invalid", "skip"])
+    manifest = main([*command, "--data.on-invalid", "skip"])
     assert sorted(tmp_path.rglob("*")) == before
     written = prepare(coco_panoptic(tmp_path / "data", "val"), tmp_path / "out", on_invalid="skip")
     assert (manifest.rows, manifest.skipped, manifest.statistics) == (6, written.skipped, written.statistics)
