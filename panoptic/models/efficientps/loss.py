@@ -9,18 +9,12 @@ from torch import Tensor
 
 from panoptic import losses
 from panoptic.layers.resize import resize
-from panoptic.rcnn.config import COARSEST
-from panoptic.segmentation import Frame, Targets
+from panoptic.rcnn.canvas import padded_canvas
+from panoptic.segmentation import Targets
 from panoptic.targets.dense import semantic_map
 
 HARDEST = 0.25
 """Share of the pixels that the semantic loss learns from."""
-
-
-def padded_canvas(frame: Frame) -> tuple[int, int]:
-    """Height and width of the canvas in whole cells of the coarsest level."""
-    height, width = frame.canvas
-    return -(-height // COARSEST) * COARSEST, -(-width // COARSEST) * COARSEST
 
 
 def semantic_loss(logits: Tensor, targets: Targets) -> Tensor:

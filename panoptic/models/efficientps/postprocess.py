@@ -22,8 +22,8 @@ from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
 from panoptic.models.efficientps.config import Fusion
-from panoptic.models.efficientps.loss import padded_canvas
 from panoptic.rcnn.boxes import clip, is_empty
+from panoptic.rcnn.canvas import padded_canvas
 from panoptic.rcnn.mask_rcnn import Detector, as_instances, enlarge_boxes, output_boxes
 from panoptic.rcnn.paste_masks import paste_values
 from panoptic.segmentation import IGNORE, Categories, Frame, Segmentation

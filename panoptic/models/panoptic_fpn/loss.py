@@ -10,7 +10,8 @@ from torch import Tensor
 from panoptic import losses
 from panoptic.layers.resize import resize
 from panoptic.models.base import Outputs
-from panoptic.models.panoptic_fpn.targets import padded_canvas, semantic_targets
+from panoptic.models.panoptic_fpn.targets import semantic_targets
+from panoptic.rcnn.canvas import padded_canvas
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.segmentation import Categories, Targets
 

@@ -16,7 +16,7 @@ from panoptic.layers.greedy_merge import class_map, merge_by_score
 from panoptic.layers.resize import resize
 from panoptic.layers.upsampled_argmax import best_classes
 from panoptic.models.base import Outputs, Prediction, Wanted
-from panoptic.models.panoptic_fpn.targets import padded_canvas
+from panoptic.rcnn.canvas import padded_canvas
 from panoptic.rcnn.mask_rcnn import Detector, as_instances, output_boxes, paste_detections
 from panoptic.segmentation import IGNORE, Categories, Frame, Instances, Segmentation
 

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 from panoptic.models.base import CERTAIN
-from panoptic.rcnn.config import COARSEST
-from panoptic.segmentation import IGNORE, Categories, Frame, Targets
+from panoptic.rcnn.canvas import padded_canvas
+from panoptic.segmentation import IGNORE, Categories, Targets
 from panoptic.targets.dense import semantic_map
-
-
-def padded_canvas(frame: Frame) -> tuple[int, int]:
-    """Height and width of the canvas in whole cells of the coarsest level."""
-    height, width = frame.canvas
-    return -(-height // COARSEST) * COARSEST, -(-width // COARSEST) * COARSEST
 
 
 def semantic_targets(targets: Targets, categories: Categories) -> Tensor:

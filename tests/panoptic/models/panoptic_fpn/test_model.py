@@ -12,7 +12,7 @@ from panoptic.convert import convert, reference_keys
 from panoptic.layers.resize import resize
 from panoptic.models.panoptic_fpn.model import PanopticFPNConfig
 from panoptic.models.panoptic_fpn.postprocess import semantic_classes
-from panoptic.models.panoptic_fpn.targets import padded_canvas
+from panoptic.rcnn.canvas import padded_canvas
 from panoptic.segmentation import Categories, Frame, Sample, Segmentation, collate, renumber
 from tests.panoptic.models.panoptic_deeplab.test_model import reference_state
 
