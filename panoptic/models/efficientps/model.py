@@ -35,7 +35,6 @@ from collections.abc import Collection
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic.layers.fpn import LEVELS
@@ -48,7 +47,7 @@ from panoptic.models.efficientps.mask_head import SeparableMaskHead
 from panoptic.models.efficientps.postprocess import postprocess
 from panoptic.models.efficientps.semantic_head import SemanticHead
 from panoptic.models.efficientps.two_way_fpn import TwoWayFPN
-from panoptic.rcnn.config import COARSEST
+from panoptic.rcnn.canvas import pad_canvas
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets
@@ -86,8 +85,7 @@ class EfficientPS(PanopticModel):
 
     def normalised(self, images: Tensor, frame: Frame | None = None) -> Tensor:
         """uint8 [B, 3, H, W] as the backbone takes them, the canvas padded to whole cells."""
-        height, width = images.shape[-2:]
-        return F.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
+        return pad_canvas(self.pixels(images, frame))
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes, of the canvas padded to whole cells."""

@@ -32,7 +32,6 @@ from collections.abc import Collection
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.fpn import FPN, LEVELS, SemanticFPN
@@ -42,7 +41,7 @@ from panoptic.models.panoptic_fpn.config import PanopticFPNConfig
 from panoptic.models.panoptic_fpn.loss import weighted_losses
 from panoptic.models.panoptic_fpn.postprocess import postprocess
 from panoptic.models.panoptic_fpn.targets import true_semantic
-from panoptic.rcnn.config import COARSEST
+from panoptic.rcnn.canvas import pad_canvas
 from panoptic.rcnn.mask_rcnn import Detector
 from panoptic.rcnn.roi_heads import region_class_layers
 from panoptic.segmentation import Categories, Frame, Targets
@@ -79,8 +78,7 @@ class PanopticFPN(PanopticModel):
 
     def normalised(self, images: Tensor, frame: Frame | None = None) -> Tensor:
         """uint8 [B, 3, H, W] as the backbone takes them, the canvas padded to whole cells."""
-        height, width = images.shape[-2:]
-        return F.pad(self.pixels(images, frame), (0, -width % COARSEST, 0, -height % COARSEST))
+        return pad_canvas(self.pixels(images, frame))
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
         """uint8 [B, 3, H, W] to the outputs that the class describes, of the canvas padded to whole cells."""
