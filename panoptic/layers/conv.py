@@ -1,4 +1,4 @@
-"""Convolution, normalisation and activation in one block.
+"""Convolution, normalisation and activation in one block, and the weights that convolutions begin with.
 
 Shapes: B images, C channels, H x W canvas, h x w a feature map.
 """
@@ -34,3 +34,12 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to [B, outputs, h / stride, w / stride]."""
         return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+def initialise_convs(module: nn.Module) -> None:
+    """He et al.'s initialisation in every convolution: normal weights of variance 2 / fan-out, biases of zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -45,12 +45,3 @@ class SeparableConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, h, w] to [B, outputs, h, w]."""
         return self.pointwise(self.depthwise(x))
-
-
-def initialise(module: nn.Module) -> None:
-    """Normal weights of variance 2 / fan out, and no bias, in every convolution of a head."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from panoptic.layers.config import Norm
+from panoptic.layers.conv import initialise_convs
 from panoptic.layers.norm import BATCH_NORMS
-from panoptic.models.efficientps.blocks import SeparableConv, initialise
+from panoptic.models.efficientps.blocks import SeparableConv
 from panoptic.rcnn.roi_heads import MaskHead
 
 
@@ -27,7 +28,7 @@ class SeparableMaskHead(MaskHead):
     def __init__(self, inputs: int, channels: int, layers: int, classes: int, norm: Norm) -> None:
         super().__init__(inputs, channels, layers, classes)
         self.convs = nn.ModuleList(SeparableConv(inputs if k == 0 else channels, channels, norm) for k in range(layers))
-        initialise(self)
+        initialise_convs(self)
 
     def hidden(self, pooled: Tensor) -> Tensor:
         """[R, C, s, s] through the convolutions.

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoptic.layers.config import Norm
+from panoptic.layers.conv import initialise_convs
 from panoptic.layers.resize import resize
-from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv, initialise
+from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv
 
 DILATIONS = ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3))
 """Dilations of the five convolutions of a dense prediction cell, down and across."""
@@ -41,7 +42,7 @@ class SemanticHead(nn.Module):
         self.large_scale = nn.ModuleDict({level: _pair(inputs, width, norm) for level in ("p3", "p2")})
         self.corrections = nn.ModuleDict({level: _pair(width, width, norm) for level in ("p4", "p3")})
         self.classifier = nn.Conv2d(4 * width, classes, 1)
-        initialise(self)
+        initialise_convs(self)
 
     def forward(self, levels: Mapping[str, Tensor]) -> Tensor:
         """[B, inputs, h, w] of "p2" to "p5" to logits [B, K, H / 4, W / 4]."""

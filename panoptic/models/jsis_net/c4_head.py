@@ -20,7 +20,7 @@ from panoptic.backbones.resnet import Bottleneck, DeformableConv3x3, ResNet
 from panoptic.backbones.timm import TimmBackbone
 from panoptic.backbones.vit_pyramid import ViTPyramid
 from panoptic.layers.config import Norm
-from panoptic.layers.conv import ConvNormAct
+from panoptic.layers.conv import ConvNormAct, initialise_convs
 from panoptic.layers.precision import autocast
 from panoptic.layers.resize import resize
 from panoptic.models.jsis_net.config import StageOptions
@@ -155,7 +155,7 @@ class MaskPredictor(nn.Module):
             self.first = nn.ConvTranspose2d(inputs, channels, 2, 2)
             self.second = nn.ConvTranspose2d(channels, channels, 2, 2)
         self.predictor = nn.Conv2d(channels, classes, 1)
-        _initialise(self)
+        initialise_convs(self)
         nn.init.normal_(self.predictor.weight, std=0.001)
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def crop(features: Tensor, stride: int, boxes: Tensor, side: int) -> Tensor:
 def new_stage(inputs: int, width: int, blocks: int, norm: Norm) -> nn.Sequential:
     """`blocks` bottlenecks of stride 1, 4 `width` channels out."""
     stage = nn.Sequential(*(Bottleneck(inputs if k == 0 else 4 * width, width, 1, 1, norm) for k in range(blocks)))
-    _initialise(stage)
+    initialise_convs(stage)
     return stage
 
 
@@ -266,12 +266,3 @@ def detect_best(
     group = torch.zeros_like(region) if across_classes else label[region]
     region = region[batched_nms(chosen[region], best[region], group, detection.nms)[: detection.most]]
     return Detections(chosen[region], best[region], label[region], region)
-
-
-def _initialise(part: nn.Module) -> None:
-    """He et al.'s initialisation by fan-out; biases zero."""
-    for module in part.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
