@@ -1,4 +1,4 @@
-"""Bilinear resizing, and the coarse cells that it mixes in each fine pixel."""
+"""Bilinear resizing, the size of a map, and the coarse cells that it mixes in each fine pixel."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def size_of(x: Tensor) -> tuple[int, int]:
+    """Height and width of maps [..., h, w]."""
+    return x.shape[-2], x.shape[-1]

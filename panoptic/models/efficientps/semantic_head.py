@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from panoptic.layers.config import Norm
 from panoptic.layers.conv import initialise_convs
-from panoptic.layers.resize import resize
+from panoptic.layers.resize import resize, size_of
 from panoptic.models.efficientps.blocks import ConvNormLeaky, SeparableConv
 
 DILATIONS = ((1, 6), (1, 1), (6, 21), (18, 15), (6, 3))
@@ -46,12 +46,12 @@ class SemanticHead(nn.Module):
 
     def forward(self, levels: Mapping[str, Tensor]) -> Tensor:
         """[B, inputs, h, w] of "p2" to "p5" to logits [B, K, H / 4, W / 4]."""
-        size = _size(levels["p2"])
+        size = size_of(levels["p2"])
         p5, p4 = (self.small_scale[level](levels[level]) for level in ("p5", "p4"))
         # p4 meets p5 on the way to p3 only: the logits see it as its own cell made it
-        corrected = self._correct("p4", p4 + resize(p5, _size(p4), False))
+        corrected = self._correct("p4", p4 + resize(p5, size_of(p4), False))
         p3 = self.large_scale["p3"](levels["p3"])
-        p3 = p3 + resize(corrected, _size(p3), False)
+        p3 = p3 + resize(corrected, size_of(p3), False)
         p2 = self.large_scale["p2"](levels["p2"]) + resize(self._correct("p3", p3), size, False)
         return self.classifier(torch.cat([p2, *(resize(branch, size, False) for branch in (p3, p4, p5))], 1))
 
@@ -81,7 +81,3 @@ class DensePredictionCell(nn.Module):
 
 def _pair(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(SeparableConv(inputs, outputs, norm), SeparableConv(outputs, outputs, norm))
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return x.shape[-2], x.shape[-1]

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from panoptic.layers.fpn import FPN, SemanticFPN
 from panoptic.layers.image import ImageNormalisation
-from panoptic.layers.resize import resize
+from panoptic.layers.resize import resize, size_of
 from panoptic.models.base import Outputs, PanopticModel, Prediction, Row, Wanted
 from panoptic.models.panoptic_fcn.config import COARSEST, LEVELS, PanopticFCNConfig
 from panoptic.models.panoptic_fcn.conv_stack import ConvStack, predictor
@@ -190,8 +190,8 @@ class PanopticFCN(PanopticModel):
         return kernel_targets(
             targets,
             self.categories,
-            cells=_size(outputs["encoded"]),
-            shapes=[_size(outputs[f"kernels_{level}"]) for level in LEVELS],
+            cells=size_of(outputs["encoded"]),
+            shapes=[size_of(outputs[f"kernels_{level}"]) for level in LEVELS],
             scales=config.scales,
             regions=config.regions,
             stuff_positions=config.stuff_positions,
@@ -233,7 +233,3 @@ class PanopticFCN(PanopticModel):
             centres=config.stuff_positions == "centres",
         )
         return RegionKernels(*fuse_classes(embedded(self.stuff_embed, kernels), regions, scores))
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return x.shape[-2], x.shape[-1]
