@@ -129,16 +129,13 @@ class EncoderLayer(nn.Module):
         if self.pre_norm:
             normed = self.norm1(x)
             x = x + self.dropout(self._attend(normed, positions, mask))
-            return x + self.dropout(self._feed_forward(self.norm2(x)))
+            return x + self.dropout(_feed_forward(self, self.norm2(x)))
         x = self.norm1(x + self.dropout(self._attend(x, positions, mask)))
-        return self.norm2(x + self.dropout(self._feed_forward(x)))
+        return self.norm2(x + self.dropout(_feed_forward(self, x)))
 
     def _attend(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         placed = x + positions
         return self.self_attention(placed, placed, x, mask)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 class DecoderLayer(nn.Module):
@@ -168,17 +165,19 @@ class DecoderLayer(nn.Module):
         if self.pre_norm:
             x = x + self.dropout(self._attend(self.norm1(x), query_positions))
             x = x + self.dropout(self.cross_attention(self.norm2(x) + query_positions, keys, memory, mask))
-            return x + self.dropout(self._feed_forward(self.norm3(x)))
+            return x + self.dropout(_feed_forward(self, self.norm3(x)))
         x = self.norm1(x + self.dropout(self._attend(x, query_positions)))
         x = self.norm2(x + self.dropout(self.cross_attention(x + query_positions, keys, memory, mask)))
-        return self.norm3(x + self.dropout(self._feed_forward(x)))
+        return self.norm3(x + self.dropout(_feed_forward(self, x)))
 
     def _attend(self, x: Tensor, positions: Tensor) -> Tensor:
         placed = x + positions
         return self.self_attention(placed, placed, x)
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+def _feed_forward(layer: EncoderLayer | DecoderLayer, x: Tensor) -> Tensor:
+    """[B, N, C] through the two linear layers of a layer, with its dropout between them."""
+    return layer.linear2(layer.dropout(F.relu(layer.linear1(x))))
 
 
 class Encoder(nn.Module):
