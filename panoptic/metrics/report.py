@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +11,7 @@ import numpy as np
 from panoptic.metrics.average_precision import Precision
 from panoptic.metrics.panoptic_quality import Quality
 from panoptic.metrics.semantic import SemanticQuality
-from panoptic.metrics.text import text_table
+from panoptic.metrics.text import metric_name, text_table
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,7 @@ def metrics(evaluation: Evaluation, prefix: str = "val") -> dict[str, float]:
         flat |= {f"loss/{k}": v for k, v in ({"total": total} | dict(evaluation.losses)).items()}
     flat |= {f"time/{k}": v for k, v in evaluation.timings.items()}
     flat["images"] = evaluation.images
-    return {safe_name(f"{prefix}/{name}"): float(value) for name, value in flat.items()}
-
-
-def safe_name(name: str) -> str:
-    """`name` with every character that MLflow refuses in a metric's name replaced by an underscore."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
+    return {metric_name(f"{prefix}/{name}"): float(value) for name, value in flat.items()}
 
 
 def table(evaluation: Evaluation) -> str:

@@ -1,7 +1,8 @@
-"""Tables as text."""
+"""Tables as text, and the names of metrics."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -28,3 +29,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(3, *(len(row[k]) for row in rows)) for k in range(len(rows[0]))]
     head, *body = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["-" * width for width in widths], *body))
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow accepts: letters, digits, `_ - . space : /`; anything else becomes `_`."""
+    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -259,11 +258,6 @@ def status(error: Exception) -> int:
         return int(getattr(response, "status_code", 0))
     status = getattr(error, "get_http_status_code", None)  # of an MlflowException, also of stores without HTTP
     return 0 if status is None else int(status())
-
-
-def metric_name(name: str) -> str:
-    """A name that MLflow accepts: letters, digits, `_ - . space : /`; anything else becomes `_`."""
-    return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
 def first_line(error: BaseException) -> str:

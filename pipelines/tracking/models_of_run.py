@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from panoptic.metrics.text import metric_name
 from pipelines.cluster.masking import masked
-from pipelines.tracking.client import answering, metric_name
+from pipelines.tracking.client import answering
 from pipelines.tracking.runs import CONTEXT, DIGEST_LENGTH, DataSet, Run
 
 if TYPE_CHECKING:

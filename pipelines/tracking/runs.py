@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from panoptic.metrics.text import metric_name
 from pipelines.cluster import session, storage
 from pipelines.cluster.file_names import safe_name
 from pipelines.cluster.masking import masked, masked_values
@@ -37,7 +38,6 @@ from pipelines.tracking.client import (
     connect,
     first_line,
     logger,
-    metric_name,
     patience,
     sqlite_file,
     sqlite_uri,

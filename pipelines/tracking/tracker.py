@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from panoptic.metrics.text import metric_name
 from panoptic.png import encode_image
 from pipelines.cluster.file_names import safe_name
 from pipelines.cluster.masking import masked
 from pipelines.tracking import client as client_module
-from pipelines.tracking.client import REFUSALS, Refused, Unwritten, attempt, connect, logger, metric_name, patience
+from pipelines.tracking.client import REFUSALS, Refused, Unwritten, attempt, connect, logger, patience
 from pipelines.tracking.runs import TAG_LENGTH, Run
 from pipelines.tracking.spool import Spool, undelivered
 

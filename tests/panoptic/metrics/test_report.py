@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from panoptic.metrics.panoptic_quality import QualityCounts, quality
-from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, safe_name, table
+from panoptic.metrics.report import Evaluation, class_rows, class_table, metrics, table
 from panoptic.metrics.semantic import mean_iou
-from panoptic.metrics.text import markdown_table, text_table
+from panoptic.metrics.text import markdown_table, metric_name, text_table
 from panoptic.segmentation import Categories
 
 
@@ -76,7 +76,7 @@ def test_names_hold_only_what_a_tracker_admits(evaluation: Evaluation) -> None:
     flat = metrics(Evaluation(evaluation.quality, losses={"mask (dice)": 1.0, "grösse": 2.0}))
     assert "val/loss/mask _dice_" in flat
     assert all(re.fullmatch(r"[A-Za-z0-9_\-. :/]+", name) for name in flat)
-    assert safe_name("val/pq_things-a.b c:d") == "val/pq_things-a.b c:d"
+    assert metric_name("val/pq_things-a.b c:d") == "val/pq_things-a.b c:d"
 
 
 def test_a_group_without_a_class_is_nan_and_shown_as_a_dash(stuff_only: Evaluation) -> None:
