@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from panoptic.segmentation import Categories, Segmentation, flag, renumber, shown, whole_number
+from panoptic.segmentation import Categories, Segmentation, flag, renumber, shown, shown_ids, shown_size, whole_number
 
 try:  # imported here, as maps are decoded in threads
     from kornia_rs import io as compiled  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
@@ -72,9 +72,9 @@ def image_size(data: bytes, name: str = "image") -> tuple[int, int]:
     if size is None:
         raise ValueError(f"{name}: cannot be decoded as an image ({len(data)} bytes); the file is damaged or no image")
     if min(size) < 1:
-        raise ValueError(f"{name}: its header says {_shape(size)} pixels (height x width); the file is damaged")
+        raise ValueError(f"{name}: its header says {shown_size(size)} pixels (height x width); the file is damaged")
     if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(_too_large(name, f"its header says {_shape(size)} pixels (height x width)"))
+        raise ValueError(_too_large(name, f"its header says {shown_size(size)} pixels (height x width)"))
     return size
 
 
@@ -212,7 +212,7 @@ def decode_segments(png: bytes, size: tuple[int, int] | None = None) -> np.ndarr
     """
     colour, depth = _header(png)
     if size is not None and (stated := image_size(png, "PNG")) != tuple(size):
-        raise ValueError(f"the map is {_shape(stated)} but the record says {_shape(size)} (height x width)")
+        raise ValueError(f"the map is {shown_size(stated)} but the record says {shown_size(size)} (height x width)")
     if colour != _GREY or depth not in (8, 16):
         raise ValueError(
             f"a {depth}-bit {_COLOUR_TYPES.get(colour, '?')} PNG is no segment map; expected one channel of 8 or "
@@ -262,7 +262,9 @@ def decode_image(data: bytes, name: str = "image", size: tuple[int, int] | None 
     """
     stated = image_size(data, name)
     if size is not None and tuple(size) not in (stated, stated[::-1]):
-        raise ValueError(f"{name}: the image is {_shape(stated)} but the record says {_shape(size)} (height x width)")
+        raise ValueError(
+            f"{name}: the image is {shown_size(stated)} but the record says {shown_size(size)} (height x width)"
+        )
     return _decode_colour(data, name)
 
 
@@ -315,7 +317,9 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
         ValueError: it is wider or higher than a JPEG can be.
     """
     if max(image.shape[:2]) > MAX_JPEG:
-        raise ValueError(f"a picture of {_shape(image.shape[:2])} pixels is too large for a JPEG (up to {MAX_JPEG})")
+        raise ValueError(
+            f"a picture of {shown_size(image.shape[:2])} pixels is too large for a JPEG (up to {MAX_JPEG})"
+        )
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
@@ -352,7 +356,7 @@ def from_coco(
         _header(png)
         stated = image_size(png, "PNG")
         if size is not None and stated != tuple(size):
-            problems.append(f"the PNG is {_shape(stated)} but the image is {_shape(size)} (height x width)")
+            problems.append(f"the PNG is {shown_size(stated)} but the image is {shown_size(size)} (height x width)")
             if math.prod(stated) > math.prod(size):  # not worth its memory
                 raise ValueError("; ".join(problems))
         id_map = decode_ids(png)
@@ -389,10 +393,10 @@ def from_ids(
     ids = [entry.id for entry in entries]
     segments, unlisted, present = renumber(id_map, ids, of_map)
     if len(unlisted):
-        problems.append(f"segments in the PNG that the record does not list: {_some(unlisted.tolist())}")
+        problems.append(f"segments in the PNG that the record does not list: {shown_ids(unlisted.tolist())}")
     absent = [i for i, there in zip(ids, present, strict=True) if not there and ids.count(i) == 1]
     if absent:
-        problems.append(f"segments that the record lists but the PNG does not hold: {_some(absent)}")
+        problems.append(f"segments that the record lists but the PNG does not hold: {shown_ids(absent)}")
     if problems:
         raise ValueError(f"{name}: " + "; ".join(problems))
     scored = bool(infos) and all("score" in info for info in infos)
@@ -485,7 +489,7 @@ def _read_entries(infos: list[Mapping], categories: Categories) -> tuple[list[_E
             entries.append(_Entry(number, -1 if label is None else label, crowd))
     twice = [i for i, times in Counter(entry.id for entry in entries).items() if times > 1]
     if twice:
-        problems.append(f"ids that the record lists more than once: {_some(sorted(twice))}")
+        problems.append(f"ids that the record lists more than once: {shown_ids(sorted(twice))}")
     return entries, problems
 
 
@@ -495,16 +499,6 @@ def _number(value: object) -> int | None:
         return whole_number(value)
     except ValueError:
         return None
-
-
-def _some(ids: list[int], limit: int = 8) -> str:
-    """The first ids, and how many more there are."""
-    rest = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(map(str, ids[:limit])) + rest
-
-
-def _shape(size: tuple[int, ...]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _check_range(ids: np.ndarray, limit: int, rule: str) -> int:

@@ -213,6 +213,17 @@ def shown(value: object, length: int = 40) -> str:
     return text if len(text) <= length else f"{text[: length - 2]} …"
 
 
+def shown_ids(ids: Sequence[int], limit: int = 8) -> str:
+    """The first ids, and how many more there are, for error messages."""
+    rest = f" and {len(ids) - limit} more" if len(ids) > limit else ""
+    return ", ".join(map(str, ids[:limit])) + rest
+
+
+def shown_size(size: Sequence[int]) -> str:
+    """`480x640` for the height and width with which a shape begins, for error messages."""
+    return f"{size[0]}x{size[1]}"
+
+
 def count_respelt(repairs: MutableMapping[str, int], field: str, value: object) -> None:
     """Count a value of `field` that was read as a whole number or a flag from text or from a decimal number."""
     kind = {str: "text", float: "a decimal number"}.get(type(value))

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from panoptic.png import PNG_SIGNATURE, check_jpeg, decode_image, decode_stored, holds_12_bits, image_size
-from panoptic.segmentation import Categories, Segmentation
+from panoptic.segmentation import Categories, Segmentation, shown_size
 from pipelines.data.config import Orientation
 from pipelines.data.readers.exif import EXIF_MARKS
 from pipelines.data.readers.faults import Fault
@@ -84,8 +84,9 @@ def check_photograph(
         data = without_exif(data)
         if _turned_tiff(data, image) or not np.array_equal(decode_image(data, name), stored):
             raise Fault(
-                f"its map lies over the stored pixels ({_shape(stored.shape)}, height x width), but its EXIF "
-                f"orientation turns the image ({_shape(image.shape)}) and cannot be removed from a file of this kind",
+                f"its map lies over the stored pixels ({shown_size(stored.shape)}, height x width), but its EXIF "
+                f"orientation turns the image ({shown_size(image.shape)}) and cannot be removed from a file of this "
+                "kind",
                 "save it as JPEG or PNG without the orientation",
             )
         repairs.append(STORED_FRAME)
@@ -95,8 +96,8 @@ def check_photograph(
 
 
 def _unequal(size: Sequence[int], stored: Sequence[int], upright: Sequence[int]) -> str:
-    exif = f" (by its EXIF orientation {_shape(upright)})" if tuple(stored[:2]) != tuple(upright[:2]) else ""
-    return f"the map is {_shape(size)} but the photograph {_shape(stored)}{exif}, height x width"
+    exif = f" (by its EXIF orientation {shown_size(upright)})" if tuple(stored[:2]) != tuple(upright[:2]) else ""
+    return f"the map is {shown_size(size)} but the photograph {shown_size(stored)}{exif}, height x width"
 
 
 def stored_forms(data: bytes) -> list[str]:
@@ -215,10 +216,6 @@ def _turned_tiff(data: bytes, image: np.ndarray) -> bool:
             orientation = int.from_bytes(data[place + 8 : place + 10], order)
             return orientation in (2, 3, 4) or (orientation > 4 and image.shape[0] == image.shape[1])
     return False
-
-
-def _shape(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 MARKERS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xef\xfe]")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from panoptic.png import PNG_SIGNATURE, decode_ids, decode_labels
-from panoptic.segmentation import VOID, count_repair, runs
+from panoptic.segmentation import VOID, count_repair, runs, shown_ids
 from pipelines.data.config import Unlisted
 from pipelines.data.readers.faults import Fault
 
@@ -132,7 +132,7 @@ def read_ids(
         infos = [info for info in infos if info["id"] not in absent]
     if left := sorted(absent & {info["id"] for info in infos}):
         raise Fault(
-            f"segments that the record lists but the PNG does not hold: {_some(left)}",
+            f"segments that the record lists but the PNG does not hold: {shown_ids(left)}",
             "take them out of segments_info, or draw them in the map",
         )
     mismatches = sum(info.get("area") not in (None, counts[info["id"]]) for info in infos)
@@ -255,8 +255,3 @@ def _fault_of_unlisted(counts: dict[int, int], unlisted: Sequence[int]) -> Fault
         f"segments in the PNG that the record does not list: {', '.join(shown)}{rest}",
         "list them in segments_info, or make them void: id 0 in the map, or --data.unlisted void",
     )
-
-
-def _some(ids: Sequence[int], limit: int = 8) -> str:
-    rest = f" and {len(ids) - limit} more" if len(ids) > limit else ""
-    return ", ".join(map(str, ids[:limit])) + rest
