@@ -76,7 +76,7 @@ class Options:
     threads: ThreadCount = 0
     """Torch threads of each; 0 = one."""
     map_prediction: str = ""
-    """Class map (JSON, see the README) that makes the data's classes of the model's."""
+    """Class map (JSON, infra/REFERENCE.md) that makes the data's classes of the model's."""
     once: bool = False
     """Scheduled, see above."""
     reference: str | None = None

@@ -1,6 +1,6 @@
 """A trained model for other runtimes: `python jobs/export.py MODEL --to onnx --out FOLDER`.
 
-MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias or runs:/id/model.
+MODEL is a run's or a checkpoint's folder, a .pt file, models:/name@alias, runs:/id/model or hub:NAME.
 
 FOLDER gets network.onnx (or .pt2) from uint8 images [B, 3, H, W], RGB, and the int64 [B, 2] sizes of the images within
 their padding, to the outputs of the network; height and width are free. Models that look at single segments have second
@@ -31,7 +31,8 @@ class Options:
     """The model, and the files that are written."""
 
     model: Model
-    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias or runs:/id/model."""
+    """Folder of a run (its best checkpoint) or of a checkpoint, .pt file, models:/name@alias, runs:/id/model or
+    hub:NAME (published weights, whose names the list of presets ends with)."""
     to: Literal["onnx", "torch", "aot"] = "onnx"
     """onnx: for ONNX Runtime; torch: programs of torch.export; aot: machine code by AOTInductor."""
     out: str = "exported"

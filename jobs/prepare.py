@@ -58,7 +58,7 @@ class DataSet(ReaderOptions):
     """Format of the data set, or of each: coco, cityscapes, mapillary … (the README lists them), or auto: its files
     tell it."""
     class_map: str = ""
-    """Class map, what becomes of the classes: a JSON (see the README), or the name of one of
+    """Class map, what becomes of the classes: a JSON (infra/REFERENCE.md), or the name of one of
     `pipelines.data.class_maps`."""
     on_invalid: OnInvalid = "stop"
     """An image that fails validation: after all were checked nothing is written; or it is left out, and listed in
@@ -87,7 +87,7 @@ class Options:
     """File for a page of statistics and pictures, one .html that needs nothing else."""
     policy: str = ""
     """The augmentation of copies to start from, which --augment.* changes: none, colour004, ssd, detr, lsj,
-    cityscapes_m2f or efficientps (`panoptic.transforms.POLICIES`)."""
+    eomt, cityscapes_m2f or efficientps (`panoptic.transforms.POLICIES`)."""
     augment: Augment = field(default_factory=Augment)
     """The augmentation of copies, as in training; --augment.copies N writes N of each image."""
 

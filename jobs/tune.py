@@ -4,7 +4,7 @@
     python jobs/tune.py --study list
     python jobs/tune.py --study freezing-r50 aspp --small --data.root FOLDER --steps 400 --seeds 2
 
-`--help` lists the options of sweeps and studies; those of `jobs/train.py PRESET --help-all` may follow, for all trials.
+`--help` lists the usual options of sweeps and studies, `--help-all` all; those of `jobs/train.py PRESET --help-all` may follow, for all trials.
 `--dry-run` checks everything, says which trials there would be, and stops. After an interruption the same command with
 --name NAME and --resume goes on.
 """
@@ -27,7 +27,7 @@ from pipelines.studies.listing import listing
 from pipelines.tuning.config import read_command
 
 USUAL = (
-    *("sweep", "samples", "searcher", "scheduler", "metric", "concurrent", "resume", "dry_run"),
+    *("sweep", "samples", "searcher", "scheduler", "baseline", "metric", "concurrent", "resume", "dry_run"),
     *("study", "small", "steps", "seeds", "pretrain_steps"),
 )
 """Options that most calls name, in the order of use: those of --help."""

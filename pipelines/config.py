@@ -148,7 +148,7 @@ class Split(ReaderOptions):
     shards: str = "runs/shards"
     """Folder in which shards are written, and found again, when `root` is not prepared."""
     class_map: str = ""
-    """Class map on the classes of the data set: a JSON (see the README), or the name of one of
+    """Class map on the classes of the data set: a JSON (infra/REFERENCE.md), or the name of one of
     `pipelines.data.class_maps`."""
     limit: NonNegativeInt = 0
     """Read so many images only, those of a shuffle of the split by --data.limit-seed. 0 = all."""
@@ -204,7 +204,7 @@ class Data(ReaderOptions):
     """Format of `root`, or of each: coco, cityscapes, mapillary … (the README lists them), or auto: its files
     tell it."""
     class_map: str = ""
-    """Class map on the classes of the data sets: a JSON (see the README), or the name of one of
+    """Class map on the classes of the data sets: a JSON (infra/REFERENCE.md), or the name of one of
     `pipelines.data.class_maps`."""
     shards: str = ""
     """Folder in which shards are written, or found when already prepared; empty = `<storage>/shards`."""

@@ -175,7 +175,7 @@ def parse(data: bytes, file: str) -> ClassMap:
     try:
         return ClassMap(_SCHEMA.validate_json(data), file)
     except ValidationError as error:
-        raise ValueError(f"{file}: {readable(error)}; README, Class maps, shows the form") from error
+        raise ValueError(f"{file}: {readable(error)}; infra/REFERENCE.md shows the form") from error
 
 
 def fold(name: str) -> str:
