@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
 
 from pipelines.cluster import storage
+from pipelines.cluster.causes import causes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Codes of the operating system for a full disk and a used-up quota."""
@@ -81,10 +81,7 @@ def names_full(text: str) -> bool:
 
 
 def parts(error: BaseException) -> list[BaseException]:
-    """An error and everything that it began with, each once.
-
-    Errors of Ray name the ones that they began with in attributes of their own.
-    """
+    """An error and everything that it began with, each once."""
     return _parts(error, set())
 
 
@@ -92,15 +89,7 @@ def _parts(error: BaseException, seen: set[int]) -> list[BaseException]:
     if id(error) in seen:
         return []
     seen.add(id(error))
-    failures = getattr(error, "worker_failures", None)  # ray.train.WorkerGroupError
-    causes = [
-        *(failures.values() if isinstance(failures, Mapping) else ()),
-        getattr(error, "controller_failure", None),  # ray.train.ControllerError
-        getattr(error, "cause", None),  # ray.exceptions.RayTaskError
-        error.__cause__,
-    ]
-    inner = [part for cause in causes if isinstance(cause, BaseException) for part in _parts(cause, seen)]
-    return [error, *inner]
+    return [error, *(part for cause in causes(error) for part in _parts(cause, seen))]
 
 
 def _existing(path: str) -> str:

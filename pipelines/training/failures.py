@@ -8,12 +8,12 @@ was killed, for a lost machine and for an actor that was ended on purpose (`PROC
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from ray import exceptions as ray_exceptions
 from torch.distributed import DistError
 
 from panoptic.training.memory import allocation_failed
+from pipelines.cluster.causes import causes
 from pipelines.training.early_end import EndsRun
 
 
@@ -92,14 +92,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _leaves(error: BaseException, seen: frozenset[int] = frozenset()) -> list[BaseException]:
     """The errors that an error began with: on each worker that failed, else its own cause, else itself."""
-    failures = getattr(error, "worker_failures", None)  # ray.train.WorkerGroupError
-    causes = [
-        *(failures.values() if isinstance(failures, Mapping) else ()),
-        getattr(error, "health_check_failure", None),  # Ray Train's, of a worker that does not answer
-        getattr(error, "controller_failure", None),  # ray.train.ControllerError
-        getattr(error, "cause", None),  # ray.exceptions.RayTaskError: raised in another process
-        error.__cause__,
-    ]
     seen |= {id(error)}
-    inner = [cause for cause in causes if isinstance(cause, Exception) and id(cause) not in seen]  # no SystemExit
+    began = [cause for cause in causes(error) if isinstance(cause, Exception)]  # no SystemExit
+    inner = [cause for cause in began if id(cause) not in seen]
     return [leaf for cause in inner for leaf in _leaves(cause, seen)] or [error]

@@ -10,7 +10,7 @@ import pytest
 from ray.train.v2.api.exceptions import ControllerError
 
 from pipelines.cluster import disk
-from tests.support.worker_failures import GLOO, KILLED, group_error
+from tests.support.worker_failures import GLOO, KILLED, group_error, unhealthy
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
@@ -59,6 +59,7 @@ def test_a_full_disk_is_found_in_what_it_caused(error: Exception, full: bool) ->
 def test_what_says_the_most_is_found_first() -> None:
     told = disk.full("s3://bucket/runs", 1 << 20, "a checkpoint's files")
     assert disk.find_full(group_error({0: NO_SPACE, 1: caused(told, NO_SPACE)})) is told
+    assert disk.find_full(group_error({0: GLOO, 1: unhealthy(told)})) is told
     assert str(told) == (
         "s3://bucket/runs: the disk is full; a checkpoint's files need 1 MiB. "
         "Make room there, and the same command goes on"
