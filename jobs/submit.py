@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jobs.common import command
 from panoptic.metrics.text import text_table
 from pipelines.cluster import submission
+from pipelines.cluster.session import API_SERVER
 from pipelines.config import HELP, parse_options
 
 JOBS = ("prepare", "train", "tune", "evaluate", "predict", "oracle", "independent", "convert")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         print(text_table([("file", "bytes"), *((name, f"{size:,}") for name, size in files)]))
         print(f"{len(files)} files of {sum(size for _, size in files):,} bytes; {sent:,} are sent, compressed")
         return ""
-    client = submission.Client(options.address or os.environ.get(ADDRESS) or "http://127.0.0.1:8265")
+    client = submission.Client(options.address or os.environ.get(API_SERVER) or "http://127.0.0.1:8265")
     again = f"{submission.python_of()} jobs/submit.py"
     if asked[0] in ("follow", "stop"):
         name = asked[1]
@@ -87,10 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> str:
     if code:
         raise SystemExit(code)
     return name
-
-
-ADDRESS = "RAY_API_SERVER_ADDRESS"
-"""Variable that names the job server, as for Ray's own commands."""
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -33,16 +33,13 @@ from panoptic.evaluation.step import evaluation_step
 from panoptic.models.base import PanopticModel
 from panoptic.png import decode_image, encode_image, encode_jpeg, to_coco
 from panoptic.segmentation import Categories, Sample, Segmentation, collate
-from panoptic.training.checkpoint import LISTING, best_listed, build_model
+from panoptic.training.checkpoint import CHECKPOINT, LISTING, best_listed, build_model
 from panoptic.training.checkpoint import load as read
 from panoptic.training.config import Engine
 from panoptic.training.device import prepare
 from panoptic.training.plain import from_plain
 from panoptic.transforms import Resize, evaluation_view
 from panoptic.visualization import overlay
-
-CHECKPOINT = "checkpoint.pt"
-"""The file of a checkpoint's folder."""
 
 SOURCES = "panoptic.sources"
 """The group of entry points that open other sources: a function of a URI that gives (model, resize, options)."""

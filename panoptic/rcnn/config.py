@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 COARSEST = 32
 """Stride of the backbone's last feature under a pyramid; the canvas is padded to a multiple of it."""
 
+CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
+"""A region of this side (ImageNet's) is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
+
 
 @dataclass(frozen=True)
 class Regions:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
-"""A region of this side (ImageNet's) is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
+from panoptic.rcnn.config import CANONICAL_SIDE, CANONICAL_STRIDE
 
 
 def with_image(boxes: Sequence[Tensor]) -> Tensor:

@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from panoptic.rcnn.config import CANONICAL_SIDE, CANONICAL_STRIDE
 from panoptic.runtime.detr import Graph
 from panoptic.runtime.place import Place
 
 LARGEST_STRETCH = np.float32(math.log(1000 / 16))
 """Width and height change by no more than this, in logarithms, when deltas are applied."""
-
-CANONICAL_SIDE, CANONICAL_STRIDE = 224, 16
-"""A region of this side is pooled at this stride (Lin et al., "Feature Pyramid Networks", equation 1)."""
 
 BLOCK = 256
 """Boxes whose overlaps with all others are held at once."""

@@ -43,6 +43,9 @@ FORMAT = 1
 KEYS = ("config", "categories", "weights", "ema", "optimiser", "step", "position", "run_id", "experiment")
 """The keys that every checkpoint has (`ema_updates` and `class_map` came later)."""
 
+CHECKPOINT = "checkpoint.pt"
+"""The file of a checkpoint's folder that holds this table."""
+
 LISTING = "checkpoint_manager_snapshot.json"
 """The file in a run's folder that lists its checkpoints with their scores; Ray Train writes it."""
 

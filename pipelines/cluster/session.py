@@ -51,6 +51,7 @@ CLUSTER_ENVIRONMENT = {
 """The same where a cluster is joined."""
 
 API_SERVER = "RAY_API_SERVER_ADDRESS"
+"""Variable that names the job server, as for Ray's own commands."""
 
 LOOPBACK = "127.0.0.1"
 """Address of a local session: no process of it listens on another one."""

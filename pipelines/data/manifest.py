@@ -20,14 +20,12 @@ from panoptic.segmentation import Categories
 from pipelines.cluster import storage
 from pipelines.data.readers.source import Problem
 from pipelines.data.shard_file import ShardFile
-from pipelines.data.shard_index import INDEX, ShardSet
+from pipelines.data.shard_index import INDEX, REMEDY, ShardSet
 from pipelines.data.statistics import Statistics, class_rows, percent
 
 SCHEMA_VERSION = 2
 """1 was Parquet files without an index."""
 MANIFEST = "manifest.json"
-
-REMEDY = "it was changed, cut or replaced after it was written: prepare the shards again"
 
 SHOWN = 3
 """Problems of a manifest that an error names."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from panoptic.convert import hub
 from panoptic.metrics.report import Evaluation, metrics, table
-from panoptic.training.checkpoint import LISTING, best_listed, load, make_record, restore
+from panoptic.training.checkpoint import CHECKPOINT, LISTING, best_listed, load, make_record, restore
 from panoptic.training.config import Optim
 from panoptic.training.optim import build_optimiser
 from panoptic.training.transfer import transfer_training
@@ -24,8 +24,6 @@ from pipelines.cluster.masking import masked_values
 from pipelines.config import UNVALIDATED, Train, flatten
 from pipelines.training.state import State
 
-CHECKPOINT = "checkpoint.pt"
-"""Weights, optimiser, average, step and position: see `panoptic.training.checkpoint`."""
 REPORT = "report.txt"
 """The table of the validation at this step."""
 METRICS = "metrics.json"
