@@ -4,9 +4,9 @@
     python jobs/tune.py --study list
     python jobs/tune.py --study freezing-r50 aspp --small --data.root FOLDER --steps 400 --seeds 2
 
-`--help` lists the usual options of sweeps and studies, `--help-all` all; those of `jobs/train.py PRESET --help-all` may follow, for all trials.
-`--dry-run` checks everything, says which trials there would be, and stops. After an interruption the same command with
---name NAME and --resume goes on.
+`--help` lists the usual options of sweeps and studies, `--help-all` all; those of `jobs/train.py PRESET --help-all` may
+follow, for all trials. `--dry-run` checks everything, says which trials there would be, and stops. After an
+interruption the same command with --name NAME and --resume goes on.
 """
 
 from __future__ import annotations

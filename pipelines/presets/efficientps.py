@@ -106,10 +106,10 @@ def efficientps_pedestrians() -> Experiment:
 def efficientps_pedestrians_imagenet() -> Experiment:
     """efficientps-pedestrians on EfficientNet-Lite0 with ImageNet weights (extra `trunks`).
 
-    Measured once on 2 cores of an AMD EPYC (Zen 4) beside tests, 485 training photographs, 3000 steps (24,000 images) in
-    48 min, 10.8 images/s where it was alone, 2.1 GiB a worker. PQ on the 127 val photographs: 71.9 at step 1000, 77.0
-    at 2000, 78.5 at 3000 (things 65.7, stuff 81.7; SQ 90.0, RQ 86.6). On the 58 that no training photograph resembles:
-    70.4 (things 54.1, stuff 74.5), from scratch 58.1. One seed.
+    Measured once on 2 cores of an AMD EPYC (Zen 4) beside tests, 485 training photographs, 3000 steps (24,000 images)
+    in 48 min, 10.8 images/s where it was alone, 2.1 GiB a worker. PQ on the 127 val photographs: 71.9 at step 1000,
+    77.0 at 2000, 78.5 at 3000 (things 65.7, stuff 81.7; SQ 90.0, RQ 86.6). On the 58 that no training photograph
+    resembles: 70.4 (things 54.1, stuff 74.5), from scratch 58.1. One seed.
     `python jobs/train.py efficientps-pedestrians-imagenet --data.root FOLDER`
     """
     return _at_the_size_of_crops(from_imagenet(efficientps_pedestrians(), steps=3000))
