@@ -52,7 +52,7 @@ class Matches:
         return terms if self.finite else {name: value * math.nan for name, value in terms.items()}
 
     def per_image(self, images: int) -> list[int]:
-        """How many pairs each of the B images has in all its groups."""
+        """The number of pairs of each of the B images, over all groups."""
         return np.bincount(self.listed % images, minlength=images).tolist()
 
 

@@ -1,7 +1,7 @@
 """The tree of options of one experiment, and the only place that parses a command line.
 
 Each option is a field of the dataclass of the module that uses it, and the line under the field is its
-documentation and its `--help`. A named experiment is a function in `presets.py`; the command line, a
+documentation and its `--help`. A named experiment is a function in the package `presets`; the command line, a
 sweep and a stored run all change it through the same parser:
 
     override(preset, {"optim.lr": 1e-4, "model.backbone.freeze": 2})
@@ -529,7 +529,7 @@ def override(config: Any, changes: Mapping[str, Any], ranges: bool = True) -> An
 
 
 def _problem(config: Any, path: str, value: Any) -> str:
-    """What the parser of all options says of one with a value that it cannot have: its whole name, and its help."""
+    """The message of the parser of all options for a value that an option cannot have: its whole name, and its help."""
     try:
         _cli(config, [_flag(path), *_words(value)])
     except ValueError as error:

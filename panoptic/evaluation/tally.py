@@ -218,7 +218,7 @@ def summarise(tallies: Iterable[Tally], categories: Categories) -> Evaluation:
 
 
 class _Sums:
-    """What images add up to, one after the other."""
+    """The sums over images, which are added one after the other."""
 
     def __init__(self, classes: int) -> None:
         self.quality, self.sizes = np.zeros((classes, 4)), [np.zeros((classes, 4)) for _ in SIZES]

@@ -46,7 +46,7 @@ class ImageCounts:
     """int64 [K, 3]: true class, predicted class, number of segments. Class C is "none": missed or made up."""
     boundary: Sparse | None = None
     instances: InstanceMatches | None = None
-    """Which instances take a truth, for AP."""
+    """The predicted instances matched with true things, for AP; None = AP is not counted."""
     recall: tuple[int, int] | None = None
     """Number of true things that some region proposal covers, and of all."""
     name: str = ""

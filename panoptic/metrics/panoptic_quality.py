@@ -184,7 +184,7 @@ def _indices(values: np.ndarray, listed: list[int], name: str) -> np.ndarray:
 
 
 def _places(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where each value would lie in `ids`, if it is in there; else any place.
+    """The place of each value in `ids`, if it is in there; else any place.
 
     A hash table without collisions, for which a few multipliers are tried (multiplicative hashing: Knuth, The Art of
     Computer Programming, volume 3, section 6.4), is looked up four times faster than a binary search. The table is

@@ -72,7 +72,7 @@ class PanopticModel(nn.Module, ABC):
     "stuff", one row each; "4*things", four rows each; any other word is one row, of no class. From weights for other
     classes, the rows of classes of the same name are taken over."""
     class_inputs: tuple[str, ...] = ()
-    """Those of them whose inputs are classes too, in the same order."""
+    """The layers of `class_layers` whose inputs stand for classes too, in the order of their rows."""
     added_modules: tuple[str, ...] = ()
     """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
     levels: tuple[str, ...] = STAGES

@@ -494,7 +494,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Its values lie in memory, each for itself: strides of 0 would make a few bytes a tensor of any size."""
+    """True if every value of a tensor has memory of its own: strides of 0 make a few bytes a tensor of any size."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return math.prod(tensor.shape) * tensor.element_size() <= tensor.untyped_storage().nbytes()

@@ -42,8 +42,8 @@ class Optim:
     """Factor on the backbone's learning rate from each stage to the one before it: res5 has the backbone's, res4 that
     times the factor, the stem its fourth power; 1 = the same for all."""
     layer_decay: PositiveUnitFloat = 1.0
-    """The same from each block of a plain ViT to the one before it (EoMT 0.8): the final norm and the last block have
-    the backbone's rate, patches, positions and tokens that of the first block; 1 = the same for all."""
+    """Factor on the rate from each block of a plain ViT to the one before it (EoMT 0.8): the final norm and the last
+    block have the backbone's rate, patches, positions and tokens that of the first block; 1 = the same for all."""
     layer_decay_embeddings: bool = False
     """Patches, positions and tokens come one step of layer_decay below the first block (ViTDet, with a backbone_lr that
     is layer_decay too)."""

@@ -261,7 +261,7 @@ PLACES: WeakKeyDictionary[nn.Module, list[tuple[dict[str, Any], str]]] = WeakKey
 
 
 def _places(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
-    """Where a model keeps its parameters and buffers, each once: the dictionary of a module, and the name there.
+    """The places of a model's parameters and buffers, each once: the dictionary of a module, and the name in it.
 
     Tensors may be replaced afterwards, modules may not.
     """

@@ -85,7 +85,7 @@ class SkipCounter:
     """
 
     skipped: int = 0
-    """All of them."""
+    """Updates skipped so far."""
     in_a_row: int = 0
     """Skipped updates since the last one that was made, but for those that a smaller factor on the loss cures."""
     waiting: Verdict | None = field(default=None, compare=False, repr=False)

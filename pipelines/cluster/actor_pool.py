@@ -174,9 +174,9 @@ class Shares(NamedTuple):
 
     actors: int
     cpus: float
-    """That each reserves."""
+    """CPUs that each actor reserves."""
     gpus: float
-    """That each reserves."""
+    """GPUs that each actor reserves."""
     threads: int
     """Torch threads of each."""
     retries: int

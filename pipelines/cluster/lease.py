@@ -175,7 +175,7 @@ def hold(
 
 
 def _acquire_unless_alive(folder: storage.Uri, seconds: float) -> Lease | None:
-    """As `acquire`, but a process of this machine that lives has not lost it: it may have been halted for long."""
+    """`acquire`, unless the holder is a living process of this machine: that one may only have been halted for long."""
     holding = last(folder)
     return None if _alive(holding) and not holding.get("released") else acquire(folder, seconds)
 
@@ -232,7 +232,7 @@ def wait(folder: storage.Uri, seconds: float = EXPIRY) -> Lease:
 
 
 def holder(folder: storage.Uri) -> str:
-    """Who holds it, for messages."""
+    """The process that holds a lease, for messages."""
     return last(folder).get("owner", "another process")
 
 

@@ -44,8 +44,8 @@ class Waits(NamedTuple):
     """The retries and timeouts of one request to S3.
 
     With the default of 60 s: 12 attempts with 51 s of pauses between them (the largest number whose pauses are within
-    it), each of which has 10 s for an answer (a sixth of it, 1 to 10 s) and 5 s for a connection. A store that refuses
-    connections is given up after 51 s, one that takes them and says nothing after three minutes.
+    it), each of which has 5 s (a twelfth, 1 to 5 s) for a connection and 5 s without a byte of the answer. A store that
+    refuses connections is given up after 51 s, one that takes them and says nothing after 111 s.
     """
 
     retries: int
@@ -61,7 +61,7 @@ class Waits(NamedTuple):
 
 
 def waits() -> Waits:
-    """As `PATIENCE` says.
+    """The waits that the environment variable `PATIENCE` asks for, else those of 60 s.
 
     Raises:
         ValueError: it is no number of seconds.

@@ -64,7 +64,7 @@ DEFAULT = FeedConfig()
 
 
 Source = Callable[[Reading, FeedConfig], Generator[Sequence[Row], None, None]]
-"""Who brings the rows: those of each micro-batch, in order."""
+"""A function that yields the rows of each micro-batch, in order."""
 
 
 def read_ahead(reading: Reading, config: FeedConfig) -> Generator[Sequence[Row], None, None]:
@@ -358,7 +358,7 @@ def _by_size(rows: list[Row]) -> list[list[Row]]:
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each handed on when the next one has begun."""
+    """Prefetch by one: an item is yielded only after the next was fetched, so that the work of both overlaps."""
     waiting: Item | None = None
     for item in items:
         if waiting is not None:

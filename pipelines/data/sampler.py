@@ -51,7 +51,7 @@ def _permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Repeats:
-    """How often each sample comes in an epoch, for a stream in which they do not come equally often."""
+    """The number of times that each sample comes in an epoch, for a stream in which these differ."""
 
     factors: np.ndarray
     """float64 [samples], 1 or more; an epoch has the whole number above or below, which is drawn anew for each."""
@@ -96,7 +96,7 @@ class Place(NamedTuple):
 
     @property
     def window(self) -> tuple[int, int]:
-        """The same for all positions of a lane that share a window, and for no other."""
+        """The key of the window: its epoch, and where it ends in the epoch's order of windows."""
         return self.epoch, self.rest.stop
 
 
@@ -276,7 +276,7 @@ class Stream:
         return epoch, int(limited(self.rows, self.limit, self.limit_seed)[row]) if self.limit else row
 
     def times(self, position: int) -> int:
-        """How often the row at a position came before in its epoch; 0 where each comes once."""
+        """The number of times that the row at a position came before in its epoch; 0 where each comes once."""
         return 0 if self.repeats is None else self.repeats.locate(self.seed, position)[2]
 
     def copy(self, position: int) -> int:

@@ -58,7 +58,7 @@ class Segments(NamedTuple):
 
     @classmethod
     def of(cls, truth: Segmentation, areas: np.ndarray | None = None) -> Segments:
-        """Those of a map; `areas` where they are known."""
+        """The segments of a map; `areas` [N] where they are counted already."""
         return cls(truth.size, truth.labels, truth.areas() if areas is None else areas, truth.is_crowd())
 
 

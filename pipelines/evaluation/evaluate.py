@@ -105,7 +105,7 @@ class Task:
     class_map: ClassMap | None = None
     """Applied to the model's predictions before anything is counted or written."""
     mapping: ClassMapping | None = None
-    """The same on the model's classes; None until the model is loaded."""
+    """`class_map` in the indices of the model's classes; None until the model is loaded."""
     cache: str = ""
     """Folder for copies of the images in the classes of the model's own class map; "" = never map them."""
 

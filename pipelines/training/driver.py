@@ -89,7 +89,7 @@ class Outcome:
     metrics: dict[str, float]
     """The best checkpoint's validation."""
     report: str
-    """The same as a table."""
+    """The best checkpoint's validation as a text table."""
     overlays: str
     """Folder of pictures: image, truth and prediction of a few validation images."""
     model: str
@@ -341,7 +341,7 @@ def prepare_data(experiment: Experiment) -> tuple[Manifest, Manifest]:
 
 
 def repeats_of(experiment: Experiment, train_set: Manifest) -> Repeats | None:
-    """How often an epoch reads each training image; None where `data.balance` is off."""
+    """The number of times that an epoch reads each training image; None where `data.balance` is off."""
     data, rows = experiment.data, train_set.rows
     if not data.balance:
         return None

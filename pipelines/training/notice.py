@@ -28,7 +28,7 @@ NAMESPACE = b"panoptic-ray"
 """The namespace of our keys in Ray's internal key-value store."""
 
 BEGUN = "/begun"
-"""What follows a training's key in the name under which rank 0 says that its workers are there."""
+"""Suffix of a training's key; under that name rank 0 notes that all workers have started."""
 
 TIMES = 2
 """SIGTERMs with which a worker ends at once."""

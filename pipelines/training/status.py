@@ -191,7 +191,7 @@ def _others(base: str) -> str:
 
 
 def _life(holding: Mapping[str, Any]) -> tuple[bool | None, float]:
-    """Whether the holder works, None where there never was one; and the Unix time of its last sign of life."""
+    """True if the holder works, None where there never was one; and the Unix time of its last sign of life."""
     if not holding:
         return None, math.nan
     if holding.get("released"):

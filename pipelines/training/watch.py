@@ -27,7 +27,7 @@ MOST_STEPS = 50
 """Steps between looks at the most."""
 
 DRAINED = 2.0
-"""What a worker whose node is drained tells the others, which then know the reason; another notice is 1."""
+"""The value by which a worker tells the others that its node is drained; that of any other notice is 1."""
 
 OF_ANOTHER = "notice of another worker"
 """The reason of a worker that has no notice itself."""

@@ -135,7 +135,7 @@ class EoMT(MaskTransformer):
     def _attention_mask(
         self, block: int, prediction: tuple[Tensor, Tensor, Tensor], grid: tuple[int, int], tokens: int
     ) -> Tensor:
-        """Where each token may look in a block, bool [B, 1, N, N]: a query at the patches inside of its mask.
+        """The tokens that each token may attend to, bool [B, 1, N, N]: a query at the patches inside of its mask.
 
         The masks are products with resized features instead of resized products, which are the same numbers to
         rounding: resizing is linear.

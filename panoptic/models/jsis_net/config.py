@@ -46,7 +46,7 @@ class StageOptions:
     mask_channels: PositiveInt = 256
     """Width of the mask layers."""
     mask_side: PositiveInt = 28
-    """M."""
+    """M: height and width of an instance's predicted mask, in cells."""
     mask_upsampling: Literal["bilinear", "deconvolution"] = "bilinear"
     """Bilinear to M between two 3x3, corners aligned; or two transposed 2x2 of stride 2 instead of those."""
     across_classes: bool = True

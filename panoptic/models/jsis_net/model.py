@@ -141,7 +141,7 @@ class JSISNet(PanopticModel):
         return x
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """Those of "objectness", "region", "class", "box", "mask", "semantic" and "regularisation" that are trained."""
+        """The trained ones of "objectness", "region", "class", "box", "mask", "semantic", "regularisation"."""
         config, branch, terms = self.config, self.instance_branch, {}
         if branch is not None:
             terms |= instance_losses(

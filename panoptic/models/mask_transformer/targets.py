@@ -29,7 +29,7 @@ def visible_segments(targets: Targets) -> Tensor:
 
 
 def segment_counts(targets: Targets, chosen: Tensor) -> list[int]:
-    """How many segments of each image queries learn; the device is asked where the host does not know them.
+    """The number of segments of each image that queries learn; the device is asked where the host does not know them.
 
     Args:
         targets: of the batch.

@@ -72,7 +72,7 @@ class PanopticDeepLabConfig:
     aspp_separable: bool = False
     """Depthwise-separable dilated convolutions in the pyramid pooling."""
     centre_separable: bool = True
-    """The same as `separable`, for the centre head (detectron2: always plain)."""
+    """Depthwise-separable convolutions in the centre head, too (detectron2: always plain)."""
     semantic_channels: PositiveInt = 256
     """Width of the semantic decoder."""
     instance_channels: PositiveInt = 128

@@ -48,7 +48,7 @@ class Regions(NamedTuple):
 
     @classmethod
     def of(cls, ids: np.ndarray) -> Regions:
-        """Those of a map, int [H, W]."""
+        """The regions of a map of ids, int [H, W]."""
         values, lengths = runs(ids)
         order = np.argsort(values, kind="stable")
         ordered = values[order]
@@ -87,7 +87,7 @@ class Read(NamedTuple):
     box_mismatches: int
     """Segments whose stated box their pixels deny by more than a pixel."""
     regions: Regions
-    """Those of the map."""
+    """The regions of the map."""
 
 
 def read_ids(
