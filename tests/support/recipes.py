@@ -282,7 +282,8 @@ EFFICIENTPS = Recipe(
     least=80,
     present=True,
 )
-"""As Panoptic FPN's, with a level of anchors less."""
+"""As Panoptic FPN's, with a level of anchors less. What is in the way was not taken apart; masks are learnt at stride 4
+as Panoptic FPN's are, which stands at 86.3 for the reasons named there."""
 
 EOMT = Recipe(
     EoMTConfig(
