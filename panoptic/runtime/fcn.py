@@ -122,14 +122,18 @@ def _region_kernels(
         probability = sigmoid(outputs[f"regions_{level}"][0]).reshape(-1, outputs[f"regions_{level}"][0, 0].size)
         count, cells = probability.shape
         if rules["centres"]:
+            # a region is the one cell in which its class is most probable
             score, place = probability.max(1), probability.argmax(1)
             masks = np.eye(cells, dtype=np.float32)[place]
             label = np.flatnonzero(score > rules["region_threshold"])
         else:
+            # a region is all cells in which its class is the most probable one
             masks = (probability.argmax(0) == np.arange(count)[:, None]).astype(np.float32)
             area = masks.sum(1)
+            # the mean probability of the class in the cells of its region
             score = (probability * masks).sum(1) / np.maximum(area, 1)
             label = np.flatnonzero((area > 0) & (score > rules["region_threshold"]))
+        # the mean kernel over the cells of a region, or, as published, their sum over the number of the level's cells
         total = masks[label] @ outputs[f"kernels_{level}"][0].reshape(-1, cells).T
         own = rules["own_cells"] or rules["centres"]
         kernels.append(total / np.maximum(masks[label].sum(1, keepdims=True), 1) if own else total / cells)
@@ -148,8 +152,11 @@ def _similar(kernels: np.ndarray, labels: np.ndarray, threshold: float, class_aw
 
 def _fuse(kernels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The means of kernels and the later ones that are alike, and the indices of those that stay."""
+    # row i marks kernel i and the later kernels that are like it
     same = np.triu(groups)
+    # a column's rows up to its first mark, so that a kernel belongs to the first one that it is like, and to no other
     first = np.cumsum(same, 0) < 2
+    # a kernel stays if no earlier one is like it; where it goes, later kernels that it was the first for go too
     kept = np.flatnonzero(first.diagonal())
     members = (same & first)[kept].astype(np.float32)
     return members @ kernels / members.sum(1, keepdims=True), kept

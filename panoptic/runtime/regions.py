@@ -62,11 +62,12 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshol
         places = np.flatnonzero(groups == group)
         places = places[np.argsort(-scores[places], kind="stable")]
         alive, corners = np.ones(len(places), bool), boxes[places]
+        # the overlaps of a block of boxes with all others at a time: those of all boxes at once may not fit memory
         for start in range(0, len(places), BLOCK):
             rows = start + np.flatnonzero(alive[start : start + BLOCK])
             close = overlaps(corners[rows], corners) > threshold
             for k, row in zip(rows.tolist(), close, strict=True):
-                if alive[k]:
+                if alive[k]:  # a box that a better one of this block has suppressed suppresses none itself
                     alive[k + 1 :] &= ~row[k + 1 :]
         kept.append(places[alive])
     every = np.concatenate(kept) if kept else np.zeros(0, np.int64)

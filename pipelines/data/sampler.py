@@ -76,10 +76,13 @@ def _repeated(repeats: Repeats, seed: int, epoch: int) -> tuple[np.ndarray, np.n
     of a grid with distances of 1, whose offset is drawn, takes the sample in which it lies.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
+    # the end of each sample on the line; rounding must not cost or add a position at the last one
     ends = np.cumsum(repeats.factors) * (repeats.size / repeats.factors.sum())
     ends[-1] = repeats.size
+    # points of the grid within each sample
     counts = np.diff(np.floor(np.concatenate([[0.0], ends]) + rng.random())).astype(np.int64)
     samples = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    # all positions of a sample side by side, in the order of the epoch, and there counted from 0
     by_sample = np.argsort(samples, kind="stable")
     times = np.empty_like(samples)
     times[by_sample] = np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -68,7 +68,9 @@ def of_images(images: Sequence[Segments], classes: int) -> Statistics:
     areas = np.concatenate([np.zeros(0, np.int64), *(image.areas for image in images)])
     crowd = np.concatenate([np.zeros(0, bool), *(image.crowd for image in images)])
     numbers = [len(image.labels) for image in images]
+    # one number for each pair of image and class, so that several segments of a class in an image count once
     pairs = np.unique(np.repeat(np.arange(len(images)), numbers) * classes + labels)
+    # `add.at` adds for every entry of an index, also where a class and a bin occur again
     table = np.zeros((classes, BINS), np.int64)
     np.add.at(table, (labels, np.log2(np.maximum(areas, 1)).astype(np.int64)), 1)
     class_pixels = np.zeros(classes, np.int64)

@@ -163,15 +163,18 @@ def sound_segments(truth: Segmentation, categories: Categories, areas: np.ndarra
     stuff, crowd = ~np.array(categories.is_thing, bool)[truth.labels], truth.is_crowd()
     repairs = {STUFF_CROWD: int((stuff & crowd).sum())}
     crowd = crowd & ~stuff
+    # the segment that each one becomes a part of: the first of its class for stuff, itself for a thing
     owner = np.arange(len(truth.labels))
     for label in np.unique(truth.labels[stuff]):
         same = np.flatnonzero(truth.labels == label)
         owner[same] = same[0]
     kept = owner == np.arange(len(owner))
     repairs[STUFF_UNITED] = int((~kept).sum())
+    # every crowd left is one of things; several of a class are kept, but PQ of panopticapi sees only the last
     crowds = np.bincount(truth.labels[crowd], minlength=1)
     warnings = {SEVERAL_CROWDS: int((crowds > 1).any())}
     if repairs[STUFF_UNITED]:
+        # numbers of segments without gaps, from 1; 0 stays void
         position = np.cumsum(kept)[owner]
         segments = np.concatenate([[0], position]).astype(np.int32)[truth.segments]
         truth = Segmentation(segments, truth.labels[kept], crowd[kept])

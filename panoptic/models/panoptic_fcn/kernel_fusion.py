@@ -16,7 +16,8 @@ TINY = 1e-8
 def fuse(kernels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """The means of kernels and the later ones that are alike.
 
-    A kernel like an earlier one is absorbed by it; one like two earlier ones counts for the first.
+    A kernel like an earlier one is absorbed by it; one like two earlier ones counts for the first. Where that one is
+    absorbed itself, the kernel enters no mean.
 
     Args:
         kernels: float [K, C], best first.
@@ -25,7 +26,7 @@ def fuse(kernels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         float [k, C] and the indices int64 [k] of those that stay, in order.
     """
-    # row i, column j: j is absorbed by i; a column's first entry counts, and who is its own first stays
+    # row i, column j: j is absorbed by i; a column's first entry counts, and a kernel that is its own first stays
     same = groups.triu()
     first = same.cumsum(0) < 2
     kept = first.diagonal().nonzero()[:, 0]

@@ -197,15 +197,18 @@ def region_centres(covered: Tensor, overlap: float, present: Tensor | None = Non
     """
     images, regions, height, width = covered.shape
     inside = covered > 0
+    # the middle of each region: the mean row and column of its cells
     count = inside.sum((2, 3))
     rows, columns = (torch.arange(side, device=covered.device) for side in (height, width))
     least = count.clamp(min=1)
     row = (inside.sum(3) * rows).sum(2) / least
     column = (inside.sum(2) * columns).sum(2) / least
+    # the middle itself may lie outside of the region, in a hole or between two parts
     distance = (rows[:, None] - row[..., None, None]) ** 2 + (columns - column[..., None, None]) ** 2
     cell = distance.masked_fill(~inside, float("inf")).flatten(2).argmin(2)
     if present is None:
         present = count.nonzero()
+    # one plane a region class of each image, drawn only where there is a region
     plane = present[:, 0] * regions + present[:, 1]
     cell, side = cell.flatten()[plane], count.flatten()[plane].float().sqrt()
     radius = gaussian_radius(side, side, overlap).clamp(min=0).long()
