@@ -29,7 +29,7 @@ OddInt = Annotated[int, Ge(1), Predicate(odd)]
 Side = Annotated[int, Interval(ge=1, le=65535)]
 """Pixels of a side of an image: what JPEG can hold."""
 SideOrZero = Annotated[int, Interval(ge=0, le=65535)]
-"""The same, with 0 where the option is off."""
+"""Pixels of a side of an image; 0 where the option is off."""
 ThreadCount = Annotated[int, Interval(ge=0, le=1024)]
 """Threads of a process; 0 where that means a number of its own."""
 MOST_LAYERS = 1000
@@ -41,7 +41,7 @@ FiniteFloat = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 PositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
 NonNegativeFloat = Annotated[float, Interval(ge=0, lt=math.inf)]
 UnitFloat = Annotated[float, Interval(ge=0, le=1)]
-"""A probability, a share, an overlap or a threshold of them."""
+"""A probability, a share, an overlap, or a threshold of one."""
 PositiveUnitFloat = Annotated[float, Interval(gt=0, le=1)]
 """A share that cannot be nothing."""
 Decay = Annotated[float, Interval(ge=0, lt=1)]

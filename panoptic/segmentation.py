@@ -416,7 +416,7 @@ class Targets:
     fields gives None here."""
 
     def to(self, device: torch.device | str) -> Targets:
-        """The same targets on `device` (`frame` and `countable` stay on the CPU)."""
+        """The targets on `device` (`frame` and `countable` stay on the CPU)."""
         return replace(
             self,
             segments=self.segments.to(device, non_blocking=True),
@@ -426,7 +426,7 @@ class Targets:
         )
 
     def pin_memory(self) -> Targets:
-        """The same targets in pinned memory (`frame` and `countable` as they are)."""
+        """The targets in pinned memory (`frame` and `countable` as they are)."""
         from torch import Tensor
 
         parts = {name: getattr(self, name).pin_memory() for name in ("segments", "labels", "crowd")}

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 NAMES = ("imagenet", "timm")
-"""Values of `backbone.weights` that ask for them; "timm" is the former spelling."""
+"""Values of `backbone.weights` that ask for ImageNet weights; "timm" is the former spelling."""
 
 
 class Pixels(NamedTuple):
-    """How images were normalised when weights were trained: (x - mean) / std on the scale 0 to 255."""
+    """The normalisation of images with which weights were trained: (x - mean) / std on the scale 0 to 255."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""Downloads, whole or not at all, with the reason where it is not at all."""
+"""Downloads, whole or not at all; an error names the reason."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def _build(weights: State, categories: Categories) -> tuple[PanopticFCNConfig, S
 
 
 def _regions(count: int, categories: Categories) -> Regions:
-    """The kind of region classes of which there are so many.
+    """The kind of region classes of which there are `count`.
 
     Raises:
         ValueError: there is none.

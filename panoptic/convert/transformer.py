@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ATTENTION = {"self_attn": "self_attention", "multihead_attn": "cross_attention", "encoder_attn": "cross_attention"}
-"""Both projects' names of the attentions of a layer, and ours."""
+"""Names of the attentions of a layer in facebookresearch/detr and in Hugging Face transformers, and ours."""
 
 LAYER_NORMS = {
     "encoder": {"self_attn_layer_norm": "norm1", "final_layer_norm": "norm2"},

@@ -66,7 +66,7 @@ class Tally:
     images: ImageRecords = field(default_factory=ImageRecords)
     """Counts of each image, by its row."""
     confusion: np.ndarray | None = None
-    """int64 [C, C + 1], of pixels."""
+    """int64 [C, C + 1], pixels by true and by predicted class (the last: void); None where none are counted."""
     losses: dict[int, tuple[int, dict[str, float]]] = field(default_factory=dict)
     """The number of images and the mean losses of each batch, by its first row."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -176,7 +176,7 @@ def _instances_without(instances: Instances, labels: np.ndarray) -> Instances:
 
 
 def gather(tallies: Iterable[Tally]) -> Tally:
-    """One tally of all.
+    """The sum of several tallies.
 
     Raises:
         ValueError: an image was counted twice.
@@ -230,7 +230,7 @@ class _Sums:
         """PQ of each image."""
         self.instances = PrecisionCounts(classes)
         self.recalls: list[float] = []
-        """In percent, of each image that has things."""
+        """Recall of region proposals in percent, of each image that has things."""
 
     def add(self, image: ImageCounts) -> None:
         classes = len(self.quality)

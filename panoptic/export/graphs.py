@@ -89,9 +89,9 @@ class Network(nn.Module):
 
 @contextmanager
 def constant_padding(model: PanopticModel) -> Iterator[None]:
-    """Meanwhile, timm's convolutions with TensorFlow's "SAME" padding pad by a constant.
+    """A context in which timm's convolutions with TensorFlow's "SAME" padding pad by a constant.
 
-    Their padding follows from the size of the map, which an exporter of free sizes cannot unroll. On a canvas of whole
+    "SAME" padding follows from the size of the map, which an exporter of free sizes cannot unroll. On a canvas of whole
     cells of the coarsest map, which is what such a model is given, it is always the same: a kernel's reach less the
     stride, the odd pixel right and below.
 

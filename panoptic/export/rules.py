@@ -122,7 +122,7 @@ def _detector(detector: Detector) -> dict[str, Any]:
 
 
 def _regions(regions: Regions, strides: Sequence[int]) -> dict[str, Any]:
-    """The rules of proposals on levels of these strides."""
+    """The rules of proposals on levels of the given strides."""
     cells, offset = cells_of(regions, strides)
     return {
         "cells": [level.tolist() for level in cells],

@@ -156,7 +156,7 @@ LOUD = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
 
 @contextmanager
 def quiet(names: Sequence[str] = LOUD) -> Iterator[None]:
-    """Without the remarks of tools on their own doings, which go through these loggers."""
+    """A context in which neither Python nor the loggers `names` warn; errors are still logged."""
     loud = [logging.getLogger(name) for name in names]
     levels = [log.level for log in loud]
     for log in loud:

@@ -9,4 +9,4 @@ Norm = Literal["batch", "sync", "group", "frozen", "absolute"]
 frozen: fixed statistics and affine; absolute: batch norm that scales by the weight's absolute value (EfficientPS)."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
-"""In which a network computes, by autocast."""
+"""Type of the numbers in which a network computes, by autocast."""

@@ -16,7 +16,7 @@ def deformable_conv(
     dilation: int = 1,
     factors: Tensor | None = None,
 ) -> Tensor:
-    """A 3x3 convolution of that kind, in float32 whatever the autocast: the kernel knows nothing else on every device.
+    """A deformable 3x3 convolution, in float32 whatever the autocast: the kernel knows no other type on every device.
 
     Where an offset is not a number nothing of the result is one: torchvision's kernel for CPUs would read memory
     that is not the map's there, and end the process.

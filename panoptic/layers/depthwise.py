@@ -38,7 +38,7 @@ def _is_slow(conv: nn.Conv2d) -> bool:
 
 @functools.cache
 def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """The same kind of convolution (timm has its own, with TensorFlow's padding), outside of autocast."""
+    """A class of convolution (timm has its own, with TensorFlow's padding) that computes outside of autocast."""
     if issubclass(kind, _Float32):
         return kind
     return type(kind.__name__, (_Float32, kind), {})

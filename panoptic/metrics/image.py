@@ -48,7 +48,7 @@ class ImageCounts:
     instances: InstanceMatches | None = None
     """The predicted instances matched with true things, for AP; None = AP is not counted."""
     recall: tuple[int, int] | None = None
-    """Number of true things that some region proposal covers, and of all."""
+    """Number of true things that some region proposal covers, and of all true things; None = not counted."""
     name: str = ""
     """The image's name."""
 
@@ -114,7 +114,7 @@ def _pack(image: ImageCounts) -> bytes:
 
 
 def _smallest(column: np.ndarray) -> np.ndarray:
-    """The same numbers in the smallest type that holds them exactly."""
+    """A column in the smallest type that holds its numbers exactly."""
     types = [np.uint8, np.uint16, np.int32] if column.dtype.kind in "iub" else [np.float32]
     for kind in types:
         with np.errstate(over="ignore"):

@@ -18,7 +18,7 @@ class RecallCounts:
     """The true things of one image, and those that some proposal covers."""
 
     covered: np.ndarray
-    """int64 [C]."""
+    """int64 [C], true things that some proposal covers."""
     total: np.ndarray
     """int64 [C], true things that are no crowd; 0 for stuff."""
 

@@ -30,7 +30,7 @@ CERTAIN = 30.0
 
 Row = tuple[int | str, int]
 """The meaning of a row of a layer's outputs: a class by its index, or a word for what is no class ("nothing"); and a
-number, where several rows stand for the same."""
+number that counts the rows of one meaning."""
 
 Wanted = Literal["maps", "instances", "semantics", "proposals"]
 """The fields of `Prediction` that `postprocess` can be asked for."""
@@ -74,7 +74,7 @@ class PanopticModel(nn.Module, ABC):
     class_inputs: tuple[str, ...] = ()
     """The layers of `class_layers` whose inputs stand for classes too, in the order of their rows."""
     added_modules: tuple[str, ...] = ()
-    """Submodules that start fresh from weights without them, as a head that is trained in a second stage."""
+    """Submodules that may be absent from weights and then start fresh, as a head that is trained in a second stage."""
     levels: tuple[str, ...] = STAGES
     """Features of the backbone that the network uses."""
     given: Outputs | None = None
@@ -157,7 +157,7 @@ class PanopticModel(nn.Module, ABC):
         return rows
 
     def begin_step(self, step: int, total: int) -> None:
-        """Told before the first micro-batch of every training step, for what changes in the course of a run.
+        """Prepare for a training step, before its first micro-batch: for what changes in the course of a run.
 
         Whatever follows from it is a function of the two numbers alone, so that a continued run computes what it would
         have computed; nothing of it is stored.

@@ -40,9 +40,9 @@ class Regions:
     negative: UnitFloat = 0.3
     """Anchors that overlap every thing by less are background."""
     positive: UnitFloat = 0.7
-    """Anchors that overlap a thing by so much are positive."""
+    """Anchors that overlap a thing by this much or more are positive."""
     low_quality: bool = True
-    """The anchors that overlap a thing most are positive, however little that is."""
+    """The anchors that overlap a thing most are positive, however little they do."""
     low_quality_overlap: UnitFloat = 0.0
     """Overlap with the thing that such an anchor has at least (mmdetection: 0.3)."""
     rounded: bool = False
@@ -52,7 +52,7 @@ class Regions:
     samples: PositiveInt = 256
     """Anchors of an image that the losses see."""
     positive_fraction: UnitFloat = 0.5
-    """Share of them that may be positive."""
+    """Share of the sampled anchors that may be positive."""
     beta: NonNegativeFloat = 0.0
     """Difference below which the box loss is a parabola; 0 is L1."""
     divide: Literal["samples", "sampled", "batch"] = "samples"
@@ -63,13 +63,13 @@ class Regions:
     train_before: PositiveInt = 2000
     """Best boxes of each level that enter the suppression, in training."""
     train_after: PositiveInt = 1000
-    """Best boxes of an image that leave it, in training."""
+    """Best boxes of an image that leave the suppression, in training."""
     test_before: PositiveInt = 1000
     """Best boxes of each level that enter the suppression, at test time."""
     test_after: PositiveInt = 1000
-    """Best boxes of an image that leave it, at test time."""
+    """Best boxes of an image that leave the suppression, at test time."""
     least_side: NonNegativeFloat = 0.0
-    """Proposals have larger sides than this, in pixels."""
+    """Width and height of a proposal are above this, in pixels."""
 
     def cells(self, levels: int) -> list[Tensor]:
         """float32 [K, 4] of each level.
@@ -92,7 +92,7 @@ class Detection:
     samples: PositiveInt = 512
     """Regions of an image that the heads learn from."""
     positive_fraction: UnitFloat = 0.25
-    """Share of them that may hold a thing."""
+    """Share of the sampled regions that may hold a thing."""
     overlap: UnitFloat = 0.5
     """Least overlap of a region with the thing that it holds."""
     append_truth: bool = True
@@ -102,7 +102,7 @@ class Detection:
     beta: NonNegativeFloat = 0.0
     """Difference below which the box loss is a parabola; 0 is L1."""
     threshold: UnitFloat = 0.05
-    """Detections score more, at test time."""
+    """Detections score more than this, at test time."""
     nms: UnitFloat = 0.5
     """Overlap of two detections of a class above which only the better one stays."""
     most: PositiveInt = 100

@@ -54,15 +54,15 @@ class _Known:
     anchors: list[list[int]]
     """Numbers of positive anchors of each image, and of negative ones: `amounts` of `boxes.sample`."""
     regions: list[list[int]]
-    """The same of regions."""
+    """Numbers of positive regions of each image, and of negative ones, likewise."""
     labels: list[Tensor]
-    """For each image int64 [P] on the CPU, of its regions."""
+    """For each image int64 [P] on the CPU, the label of each region: 1 or more positive, 0 negative."""
     levels: list[Tensor]
     """For each image int64 [P] on the CPU, the pyramid level of its regions."""
     pooled: int
     """Number of levels."""
     device: torch.device
-    """On which regions are pooled."""
+    """Device on which regions are pooled."""
 
     def order(self, drawn: Sequence[Tensor]) -> list[Tensor]:
         """`roi_align.level_order` of the regions of all images that were drawn, int64 [n] on the CPU of each image."""

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     """The size of the map that is wanted."""
 
     def rounded(self, step: int) -> Place:
-        """The same image on a canvas of whole multiples of `step`, up to which a network pads by itself."""
+        """The place of the image on a canvas of whole multiples of `step`, up to which a network pads by itself."""
         height, width = (-(-side // step) * step for side in self.canvas)
         return self._replace(canvas=(height, width))
 

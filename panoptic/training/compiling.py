@@ -31,7 +31,7 @@ class CompiledGraphs:
         self._seen = _compiled()
 
     def new(self) -> int:
-        """How many were made since the last call, or since this began to count."""
+        """The number of graphs made since the last call, or since this object was made."""
         before, self._seen = self._seen, _compiled()
         return self._seen - before
 

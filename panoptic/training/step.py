@@ -53,7 +53,7 @@ class BrokenSteps(FloatingPointError):
     """Too many steps in a row had a loss or a gradient that is not finite."""
 
     def __init__(self, message: str, step: int) -> None:
-        """An error of the last of them, an iteration from 0."""
+        """An error of the last broken step, an iteration from 0."""
         super().__init__(message)
         self.step = step
 
@@ -128,13 +128,13 @@ class StepResult:
     finite: Tensor
     """bool scalar: the update was made; False where it was left out, because a loss or the gradient was not finite."""
     images: int
-    """This worker's images."""
+    """Images of this worker in the step."""
     wait: float
     """Seconds spent waiting for data."""
     seconds: float
     """Seconds of the whole step, waiting included."""
     phases: Phases | None = None
-    """When forward, backward and optimiser began and ended."""
+    """Times at which forward, backward and optimiser began and ended; None where they are not measured."""
 
     @property
     def skipped(self) -> bool:
@@ -378,7 +378,7 @@ def _restore(groups: dict[torch.dtype, list[Tensor]], kept: dict[torch.dtype, Te
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:
-    """All values in one row; a copy."""
+    """The values of all tensors in one row; a copy."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
@@ -399,15 +399,15 @@ class Meter:
     sums: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     """By the names of the losses: sums over the counted steps of the losses, the gradient norm and 1, float [T + 2]."""
     steps: int = 0
-    """All steps."""
+    """Steps added, skipped ones too."""
     images: int = 0
-    """This worker's images in all steps."""
+    """Images of this worker in all steps."""
     wait: float = 0.0
     """Seconds spent waiting for data."""
     seconds: float = 0.0
     """Seconds of all steps."""
     lr: float = 0.0
-    """The newest step's."""
+    """Learning rate of the newest step."""
     phases: list[Phases] = field(default_factory=list)
     """The phases of all steps."""
 

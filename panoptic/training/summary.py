@@ -28,7 +28,7 @@ class Part:
     parameters: int
     """Numbers in its parameters."""
     trainable: int
-    """Those that learn."""
+    """Numbers in its parameters that learn."""
     macs: int
     """Multiply-accumulates for one image."""
 

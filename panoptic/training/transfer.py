@@ -39,7 +39,7 @@ class Loaded:
     fresh: tuple[str, ...] = ()
     """Keys that are, as a whole or in some rows, as they were initialised; sorted."""
     classes: tuple[str, ...] = ()
-    """Where the classes differ: those of the model whose rows were taken over from a class of the same name."""
+    """Classes of the model whose rows were taken over from a class of the same name; () where no classes differ."""
 
     def tell(self, start: str, count: int) -> str:
         """A line for the log; "" where everything was loaded.
@@ -152,7 +152,7 @@ def class_keys(config: Any, categories: Categories) -> set[str]:
 
 
 def _within(keys: Iterable[str], modules: tuple[str, ...]) -> set[str]:
-    """The keys of these submodules."""
+    """The keys of the submodules `modules`."""
     return {key for key in keys if key.split(".")[0] in modules}
 
 

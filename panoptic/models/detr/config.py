@@ -64,7 +64,7 @@ class DETRConfig:
     class_hidden: tuple[PositiveInt, ...] = ()
     """Hidden units of the classification head; published: none, a linear layer."""
     class_dropout: Decay = 0.0
-    """Dropout after each of these layers."""
+    """Dropout after each layer of class_hidden."""
     auxiliary: bool = True
     """Losses of classes and boxes after every decoder layer, not only the last."""
     class_weight: NonNegativeFloat = 1.0
@@ -82,7 +82,7 @@ class DETRConfig:
     threshold: UnitFloat = 0.85
     """Queries are merged whose class is more probable than this."""
     min_area: NonNegativeInt = 4
-    """Merged segments of so many pixels or fewer are removed."""
+    """Merged segments of this many pixels or fewer are removed."""
     mask_threshold: UnitFloat = 0.5
     """Probability above which a pixel belongs to an instance; for AP."""
 

@@ -67,7 +67,7 @@ def postprocess(
         categories: tell things from stuff.
         query_masks: of the model; None for one without masks, whose boxes stand for them.
         threshold: queries merge whose class is more probable.
-        min_area: merged segments of so many pixels or fewer are removed.
+        min_area: merged segments of this many pixels or fewer are removed.
         mask_threshold: the probability above which a pixel belongs to an instance.
     """
     want_maps, want_instances = bool({"maps", "semantics"} & set(want)), "instances" in want

@@ -15,7 +15,7 @@ SLOPE = 0.01
 """Slope of the leaky ReLU below 0, everywhere (arXiv 2004.02307, section 3.1)."""
 
 Dilation = tuple[int, int]
-"""Down and across."""
+"""Dilation of a convolution, down and across."""
 
 
 class ConvNormLeaky(nn.Module):

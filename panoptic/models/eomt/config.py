@@ -49,14 +49,14 @@ class EoMTConfig(MaskClassificationConfig):
     query_blocks: PositiveInt = 4
     """The last blocks, which the queries pass through (published: 3 in S and B, 4 in L, 5 in g)."""
     masked_attention: bool = True
-    """Train with masks of attention, and a prediction before each of these blocks; else with the last one alone."""
+    """Train with masks of attention, and a prediction before each of query_blocks; else with the last one alone."""
     anneal_starts: tuple[NonNegativeInt, ...] = ()
-    """Last step at which the masks of each of these blocks apply for certain; empty = published: from a sixth of the
+    """Last step at which the masks of each of query_blocks apply for certain; empty = published: from a sixth of the
     run on, evenly."""
     anneal_ends: tuple[NonNegativeInt, ...] = ()
-    """First step without masks of each of these blocks; empty = published: a sixth of the run after its start."""
+    """First step without masks of each of query_blocks; empty = published: a sixth of the run after its start."""
     anneal_power: NonNegativeFloat = 0.9
-    """Exponent of the fall of the masks' probability between the two."""
+    """Exponent of the fall of the masks' probability from a block's start to its end."""
     class_weight: NonNegativeFloat = 2.0
     """Factor of the class loss and cost."""
     mask_weight: NonNegativeFloat = 5.0

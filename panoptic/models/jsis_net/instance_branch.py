@@ -31,7 +31,7 @@ class InstanceBranch:
     stride: int
     """Stride of the shared map."""
     categories: Categories
-    """Tell which classes are things."""
+    """Classes, and which of them are things."""
     regions: Regions
     """Anchors and proposals."""
     detection: Detection

@@ -159,7 +159,7 @@ class DetectedInstances:
     labels: Tensor
     """int64 [N], contiguous classes."""
     scores: Tensor
-    """float [N]."""
+    """float [N], by which the instances are ordered."""
 
 
 def merged_instances(

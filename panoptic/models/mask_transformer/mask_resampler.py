@@ -44,11 +44,11 @@ class Step:
     """One bilinear resize along one axis, in which each pixel mixes two positions; its tables are on the CPU."""
 
     before: Tensor
-    """int64 [pixels], the first position of each."""
+    """int64 [pixels], the first position that each pixel mixes."""
     after: Tensor
-    """int64 [pixels], the second."""
+    """int64 [pixels], the second position that each pixel mixes."""
     share: Tensor
-    """float32 [pixels], the share of the second."""
+    """float32 [pixels], the share of the second position."""
     identity: bool
     """True where pixels are the positions themselves."""
 
@@ -58,13 +58,13 @@ class Step:
         return cls(*mixed_cells(cells, pixels, count), cells == pixels)
 
     def needs(self, pixels: Span) -> Span:
-        """The positions that these pixels mix."""
+        """The positions that `pixels` mix."""
         if self.identity:
             return pixels
         return int(self.before[pixels[0]]), int(self.after[pixels[1] - 1]) + 1
 
     def apply(self, x: Tensor, dim: int, pixels: Span) -> Tensor:
-        """These pixels, from exactly the positions that they need, along `dim`."""
+        """The values of `pixels` along `dim`, from `x` with exactly the positions of `needs`."""
         if self.identity:
             return x
         part, first = slice(*pixels), self.needs(pixels)[0]
@@ -120,11 +120,11 @@ class Axis:
         return [span if some and span[0] < span[1] else None for span, some in zip(spans, seen, strict=True)]
 
     def needs(self, pixels: Span) -> Span:
-        """The cells that these pixels depend on."""
+        """The cells that `pixels` depend on."""
         return self.coarse.needs(self.fine.needs(pixels))
 
     def resample(self, x: Tensor, dim: int, pixels: Span) -> Tensor:
-        """These pixels, from exactly the cells that they need, along `dim`."""
+        """The values of `pixels` along `dim`, from `x` with exactly the cells of `needs`."""
         return self.fine.apply(self.coarse.apply(x, dim, self.fine.needs(pixels)), dim, pixels)
 
 
@@ -192,7 +192,7 @@ class MaskResampler:
         return [(row, column) if row and column else None for row, column in zip(rows, columns, strict=True)]
 
     def bands(self, rows: Span, width: int) -> list[Span]:
-        """The rows, cut into bands that are small enough to be handled at once, where one is so many pixels wide."""
+        """The rows, cut into bands of `width` pixels that are small enough to be handled at once."""
         step = max(1, BLOCK["cpu" if self.masks.device.type == "cpu" else "cuda"] // max(1, width))
         return [(start, min(start + step, rows[1])) for start in range(rows[0], rows[1], step)]
 
