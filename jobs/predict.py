@@ -45,7 +45,7 @@ class Options:
     images_json: str = ""
     """File with the ids of the photographs, see above."""
     map_prediction: str = ""
-    """Class map (JSON, infra/REFERENCE.md) on the model's classes: the files hold those that it makes of them."""
+    """Class map (JSON, infra/REFERENCE.md) on the model's classes; the files hold its target classes."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
     threads: ThreadCount = 0

@@ -1,4 +1,4 @@
-"""How a run stands, from its files and MLflow alone: `python jobs/status.py RUN`.
+"""The status of a run, from its files and MLflow alone: `python jobs/status.py RUN`.
 
 RUN is the name of a run in --storage, or its folder, local or s3://. Prints the state, the step, PQ, the last
 checkpoint and its age, the speed, the time left, who works on it, and how often it was started again.

@@ -64,11 +64,11 @@ OneOrMore = Annotated[
         str_from_instance=lambda value: [value] if isinstance(value, str) else list(value),
     ),
 ]
-"""A text, or several after one option; one alone is stored as it always was."""
+"""A text, or several after one option; a single one is stored as a text, not as a list."""
 
 
 class Workers(int):
-    """A number of workers, or the most of a range such as 1..4, whose least is beside it."""
+    """A number of workers, or the most of a range such as 1..4, whose least is `least`."""
 
     least: int
 
@@ -151,9 +151,9 @@ class Split(ReaderOptions):
     """Class map on the classes of the data set: a JSON (infra/REFERENCE.md), or the name of one of
     `pipelines.data.class_maps`."""
     limit: NonNegativeInt = 0
-    """Read so many images only, those of a shuffle of the split by --data.limit-seed. 0 = all."""
+    """Read this many images only: the first ones of a shuffle of the split by --data.limit-seed. 0 = all."""
     skip: NonNegativeInt = 0
-    """Leave out so many images of that shuffle, from its start: those that --data.limit-val validated on."""
+    """Leave out this many images from the start of that shuffle: those that --data.limit-val validated on."""
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle."""
 
@@ -199,7 +199,7 @@ class Data(ReaderOptions):
     train: OneOrMore = "train"
     """Name of the training split, or one for each of several roots."""
     val: OneOrMore = "val"
-    """Name of the validation split, likewise."""
+    """Name of the validation split, or one for each of several roots."""
     reader: OneOrMore = AUTO
     """Format of `root`, or of each: coco, cityscapes, mapillary … (the README lists them), or auto: its files
     tell it."""
@@ -214,13 +214,13 @@ class Data(ReaderOptions):
     """The split whose classes count where they differ: images of the other split may use no class beside them. With
     "both", they must be the same, or one split's contain the other's; their colours, ids and order may differ."""
     limit: NonNegativeInt = 0
-    """Train on so many images only: the first ones of a shuffle by --data.limit-seed, so a smaller limit keeps a part
+    """Train on this many images only: the first ones of a shuffle by --data.limit-seed, so a smaller limit keeps a part
     of what a larger one keeps. 0 = all."""
     limit_seed: NonNegativeInt = 0
     """Seed of that shuffle; not train.seed, so that runs of several seeds see the same images."""
     limit_val: NonNegativeInt = 0
-    """Validate on so many images only: the first ones of a shuffle of the validation split by limit_seed. 0 = all.
-    jobs/evaluate.py has an option to skip so many, and so evaluates images that no validation saw."""
+    """Validate on this many images only: the first ones of a shuffle of the validation split by limit_seed. 0 = all.
+    jobs/evaluate.py has an option to skip this many, and so evaluates images that no validation saw."""
     balance: UnitFloat = 0.0
     """Class-balanced sampling (repeat factors of LVIS): a class that fewer than this share of the training images have
     comes more often, sqrt(balance / its share) times as often, and with it the images that have it. 0 = off, all come
@@ -248,7 +248,7 @@ class Train:
     micro_batch: NonNegativeInt = 0
     """Most images that a worker puts through the network at once; accumulation follows. 0 = no accumulation."""
     fit_memory: bool = False
-    """Where memory asks for it, activations are computed again (--engine.activation-checkpointing), and then fewer
+    """If memory does not suffice, activations are computed again (--engine.activation-checkpointing), and then fewer
     images go through at once, the batch staying the same: the largest is tried before the first step, and a step for
     which memory runs out later is taken again. Batch norms in training see fewer images at once."""
     workers: WorkerCount = 2
@@ -278,17 +278,17 @@ class Train:
     waits for a copy in memory only. A checkpoint that is due while the one before is written comes after it."""
     checkpoint_minutes: NonNegativeFloat = 10.0
     """Minutes between checkpoints, beside those at validations; 0 = no such time. A run that is stopped without notice
-    repeats so much at the most."""
+    repeats this much at the most."""
     validation_batch: PositiveInt = 4
     """Images that a worker validates at once."""
     overlays: NonNegativeInt = 4
     """Validation images whose overlay is logged at every validation (always the same ones)."""
     keep: PositiveInt = 2
-    """Checkpoints kept: the best so many by --train.score of those that were validated, and the last."""
+    """Checkpoints kept: this many validated ones, the best by --train.score, and the last of all."""
     score: str = "val/pq"
     """Metric of the validation that says which checkpoint is best."""
     score_mode: Literal["max", "min"] = "max"
-    """max where more of it is better, else min."""
+    """max where a larger value of the metric is better, else min."""
     max_failures: NonNegativeInt = 2
     """Failures of workers, of Ray Train's controller or of machines after which the run gives up; each restarts from
     the last checkpoint. Machines that are taken back on notice do not count."""
@@ -302,7 +302,7 @@ class Train:
     """Start a new run from the weights of this checkpoint (folder, file or s3://), or of a published model (hub:NAME;
     the list of presets ends with the names); fresh optimiser and step 0."""
     stop_after: NonNegativeInt = 0
-    """End after so many steps of the schedule (0 = at its end), to be continued under the same name."""
+    """End after this many steps of the schedule (0 = at its end), to be continued under the same name."""
 
     def rank(self, values: Mapping[str, float]) -> float:
         """The rank of a checkpoint with these metrics, more is better; NaN cannot be ranked."""

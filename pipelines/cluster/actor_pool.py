@@ -47,10 +47,10 @@ class Pool:
     actors: int = -1
     """Processes that each load the model; -1 = one a GPU, or one a core up to 16; 0 = this process, without Ray."""
     threads: int = 0
-    """Torch threads of each. 0 = one, however many actors there are: sums over two threads differ in their last bits
-    from sums over one. Of this process (no actors): as many as torch takes."""
+    """Torch threads of each actor. 0 = one, however many actors there are: sums over two threads differ in their last
+    bits from sums over one. Without actors 0 leaves this process as many as torch takes."""
     gpu: bool | None = None
-    """One GPU each; None = where the cluster has any."""
+    """Each actor has a GPU; None = if the cluster has any."""
     retries: int = RETRIES
 
 
@@ -178,7 +178,7 @@ class Shares(NamedTuple):
     gpus: float
     """GPUs that each actor reserves."""
     threads: int
-    """Torch threads of each."""
+    """Torch threads of each actor."""
     retries: int
 
 
@@ -211,7 +211,7 @@ def _shares_here(pool: Pool, items: int) -> Shares:
 
 @contextlib.contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """So many torch threads in this process; 0 = as it is."""
+    """A context with `number` torch threads in this process; 0 = as many as before."""
     if not number:
         yield
         return

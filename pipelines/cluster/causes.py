@@ -1,4 +1,4 @@
-"""What an error began with, where Ray's errors name it: in attributes of their own."""
+"""The causes of an error, which Ray's errors name in attributes of their own."""
 
 from __future__ import annotations
 

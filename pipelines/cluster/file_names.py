@@ -30,7 +30,7 @@ def shortened(name: str, longest: int = LONGEST) -> str:
 
 
 class PictureNames:
-    """Gives each image that it is told a name of its own for a file; the same images in the same order get the same."""
+    """Gives each image a file name of its own; the same images in the same order get the same names."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()

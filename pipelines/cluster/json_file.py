@@ -27,7 +27,7 @@ def read_json(uri: storage.Uri, shape: Any, remedy: str) -> Any:
 
 
 def parse_json(data: bytes | str, shape: Any, name: str, remedy: str) -> Any:
-    """As `read_json`, of the content of the file `name`."""
+    """The content of the file `name` from its bytes or text, checked; arguments and errors as of `read_json`."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:

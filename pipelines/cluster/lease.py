@@ -42,7 +42,7 @@ HOLD_EXPIRY = 60.0
 """Seconds without a sign of life after which the holder of a place counts as dead on another machine."""
 
 FARTHEST = 12
-"""An expiry that lies more than so many times ahead as it may, is none: `EXPIRY` at the least, an hour."""
+"""An expiry further ahead than this many times the lease's seconds, or `EXPIRY` if that is more, is not believed."""
 
 PATIENCE = 60.0
 """Seconds that `wait` waits for a lease that is held for moments."""
@@ -70,7 +70,7 @@ class Busy(OSError):
 
 @dataclass(frozen=True)
 class Lease:
-    """Held by this process."""
+    """A lease that this process holds."""
 
     folder: str
     number: int
@@ -254,7 +254,7 @@ def _machine() -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When a process was started, in the clock ticks of its machine; "" where that is not told, None without one."""
+    """The start of a process in its machine's clock ticks; "" where that is not told, None without a process."""
     try:
         status, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -21,7 +21,7 @@ INTERVAL = 10.0
 
 
 class Progress:
-    """Counts what is done; `progress` makes one."""
+    """The units of work that are done, shown as a bar or in lines; made by `progress`."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self._what, self._total, self._unit = what, total, unit
@@ -31,7 +31,7 @@ class Progress:
         self.bar: tqdm | None = None
 
     def advance(self, count: int, before: bool = False, **counts: int) -> None:
-        """Say that more is done.
+        """Count more units of work as done.
 
         Args:
             count: how much more.

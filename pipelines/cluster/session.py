@@ -48,7 +48,7 @@ CLUSTER_ENVIRONMENT = {
     # Workers of a submitted job wait for its code to be set up on their machine, and for machines that are added.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
 }
-"""The same where a cluster is joined."""
+"""Defaults set beside `ENVIRONMENT` where a cluster is joined."""
 
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 """Variable that names the job server, as for Ray's own commands."""

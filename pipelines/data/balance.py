@@ -28,7 +28,7 @@ READERS = 8
 
 
 def repeat_factors(presence: np.ndarray, threshold: float) -> np.ndarray:
-    """How often an epoch reads each image, float64 [R], 1 or more; an image without a class is read once.
+    """The number of times that an epoch reads each image, float64 [R], 1 or more; 1 for an image without a class.
 
     Args:
         presence: bool [R, C], the classes of each image.

@@ -83,7 +83,7 @@ class TargetClass:
     thing: Annotated[bool, BeforeValidator(flag)] | None = None
     """Thing or stuff; that of its sources where it is left out."""
     color: tuple[Channel, Channel, Channel] | None = None
-    """That of its first source where it is left out."""
+    """Colour; that of its first source where it is left out."""
     sources: Annotated[tuple[AnyEntry, ...] | None, Field(alias="from")] = None
     """The class of this name where it is left out."""
 
@@ -113,7 +113,7 @@ class ClassMap:
 
     content: Content
     file: str
-    """Its name, for messages."""
+    """Name of the file, for messages."""
 
     @property
     def digest(self) -> str:
@@ -131,14 +131,14 @@ class ClassesOf(NamedTuple):
     name: str
     categories: Categories
     reader: str = ""
-    """Another name for `set`: the format."""
+    """The format, by which a map's `set` may mean the data set too."""
 
 
 class Resolved(NamedTuple):
     """A class map on the classes of its sets."""
 
     mappings: tuple[ClassMapping, ...]
-    """One a set, all to the same classes."""
+    """One mapping a set, all to the same classes."""
     notes: tuple[str, ...]
     """Lines about what is odd without being wrong."""
     record: dict[str, Any]
@@ -319,7 +319,7 @@ class _Target:
 
     name: str
     place: str
-    """Its place in the file, for messages."""
+    """Place of the class in the file, for messages."""
     thing: bool | None = None
     colour: tuple[int, int, int] | None = None
     places: list[_Place] = field(default_factory=list)

@@ -109,7 +109,7 @@ class ClassMapping:
         return np.array([*self.targets, IGNORE], np.int32)[classes]
 
     def instances(self, source: Instances) -> Instances:
-        """Those of the scored instances that stay things, in the target's classes."""
+        """The scored instances that stay things, in the target's classes."""
         targets = np.array([*self.targets, VOID])[source.labels]
         kept = np.array([*self.categories.is_thing, False])[targets]  # VOID is the last
         masks = [mask for mask, keep in zip(source.masks, kept.tolist(), strict=True) if keep]

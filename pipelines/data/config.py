@@ -25,10 +25,10 @@ Unlisted = Literal["refuse", "void"]
 """The treatment of pixels whose id or colour nothing lists: the image is a problem, or they are void."""
 
 OnInvalid = Literal["stop", "skip"]
-"""Whether an image that fails validation stops the preparation or is left out."""
+"""The treatment of an image that fails validation: it stops the preparation, or is left out."""
 
 AUTO = "auto"
-"""The reader is chosen by what the folder holds."""
+"""Value of data.reader with which the reader is chosen by what the folder holds."""
 
 READER_NAMES = (
     *("coco", "coco-instances", "cityscapes", "mapillary", "bdd100k", "ade20k", "kitti-step", "cityscapes-vps"),
@@ -55,7 +55,7 @@ def check_readers(readers: str | Collection[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderOptions:
-    """Where a data set keeps its files, and what its labels mean. Each reader takes some of them, and refuses others.
+    """The places of a data set's files and the meaning of its labels. Each reader takes some options, no others.
 
     In paths, `{split}` stands for the name of the split.
     """
@@ -63,9 +63,9 @@ class ReaderOptions:
     json_file: str = ""
     """Annotation file, where it is not found by itself."""
     pngs: str = ""
-    """Folder or zip of the label PNGs, likewise."""
+    """Folder or zip of the label PNGs, where it is not found by itself."""
     images: str = ""
-    """Folder or zip of the photographs, likewise."""
+    """Folder or zip of the photographs, where it is not found by itself."""
     version: Literal["auto", "1.2", "2.0"] = "auto"
     """Version of Mapillary Vistas, where a download holds two."""
     annotations: Literal["auto", "fine", "coarse"] = "auto"
@@ -79,10 +79,10 @@ class ReaderOptions:
     semantic: str = ""
     """Folder of semantic PNGs that lie under the instances of a JSON."""
     semantic_classes: str = ""
-    """JSON that says what the values of these PNGs mean, or cocostuff (values label - 1, 255 void), cocostuff-challenge
-    (92 to 182, 0 and 183 void) or panoptic-stuff (detectron2's 1 to 53, 0 and 255 void)."""
+    """JSON with the meaning of the values of the semantic PNGs, or cocostuff (values label - 1, 255 void),
+    cocostuff-challenge (92 to 182, 0 and 183 void) or panoptic-stuff (detectron2's 1 to 53, 0 and 255 void)."""
     uncovered: Uncovered = "void"
-    """Pixels of a thing class in these PNGs under no instance: void, or a crowd of the class."""
+    """Pixels of a thing class in the semantic PNGs under no instance: void, or a crowd of the class."""
     background: str = ""
     """Name of a stuff class for all that no instance covers; by default that is void. A class of the data set that is
     called background is kept where it is named here."""
@@ -119,7 +119,7 @@ class FeedConfig:
     tasks: PositiveInt = 1
     """Ray Data tasks of each worker at a time (map)."""
     cpus: PositiveFloat = 0.2
-    """CPUs that each of these tasks reserves; a cluster needs workers x (their CPUs + tasks x this)."""
+    """CPUs that each Ray Data task reserves; a cluster needs workers x (CPUs of a worker + tasks x this)."""
     ahead: PositiveInt = 128
     """MiB of rows of each worker that may be read before they are needed."""
     cache: NonNegativeInt = 256

@@ -32,9 +32,9 @@ class Copies:
     """The copies of a set of shards."""
 
     augment: Augment
-    """Their policy; its `copies` is their number."""
+    """The augmentation that makes the copies; its `copies` is their number."""
     seed: int
-    """The seed of their augmentation."""
+    """The seed of the augmentation."""
 
     @property
     def rows(self) -> int:

@@ -50,7 +50,7 @@ class Roots:
     roots: tuple[str, ...]
     """Folders, each alone or as NAME=FOLDER."""
     readers: tuple[str, ...] = (AUTO,)
-    """The format of each, or one for all."""
+    """The format of each folder, or one for all."""
     class_map: str = ""
     """File of the class map; "" = the classes as they are."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Roots:
         class_map: str = "",
         options: ReaderOptions | None = None,
     ) -> Roots:
-        """The same of one root or of several.
+        """The record of one root or of several.
 
         Raises:
             ValueError: there is no root, or another number of readers than of roots.

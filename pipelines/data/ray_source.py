@@ -58,12 +58,12 @@ class Reading:
     stream: Stream
     shards: ShardSet
     augment: Augment | None = None
-    """None = hand on the rows as they are."""
+    """The augmentation of decoded rows; None = hand on the rows as they are."""
     copies: Copies | None = None
     """Copies among the rows."""
 
     def tables(self, indices: range) -> Iterator[pa.Table]:
-        """One table of decoded and augmented samples for each of these micro-batches.
+        """One table of decoded and augmented samples for each of the micro-batches `indices`.
 
         With windows, all rows of these micro-batches are read first, neighbours in one request.
         """

@@ -30,7 +30,7 @@ class ShardSet(NamedTuple):
     """All shards of a split, as a process that reads them needs to know them."""
 
     uri: str
-    """Their folder."""
+    """Folder of the shards."""
     files: tuple[ShardFile, ...]
     index: str
     """sha256 of the index."""

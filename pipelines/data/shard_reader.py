@@ -80,7 +80,7 @@ class Rows:
         return self._decode(shard, number, span, self._read(shard, number, span))
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """These rows, in this order; those that are neighbours in a shard, or nearly so, come in one read.
+        """The rows of `numbers`, in that order; rows that are neighbours in a shard, or nearly so, come in one read.
 
         Raises:
             ValueError: as `row`.

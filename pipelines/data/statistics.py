@@ -54,7 +54,7 @@ class Segments(NamedTuple):
     areas: np.ndarray
     """[N], pixels."""
     crowd: np.ndarray
-    """bool [N]."""
+    """bool [N], segments that are crowds."""
 
     @classmethod
     def of(cls, truth: Segmentation, areas: np.ndarray | None = None) -> Segments:

@@ -30,7 +30,7 @@ STUFF_CROWD = "segments of stuff marked as crowds, which only things have"
 """Further kinds of repairs."""
 
 SEVERAL_CROWDS = "images have several crowds of one class, of which panopticapi's evaluation knows only the last"
-"""Kind of warning."""
+"""Kind of warning of `sound_segments`."""
 
 EMPTY = "the image file is empty (0 bytes)"
 """Reason of a fault."""
@@ -38,7 +38,7 @@ EMPTY = "the image file is empty (0 bytes)"
 COPY = "copy the file again from its source"
 PAIR = "check that map and photograph belong together, and export the map in the size of the photograph"
 DEFAULT_REMEDY = "replace the file, or correct its entry in the annotations"
-"""Remedies."""
+"""Remedies that messages about a broken image end with."""
 
 
 def check_photograph(

@@ -97,7 +97,7 @@ class Task:
     """A string that tells this model from every other: see `identify`."""
     manifest: Manifest
     experiment: Experiment
-    """Gives the evaluation view, precision and batch."""
+    """Experiment whose evaluation view, precision and batch hold."""
     measures: Measures
     """The measures to count, and the outputs of the network that the truth takes the place of."""
     stored: Stored | None = None
@@ -258,7 +258,7 @@ class EvaluatedTask:
     tally: Tally
     """The counts, image by image."""
     device: str = ""
-    """On which the network ran."""
+    """Device on which the network ran."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class Chunk:
     """A part of a task: an item of work for an actor."""
 
     task: int
-    """Its place among the tasks."""
+    """Index of the task."""
     rows: range
 
     def __str__(self) -> str:
@@ -393,12 +393,12 @@ def placed(task: Task) -> PanopticModel:
 
 @lru_cache(maxsize=2)
 def _load_once(uri: str, tracking_uri: str, identity: str) -> Stored:
-    """One load a process; `identity` is there so that another content under the same name is loaded anew."""
+    """A model, loaded once a process; `identity` makes another content under the same name load anew."""
     return load(uri, tracking_uri)
 
 
 def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Part]:
-    """The same parts; an error about rows gets the names of their images."""
+    """The parts as they come; an error about rows gets the names of their images."""
     try:
         yield from parts
     except Killed as error:
@@ -411,7 +411,7 @@ def _name_images(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Par
 
 
 def _log_progress(parts: Iterator[_Part], tasks: Sequence[Task]) -> Iterator[_Part]:
-    """The same parts; a bar, or a line every ten seconds, says how far it has come and how long it will take."""
+    """The parts as they come; a bar, or a line every ten seconds, shows the progress and the time that is left."""
     with progress("evaluated", sum(task.manifest.rows for task in tasks)) as state:
         for part in parts:
             state.advance(len(part.tally.images))

@@ -31,11 +31,11 @@ class MappedModel(PanopticModel):
         self.train(model.training)
 
     def network(self, images: Tensor, frame: Frame | None = None) -> Outputs:
-        """The model's own."""
+        """The outputs of the model's own network."""
         return self.model.network(images, frame)
 
     def loss(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-        """None: the truth is in other classes than the outputs of the network.
+        """No losses: the truth is in other classes than the outputs of the network.
 
         Raises:
             ValueError: always.
@@ -43,7 +43,7 @@ class MappedModel(PanopticModel):
         raise ValueError("a model under a class map has no losses: its network knows other classes than the truth")
 
     def truth(self, targets: Targets, outputs: Outputs) -> Outputs:
-        """None, for the same reason.
+        """No outputs: the truth is in other classes than those of the network.
 
         Raises:
             ValueError: always.

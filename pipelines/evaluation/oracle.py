@@ -122,7 +122,7 @@ def key_of(identity: str, manifest: Manifest) -> str:
 
 
 def without_stuff_area(stored: Stored) -> Stored:
-    """The same model with stuff of any size kept: that threshold costs even a perfect network.
+    """The model with stuff of any size kept: the threshold `stuff_area` costs even a perfect network.
 
     Raises:
         ValueError: it has no such threshold.

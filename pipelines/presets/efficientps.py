@@ -116,14 +116,14 @@ def efficientps_pedestrians_imagenet() -> Experiment:
 
 
 def _at_the_size_of_crops(base: Experiment) -> Experiment:
-    """The same, evaluated at `SHORT` after training at `SIDES`."""
+    """An experiment that trains at short sides of `SIDES` and is evaluated at `SHORT`."""
     return replace(base, resize=replace(base.resize, short=SHORT), augment=replace(base.augment, sides=SIDES))
 
 
 def _small(stuff_area: int) -> EfficientPSConfig:
-    """For CPU cores and training from scratch: narrow pyramid and heads, few regions, plain batch norms.
+    """EfficientPS for CPU cores and training from scratch: narrow pyramid and heads, few regions, plain batch norms.
 
-    Masks are drawn where they were learnt (`fusion.inclusive` off): a pixel counts on small images.
+    Masks are drawn where they were learnt (`fusion.inclusive` off): one pixel matters on small images.
     """
     regions, detection, heads = DETECTOR.regions, DETECTOR.detection, DETECTOR.heads
     limits = {"train_before": 400, "train_after": 300, "test_before": 400, "test_after": 200}

@@ -183,7 +183,7 @@ def _dinov3(size: str, *, epochs: int, blocks: int) -> Experiment:
 
 
 def _at(base: Experiment, side: int) -> Experiment:
-    """The same on a square canvas of another side."""
+    """An experiment on a square canvas of another side."""
     square = (side, side)
     return replace(
         base,

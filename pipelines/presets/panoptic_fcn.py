@@ -214,7 +214,7 @@ def _sgd(lr: float, clip: float) -> Optim:
 
 
 def _longer(base: Experiment, steps: int) -> Experiment:
-    """The same experiment with another number of steps."""
+    """An experiment with another number of steps."""
     return replace(base, train=replace(base.train, steps=steps))
 
 

@@ -58,9 +58,9 @@ class StudyResults:
     """The results of studies."""
 
     tables: Mapping[str, Table]
-    """By study."""
+    """The table of each study, by the study's name."""
     text: str
-    """All tables, and where they lie."""
+    """The text of all tables, and the folder that they lie in."""
     sweep: SweepResult
     """The trainings of their rows."""
 

@@ -68,7 +68,7 @@ of it in 2300 steps, which no table can show; 0.05 and 0.5 take up to 15 % and 8
 SMALL_WITH_WEIGHTS: dict[str, dict[Any, Any]] = {
     "model.backbone.name": {"resnet50": "tf_efficientnet_lite0", "resnet101": "tf_efficientnet_lite2"},
 }
-"""The same on small presets that begin with ImageNet weights, before `SMALL`: backbones whose weights a package has."""
+"""Values that go before `SMALL` on small presets that begin with ImageNet weights: backbones with a package of them."""
 
 
 def small_value(path: str, value: Any, with_weights: bool) -> Any:
@@ -96,9 +96,9 @@ class Row:
     evaluate_with: Mapping[str, Any] = field(default_factory=dict)
     """Options of the model that differ only while it is evaluated; rows that differ in nothing else train once."""
     preset: str = ""
-    """Its preset, where it is not the study's."""
+    """Preset of the row, where it is not the study's."""
     small: str = ""
-    """Its preset with --small, where it is not the study's."""
+    """Preset of the row with --small, where it is not the study's."""
     small_change: Mapping[str, Any] | None = None
     """`change` with --small, where `SMALL` does not turn one into the other."""
     true: tuple[str, ...] | None = None

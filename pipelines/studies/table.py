@@ -22,7 +22,7 @@ class Table:
     markdown: str
     rows: list[dict[str, str | float]]
     plot: str
-    """SVG."""
+    """SVG of the plot."""
 
     @property
     def csv(self) -> str:

@@ -97,7 +97,7 @@ class Run:
     tracking_uri: str
     """Store in which it is recorded."""
     run_id: str
-    """Its id in the store."""
+    """Id of the run in the store."""
     experiment_id: str
     """Id of the experiment that it belongs to."""
 

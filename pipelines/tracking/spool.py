@@ -46,7 +46,7 @@ class Figure(TypedDict):
 
 
 class Tag(TypedDict):
-    """A tag."""
+    """A tag of the run."""
 
     tag: str
     value: str

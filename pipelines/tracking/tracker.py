@@ -52,7 +52,7 @@ LONGEST_CLOSING = 60.0
 """Seconds after which a worker closes although the store still takes things, slowly; the driver has more time."""
 
 LONGEST_DELIVERY = 300.0
-"""The same for `deliver`, which keeps no GPU waiting."""
+"""Seconds after which `deliver` gives up; longer than `LONGEST_CLOSING`, since no GPU waits for it."""
 
 ATTEMPTS = 5
 """Attempts at an artifact that fails while the store answers, before it is left to another process."""

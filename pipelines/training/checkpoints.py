@@ -25,9 +25,9 @@ from pipelines.config import UNVALIDATED, Train, flatten
 from pipelines.training.state import State
 
 REPORT = "report.txt"
-"""The table of the validation at this step."""
+"""File of the table of the validation at this step."""
 METRICS = "metrics.json"
-"""All its metrics; none where the step was not validated."""
+"""File of all metrics of the validation at this step; absent where the step was not validated."""
 PARTIAL = ".step_"
 """Beginning of the name of a folder in which a checkpoint is being written; it is renamed when it is whole."""
 SNAPSHOT = LISTING

@@ -101,7 +101,7 @@ class Outcome:
     undelivered: tuple[str, ...] = ()
     """Records that MLflow lacks; the same command again sends them."""
     registered: str = ""
-    """URI of the version that the model is in the registry, or why it is none where it was to be one."""
+    """URI of the model's version in the registry, or why it has none though it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class Child:
     label: str
     """Name of its MLflow run: the options in which it differs from the others."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """These options; the others stand in its config.json alone, so that a comparison shows only what differs."""
+    """Options logged as its parameters; the others stand in its config.json alone, so that a comparison shows only
+    what differs."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of its MLflow run."""
     run_id: str = ""

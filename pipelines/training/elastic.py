@@ -1,4 +1,4 @@
-"""Trainings with as many workers as there is room for: how many that is, and when it has become more.
+"""Trainings with as many workers as there is room for: their number, and the notice when there is room for more.
 
 Ray Train's own elastic scaling (`ScalingConfig(num_workers=(1, 4))`, Ray 2.60) may choose a number by which the batch
 cannot be shared, and ends workers without notice to take in new ones, which repeats the steps since the last

@@ -31,7 +31,7 @@ FALLBACK = (640, 640)
 
 
 def usage(device: torch.device, split: Mapping[str, float]) -> dict[str, float]:
-    """How busy each machine of the training was since the last call; every worker calls it.
+    """Use of CPUs, memory and GPUs of each machine of the training since the last call; every worker calls it.
 
     Args:
         device: of this worker.

@@ -86,7 +86,7 @@ def ask(key: str, reason: str) -> None:
 
 
 def withdraw(key: str) -> None:
-    """Take back what was asked for, and forget that workers are there."""
+    """Withdraw a notice of the driver, and the note that the workers have started."""
     from ray.experimental import internal_kv
 
     for name in (key, key + BEGUN):
@@ -117,7 +117,7 @@ def asked(key: str) -> str:
 def listen(key: str, rank: int) -> Listener | None:
     """The thread of a worker that asks the head for notices, where it needs one.
 
-    Rank 0 asks what the driver asks, and a worker of each node asks whether that is drained.
+    Rank 0 looks for a notice of the driver, and one worker of each node asks whether the node is drained.
     """
     first = is_first_of_node()
     return Listener(key if rank == 0 else "", first) if first or rank == 0 else None
@@ -134,19 +134,19 @@ class Listener:
     """A thread that asks the head for notices, so that one that does not answer keeps no step waiting.
 
     Args:
-        key: say that the workers of this training are there, and ask for what the driver asks of it; "" does neither.
+        key: of the training whose workers are announced as started and whose notices are read; "" does neither.
         node: ask whether the node of this process is drained.
     """
 
     SECONDS = 0.5
-    """Between two requests for what the driver asks."""
+    """Seconds between two requests for a notice of the driver."""
 
     NODE_SECONDS = 2.0
-    """Between two requests for drained nodes."""
+    """Seconds between two requests for drained nodes."""
 
     def __init__(self, key: str, node: bool) -> None:
         self.reason = ""
-        """What the driver asks, as `asked`, or that the node is taken back."""
+        """The reason of the driver's notice, as of `asked`, or `DRAINED`; "" where there is no notice."""
         self._key, self._node = key, node
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="notice", daemon=True)

@@ -34,7 +34,7 @@ class Job:
     quiet: bool = False
     """Lines go to log.txt in `folder` instead of the console, where many runs would mix."""
     repeats: Repeats | None = None
-    """How often an epoch reads each training image, where that is not once."""
+    """The number of times that an epoch reads each training image; None = once."""
     key: str = ""
     """Name under which the driver asks the workers to stop, see `notice`."""
     features: Manifest | None = None
@@ -81,7 +81,7 @@ def last_step(options: Train) -> int:
 
 
 def more_accumulation(experiment: Experiment) -> Experiment | None:
-    """The same experiment with half the images at once on a worker; None where that is one already."""
+    """An experiment with half the images at once on a worker; None where that is one already."""
     options = experiment.train
     share = options.batch // options.workers
     micro_batch = min(options.micro_batch or share, share)

@@ -1,4 +1,4 @@
-"""How a run stands, from its folder and MLflow alone: nothing is asked of Ray, and no process of the run.
+"""The status of a run, from its folder and MLflow alone: neither Ray nor a process of the run is asked.
 
 | state | meaning |
 |---|---|
@@ -71,18 +71,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Status:
-    """How a run stands."""
+    """The status of a run."""
 
     name: str
     folder: str
     state: str
-    """One of the module's table."""
+    """State of the run, from the module's table."""
     step: int = 0
-    """The last one that is known of, from metrics or a checkpoint."""
+    """Last step that is known of, from metrics or a checkpoint."""
     steps: int = 0
-    """At which the run ends."""
+    """Step at which the run ends."""
     checkpoint: Checkpoint | None = None
-    """The newest one."""
+    """The newest checkpoint."""
     last: Validation | None = None
     """The newest validation, of a checkpoint that is kept or by MLflow."""
     best: Validation | None = None
@@ -90,9 +90,9 @@ class Status:
     speed: Mapping[str, float] = field(default_factory=dict)
     """`images_per_second`, `data_wait` (0 to 1) and `step_seconds`, means between two log lines."""
     told: float = math.nan
-    """Unix time of these figures."""
+    """Unix time of the figures of `speed`."""
     seconds_left: float = math.nan
-    """Seconds for the steps that are left, at this speed and without validations."""
+    """Seconds for the steps that are left, at that speed and without validations."""
     holder: str = ""
     """The process that holds the run, or held it last."""
     renewed: float = math.nan
@@ -121,7 +121,7 @@ def note_start(folder: storage.Uri, step: int) -> None:
 
 
 def status(folder: storage.Uri, tracking: Tracking, stalled_after: float, files_only: bool = False) -> Status:
-    """How the run in a folder stands.
+    """The status of the run in a folder.
 
     Args:
         folder: of the run, local or s3://.

@@ -34,11 +34,11 @@ class SweepOptions:
     metric: str = "val/pq"
     """The metric of a validation that trials are compared by, and that says which of their checkpoints are kept."""
     mode: Literal["max", "min"] = "max"
-    """max where more of it is better, else min."""
+    """max where a larger value of the metric is better, else min."""
     grace: PositiveInt = 1
     """Validations that each trial gets before it may be ended (pbt: between two exchanges)."""
     reduction: Annotated[int, Ge(2)] = 3
-    """asha, hyperband: one in so many trials goes on."""
+    """asha, hyperband: one in this many trials goes on."""
     concurrent: NonNegativeInt = 0
     """Trials at once; 0 = as many as the cluster holds without waiting for each other."""
     resume: bool = False

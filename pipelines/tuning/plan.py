@@ -20,7 +20,7 @@ class TrialConfig:
     """The options that one trial changes in its preset: drawn from the search space, or given (a row of a study)."""
 
     label: str
-    """Its name in tables and in MLflow."""
+    """Name of the trial in tables and in MLflow."""
     preset: str
     changes: Mapping[str, Any]
     """Value of each option that it sets, by dotted path."""
@@ -69,7 +69,7 @@ class Plan:
     metric: str = "val/pq"
     """The metric that trials are compared by."""
     mode: str = "max"
-    """max where more of it is better, else min."""
+    """max where a larger value of the metric is better, else min."""
     count: int = 0
     """Trials in all, of which Ray Tune makes one after the other; 0 = not known."""
 

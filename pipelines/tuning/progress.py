@@ -63,7 +63,7 @@ class TrialResult:
     identity: str
     """Id of the trial in Tune."""
     label: str
-    """Its name: the options in which it differs."""
+    """Name of the trial: the options in which it differs."""
     state: str
     """One of `STATES`; pruned = ended by the scheduler."""
     step: int = 0
@@ -120,7 +120,7 @@ def share_done(results: Sequence[TrialResult], count: int) -> float:
 
 
 def line(results: Sequence[TrialResult], count: int, began: float, seconds: float) -> str:
-    """How far a sweep has come, in a line: trials that ended, the share of all steps, and the time that is left.
+    """The progress of a sweep in a line: trials that ended, the share of all steps, and the time that is left.
 
     Args:
         results: of the trials that Tune has made.

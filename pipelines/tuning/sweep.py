@@ -119,7 +119,7 @@ def execute(options: SweepOptions, trials: Trials, name: str, record: Mapping[st
 def _execute(
     options: SweepOptions, trials: Trials, name: str, record: Mapping[str, Any], folder: str, note: Callable[[], None]
 ) -> SweepResult:
-    """As `execute`, with the sweep's folder held; `note` is called once Ray is there."""
+    """`execute` with the sweep's folder held; `note` is called once Ray has started."""
     first = next(iter(trials.bases.values()))
     record = record_of(options, record)
     before = read_record(folder, name, record, options.resume)

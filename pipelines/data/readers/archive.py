@@ -47,7 +47,7 @@ _BARE = -1  # a range of bytes without a header of its own and without a CRC, as
 _ENCRYPTED = 1  # bit of the general purpose flags
 
 COPY_ARCHIVE = "copy the archive again from its source"
-"""Remedy."""
+"""Remedy for a broken archive."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
 """Files and folders that file managers leave; those that begin with `._` are such, too."""

@@ -110,7 +110,7 @@ def cityscapes_vps(
 
 
 def vps_files(split: str) -> list[str]:
-    """Where the generated JSON is usual, relative to the data set."""
+    """Usual paths of the generated JSON, relative to the data set."""
     name = f"panoptic_gt_{split}_city_vps.json"
     return [name, f"{split}/{name}"]
 

@@ -145,7 +145,7 @@ def coco_instances(
 
 
 def instance_files(split: str) -> list[str]:
-    """Where instance JSONs of a split are usual, relative to the data set."""
+    """Usual paths of the instance JSON of a split, relative to the data set."""
     names = [f"instances_{split}.json", f"lvis_v1_{split}.json", "instances_default.json"]
     below = [f"annotations/{name}" for name in names]
     beside = ["labels.json", "instances.json", "result.json"]  # FiftyOne's, and Label Studio's export as COCO
@@ -597,14 +597,14 @@ def _size(row: Mapping[str, Any], photograph: bytes) -> tuple[tuple[int, int], d
 
 
 class Instance(NamedTuple):
-    """One object."""
+    """One object of an image."""
 
     mask: dict
-    """RLE."""
+    """COCO RLE."""
     label: int
     crowd: bool
     name: str
-    """For messages."""
+    """Name of the object, for messages."""
     layer: int = 0
     """Instances of a higher layer lie on top, whatever their size; a tool lets its users choose it."""
 

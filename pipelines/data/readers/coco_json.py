@@ -53,7 +53,7 @@ class Annotation(TypedDict):
 
 @with_config(STRICT)
 class Image(TypedDict):
-    """One image."""
+    """One entry of `images`."""
 
     id: ImageId
     file_name: Annotated[str, Field(min_length=1)]
@@ -86,12 +86,12 @@ class Annotations:
         self._parts: list[pa.Array] = []
 
     def append(self, texts: Iterable[bytes]) -> None:
-        """Add some, each as JSON text."""
+        """Add annotations, each as JSON text."""
         self._parts.append(pa.array(texts, pa.binary()).cast(pa.large_string()))
 
     @property
     def texts(self) -> pa.ChunkedArray:
-        """The JSON text of each: image_id, file_name where there is one, and segments_info without what is not used."""
+        """JSON text of each annotation: image_id, file_name if it has one, segments_info without what is not used."""
         return pa.chunked_array(self._parts, pa.large_string())
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class Content:
     images: list[Image] = dataclasses.field(default_factory=list)
     annotations: Annotations = dataclasses.field(default_factory=Annotations)
     categories: Any = None
-    """As the file holds them, for `Categories.from_coco`."""
+    """The value of `categories` as the file holds it, for `Categories.from_coco`."""
     faults: dict[int, str] = dataclasses.field(default_factory=dict)
     """Faults of the segments of single annotations, by position; those are left as they are."""
     repairs: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -37,7 +37,7 @@ WRAPPED = 1 << 16
 
 
 UNKNOWN_CATEGORY = "add it to categories, or take its segments out and make their pixels void (id 0) in the map"
-"""Remedy."""
+"""Remedy for a segment of a category that the JSON does not list."""
 
 PROBED = 8
 """Maps that are looked at, at most, to tell in which order their channels stand."""
@@ -103,7 +103,7 @@ class Row(NamedTuple):
     png: str
     entry: Image
     position: int
-    """Place of the annotation among those of the file."""
+    """Place of the annotation among all annotations of the file."""
 
 
 def coco_source(

@@ -29,7 +29,7 @@ from pipelines.data.readers.source import Orientation, Problem, Source
 from pipelines.data.readers.tree import Folder, Tree, given
 
 OTHER_CLASSES = "take the row out, or give its segments ids of COCO's 133 classes"
-"""Remedy."""
+"""Remedy for a row with a class that is not COCO's."""
 
 UNLISTED_IMAGES = "images that the JSON does not list, named after their id maps"
 """Kind of repair."""
@@ -164,7 +164,7 @@ def _from_json(
 
 
 def json_files(split: str) -> list[str]:
-    """Where the JSON of a split is usual, relative to the data set."""
+    """Usual paths of the JSON of a split, relative to the data set."""
     names = [f"{split}_panoptic.json"]
     return [f"{above}{name}" for above in ("annotations/annotations/", "annotations/", "") for name in names]
 

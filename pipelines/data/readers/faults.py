@@ -20,7 +20,7 @@ class Fault(ValueError):
 
 
 def placed(place: str, error: ValueError) -> ValueError:
-    """The same error with the place where it happened before its reason; a `Fault` keeps its remedy."""
+    """An error with the place where it happened before its reason; a `Fault` keeps its remedy."""
     if isinstance(error, Fault):
         return Fault(f"{place}: {error.reason}", error.remedy)
     return ValueError(f"{place}: {error}")

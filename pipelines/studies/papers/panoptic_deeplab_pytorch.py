@@ -9,7 +9,7 @@ SMALL = f"{FROM_SCRATCH}-imagenet"
 STRIDE, RATES, STEM, BATCH = "model.backbone.output_stride", "model.rates", "model.backbone.stem", "train.batch"
 
 REPORT = {BATCH: 4, "model.stuff_area": 4096}
-"""Its section 2.2.2 and the caption of its table 2; the preset has 8 images and 2048 pixels, as the code."""
+"""Options of the report (section 2.2.2, caption of table 2); the preset has 8 images and 2048 pixels, as the code."""
 
 STRIDE_32, STRIDE_16 = {STRIDE: 32, RATES: (3, 6, 9)}, {STRIDE: 16, RATES: (6, 12, 18)}
 """Output strides, and the dilations that the pyramid pooling is published with at each."""

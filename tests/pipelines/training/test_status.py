@@ -1,4 +1,4 @@
-"""How a run stands, from its folder, its lease and MLflow, without any process of it."""
+"""The status of a run, from its folder, its lease and MLflow, without any process of it."""
 
 from __future__ import annotations
 
