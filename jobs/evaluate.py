@@ -70,7 +70,7 @@ class Options:
     against: tuple[str, ...] | None = None
     """Models to compare with."""
     examples: NonNegativeInt | None = None
-    """Worst and typical images in the report, so many each; by default 12."""
+    """Number of worst and of typical images in the report, each; by default 12."""
     actors: Actors = -1
     """Processes; -1 = one a GPU or core, 0 = none beside this one, without Ray."""
     threads: ThreadCount = 0

@@ -45,7 +45,7 @@ _micro_batches: ContextVar[int] = ContextVar("micro_batches", default=1)
 
 @contextmanager
 def one_of(count: int) -> Iterator[None]:
-    """A context in which the images are one of so many equal micro-batches of this worker's part of a step."""
+    """A context in which the images are one of `count` equal micro-batches of this worker's part of a step."""
     token = _micro_batches.set(count)
     try:
         yield

@@ -74,7 +74,7 @@ class ViT(nn.Module):
         self.prefix: int = self.body.num_prefix_tokens
 
     def hold_tokens(self, count: int, blocks: int) -> None:
-        """Say that the last `blocks` blocks will find `count` tokens in front, which have no position."""
+        """Prepare the last `blocks` blocks for `count` tokens in front of the others, which have no position."""
         if self._rope is not None:  # timm rotates whatever follows the prefix
             for index in range(self.depth - blocks, self.depth):
                 self.body.blocks[index].attn.num_prefix_tokens = count + self.prefix

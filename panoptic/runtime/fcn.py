@@ -173,7 +173,7 @@ def _fuse_classes(
 
 
 def _axis(cells: int, side: int, output: int) -> np.ndarray:
-    """float32 [output, cells]: up to the canvas, cut to the image, then to the output."""
+    """float32 [output, cells], the resize of an axis up to the canvas, cut to the image, then to the output."""
     unit = np.eye(cells, dtype=np.float32)
     up = bilinear(unit, (cells, STRIDE * cells))[:, :side]
     return np.ascontiguousarray(bilinear(up, (cells, output)).T)

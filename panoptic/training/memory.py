@@ -28,7 +28,7 @@ class StepDoesNotFit(MemoryError):
     """Memory ran out in the forward or backward pass of a step, which has changed nothing."""
 
     def __init__(self, step: int, images: int, size: tuple[int, int], names: tuple[str, ...]) -> None:
-        """An error of an iteration, from 0, with so many images of a canvas (height, width) at once."""
+        """An error of the iteration `step`, from 0, with `images` images of a canvas `size` (height, width) at once."""
         super().__init__(step, images, size, names)
         self.step, self.images = step, images
 
@@ -62,7 +62,7 @@ def allocation_failed(error: BaseException) -> bool:
 
 
 def next_parts(images: int, parts: int) -> int | None:
-    """The next larger number of equal parts of a micro-batch of so many images; None where a part is one image."""
+    """The next larger number of equal parts of a micro-batch of `images`; None where a part is one image."""
     return next((n for n in range(parts + 1, images + 1) if images % n == 0), None)
 
 

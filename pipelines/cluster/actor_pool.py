@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_CPU_ACTORS = 16
-"""Started by default on a machine without GPU: each holds a model of its own."""
+"""The most actors that a machine without GPU starts by default: each holds a model of its own."""
 
 RETRIES = 3
 """Attempts to repeat an item after its actor died over it, and to set up an actor that dies. Ray would go
@@ -108,7 +108,7 @@ def _dataset(build: Callable, arguments: tuple, items: Sequence[Any], shares: Sh
 
 
 class _Journal:
-    """A process that outlives the actors: how often was what begun."""
+    """A process that outlives the actors and counts how often each item was begun."""
 
     def __init__(self) -> None:
         self._items: Counter[int] = Counter()

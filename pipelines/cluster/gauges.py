@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 PREFIX = "ray_"
-"""Put before every name by Ray."""
+"""Prefix that Ray puts before every name."""
 
 TRAINING = {
     "panoptic_step": "Steps that the run has done",

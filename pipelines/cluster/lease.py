@@ -80,17 +80,17 @@ class Lease:
     """Facts about this holder for a follower, beside who it is."""
 
     def held(self) -> bool:
-        """True while nobody has followed."""
+        """True while no other process has taken the lease after this one."""
         return _numbers(self.folder)[-1:] == [self.number]
 
     def renew(self, seconds: float | None = None) -> None:
-        """Live `seconds` more (its expiry by default; 0 gives it up)."""
+        """Extend the lease to `seconds` from now (`self.seconds` by default; 0 gives it up)."""
         seconds = self.seconds if seconds is None else seconds
         storage.write_bytes(_file(self.folder, self.number), _content(self.owner, seconds, self.about))
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Renewed in the background; given up at the end.
+        """A context in which the lease is renewed in the background; given up at its end.
 
         A store that errs now and then ends neither the renewals nor the work, which may be done by then. One that was
         away at the last renewal is not asked again at the end: the lease expires by itself.
@@ -115,7 +115,7 @@ class Lease:
                 _left.add(self.owner)
 
     def _renewed(self, seconds: float | None = None) -> bool:
-        """Renew it unless somebody followed; False where the store erred."""
+        """Renew the lease unless another process has taken it; False where the store erred."""
         try:
             if self.held():
                 self.renew(seconds)

@@ -1,4 +1,4 @@
-"""Passwords do not belong into messages: URIs of stores may carry them."""
+"""Passwords masked in messages, since URIs of stores may carry them."""
 
 from __future__ import annotations
 

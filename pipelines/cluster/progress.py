@@ -61,7 +61,7 @@ class Progress:
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "images", stream: TextIO | None = None) -> Iterator[Progress]:
-    """Show the progress of what is done inside.
+    """A context that shows the progress of the work in it.
 
     Where the stream is a terminal, a bar stands in its last line and log lines appear above it. Elsewhere, as in a
     job's log, there is a line every `INTERVAL` seconds, also while nothing comes to an end.

@@ -151,7 +151,7 @@ def grow(count: int, each: Mapping[str, float]) -> None:
 
 
 def _holds(count: int, each: Mapping[str, float]) -> bool:
-    """True if the sums over the cluster's machines hold so many workers."""
+    """True if the resources of all the cluster's machines together hold `count` workers."""
     import ray
 
     there = ray.cluster_resources()
@@ -312,7 +312,7 @@ def _require_token(token: str) -> None:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A session that starts in here takes `LOOPBACK` for the address of its node.
+    """A context in which a session that starts takes `LOOPBACK` for the address of its node.
 
     `ray.init(_node_ip_address="127.0.0.1")` would be replaced by the machine's own address. The variable reaches the
     processes that Ray starts; this one has read it when Ray was imported.
@@ -330,9 +330,9 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _exported(name: str, value: str) -> Iterator[None]:
-    """An environment variable for the processes that are started in here.
+    """A context with an environment variable for the processes that are started in it.
 
-    `API_SERVER` is one: left to themselves they look for a running Ray, and stumble over a second session.
+    `API_SERVER` is such a variable: without it they look for a running Ray, and stumble over a second session.
     """
     before = os.environ.get(name)
     os.environ[name] = value
@@ -353,7 +353,7 @@ def _free_port() -> int:
 
 @contextmanager
 def printing_to(folder: str | None) -> Iterator[None]:
-    """Printed lines of this process go to log.txt in a folder, nowhere where that is None, to the console where ""."""
+    """A context in which printed lines go to log.txt in `folder`: None = nowhere, "" = to the console as ever."""
     if folder == "":
         yield
         return
@@ -378,7 +378,7 @@ def data_context() -> None:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM, which would end the process on the spot, as SystemExit.
+    """A context in which SIGTERM raises SystemExit, in place of ending the process on the spot.
 
     Also in place of Ray's handler, which first ends Ray's processes: without them Ray's own threads abort this one,
     often before its MLflow runs are closed. What Ray started ends with the process as after any exit.

@@ -315,7 +315,7 @@ def _write_local(path: str, data: bytes | memoryview) -> None:
 
 
 def create(uri: Uri, data: bytes) -> bool:
-    """Write a file unless there is one of this name; whether it was written. Of several who try at once one succeeds.
+    """Write a file unless there is one of this name; True if it was written. Of several who try at once one succeeds.
 
     A local file appears before its content; an S3 object with it.
 

@@ -30,7 +30,7 @@ PACKAGES = ("jobs", "panoptic", "pipelines")
 """Folders whose files are sent."""
 
 SUFFIXES = (".py", ".json")
-"""Files of these that are sent: code, and tables of data set formats."""
+"""Suffixes of the files that are sent: code, and tables of data set formats."""
 
 MOST = 8_000_000
 """Bytes of code at most: what is larger is no code of ours."""

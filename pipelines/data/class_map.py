@@ -85,7 +85,7 @@ class TargetClass:
     color: tuple[Channel, Channel, Channel] | None = None
     """Colour; that of its first source where it is left out."""
     sources: Annotated[tuple[AnyEntry, ...] | None, Field(alias="from")] = None
-    """The class of this name where it is left out."""
+    """Classes of the source that become it; the class of the same name where it is left out."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Content:
     crowd_to_void: tuple[AnyEntry, ...] = ()
     """Classes (of the source, or else of the target) whose crowds become void."""
     rest: Literal["error", "void", "keep"] = "error"
-    """The classes of the source that no entry names."""
+    """The treatment of classes of the source that no entry names: an error, void, or kept."""
 
 
 _SCHEMA: TypeAdapter[Content] = TypeAdapter(Content)
@@ -142,8 +142,8 @@ class Resolved(NamedTuple):
     notes: tuple[str, ...]
     """Lines about what is odd without being wrong."""
     record: dict[str, Any]
-    """Kept by manifests and models: the classes, and of each set the target of each id (-1 = void), with the sha256 of
-    these; the names of each set's classes, and what the file says."""
+    """Record for manifests and models: the classes, and of each set the target of each id (-1 = void), with the sha256
+    of these; the names of each set's classes, and what the file says."""
 
 
 def load(uri: storage.Uri) -> ClassMap:
@@ -413,7 +413,7 @@ class _Resolution:
             self._crowds.update(places)
 
     def _apply_rest(self) -> None:
-        """Say what becomes of the classes that no entry names."""
+        """Treat the classes that no entry names as `rest` says."""
         kept: dict[str, _Target] = {}
         for number, one in enumerate(self._sets):
             places = [_Place(number, label) for label in range(len(one.categories))]

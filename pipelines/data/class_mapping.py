@@ -47,9 +47,9 @@ class ClassMapping:
     targets: tuple[int, ...]
     """The target of each class of the source: an index of `categories`, or `VOID`."""
     crowd_to_void: tuple[bool, ...]
-    """For each class of the source: whether its crowds become void."""
+    """For each class of the source, True if its crowds become void."""
     splits: tuple[Split | None, ...] = field(default=())
-    """For each class of the source: how it becomes a thing, where it was stuff."""
+    """For each class of the source, the way in which it becomes a thing where it was stuff."""
 
     @property
     def absent(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def shared_photographs(one: Manifest, other: Manifest) -> list[str]:
 
 
 def warn_of_shared(one: Manifest, other: Manifest) -> int:
-    """Say how many photographs of a set another split has, too; their number."""
+    """Warn of the photographs of a set that another split has, too; returns their number."""
     shared = shared_photographs(one, other)
     if shared:
         rest = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
@@ -59,7 +59,7 @@ def warn_of_shared(one: Manifest, other: Manifest) -> int:
 
 
 def warn_of_neighbours(manifest: Manifest) -> int:
-    """Compare a set with those of other splits in folders beside it; the number of photographs that they share."""
+    """Warn of photographs that a set shares with other splits in folders beside it; returns their number."""
     above, _, own = storage.absolute(manifest.uri).rstrip("/").rpartition("/")
     count = 0
     for name in storage.list_folder(above)[1][:_NEIGHBOURS]:

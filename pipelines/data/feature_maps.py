@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 MARK = b"panoptic features 1\n"
-"""The first bytes, which those of no photograph are."""
+"""The first bytes of feature maps, with which no photograph begins."""
 
 FEATURES = "features"
 """Entry of a manifest's `source` that says what its features follow from; folder of such shards in a cache."""
 
 BACKBONE = "backbone"
-"""Entry of that: the digest of the backbone."""
+"""Entry of the value of `FEATURES`: the digest of the backbone."""
 
 KINDS = (np.dtype(np.float32), np.dtype(np.float16))
 """Kinds of number that maps are stored in."""

@@ -24,7 +24,7 @@ from pipelines.data.shard_index import INDEX, REMEDY, ShardSet
 from pipelines.data.statistics import Statistics, class_rows, percent
 
 SCHEMA_VERSION = 2
-"""1 was Parquet files without an index."""
+"""Version of the form of manifest and shards; version 1 had Parquet files without an index."""
 MANIFEST = "manifest.json"
 
 SHOWN = 3

@@ -52,7 +52,7 @@ __all__ = ["Manifest", "Shard", "ensure_shards", "is_shards", "prepare", "read_r
 logger = logging.getLogger(__name__)
 
 FEWEST_ROWS = 16
-"""Rows of a shard at least, where there are so many."""
+"""The fewest rows of a shard, where the split has as many."""
 
 FORMER_SUFFIX = ".parquet"
 """Ending of the shards of schema version 1."""
@@ -62,7 +62,7 @@ REJECTED = "rejected.jsonl"
 
 
 COPIES = "photographs are copies of another one of this split"
-"""Kind of warning."""
+"""Kind of warning of a manifest."""
 
 PATIENCE = 3.0
 """Seconds between two looks whether another process has prepared what is needed."""

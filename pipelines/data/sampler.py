@@ -154,7 +154,7 @@ def _inner(seed: int, epoch: int, window: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def limited(rows: int, limit: int, seed: int) -> np.ndarray:
-    """int64 [limit], the rows that a data set cut to `limit` keeps: the first so many of a shuffle of its own.
+    """int64 [limit], the rows that a data set cut to `limit` keeps: the first ones of a shuffle of its own.
 
     A smaller limit keeps a part of what a larger one keeps.
 
@@ -231,7 +231,7 @@ class Stream:
     window: int = 0
     """Neighbouring samples that are read at once; 0 or 1 = none, the global order."""
     repeats: Repeats | None = None
-    """How often the rows that are read come in an epoch; None = each comes once an epoch."""
+    """Numbers of times that the rows that are read come in an epoch; None = each comes once."""
 
     def __post_init__(self) -> None:
         if self.limit:

@@ -218,11 +218,11 @@ def _copied(good: _Good, number: int, copies: Copies) -> list[_Good]:
 
 
 class _Share:
-    """A limit on the images that threads decode at the same time: so many, of so many pixels in all.
+    """A limit on the number of images that threads decode at the same time, and on their pixels in all.
 
     Args:
-        pixels: so many at once; an image of more is decoded alone.
-        images: so many at once.
+        pixels: the most pixels at once; an image of more is decoded alone.
+        images: the most images at once.
     """
 
     def __init__(self, pixels: int, images: int) -> None:
@@ -231,7 +231,7 @@ class _Share:
 
     @contextmanager
     def share(self, pixels: int) -> Iterator[None]:
-        """Wait until so many pixels and an image are free, and hold them."""
+        """A context that waits until `pixels` and an image are free, and holds them."""
         pixels = min(pixels, self._all)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels and self._images > 0)

@@ -75,7 +75,7 @@ def detr_r50_cityscapes() -> Experiment:
 
 
 def detr_004_cityscapes() -> Experiment:
-    """The slides' table, version 119: 1200 frames at 400 pixels, 100 epochs of 4, Adam, one rate for all.
+    """Version 119 of the slides (research topic 12): 1200 frames at 400 pixels, 100 epochs of 4, Adam at one rate.
 
     From the slides: PQ 6.66, SQ 37.51, RQ 17.76, mIoU 18.63. Started from a converted Hugging Face checkpoint
     (facebook/detr-resnet-50-panoptic): `--train.weights CHECKPOINT`; the classification head is fresh. Their 50

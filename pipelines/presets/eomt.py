@@ -199,7 +199,7 @@ def _jitter(canvas: tuple[int, int], factors: tuple[float, float]) -> Augment:
 
 
 def _small(canvas: tuple[int, int], queries: int) -> EoMTConfig:
-    """For CPU cores and training from scratch: eight blocks of 192 channels, the last three with queries.
+    """EoMT for CPU cores, from scratch: eight blocks of 192 channels, the last three with queries.
 
     Queries are merged from a probability of 1/2 on: after so few images they are less sure of themselves than the
     published 0.8 expects.

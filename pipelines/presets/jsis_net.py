@@ -121,7 +121,7 @@ def _solver(images: int, batch: int, epochs: tuple[int, ...]) -> Optim:
 
 
 def _small(stuff_area: int) -> JSISNetConfig:
-    """For CPU cores and training from scratch: ResNet-18 at stride 8, a narrow head of its own, norms that learn.
+    """JSIS-Net for CPU cores, from scratch: ResNet-18 at stride 8, a narrow head of its own, norms that learn.
 
     The true boxes are regions to learn from and every thing has a positive anchor, because nothing is pretrained; all
     losses weigh 1 and masks are averaged over images. AdamW decays the kernels, so the loss does not.

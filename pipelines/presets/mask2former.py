@@ -172,7 +172,7 @@ def _optim(schedule: Literal["poly", "multistep"], milestones: tuple[int, ...] =
 
 
 def _small() -> Mask2FormerConfig:
-    """For CPU cores and training from scratch: ResNet-18, 128 channels, a pyramid with batch norm as pixel decoder.
+    """Mask2Former for CPU cores, from scratch: ResNet-18, 128 channels, a pyramid with batch norm as pixel decoder.
 
     On one core of an AMD EPYC (Zen 5) a step of 4 images of 192x320 took 360 to 410 ms: 220 the backbone, 74 the pixel
     decoder, 31 the masked decoder, 63 matching and losses, 16 to 28 the update. With two layers of deformable attention

@@ -146,7 +146,7 @@ def _swin(name: str) -> Experiment:
 
 
 def _small() -> MaskFormerConfig:
-    """For CPU cores and training from scratch: ResNet-18, 128 channels, one transformer layer in the pixel decoder.
+    """MaskFormer for CPU cores, from scratch: ResNet-18, 128 channels, one transformer layer in the pixel decoder.
 
     Masks are compared at every fourth pixel, which is the resolution that they have. A step of 4 images of 192x320 took
     340 to 380 ms of one core of an AMD EPYC (Zen 5).

@@ -140,7 +140,7 @@ def panoptic_deeplab_r101_frozen_coco() -> Experiment:
 
 
 def _small(sigma: int, stuff_area: int, small_area: int) -> PanopticDeepLabConfig:
-    """For CPU cores and training from scratch: ResNet-18, one pyramid pooling, narrow decoders, norms that learn.
+    """Panoptic-DeepLab for CPU cores, from scratch: ResNet-18, one pyramid pooling, narrow decoders, norms that learn.
 
     Depthwise convolutions of 3x3: on a CPU the backward pass of a 5x5 in bfloat16 takes eighteen times as long.
     Maps are merged at the size of the original, where thin and small segments keep their shape.

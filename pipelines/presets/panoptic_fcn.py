@@ -226,7 +226,7 @@ def _smaller(sides: tuple[int, ...], longest: int, resize: Resize, points: int) 
 
 
 def _small() -> PanopticFCNConfig:
-    """For CPU cores and training from scratch: ResNet-18, narrow heads of plain convolutions, norms that learn."""
+    """Panoptic FCN for CPU cores, from scratch: ResNet-18, narrow heads of plain convolutions, norms that learn."""
     return PanopticFCNConfig(
         backbone=Backbone(name="resnet18"),
         pixel_std=(58.395, 57.12, 57.375),

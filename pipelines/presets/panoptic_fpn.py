@@ -157,7 +157,7 @@ def panoptic_fpn_pedestrians_imagenet() -> Experiment:
 
 
 def _small(stuff_area: int) -> PanopticFPNConfig:
-    """For CPU cores and training from scratch: ResNet-18, narrow pyramid and heads, norms that learn.
+    """Panoptic FPN for CPU cores, from scratch: ResNet-18, narrow pyramid and heads, norms that learn.
 
     Few regions of an image learn, and anchors are half as large as on COCO's
     upsampled photographs. The heads compute in bfloat16 too.

@@ -97,7 +97,7 @@ class Tracker:
         """Calls for the thread, in order."""
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()
-        """Tells the present thread to leave the spool alone."""
+        """Set where the present thread is to leave the spool alone."""
         self._closing = False
         self._progress = 0.0
         """Monotonic time of the last answer."""
@@ -114,7 +114,7 @@ class Tracker:
         self._metrics: set[str] | None = None
         """Metrics that the run had when it was opened; None until the store has told."""
         self._histories: dict[str, int] = {}
-        """Last step of each of them, as far as it was asked for."""
+        """Last step of each metric in `_metrics`, as far as it was asked for."""
         self._written: dict[str, int] = {}
         """Last step of each metric in the run, as far as it is known."""
         self._rewound: int | None = None

@@ -75,7 +75,7 @@ class Recent:
         return next(self._pieces)
 
     def again(self, parts: int) -> None:
-        """Give what the running step has taken once more, and from here on each micro-batch in so many parts."""
+        """Give what the running step has taken once more, and from here on each micro-batch in `parts` parts."""
         begun = self._taken - (self._taken - 1) // self._accumulation * self._accumulation
         last = [self._kept.pop() for _ in range(begun)]
         self._batches = itertools.chain(reversed(last), self._batches)
@@ -208,7 +208,7 @@ def replay(file: str, device: torch.device | str = "cpu") -> Replay:
 
 @contextmanager
 def _as_in_training(threads: int, deterministic: bool) -> Iterator[None]:
-    """Torch as the training had it: sums depend on how they are shared out over threads."""
+    """A context with the training's settings of torch: sums depend on how they are shared out over threads."""
     before, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before)
     torch.use_deterministic_algorithms(deterministic)

@@ -1,4 +1,4 @@
-"""Ends of a run: at once and with one line where a disk is full or a store is away, else after `max_failures`.
+"""Ends of a run: at once, with one line, where a disk is full or a store is away, else after `train.max_failures`.
 
 Ray Train's controller imports this module for its callback: what is imported here, that process pays for.
 """

@@ -127,7 +127,7 @@ class FPNPixelDecoder(nn.Module):
 
 
 class DeformablePixelDecoder(nn.Module):
-    """Mask2Former's: deformable attention over strides 32, 16 and 8, one pyramid step to stride 4.
+    """Mask2Former's pixel decoder: deformable attention over strides 32, 16 and 8, one pyramid step to stride 4.
 
     The reference's comments say that the step upsamples by nearest; its code is bilinear, and so is this.
 

@@ -40,7 +40,7 @@ class MaskFormerConfig(MaskTransformerConfig):
     dice_weight: NonNegativeFloat = 1.0
     """Factor of the dice loss and cost."""
     loss_stride: PositiveInt = 1
-    """Mask losses count every so-many-th pixel of rows and columns (published: 1, all of them)."""
+    """Step, along rows and columns, between the pixels that mask losses count (published: 1, all pixels)."""
     inside: bool = False
     """A merged query paints only where its own mask is at least 1/2, as in Mask2Former."""
 

@@ -104,17 +104,17 @@ class PanopticDeepLabConfig:
     small_area: NonNegativeInt = 4096
     """Things of fewer pixels weigh more in the semantic loss."""
     small_weight: NonNegativeFloat = 3.0
-    """Weight of the pixels of these small things; all others weigh 1."""
+    """Weight of the pixels of things below small_area; all others weigh 1."""
     ignore_crowd: bool = False
     """Crowds are void in the semantic loss."""
     stuff_offsets: bool = False
     """Stuff counts in the offset loss, with target 0."""
     threshold: UnitFloat = 0.1
-    """Centres score strictly more."""
+    """Centres score more than this."""
     nms_kernel: OddInt = 7
     """Side of the window in which a centre is the maximum, pixels (COCO: 41)."""
     top_k: PositiveInt | None = 200
-    """If there are so many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
+    """If there are this many centres or more, those strictly above the score of the top_k-th stay; None keeps all."""
     stuff_area: NonNegativeInt = 2048
     """Stuff of fewer pixels becomes void (COCO: 4096)."""
     rescale_offset: bool = True

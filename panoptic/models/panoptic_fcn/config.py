@@ -112,9 +112,9 @@ class PanopticFCNConfig:
     pool: tuple[OddInt, ...] = (3, 3, 3, 5, 5)
     """Side of the window that each level's scores are averaged over."""
     thing_threshold: UnitFloat = 0.05
-    """Peaks score strictly more (fast variants: 0.2)."""
+    """Peaks score more than this (fast variants: 0.2)."""
     region_threshold: UnitFloat = 0.05
-    """Regions of a level score strictly more (fast variants: 0.1)."""
+    """Regions of a level score more than this (fast variants: 0.1)."""
     most_kernels: PositiveInt = 100
     """Things that are drawn; a level gives half as many at most."""
     fusion_threshold: UnitFloat = 0.9
@@ -122,7 +122,7 @@ class PanopticFCNConfig:
     class_aware: bool = True
     """Only kernels of one class are fused."""
     mask_threshold: UnitFloat = 0.4
-    """A thing is where its probability is strictly higher."""
+    """A thing covers the pixels where its probability is higher than this."""
     lowest_score: UnitFloat = 0.05
     """Instances score at least this once their masks are evaluated."""
     merged_score: UnitFloat = 0.2

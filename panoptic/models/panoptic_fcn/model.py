@@ -110,7 +110,7 @@ class PanopticFCN(PanopticModel):
         return F.pad(x, (0, -x.shape[-1] % COARSEST, 0, -x.shape[-2] % COARSEST))
 
     def class_rows(self, weights: Mapping[str, Tensor]) -> dict[str, list[Row]]:
-        """The base class's, and the region head's classes."""
+        """The rows of the layers in `class_layers`, and of the region head."""
         regions: list[Row] = [("all things" if label == IGNORE else label, 0) for label in self.regions]
         return {**super().class_rows(weights), "region_head": regions}
 

@@ -146,7 +146,7 @@ class View:
     def of(
         cls, cells: tuple[int, int], size: tuple[int, int], output: tuple[int, int], like: Tensor, stride: int = STRIDE
     ) -> View:
-        """Up to the canvas, cut to the image, then to the output; bilinear, corners not aligned.
+        """The way up to the canvas, cut to the image, then to the output; bilinear, corners not aligned.
 
         Args:
             cells: y and x.
@@ -166,7 +166,7 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """(H, W) of the output."""
         return len(self.down), len(self.across)
 
 
@@ -187,7 +187,7 @@ class Things:
     """Scored masks of one image, best first, each within its window of the output."""
 
     masks: list[CroppedMask]
-    """K."""
+    """K masks."""
     labels: np.ndarray
     """int64 [K], contiguous classes."""
     scores: np.ndarray

@@ -42,11 +42,11 @@ class LevelTargets:
     image: Tensor
     """int64 [P], the image of each thing of this level, ascending."""
     thing: Tensor
-    """int64 [P], its place among the M masks."""
+    """int64 [P], the place of each thing among the M masks."""
     label: Tensor
-    """int64 [P], its class among the T."""
+    """int64 [P], the class of each thing among the T."""
     cell: Tensor
-    """int64 [P], row * w + column of its centre."""
+    """int64 [P], row * w + column of the centre of each thing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class KernelTargets:
     masks: Tensor
     """float32 [B, M, y, x], the things that any level holds; rows beyond an image's own are 0."""
     region_masks: Tensor
-    """float32 [B, R, y, x]."""
+    """float32 [B, R, y, x], the share of each region class in each cell."""
     segments: Tensor
     """int64 [B, M], the segment (1..N) of each mask, 0 beyond an image's own."""
     regions: list[Tensor]
@@ -157,7 +157,7 @@ def _halves(numbers: list[int], levels: int) -> tuple[list[list[int]], list[list
 
 
 def _places(chosen: Tensor, counts: list[list[int]]) -> list[Tensor]:
-    """For each level int64 [P, 2], image and entry where bool [levels, B, N] is set, so often as `counts` says."""
+    """For each level int64 [P, 2], image and entry of each True in bool [levels, B, N]; `counts` has their numbers."""
     sizes = [sum(level) for level in counts]
     return list(torch.nonzero_static(chosen, size=sum(sizes))[:, 1:].split(sizes))
 

@@ -518,7 +518,7 @@ def _check_annotations(annotations: Sequence[bytes], known: set[int]) -> None:
 
 
 def _warn_of_crowds(content: Content, file: str, crowd: Crowd) -> None:
-    """Say that a tool marks every brush mask as a crowd."""
+    """Warn that a tool marks every brush mask as a crowd."""
     all_rle = content.masks["rle", True] and not content.masks["rle", False] and not content.masks["polygon", True]
     if content.by_cvat and all_rle and crowd == "trust":
         logger.warning(

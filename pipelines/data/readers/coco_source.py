@@ -181,7 +181,7 @@ def coco_source(
 
 
 def _in_bgr(rows: pa.Table) -> bool:
-    """True if the first maps that tell have red and blue exchanged: then those of the whole data set must have."""
+    """True if the first map that shows its order has red and blue exchanged, as then all maps must have."""
     found = None
     for row in rows.slice(0, PROBED).select(["png", "record"]).to_pylist():
         try:

@@ -28,16 +28,16 @@ BGR = "id maps whose channels stand in the order blue, green, red"
 
 
 SPECKS = 8
-"""A map that holds at least so many ids which are not listed, most of them on a few pixels, was smoothed."""
+"""A map with at least this many unlisted ids, most of them on fewer pixels than `SPECK`, was smoothed."""
 SPECK = 5
-"""Pixels that are few."""
+"""Pixels below which an id covers a speck only."""
 
 
 class Regions(NamedTuple):
     """The pixels of each id of a map, seen as runs of equal pixels, which are many times fewer than pixels."""
 
     runs: tuple[np.ndarray, np.ndarray]
-    """As `segmentation.runs` gives them."""
+    """Values and lengths of the runs, as of `segmentation.runs`."""
     order: np.ndarray
     """The runs sorted by id, those of an id in the order of rows."""
     first: np.ndarray

@@ -140,7 +140,7 @@ def members(text: Iterable[bytes], lists: Collection[str]) -> Iterator[Member]:
 
 
 def _no_value(first: str) -> str:
-    """Say what a file begins with that is no JSON at all."""
+    """The beginning of a file that is no JSON at all, for a message."""
     first = " ".join(first.split())
     if first.startswith("version https://git-lfs"):
         return f"it begins with {first!r}: this is a pointer of Git LFS, which `git lfs pull` replaces by the file"

@@ -164,7 +164,7 @@ def _labels(tree: Tree, path: str) -> list[Label]:
 
 
 def _version_of(labels: list[Label], file: str) -> Version:
-    """The version that has so many labels."""
+    """The version that has as many labels."""
     for version, (count, _) in _CLASSES.items():
         if len(labels) == count:
             return version

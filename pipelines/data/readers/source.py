@@ -135,6 +135,6 @@ class Source:
     orientation: Orientation = "applied"
     """The frame of the maps where sizes do not tell it (see `Orientation`); a column of this name overrules it."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Kept by the manifest of class maps, joined sets and copies, beside reader, root and split."""
+    """Facts about class maps, joined sets and copies that the manifest keeps beside reader, root and split."""
     copies: Copies | None = None
     """Augmented copies of each image that are written, too; see `join.with_copies`."""

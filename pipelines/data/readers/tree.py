@@ -209,7 +209,7 @@ class Tree:
             self._member_folders["/".join(parts)]  # exists, though no folder lies in it
 
     def _at_depth(self, depth: int) -> Iterator[str]:
-        """The folders so many levels below the root."""
+        """The folders that lie `depth` levels below the root."""
         if not depth:
             yield ""
             return
