@@ -39,7 +39,7 @@ class Options:
     port: Annotated[int, Interval(ge=1, le=65535)] = 8000
     """Port that is listened on."""
     replicas: PositiveInt = 1
-    """Processes that hold the model; one GPU each where the cluster has so many."""
+    """Processes that hold the model; each has a GPU where the cluster has enough."""
     batch: PositiveInt = 8
     """Most photographs that pass the network at once."""
     wait_ms: NonNegativeFloat = 10.0

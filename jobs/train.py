@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipelines.training.driver import Outcome
 
 DRY_RUN = "--dry-run"
-"""Stands where a preset's options stand, and is none of them: a run does not remember it."""
+"""Flag beside a preset's options that is none of them: a run does not remember it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Outcome | None:

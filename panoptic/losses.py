@@ -83,7 +83,7 @@ def ohem_cross_entropy(
     with torch.no_grad():
         truth = semantic.clamp(min=0)[:, None]
         probability = logits.softmax(1).gather(1, truth)[:, 0].masked_fill(~counted, torch.inf)
-        # how many pixels count is known to the device alone: the host takes as many as may be asked for
+        # the device alone knows the number of pixels that count: the host takes the most that may be asked for
         most = min(max(1, min_kept), probability.numel() - 1)
         least = probability.flatten().topk(most + 1, largest=False).values
         place = (counted.sum() - 1).clamp(0, most)

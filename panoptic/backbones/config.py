@@ -27,7 +27,7 @@ STEM_AND_STAGES: tuple[str, ...] = ("stem", *STAGES)
 """The stages and the layers before them, whose feature map most backbones give, too; `freeze` counts these."""
 
 Deformable = Literal["none", "v1", "v2"]
-"""v1: a 3x3 samples at offsets that a convolution before it gives; v2: that one weighs each sample, too."""
+"""v1: a 3x3 samples at offsets that a convolution before it gives; v2: the convolution weighs each sample, too."""
 
 
 @dataclass(frozen=True)

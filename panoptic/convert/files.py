@@ -148,7 +148,7 @@ def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: s
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """The bytes that protocol 2 stores as text; that one codec is what it uses."""
+    """The bytes that pickle protocol 2 stores as text, in latin-1, the one codec that it uses."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
     return text.encode("latin1")

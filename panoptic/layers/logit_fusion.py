@@ -75,7 +75,7 @@ def fuse(
     Returns:
         instances by descending score, then stuff in the order of the classes.
     """
-    # what things compete with: the best class of stuff, or nothing
+    # things compete with the best class of stuff, or with nothing where there is no stuff
     stuff = categories.stuff
     best = semantic.best_of(stuff)[0] if stuff else np.zeros(classes.shape, np.float32)
     owners = np.zeros(classes.shape, np.int32)

@@ -177,7 +177,8 @@ def suppress(found: Candidates, nms: float, after: int, mark: bool = False) -> l
         usable = found.usable
         boxes = torch.where(usable[:, :, None], found.boxes, 0.0)
         logits = torch.where(usable, found.logits, -torch.inf)
-        levels = torch.where(usable, found.levels, found.levels[-1] + 1)  # they suppress nothing that is usable
+        # on a level of their own, unusable boxes suppress no usable one
+        levels = torch.where(usable, found.levels, found.levels[-1] + 1)
         rows = list(zip(boxes, logits, levels, usable, strict=True))
     else:
         counts = found.usable.sum(1).tolist()
@@ -238,7 +239,7 @@ def region_losses(
     if matched is None:
         matched = match_anchors(anchors, truth, regions, sizes)
     drawn = sample([labels for _, labels in matched], regions.samples, regions.positive_fraction, amounts)
-    # of each image the logits of sampled anchors with their targets, and the codes of the positive ones with theirs
+    # for each image: logits of sampled anchors with their targets, codes of positive anchors with the true codes
     sampled, targets, codes, true_codes = [], [], [], []
     for image, (boxes, (index, _), (positive, negative)) in enumerate(zip(truth, matched, drawn, strict=True)):
         sampled.append(scores[image, torch.cat([positive, negative])])

@@ -79,7 +79,7 @@ def merge_centres(
     thing = is_thing[classes] if foreground is None else foreground
     centres = find_centres(heatmap, rules["threshold"], rules["kernel"], rules["top_k"])
     owners = group_pixels(centres, offset, thing)
-    # how many pixels has each pair of an instance and a class
+    # the number of pixels of each pair of an instance and a class
     wide = len(categories)
     pairs = owners * wide + classes
     votes = np.bincount(pairs.reshape(-1), minlength=(len(centres) + 1) * wide).reshape(-1, wide)

@@ -57,12 +57,12 @@ def _instances(
     features = {"features": outputs["features"]}
     heads = look_into(graph, "boxes", features, regions["strides"], proposals)
     probabilities = softmax(heads["logits"])
-    # of each region its most probable thing
+    # the most probable thing of each region
     label, every = probabilities[:, :-1].argmax(1), np.arange(len(proposals))
     best, background = probabilities[every, label], probabilities[:, -1]
     codes = heads["deltas"].reshape(len(proposals), -1, 4)[every, label]
     boxes = clip(decode(proposals, codes, detection["code"]), place.size)
-    # those that only AP counts take part in the suppression
+    # detections that only AP counts take part in the suppression
     kept = np.flatnonzero(np.isfinite(boxes).all(1) & (best > detection["threshold"]) & ~is_empty(boxes))
     group = np.zeros_like(kept) if detection["across_classes"] else label[kept]
     kept = kept[suppress(boxes[kept], best[kept], group, detection["nms"])[: detection["most"]]]

@@ -147,7 +147,7 @@ class _Requests:
 
 
 def rows_of(reading: Reading, config: FeedConfig) -> Generator[Sequence[Row], None, None]:
-    """The rows of each micro-batch, from whoever `feed.decode` names."""
+    """The rows of each micro-batch, read as `feed.decode` says."""
     if reading.augment is None:
         return read_ahead(reading, config)
     return stream_rows(reading, config.tasks, config.cpus, config.ahead)

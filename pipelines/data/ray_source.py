@@ -133,7 +133,7 @@ def in_turn(
         Exception: what `plan` and `begin` raise, when all items before have been taken.
     """
     end, closing = object(), threading.Event()
-    begun: deque[Generator[Item, None, None]] = deque(maxlen=2)  # those before have ended
+    begun: deque[Generator[Item, None, None]] = deque(maxlen=2)  # earlier executions have ended
 
     def start(planned: Plan) -> Iterator[Item]:
         begun.append(begin(planned))

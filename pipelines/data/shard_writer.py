@@ -132,7 +132,7 @@ def write_shard(
 
 
 class _Good(NamedTuple):
-    """An image that passed. The decoded map is gone: a shard of them would fill the memory."""
+    """An image that passed validation, without its decoded map: the maps of a whole shard would fill the memory."""
 
     columns: dict[str, Any]
     digest: str

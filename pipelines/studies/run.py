@@ -279,7 +279,7 @@ def train_rows(
     distinct: dict[str, PlannedTrial] = {}
     for entry in planned:
         distinct.setdefault(key_of(entry, bases), entry)
-    # as they will train: the data of the checked ones may be limited to more images than there are
+    # the experiments as they will train: those that were checked may be limited to more images than there are
     experiments = tuple(experiment_of(entry, bases) for entry in distinct.values())
     configs = tuple(map(trial_config_of, distinct.values()))
     trials = Trials(bases, min(bases), configs=configs, experiments=experiments)

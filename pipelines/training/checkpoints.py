@@ -44,7 +44,7 @@ def checkpoint_bytes(model: nn.Module, optim: Optim) -> int:
     weights = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.nbytes for parameter in model.parameters()) - trained
-    average = weights - frozen if optim.ema else 0  # it holds the model's own frozen parameters
+    average = weights - frozen if optim.ema else 0  # the average shares the model's frozen parameters
     return weights + average + optimiser_slots(optim) * trained
 
 

@@ -85,7 +85,7 @@ def free_room(job: Job) -> int:
 
 @contextmanager
 def asking_for_more(whole: Job, attempt: Job) -> Iterator[None]:
-    """While an attempt runs, ask its workers to stop as soon as there is room for more of them.
+    """A context that asks the workers of an attempt to stop as soon as there is room for more of them.
 
     Args:
         whole: with the range of workers.

@@ -160,5 +160,5 @@ def fitting_step(step: Callable[..., StepResult], batches: Recent, state: State)
 
 def _recompute(state: State) -> bool:
     """Let the model compute its activations again; False where it does already, or has no blocks."""
-    compiled = state.experiment.train.compile  # its graph decides by itself what is kept
+    compiled = state.experiment.train.compile  # a compiled graph decides by itself what is kept
     return not compiled and not recomputes(state.model) and recompute_blocks(state.model) > 0

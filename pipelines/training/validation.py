@@ -151,7 +151,7 @@ def pictures(
                 logger.warning("the picture of %s could not be drawn (%s)", samples[0].name, error)
                 continue
             yield name, picture
-    except Exception as error:  # the same of those that read the images
+    except Exception as error:  # whatever reading the images raises
         logger.warning("the pictures of the validation could not be drawn (%s)", error)
 
 

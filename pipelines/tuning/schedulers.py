@@ -53,8 +53,8 @@ def scheduler(options: SweepOptions, space: Space, rounds: int) -> Any:
         case "asha":
             return Halving(time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor)
         case "hyperband":
-            # Its brackets without its waiting: Ray's synchronous form pauses trials until a bracket is full, which it
-            # never is where fewer run at once than it holds.
+            # Hyperband's brackets without its waiting: Ray's synchronous form pauses trials until a bracket is full,
+            # which it never is where fewer run at once than it holds.
             brackets = 1 + max(0, int(math.log(rounds / grace, factor) + 1e-9))
             return Halving(
                 time_attr="round", max_t=most, grace_period=grace, reduction_factor=factor, brackets=brackets

@@ -132,7 +132,7 @@ def _execute(
         check_population(options.samples, concurrent)
     bases, data = prepare_bases(options, trials, concurrent)
     if options.scheduler == "pbt":
-        # What one trial takes over another may have left behind for better ones.
+        # Keep every checkpoint: a trial may take over one that its own trial has since replaced by better ones.
         bases = {key: replace(base, train=replace(base.train, keep=rounds + 1)) for key, base in bases.items()}
     parent = open_parent(options, trials, bases, data, folder, name, before)
     if not before:

@@ -74,7 +74,7 @@ class EoMT(MaskTransformer):
         )
         doublings = max(1, config.patch.bit_length() - 3)  # to stride 4
         self.upscale = nn.Sequential(*(ScaleBlock(channels) for _ in range(doublings)))
-        # how far masks are trained away; an integer, which no average of weights mixes
+        # the step, from which it follows how far masks are trained away; an integer, which no average of weights mixes
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
         self._phases: Phases = ()
         self._certain = (True,) * config.query_blocks

@@ -34,13 +34,13 @@ class StageOptions:
     """Sizes and layers of a head made of a residual stage."""
 
     width: NonNegativeInt = 0
-    """0: the stage is the ResNet's last; else a new one of bottlenecks, with 4 times so many channels."""
+    """Width of the bottlenecks of a new stage, which gives 4 times as many channels; 0 = the ResNet's last stage."""
     blocks: LayerCount = 3
-    """Bottlenecks of that new stage."""
+    """Bottlenecks of the new stage."""
     pooling: Literal["align", "crop"] = "align"
     """Aligned RoIAlign with adaptive sampling, or TensorFlow's crop_and_resize, one sample a place."""
     side: PositiveInt = 7
-    """S, of a region's features (sampled at twice the side)."""
+    """S: height and width of a region's features, which are sampled at twice this side."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """The head runs outside of `network`, and so outside of the engine's autocast."""
     mask_channels: PositiveInt = 256
@@ -58,7 +58,7 @@ class Conflicts:
     """Rules by which instances and semantics are merged."""
 
     mask_threshold: UnitFloat = 0.5
-    """An instance claims the pixels where it is at least so probable."""
+    """An instance claims the pixels where its probability is at least this."""
     stuff_area: NonNegativeInt = 4096
     """Stuff of fewer pixels is replaced by other stuff."""
     stuff_share: UnitFloat = 0.0

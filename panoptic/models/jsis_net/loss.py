@@ -56,7 +56,7 @@ def instance_losses(
     found = branch.candidate_boxes(outputs, targets.frame, training=True)
     proposals = branch.choose(found, targets.frame, training=True, mark=True)
     candidates = match_regions(proposals, true_boxes, detection)
-    # what anchors and regions are drawn from, counted in one read of the device
+    # the numbers of anchors and regions to draw from, counted in one read of the device
     amounts = count_labels([labels for _, labels in matched], [labels for _, labels in candidates[1]])
     objectness, region = region_losses(
         logits, deltas, anchors, true_boxes, branch.regions, matched=matched, amounts=amounts[0]

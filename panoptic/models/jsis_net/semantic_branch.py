@@ -101,7 +101,7 @@ def _averages(x: Tensor, cells: int) -> Tensor:
     """The means [B, C, cells, cells] of the parts of [B, C, h, w], which overlap where they do not come out even."""
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, cells)
-    # the same as two products with matrices, which every runtime computes for maps of any size
+    # adaptive average pooling as two products with matrices, which every runtime computes for maps of any size
     down, across = (_shares(side, cells, x) for side in x.shape[-2:])
     return down @ x @ across.T
 

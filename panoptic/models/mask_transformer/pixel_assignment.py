@@ -65,7 +65,7 @@ class _Cells:
         contends = high >= low.amax(0)
         self.inside = low >= half
         self.edge = (high >= half) & ~self.inside
-        # of cells with one contender; as a product of matrices ten times faster than as the place of a maximum
+        # the contender of each cell with one; a product of matrices is ten times faster than the place of a maximum
         numbers = torch.arange(float(len(scores)), device=low.device)
         self.owner = (numbers @ contends.float()).long().clamp_(max=len(scores) - 1)
         # unclear are cells of several contenders, or of one whose mask ends within; others are settled as a whole
@@ -93,7 +93,7 @@ class _Cells:
         spread = [torch.cat([axis.owners, axis.owners[-1:]]).to(device) for axis in (resampler.rows, resampler.columns)]
         codes = settled.to(torch.int32).view(height, width)
         self.codes = codes.index_select(0, spread[0]).index_select(1, spread[1])
-        # what has to be interpolated, as many cells at once as memory is meant for
+        # interpolate the cells that need it, as many at once as memory is meant for
         cells = torch.nonzero(self.asked)[:, 0]
         most = resampler.rows.members.shape[1] * resampler.columns.members.shape[1]
         budget = BLOCK["cpu" if device.type == "cpu" else "cuda"] // most

@@ -48,7 +48,7 @@ def find_centres(heatmap: Tensor, threshold: float = 0.1, kernel: int = 7, top_k
             peaks = _highest_in_window(heatmap, peaks, reach)
         else:
             peaks = peaks[(_pooled(heatmap, reach) == heatmap).view(-1)[peaks]]
-    # of equal scores at the cutoff none survives
+    # peaks whose score equals that of the top_k-th do not survive, nor does the top_k-th itself
     if top_k is not None and len(peaks) >= top_k:
         values = heatmap.view(-1)[peaks]
         peaks = peaks[values > values.topk(top_k).values[-1]]
@@ -146,7 +146,7 @@ def _only_candidates(centres: Tensor, size: Sequence[int]) -> Tensor:
         down = (middles[0][first : first + step, None] - rows).square_()
         distances = down[:, None] + across
         lowest, nearest = distances.min(2, keepdim=True)
-        # what each centre gains at most on the nearest one within the cell
+        # the most that each centre gains on the nearest one within the cell
         gained = (rows - rows[nearest]).abs_().add_((columns - columns[nearest]).abs_()).mul_(CELL + 2)
         rivals = (distances.sub_(lowest) <= gained).sum(2)  # the nearest is its own, 0 <= 0
         cells[1:-1, 1:-1][first : first + step] = torch.where(rivals == 1, nearest[:, :, 0] + 1, 0)

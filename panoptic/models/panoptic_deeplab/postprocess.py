@@ -231,7 +231,7 @@ def merge_centres(
     thing = is_thing.index_select(0, classes.view(-1)).view_as(classes) if foreground is None else foreground
     centres = find_centres(heatmap, threshold, kernel, top_k)
     segments = group_pixels(centres, offset, thing)
-    # how many pixels has each pair of an instance and a class
+    # the number of pixels of each pair of an instance and a class
     wide = len(is_thing)
     votes = torch.zeros((len(centres) + 1) * wide, dtype=torch.int64, device=semantic.device)
     for lines in blocks(segments.shape, segments.device):
@@ -263,7 +263,7 @@ def _elect(votes: Tensor, is_thing: Tensor, stuff_area: int) -> tuple[Tensor, Te
     # stuff is counted where there is no instance
     stuff = torch.nonzero((votes[0] >= max(1, stuff_area)) & ~is_thing)[:, 0]
     stuff = stuff[stuff > 0]
-    # what remains is void: stuff within an instance, things outside of every instance
+    # the remaining pairs are void: stuff within an instance, things outside of every instance
     table = torch.zeros_like(votes, dtype=torch.int32)
     table[1:] = (alive.cumsum(0) * alive)[:, None] * is_thing
     table[0, stuff] = torch.arange(1, len(stuff) + 1, dtype=torch.int32, device=votes.device) + len(classes)
